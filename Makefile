@@ -1,0 +1,45 @@
+# Every target sets up what it needs: a .venv with the pinned dependencies, bytecode compiled.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# TensorFlow's and Ray's start-up chatter; errors still show.
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format lock docs clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+setup: $(VENV)/.ready  ## create .venv with the pinned dependencies
+
+$(VENV)/.ready: requirements/dev.txt pyproject.toml scripts/setup.sh
+	PYTHON=$(PYTHON) bash scripts/setup.sh $(VENV)
+
+demo: setup  ## train, evaluate, publish and reload a model on real handwritten digits, offline
+	$(BIN)/transfer demo
+
+test: setup  ## the whole test suite
+	$(BIN)/pytest
+
+check: setup  ## lint, format, types, generated files
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m scripts.generate_docs --check
+
+format: setup  ## rewrite the code in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: setup  ## regenerate the config reference and the JSON Schema
+	$(BIN)/python -m scripts.generate_docs
+
+lock:  ## resolve the pins again (needs uv)
+	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --upgrade -q -o requirements/run.txt
+	uv pip compile pyproject.toml --group dev -c requirements/run.txt --universal --python-version 3.11 \
+		--generate-hashes --no-emit-index-url -q -o requirements/dev.txt
+
+clean:  ## remove the environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache demo-output

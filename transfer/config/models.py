@@ -1,0 +1,294 @@
+"""The whole configuration file as typed models. Nothing else reads YAML.
+
+Every field's description is its documentation: `docs/configuration.md` and the JSON Schema are generated from here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+
+
+class Section(BaseModel):
+    """A part of the configuration: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class StorageConfig(Section):
+    """Where everything durable lives. A plain string is short for `{uri: …}`.
+
+    Credentials are never written here: they come from the environment, a shared profile or an instance role.
+    """
+
+    uri: str
+    """A folder, or `s3://bucket/prefix`."""
+    endpoint_url: str | None = None
+    """Address of an S3 service other than AWS, for example a MinIO or Ceph server. Default: AWS, or
+    `AWS_ENDPOINT_URL` where it is set."""
+    region: str | None = None
+    """Region of the bucket. Default: what the environment says."""
+    single_writer: bool = False
+    """Accept a store that does not honour conditional writes. Then two writers at once can overwrite each other's
+    dataset versions, model versions and promotions; only use it where a single job writes at a time."""
+
+
+class DatasetConfig(Section):
+    """Which images, how they are labelled, and how they are split."""
+
+    source: str
+    """Class folders (a folder or an `s3://` prefix), a `.zip` or `.tar.gz` of class folders (local, `s3://` or
+    `https://`), a `.csv` or `.parquet` table of paths and labels, `tfds:NAME` or `digits`."""
+    name: Name | None = None
+    """Name of the dataset in storage. Default: the configuration's own name."""
+    path_column: str = "path"
+    """Column of a table that holds paths, relative to the table, or absolute, or `s3://`."""
+    label_column: str = "label"
+    """Column of a table that holds class names."""
+    validation: Fraction = 0.15
+    """Share of the images kept for choosing (early stopping, sweeps). Decided by each image's own content."""
+    test: Fraction = 0.15
+    """Share of the images kept for the report, never trained on."""
+    min_images_per_class: Annotated[int, Field(ge=1)] = 2
+    """A class with fewer accepted images is an error."""
+    max_reject_share: Fraction = 0.01
+    """Ingest fails when a larger share of the images is refused."""
+    max_pixels: Annotated[int, Field(ge=1)] = 50_000_000
+    """Images with more pixels are refused from their header, before they are decoded."""
+    max_file_size_bytes: Annotated[int, Field(ge=1)] = 64 * 1024**2
+    """Larger files are refused unread."""
+    transcode: bool = False
+    """Turn formats that the serving graph cannot decode (TIFF, AVIF, HEIC, …) into PNG instead of refusing them."""
+    shard_size_bytes: Annotated[int, Field(ge=1)] = 64 * 1024**2
+    """A shard is closed when its images reach this size."""
+    source_max_size_bytes: Annotated[int, Field(ge=1)] = 200 * 1024**3
+    """An archive that unpacks to more is refused."""
+
+    @model_validator(mode="after")
+    def _splits_leave_something_to_train_on(self) -> DatasetConfig:
+        if self.validation + self.test >= 1.0:
+            held_out = self.validation + self.test
+            raise ValueError(f"validation + test is {held_out:g} and must be below 1: nothing is left to train on")
+        return self
+
+
+class BaseNetworkConfig(Section):
+    """The pretrained network."""
+
+    model: str
+    """A network of `keras.applications` by name (`MobileNetV2`), a `.keras` file, or a TF Hub style SavedModel
+    (folder, `.tar.gz`, `s3://…`, or a handle that tensorflow-hub resolves). Files may be local or `s3://`."""
+    weights: str = "imagenet"
+    """For `keras.applications`: `imagenet`, `none` (random), or a weights file (`.weights.h5`, local or `s3://`).
+    Other networks bring their own weights and ignore this."""
+    image_size: Annotated[int, Field(ge=8, le=4096)] = 224
+    """Side of the square, in pixels, that images are resized to."""
+    tap: str | None = None
+    """Name of an inner layer whose output is used instead of the network's last one, for example `mixed7`."""
+    preprocessing: Literal["auto", "0..255", "0..1", "-1..1"] = "auto"
+    """Range of pixel values that the network expects. `auto`: what `keras.applications` documents for the network;
+    `0..1` for SavedModels, the TF Hub convention; `0..255` for `.keras` files."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of the network's constructor in `keras.applications`, for example `{alpha: 0.35}`."""
+
+
+class HeadConfig(Section):
+    """The new layers on top of the base."""
+
+    pooling: Literal["average", "max", "flatten"] = "average"
+    """How a feature map becomes a vector. Bases that answer a vector already are left as they are."""
+    hidden: list[Annotated[int, Field(ge=1)]] = Field(default_factory=list)
+    """Units of each hidden layer, with ReLU."""
+    dropout: Fraction = 0.2
+    """Share of the units dropped before each dense layer in training."""
+    l2: Annotated[float, Field(ge=0.0)] = 0.0
+    """Weight of the L2 penalty on the head's kernels."""
+    output: Literal["softmax", "sigmoid"] = "softmax"
+    """`sigmoid` is one output unit, for exactly two classes."""
+
+
+class AugmentationConfig(Section):
+    """Random changes of the training images, on the accelerator. Never in validation, test or the export."""
+
+    flip: Literal["none", "horizontal", "vertical", "both"] = "none"
+    """Random mirroring."""
+    rotation_degrees: Annotated[float, Field(ge=0.0, le=180.0)] = 0.0
+    """Rotate by up to this angle either way."""
+    shift: Fraction = 0.0
+    """Shift by up to this share of the image's side, both ways in both directions."""
+    shear_degrees: Annotated[float, Field(ge=0.0, lt=90.0)] = 0.0
+    """Shear by up to this angle."""
+    zoom: Fraction = 0.0
+    """Zoom in or out by up to this share."""
+    brightness: Fraction = 0.0
+    """Brighten or darken by up to this share of the full range."""
+    contrast: Fraction = 0.0
+    """Raise or lower the contrast by up to this factor."""
+    fill_mode: Literal["constant", "nearest", "reflect", "wrap"] = "reflect"
+    """What fills the pixels that a movement uncovers."""
+
+    @property
+    def is_active(self) -> bool:
+        """Whether any image would be changed."""
+        return self != AugmentationConfig(fill_mode=self.fill_mode)
+
+
+class ScheduleConfig(Section):
+    """How the learning rate moves within a phase."""
+
+    kind: Literal["constant", "cosine", "exponential"] = "constant"
+    """`cosine` falls to `final_share` of the learning rate along half a cosine, `exponential` geometrically."""
+    warmup_epochs: Annotated[float, Field(ge=0.0)] = 0.0
+    """Rise linearly from zero over this many epochs first."""
+    final_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.01
+    """Learning rate at the end of the phase, as a share of the peak."""
+
+
+class OptimizerConfig(Section):
+    """The optimiser. A plain string is short for `{name: …}`."""
+
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    """Adam, AdamW (decoupled weight decay), or SGD."""
+    momentum: Fraction = 0.9
+    """Momentum of SGD."""
+    nesterov: bool = False
+    """Nesterov momentum for SGD."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.004
+    """Decoupled weight decay of AdamW."""
+    clip_norm: PositiveFloat | None = None
+    """Scale gradients down so that their global norm, over all replicas, stays below this."""
+
+
+class EarlyStoppingConfig(Section):
+    """End a phase when validation stops improving, and go back to its best epoch."""
+
+    metric: Literal["loss", "accuracy"] = "loss"
+    """Validation metric that is watched."""
+    patience_epochs: Annotated[int, Field(ge=1)] = 3
+    """Epochs without improvement before stopping."""
+    min_delta: Annotated[float, Field(ge=0.0)] = 0.0
+    """Smaller changes do not count as improvement."""
+
+
+class PhaseConfig(Section):
+    """One stretch of training. Freeze, then unfreeze, is two."""
+
+    unfreeze: int | str = 0
+    """`0` trains the head only, `n` the last n blocks too, `all` everything, a layer's name from that layer up.
+    `transfer inspect` lists the blocks."""
+    epochs: Annotated[int, Field(ge=1)] = 5
+    """Passes over the training split."""
+    learning_rate: PositiveFloat = 1e-3
+    """Peak learning rate."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """The optimiser of this phase; its state starts afresh."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """Learning rate schedule of this phase."""
+    early_stopping: EarlyStoppingConfig | None = None
+    """Default: run all epochs and keep the last."""
+    augment: bool = True
+    """Whether the `augmentation` section applies in this phase."""
+
+    @field_validator("optimizer", mode="before")
+    @classmethod
+    def _optimizer_from_name(cls, value: object) -> object:
+        return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("unfreeze")
+    @classmethod
+    def _unfreeze_not_negative(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 0:
+            raise ValueError(f"unfreeze is {value} and must be 0 or more blocks, `all` or a layer's name")
+        return value
+
+
+class TrainingConfig(Section):
+    """What all phases share."""
+
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    """Images a step over all workers and replicas; must be divisible by their number."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Decides initial weights of the head, the order of images, dropout and augmentation."""
+    class_weights: Literal["none", "balanced"] | dict[str, PositiveFloat] = "none"
+    """`balanced` weighs classes by the inverse of their frequency; or a weight for each class by name."""
+    label_smoothing: Fraction = 0.0
+    """Share of each label spread over all classes."""
+    mixed_precision: Literal["off", "bfloat16", "float16"] = "off"
+    """Compute in half precision where the device has it; variables stay float32."""
+    checkpoint_steps: Annotated[int, Field(ge=1)] | None = None
+    """Also write a checkpoint every this many steps. One is always written at the end of an epoch."""
+    shuffle_window_bytes: Annotated[int, Field(ge=1)] = 256 * 1024**2
+    """Encoded images that a worker holds in memory to shuffle among."""
+
+
+class WorkersConfig(Section):
+    """In how many processes training runs."""
+
+    count: Annotated[int, Field(ge=0)] = 0
+    """`0`: in this process, without Ray. `1`: one Ray worker. `n`: n Ray workers, which train one model together."""
+    gpus_per_worker: Annotated[int, Field(ge=0)] = 0
+    """GPUs, and so replicas, of each worker."""
+    cpus_per_worker: PositiveFloat = 1.0
+    """CPUs that Ray reserves for each worker."""
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """Restarts from the last checkpoint after a worker dies, before the job fails."""
+    start_timeout_s: PositiveFloat = 600.0
+    """Fail when the cluster cannot start the workers in this time."""
+
+    @property
+    def replicas(self) -> int:
+        """Copies of the model that are trained together."""
+        return max(self.count, 1) * max(self.gpus_per_worker, 1)
+
+
+class PublishConfig(Section):
+    """What happens with a finished run."""
+
+    enabled: bool = True
+    """Export the model and add it to the registry."""
+    promote: bool = True
+    """Make the new version the one that serving reads."""
+    parity_images: Annotated[int, Field(ge=1)] = 256
+    """Held-out images on which a fresh process compares the exported model with the evaluated one."""
+
+
+class Config(Section):
+    """One training job: images in, a published model out."""
+
+    name: Name
+    """Name of the job, and of the model it publishes."""
+    storage: StorageConfig
+    """Where datasets, runs and models are kept."""
+    dataset: DatasetConfig
+    base: BaseNetworkConfig
+    head: HeadConfig = HeadConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
+    phases: Annotated[list[PhaseConfig], Field(min_length=1)] = Field(default_factory=lambda: [PhaseConfig()])
+    """Training, one phase after the other."""
+    training: TrainingConfig = TrainingConfig()
+    workers: WorkersConfig = WorkersConfig()
+    publish: PublishConfig = PublishConfig()
+
+    @field_validator("storage", mode="before")
+    @classmethod
+    def _storage_from_uri(cls, value: object) -> object:
+        return {"uri": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _batch_divisible_by_replicas(self) -> Config:
+        if self.training.batch_size % self.workers.replicas:
+            raise ValueError(
+                f"training.batch_size is {self.training.batch_size} and must be divisible by the "
+                f"{self.workers.replicas} replicas (workers.count x workers.gpus_per_worker)"
+            )
+        return self
+
+    @property
+    def dataset_name(self) -> str:
+        """Name of the dataset in storage."""
+        return self.dataset.name or self.name

@@ -1,0 +1,96 @@
+"""Errors that a user can act on.
+
+Each names the thing, says what was found and what was expected, and ends in advice. The command line prints them
+without a traceback and exits with `exit_code`; a traceback is for bugs.
+"""
+
+from __future__ import annotations
+
+
+class TransferError(Exception):
+    """Base of every error that this library raises on purpose.
+
+    `message` says what was found and what was expected; `advice` says what to do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, advice: str = "") -> None:
+        super().__init__(message, advice)
+        self.message = message
+        self.advice = advice
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.advice}".rstrip()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exceptions are rebuilt from `args` when they cross a process; a keyword-only argument needs help.
+        return (_rebuild, (type(self), self.message, self.advice))
+
+
+def _rebuild(kind: type[TransferError], message: str, advice: str) -> TransferError:
+    return kind(message, advice=advice)
+
+
+class ConfigError(TransferError):
+    """The configuration is not one that can be run."""
+
+    exit_code = 2
+
+
+class StorageError(TransferError):
+    """Storage did not do what was asked."""
+
+    exit_code = 3
+
+
+class ObjectNotFoundError(StorageError):
+    """There is no object with that name."""
+
+
+class AlreadyExistsError(StorageError):
+    """Put-if-absent found other content under that name: somebody else was first."""
+
+
+class CorruptObjectError(StorageError):
+    """An object's bytes are not the ones that its digest promises."""
+
+
+class UnsafeStorageError(StorageError):
+    """The store does not honour put-if-absent, so two writers could overwrite each other."""
+
+
+class DatasetError(TransferError):
+    """The images, their labels or a dataset version cannot be used as asked."""
+
+    exit_code = 4
+
+
+class BackboneError(TransferError):
+    """The pretrained network cannot be found, read, or cut where it was asked to be."""
+
+    exit_code = 5
+
+
+class TrainingError(TransferError):
+    """Training could not start or could not go on."""
+
+    exit_code = 6
+
+
+class DivergedError(TrainingError):
+    """The loss became NaN or infinite."""
+
+
+class RunConflictError(TrainingError):
+    """A run with this id exists and was started with another configuration."""
+
+
+class RegistryError(TransferError):
+    """A model cannot be exported, published, promoted or read."""
+
+    exit_code = 7
+
+
+class ParityError(RegistryError):
+    """The exported model answers differently from the model that was evaluated."""
