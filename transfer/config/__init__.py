@@ -1,5 +1,6 @@
 """The configuration: typed models, reading YAML with overrides, rendering, and the generated reference."""
 
+from transfer.config.loading import load_config, parse_config
 from transfer.config.models import (
     AugmentationConfig,
     BaseNetworkConfig,
@@ -30,4 +31,6 @@ __all__ = [
     "StorageConfig",
     "TrainingConfig",
     "WorkersConfig",
+    "load_config",
+    "parse_config",
 ]

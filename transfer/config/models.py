@@ -5,6 +5,7 @@ Every field's description is its documentation: `docs/configuration.md` and the 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -36,6 +37,12 @@ class StorageConfig(Section):
     single_writer: bool = False
     """Accept a store that does not honour conditional writes. Then two writers at once can overwrite each other's
     dataset versions, model versions and promotions; only use it where a single job writes at a time."""
+
+    @field_validator("uri")
+    @classmethod
+    def _folder_absolute(cls, value: str) -> str:
+        # Workers may run in another folder than the one the configuration was written for.
+        return value if "://" in value else str(Path(value).expanduser().absolute())
 
 
 class DatasetConfig(Section):
@@ -121,7 +128,7 @@ class AugmentationConfig(Section):
     """Rotate by up to this angle either way."""
     shift: Fraction = 0.0
     """Shift by up to this share of the image's side, both ways in both directions."""
-    shear_degrees: Annotated[float, Field(ge=0.0, lt=90.0)] = 0.0
+    shear_degrees: Annotated[float, Field(ge=0.0, le=45.0)] = 0.0
     """Shear by up to this angle."""
     zoom: Fraction = 0.0
     """Zoom in or out by up to this share."""

@@ -1,0 +1,109 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from transfer.config import Config, load_config, parse_config
+from transfer.config.reference import render
+from transfer.errors import ConfigError
+
+GOLDEN = Path(__file__).parent / "golden"
+MINIMAL = {"name": "n", "storage": "s3://b/p", "dataset": {"source": "digits"}, "base": {"model": "MobileNetV2"}}
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("name", ["minimal", "full"])
+def test_a_changed_default_shows_in_the_rendered_example(name):
+    assert render(load_config(GOLDEN / f"{name}.yaml")) == (GOLDEN / f"{name}.rendered.yaml").read_text()
+
+
+@pytest.mark.parametrize("name", ["minimal", "full"])
+def test_a_rendered_configuration_reads_back_as_itself(name):
+    assert load_config(GOLDEN / f"{name}.rendered.yaml") == load_config(GOLDEN / f"{name}.yaml")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"phasess": []}, "phasess: unknown key; did you mean `phases`?"),
+        ({"dataset": {"source": "x", "validaton": 0.1}}, "dataset.validaton: unknown key; did you mean `validation`?"),
+        ({"phases": [{"learning_rat": 1}]}, "phases.0.learning_rat: unknown key; did you mean `learning_rate`?"),
+        ({"phases": [{"early_stopping": {"patience": 3}}]}, "did you mean `patience_epochs`?"),
+        ({"head": {"zzz": 1}}, "head.zzz: unknown key; known here: pooling, hidden, dropout, l2, output"),
+        ({"dataset": {}}, "dataset.source: is missing"),
+        ({"dataset": {"source": "x", "validation": 0.6, "test": 0.4}}, "validation + test is 1 and must be below 1"),
+        ({"workers": {"count": 3}}, "training.batch_size is 32 and must be divisible by the 3 replicas"),
+        ({"phases": [{"unfreeze": -1}]}, "unfreeze is -1 and must be 0 or more"),
+        ({"phases": [{"learning_rate": float("nan")}]}, "phases.0.learning_rate"),
+        ({"phases": [{"optimizer": "adamm"}]}, "(found `adamm`)"),
+        ({"name": "../up"}, "name"),
+    ],
+)
+def test_a_mistake_is_named_with_its_place(change, message):
+    with pytest.raises(ConfigError) as caught:
+        parse_config({**MINIMAL, **change})
+    assert message in str(caught.value)
+
+
+def test_all_mistakes_are_listed_at_once():
+    with pytest.raises(ConfigError) as caught:
+        parse_config({**MINIMAL, "head": {"hiden": []}, "training": {"batchsize": 1}})
+    assert "did you mean `hidden`?" in str(caught.value)
+    assert "did you mean `batch_size`?" in str(caught.value)
+
+
+def test_overrides_reach_into_sections_lists_and_short_forms(tmp_path):
+    path = write(tmp_path, "{name: n, storage: s3://b/p, dataset: {source: digits}, base: {model: M}, phases: [{}, {}]}")
+    overrides = ["phases.1.epochs=7", "storage.region=eu", "head.hidden=[8, 9]", "phases.0.learning_rate=1e-4"]
+    config = load_config(path, overrides)
+    assert config.phases[1].epochs == 7
+    assert (config.storage.uri, config.storage.region) == ("s3://b/p", "eu")
+    assert config.head.hidden == [8, 9]
+    assert config.phases[0].learning_rate == 1e-4
+
+
+@pytest.mark.parametrize("override", ["phases.9.epochs=1", "phases.x.epochs=1", "nonsense", "=1", "name.deep=1"])
+def test_an_override_that_fits_nowhere_is_refused(tmp_path, override):
+    path = write(tmp_path, "{name: n, storage: s3://b/p, dataset: {source: digits}, base: {model: M}, phases: [{}]}")
+    with pytest.raises(ConfigError, match="--set"):
+        load_config(path, [override])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: a\nname: b\n", "stands twice"),
+        ("a: &a [1]\nb: *a\n", "aliases"),
+        ("[1, 2]", "expected keys and values"),
+        ("{", "not readable as YAML"),
+        ("a: !!python/object/apply:os.system ['true']", "not readable as YAML"),
+        ("[" * 5000, "not readable as YAML"),
+    ],
+)
+def test_yaml_that_is_no_configuration_is_refused(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(write(tmp_path, text))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"There is no file .*nowhere.yaml"):
+        load_config(tmp_path / "nowhere.yaml")
+
+
+def test_a_folder_for_storage_is_the_same_from_every_working_directory():
+    config = parse_config({**MINIMAL, "storage": "somewhere"})
+    assert config.storage.uri == str(Path("somewhere").absolute())
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)))
+def test_any_document_is_accepted_or_explained(document):
+    try:
+        assert isinstance(parse_config({**MINIMAL, "dataset": document}), Config)
+    except ConfigError as error:
+        assert str(error)

@@ -1,0 +1,198 @@
+"""The step on a small network of known parts: what it computes, and that dividing a batch changes nothing."""
+
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from transfer.config import AugmentationConfig, HeadConfig, OptimizerConfig, PhaseConfig, ScheduleConfig, TrainingConfig
+from transfer.training.augmentation import Augmentation
+from transfer.training.head import build_head
+from transfer.training.model import Split
+from transfer.training.step import PhaseProgram, balanced_class_weights, set_precision
+
+ROWS, BATCH, CLASSES = 10, 8, 3
+_random = np.random.default_rng(0)
+IMAGES = _random.uniform(0, 255, (ROWS, 16, 16, 3)).astype(np.float32)
+LABELS = _random.integers(0, CLASSES, ROWS).astype(np.int32)
+EVERYTHING = AugmentationConfig(
+    flip="both", rotation_degrees=20, shift=0.1, shear_degrees=10, zoom=0.2, brightness=0.2, contrast=0.3
+)
+
+
+@pytest.fixture(autouse=True)
+def _full_precision():
+    yield
+    set_precision("off")
+
+
+def tiny_split(head):
+    """A convolution, frozen, and one with BatchNorm, not frozen, with the same initial weights each time."""
+
+    def convolution(seed):
+        return keras.layers.Conv2D(8, 3, strides=2, kernel_initializer=keras.initializers.GlorotUniform(seed=seed))
+
+    image = keras.Input((16, 16, 3))
+    frozen = keras.Model(image, convolution(1)(image))
+    cut = keras.Input(frozen.output_shape[1:])
+    x = keras.layers.BatchNormalization()(cut)
+    unfrozen = keras.Model(cut, convolution(2)(keras.layers.ReLU()(x)))
+    head = build_head(head, feature_shape=unfrozen.output_shape[1:], class_count=CLASSES, seed=0)
+    return Split(SimpleNamespace(preprocess=lambda images: images / 127.5 - 1.0), frozen, unfrozen, head)
+
+
+def global_batch(step):
+    """Two batches an epoch of ten rows: eight, then two with six rows that only fill up."""
+    places = np.arange(BATCH) + (step % 2) * BATCH
+    rows, real = places % ROWS, (places < ROWS).astype(np.float32)
+    positions = np.arange(BATCH, dtype=np.int32)
+    return {"images": IMAGES[rows], "labels": LABELS[rows], "real": real, "positions": positions}
+
+
+def parts_of(batch, replicas):
+    share = BATCH // replicas
+    for index in range(replicas):
+        yield {name: tf.constant(value[index * share : (index + 1) * share]) for name, value in batch.items()}
+
+
+def trained(strategy, *, steps=6, head=None, phase=None, training=None, augmentation=None, weights=None):
+    """Train from fixed initial weights; returns the totals and the weights."""
+    training = training or TrainingConfig(batch_size=BATCH, label_smoothing=0.1)
+    with strategy.scope():
+        set_precision(training.mixed_precision)
+        split = tiny_split(head or HeadConfig(hidden=[16], dropout=0.3, l2=1e-3))
+        program = PhaseProgram(
+            split,
+            phase=phase or PhaseConfig(learning_rate=1e-2),
+            training=training,
+            class_weights=np.array([1.0, 2.0, 0.5]) if weights is None else weights,
+            augmentation=Augmentation(augmentation) if augmentation else None,
+            steps_per_epoch=2,
+        )
+        results = []
+        for step in range(steps):
+            batch = global_batch(step)
+            real = int(batch["real"].sum())
+            parts = parts_of(batch, strategy.num_replicas_in_sync)
+            results.append(program.train_step(parts, real_images=real, global_step=step))
+        return program.sum_over_workers(results), [np.asarray(variable) for variable in split.variables]
+
+
+def largest_difference(left, right):
+    return max(float(np.max(np.abs(a - b))) for a, b in zip(left, right, strict=True))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"phase": PhaseConfig(learning_rate=1e-2, optimizer=OptimizerConfig(name="sgd"))},
+        {"phase": PhaseConfig(learning_rate=1e-2, optimizer=OptimizerConfig(name="adamw", clip_norm=0.1))},
+        {"augmentation": EVERYTHING},
+    ],
+    ids=["adam", "sgd", "adamw-clipped", "augmented"],
+)
+def test_two_replicas_learn_what_one_learns_within_1e_6(settings):
+    one_totals, one = trained(tf.distribute.get_strategy(), **settings)
+    two_totals, two = trained(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]), **settings)
+    assert largest_difference(one, two) < 1e-6
+    assert two_totals.images == one_totals.images == 30
+    assert two_totals.mean_loss == pytest.approx(one_totals.mean_loss, rel=1e-6)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("bfloat16", 5e-3), ("float16", 1e-3)])
+def test_half_precision_stays_near_full_precision(precision, tolerance):
+    training = TrainingConfig(batch_size=BATCH, label_smoothing=0.1, mixed_precision=precision)
+    _, half = trained(tf.distribute.get_strategy(), training=training)
+    _, full = trained(tf.distribute.get_strategy())
+    assert all(array.dtype == np.float32 for array in half)
+    assert 0 < largest_difference(half, full) < tolerance
+
+
+def test_one_step_of_sgd_is_the_gradient_of_the_mean_loss_over_real_rows():
+    plain = {
+        "head": HeadConfig(dropout=0.0),
+        "phase": PhaseConfig(learning_rate=0.5, optimizer=OptimizerConfig(name="sgd", momentum=0.0)),
+        "training": TrainingConfig(batch_size=BATCH),
+        "weights": np.ones(CLASSES),
+    }
+    strategy = tf.distribute.get_strategy()
+    _, before = trained(strategy, steps=1, **plain)
+    _, after = trained(strategy, steps=2, **plain)
+
+    split = tiny_split(plain["head"])
+    for variable, value in zip(split.variables, before, strict=True):
+        variable.assign(value)
+    with tf.GradientTape() as tape:
+        logits = split.logits(split.activations(tf.constant(IMAGES[8:10])), training=False)
+        loss = tf.reduce_mean(keras.losses.sparse_categorical_crossentropy(LABELS[8:10], logits, from_logits=True))
+    gradients = tape.gradient(loss, [variable.value for variable in split.variables])
+    expected = [value - 0.5 * gradient.numpy() for value, gradient in zip(before, gradients, strict=True)]
+    assert largest_difference(after, expected) < 1e-6
+
+
+def test_clipping_bounds_the_update():
+    def update(clip_norm):
+        optimizer = OptimizerConfig(name="sgd", momentum=0.0, clip_norm=clip_norm)
+        phase = PhaseConfig(learning_rate=1.0, optimizer=optimizer)
+        start = tiny_split(HeadConfig(hidden=[16], dropout=0.3, l2=1e-3)).variables
+        _, end = trained(tf.distribute.get_strategy(), steps=1, phase=phase)
+        return np.sqrt(sum(np.sum((b - np.asarray(a)) ** 2) for a, b in zip(start, end, strict=True)))
+
+    assert update(None) > 0.1
+    assert update(0.1) == pytest.approx(0.1, rel=1e-4)
+
+
+def test_only_what_the_phase_trains_has_changed():
+    strategy = tf.distribute.get_strategy()
+    split = tiny_split(HeadConfig())
+    frozen = [np.asarray(variable) for variable in split.frozen.variables]
+    statistics = [np.asarray(variable) for variable in split.unfrozen.non_trainable_variables]
+    program = PhaseProgram(
+        split,
+        phase=PhaseConfig(),
+        training=TrainingConfig(batch_size=BATCH),
+        class_weights=np.ones(CLASSES),
+        augmentation=None,
+        steps_per_epoch=2,
+    )
+    program.train_step(parts_of(global_batch(0), strategy.num_replicas_in_sync), real_images=8, global_step=0)
+    assert largest_difference(frozen, [np.asarray(v) for v in split.frozen.variables]) == 0
+    assert len(statistics) == 2
+    assert largest_difference(statistics, [np.asarray(v) for v in split.unfrozen.non_trainable_variables]) == 0
+
+
+def test_class_weight_zero_leaves_a_class_out_of_the_gradient():
+    without = np.array([1.0, 1.0, 1e-30])
+    strategy = tf.distribute.get_strategy()
+    _, ignored = trained(strategy, steps=1, weights=without)
+    _, counted = trained(strategy, steps=1, weights=np.ones(CLASSES))
+    assert largest_difference(ignored, counted) > 1e-4
+
+
+def test_balanced_weights_are_those_of_scikit_learn():
+    from sklearn.utils.class_weight import compute_class_weight
+
+    labels = np.array([0] * 7 + [1] * 2 + [2])
+    expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)
+    np.testing.assert_allclose(balanced_class_weights(np.bincount(labels)), expected, rtol=1e-6)
+
+
+def test_the_warm_up_and_decay_of_the_learning_rate():
+    from transfer.training.optimizer import PhaseSchedule, build_optimizer
+
+    cosine = PhaseSchedule(peak=1.0, kind="cosine", warmup_steps=4, total_steps=20, final_share=0.1)
+    rates = [float(cosine(tf.constant(step))) for step in range(21)]
+    np.testing.assert_allclose(rates[:4], [0.25, 0.5, 0.75, 1.0])
+    assert rates[12] == pytest.approx(0.55)
+    assert rates[20] == pytest.approx(0.1)
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+
+    exponential = PhaseSchedule(peak=2.0, kind="exponential", warmup_steps=0, total_steps=10, final_share=0.01)
+    assert float(exponential(tf.constant(5))) == pytest.approx(0.2)
+
+    phase = PhaseConfig(epochs=5, learning_rate=3.0, schedule=ScheduleConfig(kind="cosine", warmup_epochs=0.5))
+    built = build_optimizer(phase, steps_per_epoch=8, loss_scaling=False).get_config()["learning_rate"]["config"]
+    assert (built["warmup_steps"], built["total_steps"], built["peak"]) == (4, 40, 3.0)

@@ -1,0 +1,268 @@
+"""The command `transfer`: argument parsing and printing only."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from transfer.errors import TransferError
+
+if TYPE_CHECKING:
+    from transfer.config import Config
+
+app = typer.Typer(
+    help="Transfer learning for images: a folder of images in, a published SavedModel out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+config_app = typer.Typer(help="Check, show and document configurations.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML configuration.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key, as in phases.0.epochs=3.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, everything else on stderr.")]
+RunId = Annotated[str, typer.Option("--run-id", help="The run, as `transfer train` printed it.")]
+
+
+@app.command()
+def ingest(config: ConfigPath, overrides: Overrides = None, json: AsJson = False) -> None:
+    """Bring images into storage as an immutable dataset version."""
+
+    def work() -> dict[str, Any]:
+        from transfer import pipeline
+
+        dataset = pipeline.ingest(_load(config, overrides))
+        return {
+            "dataset": dataset.reference,
+            "classes": dataset.classes,
+            "images": {split: dataset.rows(split) for split in ("train", "validation", "test")},
+            "rejected": dataset.reject_counts,
+            "rejects": dataset.rejects,
+        }
+
+    _run(work, json)
+
+
+@app.command()
+def train(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    run_id: Annotated[str | None, typer.Option("--run-id", help="Name the run yourself.")] = None,
+    json: AsJson = False,
+) -> None:
+    """Ingest, train, evaluate, publish and promote. Repeat it to continue an interrupted run."""
+
+    def work() -> dict[str, Any]:
+        from transfer import pipeline
+
+        outcome = pipeline.train(_load(config, overrides), run_id=run_id)
+        version = outcome.version
+        return {
+            "run": outcome.run.id,
+            "dataset": outcome.dataset.reference,
+            "split": outcome.report.split,
+            "accuracy": outcome.report.metrics.accuracy,
+            "loss": outcome.report.metrics.loss,
+            "report": outcome.report_uri,
+            "version": version.number if version else None,
+            "model": f"{outcome.run.store.uri}/{version.folder}" if version else None,
+        }
+
+    _run(work, json)
+
+
+@app.command()
+def evaluate(
+    config: ConfigPath,
+    run_id: RunId,
+    overrides: Overrides = None,
+    split: Annotated[str | None, typer.Option(help="train, validation or test. Default: test.")] = None,
+    json: AsJson = False,
+) -> None:
+    """Evaluate a finished run on held-out images and write its report."""
+
+    def work() -> dict[str, Any]:
+        from transfer import pipeline
+
+        report, uri = pipeline.evaluate(_load(config, overrides), run_id=run_id, split=split)
+        metrics = report.metrics
+        return {"run": run_id, "split": report.split, "accuracy": metrics.accuracy, "loss": metrics.loss, "report": uri}
+
+    _run(work, json)
+
+
+@app.command()
+def publish(config: ConfigPath, run_id: RunId, overrides: Overrides = None, json: AsJson = False) -> None:
+    """Export an evaluated run, prove that it answers the same, and publish it."""
+
+    def work() -> dict[str, Any]:
+        from transfer import pipeline
+
+        loaded = _load(config, overrides)
+        version = pipeline.publish(loaded, run_id=run_id)
+        return {"run": run_id, "version": version.number, "model": f"{loaded.storage.uri}/{version.folder}"}
+
+    _run(work, json)
+
+
+@app.command()
+def predict(
+    config: ConfigPath,
+    images: Annotated[str, typer.Option(help="Folder or s3:// prefix of images.")],
+    output: Annotated[str, typer.Option(help="Parquet file to write, a path or s3://.")],
+    overrides: Overrides = None,
+    version: Annotated[int | None, typer.Option(help="Version to use. Default: the promoted one.")] = None,
+    json: AsJson = False,
+) -> None:
+    """Answer a folder of images with the published model."""
+
+    def work() -> dict[str, Any]:
+        from transfer import pipeline
+
+        return vars(pipeline.predict(_load(config, overrides), images=images, output=output, version=version))
+
+    _run(work, json)
+
+
+@app.command()
+def inspect(
+    network: Annotated[str, typer.Argument(metavar="CONFIG|NETWORK", help="A configuration, or a network's name.")],
+    overrides: Overrides = None,
+    image_size: Annotated[int, typer.Option(help="Image size, when a network is named.")] = 224,
+    json: AsJson = False,
+) -> None:
+    """List a network's blocks: what each `unfreeze` depth would train, and what it costs."""
+
+    def work() -> dict[str, Any]:
+        from transfer.backbone.describe import describe
+        from transfer.backbone.load import load_backbone
+        from transfer.config import BaseNetworkConfig
+
+        storage = None
+        if network.endswith((".yaml", ".yml")):
+            loaded = _load(Path(network), overrides)
+            base, storage = loaded.base, loaded.storage
+        else:
+            # Its structure does not depend on the weights, and random ones need no download.
+            base = BaseNetworkConfig(model=network, weights="none", image_size=image_size)
+        return {"network": base.model, "blocks": describe(load_backbone(base, storage=storage))}
+
+    _run(work, json)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")] = Path("demo-output"),
+    json: AsJson = False,
+) -> None:
+    """Train, publish and reload a model on real handwritten digits, offline, in a few minutes."""
+
+    def work() -> dict[str, Any]:
+        from transfer.demo.demo import run_demo
+
+        return run_demo(output)
+
+    _run(work, json)
+
+
+@config_app.command("check")
+def config_check(config: ConfigPath, overrides: Overrides = None, json: AsJson = False) -> None:
+    """Check a configuration, its storage, its source and its weights, without starting anything."""
+
+    def work() -> dict[str, Any]:
+        from transfer.preflight import check_before_spending
+        from transfer.storage import open_store
+
+        loaded = _load(config, overrides)
+        check_before_spending(loaded, open_store(loaded.storage))
+        return {"config": str(config), "valid": True, "storage": loaded.storage.uri}
+
+    _run(work, json)
+
+
+@config_app.command("show")
+def config_show(config: ConfigPath, overrides: Overrides = None, json: AsJson = False) -> None:
+    """Print the whole configuration, defaults included."""
+    if json:
+        _run(lambda: _load(config, overrides).model_dump(mode="json"), json)
+        return
+    from transfer.config.reference import render
+
+    with _errors_explained():
+        sys.stdout.write(render(_load(config, overrides)))
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """Print the JSON Schema of configurations, for editors."""
+    from transfer.config.reference import json_schema
+
+    sys.stdout.write(json_schema())
+
+
+def main() -> None:
+    """Entry point of the command."""
+    app()
+
+
+def _load(path: Path, overrides: list[str] | None) -> Config:
+    from transfer.config import load_config
+
+    return load_config(path, overrides or [])
+
+
+def _run(work: Callable[[], dict[str, Any]], as_json: bool) -> None:
+    """Do a command's work, then print what came out of it."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("transfer").setLevel(logging.INFO)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    with _errors_explained(), _stdout_kept_clean() as stdout:
+        answer = work()
+        if as_json:
+            import json
+
+            stdout.write(json.dumps(answer) + "\n")
+        else:
+            from transfer.printing import show
+
+            show(answer, stdout)
+
+
+@contextmanager
+def _errors_explained() -> Any:
+    try:
+        yield
+    except TransferError as error:
+        sys.stderr.write(f"Error: {error.message}\n")
+        if error.advice:
+            sys.stderr.write(f"  {error.advice}\n")
+        sys.exit(error.exit_code)
+
+
+@contextmanager
+def _stdout_kept_clean() -> Any:
+    """Send what libraries and Ray's workers print to stderr; the answer alone goes to stdout.
+
+    Done on the file descriptor: TensorFlow and Ray print from C++ and from other processes, too.
+    """
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with os.fdopen(os.dup(kept), "w", encoding="utf-8") as stdout:
+            yield stdout
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)

@@ -1,0 +1,43 @@
+"""Where a piece of TensorFlow work runs: in this process, or as a task on the Ray cluster."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from transfer.config import WorkersConfig
+from transfer.errors import TransferError
+
+Answer = TypeVar("Answer")
+
+
+def connect() -> None:
+    """Connect to the cluster that RAY_ADDRESS names (as in a submitted job), or start a local one. Safe to repeat."""
+    import ray
+
+    # Without this Ray's API is open to everyone who reaches the port; a local cluster makes its own token.
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    # Workers would otherwise run somewhere under /tmp, and relative paths would mean something else there.
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    if not ray.is_initialized():
+        ray.init(include_dashboard=False, log_to_driver=True, logging_level="warning")
+
+
+def run_where(workers: WorkersConfig, function: Callable[..., Answer], *arguments: Any) -> Answer:
+    """Call `function(*arguments)` here when `workers.count` is 0, else as one Ray task with a worker's resources.
+
+    So the driver of a cluster job needs no GPU and never imports TensorFlow. Arguments and answer are pickled by Ray.
+    TransferErrors come back as they were raised.
+    """
+    if workers.count == 0:
+        return function(*arguments)
+    import ray
+
+    task = ray.remote(num_cpus=workers.cpus_per_worker, num_gpus=workers.gpus_per_worker)(function)
+    try:
+        return ray.get(task.remote(*arguments))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, TransferError):
+            raise error.cause from None
+        raise

@@ -1,0 +1,140 @@
+"""From a YAML file and `--set` overrides to a checked Config."""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from transfer.config.models import Config
+from transfer.errors import ConfigError
+
+MAX_FILE_SIZE_BYTES = 1024**2
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that refuses repeated keys and aliases: the former hide mistakes, the latter make bombs."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not supported", self.peek_event().start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key `{key}` stands twice", node.start_mark)
+        return super().construct_mapping(node, deep=deep)
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a configuration file; each override is `dotted.key=value`, the value in YAML (`phases.0.epochs=3`).
+
+    Raises ConfigError that lists everything that is wrong, with the nearest known name for an unknown key.
+    """
+    try:
+        if path.stat().st_size > MAX_FILE_SIZE_BYTES:
+            raise ConfigError(f"{path} is larger than {MAX_FILE_SIZE_BYTES} bytes, too large for a configuration.")
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"There is no file {path}.", advice="Give the path of a YAML configuration.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}.", advice="Give a UTF-8 YAML file.") from error
+    document = _parse(text, str(path))
+    if not isinstance(document, dict):
+        raise ConfigError(
+            f"{path} holds {type(document).__name__}, expected keys and values.", advice="See docs/configuration.md."
+        )
+    for override in overrides:
+        _apply(document, override)
+    return parse_config(document, name=str(path))
+
+
+def parse_config(document: Mapping[str, Any], *, name: str = "the configuration") -> Config:
+    """Check a parsed document. Raises ConfigError as `load_config` does."""
+    try:
+        return Config.model_validate(document)
+    except ValidationError as error:
+        problems = "\n".join(f"  {line}" for line in _explain(error))
+        raise ConfigError(f"{name} is not a valid configuration:\n{problems}") from None
+
+
+def _parse(text: str, name: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"{name} is not readable as YAML: {error}") from None
+
+
+def _apply(document: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"--set got `{override}`, expected `dotted.key=value`.")
+    *parents, last = key.split(".")
+    target: Any = document
+    for index, part in enumerate(parents):
+        if isinstance(target, dict):
+            # `storage: folder` and `optimizer: adam` are short for a section; setting a key inside spells it out.
+            if isinstance(target.get(part), str) and part in ("storage", "optimizer"):
+                target[part] = {"uri" if part == "storage" else "name": target[part]}
+            target = target.setdefault(part, {})
+        else:
+            target = _element(target, part, ".".join(parents[: index + 1]))
+    if isinstance(target, dict):
+        target[last] = _parse(value, f"--set {key}")
+    else:
+        _element(target, last, key)
+        target[int(last)] = _parse(value, f"--set {key}")
+
+
+def _element(target: Any, part: str, key: str) -> Any:
+    if isinstance(target, list) and part.isdigit() and int(part) < len(target):
+        return target[int(part)]
+    found = f"a list of {len(target)}" if isinstance(target, list) else f"`{target}`"
+    raise ConfigError(f"--set {key}: `{part}` does not fit, {found} stands there.")
+
+
+def _explain(error: ValidationError) -> Iterator[str]:
+    for problem in error.errors(include_url=False):
+        location = [part for part in problem["loc"] if not _is_union_tag(part)]
+        path = ".".join(str(part) for part in location)
+        if problem["type"] == "extra_forbidden":
+            known = list(_fields_at(Config, location[:-1]))
+            nearest = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+            hint = f"did you mean `{nearest[0]}`?" if nearest else f"known here: {', '.join(known)}"
+            yield f"{path}: unknown key; {hint}"
+        elif problem["type"] == "missing":
+            yield f"{path}: is missing and has no default"
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            found = problem["input"]
+            shown = f" (found `{found}`)" if isinstance(found, str | int | float) else ""
+            yield f"{path}: {message}{shown}" if path else f"{message}{shown}"
+
+
+def _is_union_tag(part: int | str) -> bool:
+    """pydantic adds the tried member of a union to an error's location; it is not a key."""
+    return isinstance(part, str) and (part in {"int", "str", "literal", "dict"} or "[" in part)
+
+
+def _fields_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
+    """Names of the keys that are known at a place of the configuration."""
+    for part in location:
+        if isinstance(part, str) and part in model.model_fields:
+            found = _section_in(model.model_fields[part].annotation)
+            model = found or model
+    return list(model.model_fields)
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) in (list, Union, types.UnionType):
+        return next((found for member in get_args(annotation) if (found := _section_in(member))), None)
+    return None

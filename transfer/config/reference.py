@@ -1,0 +1,93 @@
+"""What is generated from the configuration's models: the reference page, the JSON Schema, and resolved examples."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from transfer.config.loading import _section_in
+from transfer.config.models import Config
+
+
+def json_schema() -> str:
+    """JSON Schema of the configuration file, for editors."""
+    return json.dumps(Config.model_json_schema(), indent=2) + "\n"
+
+
+def render(config: Config) -> str:
+    """The whole configuration as YAML, defaults included."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+
+
+def reference_page() -> str:
+    """`docs/configuration.md`: every key with its type, default and meaning."""
+    lines = [
+        "# Configuration reference",
+        "",
+        "Generated from `transfer/config/models.py` by `make docs`. Unknown keys are refused; durations, sizes and",
+        "angles carry their unit in the name. Any key can be set on the command line: `--set phases.0.epochs=3`.",
+        "",
+    ]
+    for path, model in _sections(Config, ""):
+        lines += [f"## `{path}`" if path else "## Top level", "", _text(model.__doc__), ""]
+        lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
+        for name, field in model.model_fields.items():
+            default = _default(field)
+            meaning = _text(field.description or _text((_section_in(field.annotation) or BaseModel).__doc__))
+            lines.append(f"| `{name}` | {_type(field.annotation)} | {default} | {meaning} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _sections(model: type[BaseModel], path: str) -> Iterator[tuple[str, type[BaseModel]]]:
+    yield path, model
+    for name, field in model.model_fields.items():
+        section = _section_in(field.annotation)
+        if section is not None:
+            yield from _sections(section, f"{path}.{name}".removeprefix("."))
+
+
+def _default(field: Any) -> str:
+    if field.default_factory is not None:
+        value = field.default_factory()
+        return "one phase" if value and isinstance(value[0], BaseModel) else f"`{json.dumps(value)}`"
+    if field.default is PydanticUndefined:
+        return "required"
+    if isinstance(field.default, BaseModel):
+        return "its defaults"
+    return "none" if field.default is None else f"`{json.dumps(field.default)}`"
+
+
+def _type(annotation: Any) -> str:
+    section = _section_in(annotation)
+    if section is not None:
+        return "list of sections" if "list" in str(annotation) else "section"
+    schema = _schema_of(annotation)
+    return schema.replace("|", "\\|")
+
+
+def _schema_of(annotation: Any) -> str:
+    from pydantic import TypeAdapter
+
+    return " | ".join(_type_names(TypeAdapter(annotation).json_schema()))
+
+
+def _type_names(schema: dict[str, Any]) -> list[str]:
+    if "anyOf" in schema:
+        return [name for member in schema["anyOf"] for name in _type_names(member) if name != "null"]
+    if "enum" in schema:
+        return [f"`{value}`" for value in schema["enum"]]
+    if "const" in schema:
+        return [f"`{schema['const']}`"]
+    if schema.get("type") == "array":
+        return [f"list of {' | '.join(_type_names(schema['items']))}"]
+    return [{"object": "map"}.get(schema.get("type", "any"), schema.get("type", "any"))]
+
+
+def _text(text: str | None) -> str:
+    return " ".join((text or "").split())

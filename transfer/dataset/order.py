@@ -1,0 +1,72 @@
+"""In which order rows are visited, decided without reading any of them.
+
+The order of an epoch is a pure function of (shards, seed, epoch), never of the number of workers: shards are visited in
+a shuffled order, grouped into windows that fit in memory, and the rows of a window are permuted among each other. Every
+worker computes the same order and takes its slice of each global batch, so 1 worker and 64 train on the same batches.
+
+The two-level shuffle is the usual one for sharded data (compare mosaicml/streaming's `py1b`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from transfer.dataset.manifest import Shard
+
+
+@dataclass(frozen=True)
+class Window:
+    """Rows that are in memory together."""
+
+    shards: tuple[Shard, ...]
+    start: int
+    """Place of the window's first row in the epoch."""
+    order: np.ndarray
+    """int64 [rows]: the k-th row visited is row `order[k]` of the window's shards, concatenated."""
+
+
+@dataclass(frozen=True)
+class WorkerSlice:
+    """The part of each global batch that one worker takes."""
+
+    index: int = 0
+    count: int = 1
+
+    def positions(self, batch_size: int) -> range:
+        """Positions of this worker in a global batch of `batch_size` rows, which `count` divides."""
+        share = batch_size // self.count
+        return range(self.index * share, (self.index + 1) * share)
+
+
+def windows(
+    shards: Sequence[Shard], *, window_size_bytes: int, seed: int | None = None, epoch: int = 0
+) -> Iterator[Window]:
+    """Yield the windows of one epoch. `seed` None visits the rows as they are stored."""
+    generator = None if seed is None else np.random.default_rng([seed, epoch])
+    visited = list(shards) if generator is None else [shards[i] for i in generator.permutation(len(shards))]
+    start = 0
+    for group in _groups(visited, window_size_bytes):
+        rows = sum(shard.rows for shard in group)
+        order = np.arange(rows) if generator is None else generator.permutation(rows)
+        yield Window(shards=tuple(group), start=start, order=order)
+        start += rows
+
+
+def _groups(shards: Sequence[Shard], size_bytes: int) -> Iterator[list[Shard]]:
+    """Consecutive shards of together at most `size_bytes`, at least one each."""
+    group: list[Shard] = []
+    for shard in shards:
+        if group and sum(s.size_bytes for s in group) + shard.size_bytes > size_bytes:
+            yield group
+            group = []
+        group.append(shard)
+    if group:
+        yield group
+
+
+def steps_per_epoch(rows: int, batch_size: int) -> int:
+    """Batches an epoch takes, the last one possibly short."""
+    return -(-rows // batch_size)

@@ -1,0 +1,136 @@
+"""Evaluate a finished run on held-out images and keep the report.
+
+    runs/<run id>/reports/<00000001>/report.json, report.html, predictions.parquet
+    runs/<run id>/reports/<00000001>.json          written last: which split, and the digests of the three
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tensorflow as tf
+
+from transfer.dataset.batches import image_batches
+from transfer.dataset.manifest import Dataset, Shard
+from transfer.dataset.shards import read_shard
+from transfer.errors import DatasetError
+from transfer.evaluation.metrics import compute_metrics, worst_mistakes
+from transfer.evaluation.predictions import Predictions
+from transfer.evaluation.report import Report, render_html
+from transfer.progress import progress
+from transfer.storage import Store, sha256_hex
+from transfer.training.model import TransferModel
+from transfer.training.restore import restore_model
+from transfer.training.run import Run
+
+GALLERY_SIZE = 24
+
+
+def evaluate_run(run: Run, dataset: Dataset, *, split: str | None = None) -> int:
+    """Evaluate a finished run and store the report; returns its number in the run's log of reports.
+
+    `split`: default is the test split, or validation where there is no test split. Raises TrainingError when the run is
+    not finished, DatasetError when the split is empty.
+    """
+    split = split or ("test" if dataset.rows("test") else "validation")
+    if not dataset.rows(split):
+        raise DatasetError(
+            f"Split `{split}` of {dataset.reference} is empty, there is nothing to evaluate on.",
+            advice="Set dataset.test or dataset.validation above 0.",
+        )
+    model, checkpoint = restore_model(run, dataset)
+    predictions = predict_split(model, run.store, dataset, split, batch_size=run.config.training.batch_size)
+    mistakes = worst_mistakes(predictions, count=GALLERY_SIZE)
+    report = Report(
+        name=run.config.name,
+        dataset=dataset.reference,
+        run_id=run.id,
+        split=split,
+        base=run.config.base.model,
+        metrics=compute_metrics(predictions),
+        history=[row.model_dump() for row in checkpoint.progress.history],
+        mistakes=mistakes,
+        counts=dataset.counts,
+        config=run.config.model_dump(mode="json", exclude={"storage"}),
+    )
+    thumbnails = _images_of(run.store, dataset.shards_of(split), {mistake.key for mistake in mistakes})
+    files = {
+        "report.json": report.to_json(),
+        "report.html": render_html(report, thumbnails=thumbnails).encode(),
+        "predictions.parquet": _to_parquet(predictions),
+    }
+    number = (run.reports.numbers() or [0])[-1] + 1
+    for name, data in files.items():
+        run.store.put(f"{run.prefix}/reports/{number:08d}/{name}", data)
+    digests = {name: sha256_hex(data) for name, data in files.items()}
+    return run.reports.append({"split": split, "files": digests}, number=number)
+
+
+def predict_split(
+    model: TransferModel, store: Store, dataset: Dataset, split: str, *, batch_size: int
+) -> Predictions:
+    """Answers of a model for every image of a split, in stored order."""
+    answer = tf.function(lambda images: tf.nn.softmax(model.logits(images)))
+    shards = dataset.shards_of(split)
+    batches = image_batches(store, shards, image_size=model.backbone.image_size, batch_size=batch_size)
+    probabilities = []
+    with progress(f"evaluate {split}", total=dataset.rows(split)) as advance:
+        for batch in batches:
+            real = int(tf.reduce_sum(batch["real"]))
+            probabilities.append(answer(batch["images"]).numpy()[:real])
+            advance(real)
+    keys, labels = [], []
+    for shard in shards:
+        table = read_shard(store, shard).select(["key", "label"])
+        keys += table["key"].to_pylist()
+        labels += table["label"].to_pylist()
+    return Predictions(keys, np.array(labels, np.int32), np.concatenate(probabilities), dataset.classes)
+
+
+def load_report(run: Run, number: int) -> tuple[Report, Predictions]:
+    """Read a stored report and its predictions. Raises CorruptObjectError for a wrong byte."""
+    entry = run.reports.read(number)
+
+    def read(name: str) -> bytes:
+        return run.store.read_verified(f"{run.prefix}/reports/{number:08d}/{name}", entry["files"][name])
+
+    report = Report.from_json(read("report.json"))
+    table = pq.read_table(io.BytesIO(read("predictions.parquet")))
+    classes = [row.name for row in report.metrics.per_class]
+    probabilities = np.stack(table["probabilities"].to_numpy())
+    return report, Predictions(table["key"].to_pylist(), table["label"].to_numpy(), probabilities, classes)
+
+
+def held_out_images(run: Run, dataset: Dataset, split: str, count: int) -> list[bytes]:
+    """Encoded bytes of the first `count` images of a split, in the order of its predictions."""
+    images: list[bytes] = []
+    for shard in dataset.shards_of(split):
+        if len(images) >= count:
+            break
+        images += read_shard(run.store, shard)["image"].slice(0, count - len(images)).to_pylist()
+    return images
+
+
+def _images_of(store: Store, shards: list[Shard], keys: set[str]) -> dict[str, bytes]:
+    found: dict[str, bytes] = {}
+    for shard in shards:
+        table = read_shard(store, shard).select(["key", "image"])
+        chosen = table.filter(pa.compute.is_in(table["key"], value_set=pa.array(sorted(keys), pa.string())))
+        found.update(zip(chosen["key"].to_pylist(), chosen["image"].to_pylist(), strict=True))
+    return found
+
+
+def _to_parquet(predictions: Predictions) -> bytes:
+    buffer = io.BytesIO()
+    table = pa.table(
+        {
+            "key": pa.array(predictions.keys, pa.string()),
+            "label": predictions.labels,
+            "probabilities": pa.array(list(predictions.probabilities), pa.list_(pa.float32())),
+        }
+    )
+    pq.write_table(table, buffer)
+    return buffer.getvalue()

@@ -1,0 +1,146 @@
+"""The jobs, as plain functions of a configuration: ingest, train, evaluate, publish, predict.
+
+Each can be repeated: what is already done is found and not done again.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from transfer.cluster import connect, run_where
+from transfer.config import Config
+from transfer.dataset.ingest import ingest as ingest_dataset
+from transfer.dataset.manifest import Dataset, load_dataset
+from transfer.evaluation.report import Report
+from transfer.preflight import check_before_spending
+from transfer.registry.predict import PredictOutcome
+from transfer.registry.predict import predict as predict_images
+from transfer.registry.versions import ModelVersion, load_version, promote
+from transfer.storage import Store, open_store
+from transfer.training.run import Run, load_run, open_run
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainOutcome:
+    """What a training job left behind."""
+
+    run: Run
+    dataset: Dataset
+    report: Report
+    report_uri: str
+    version: ModelVersion | None
+
+
+def ingest(config: Config) -> Dataset:
+    """Bring the configured images into storage as a dataset version; the same images again are the same version."""
+    store = _prepare(config)
+    return ingest_dataset(config, store)
+
+
+def train(config: Config, *, run_id: str | None = None) -> TrainOutcome:
+    """The main job: ingest, train, evaluate, publish, promote.
+
+    Repeating it continues an interrupted run from its last checkpoint, and finds a finished one.
+    """
+    store = _prepare(config)
+    dataset = ingest_dataset(config, store)
+    run = open_run(store, config, dataset, run_id=run_id)
+    logger.info("Run %s on dataset %s.", run.id, dataset.reference)
+    _fit(run, dataset)
+    number = (run.reports.numbers() or [None])[-1] or run_where(config.workers, _evaluate, config, run.id, None)
+    report, uri = _report(run, number)
+    version = _publish_and_promote(config, run, number) if config.publish.enabled else None
+    return TrainOutcome(run, dataset, report, uri, version)
+
+
+def evaluate(config: Config, *, run_id: str, split: str | None = None) -> tuple[Report, str]:
+    """Evaluate a finished run again; returns the report and where it is."""
+    store = _prepare(config)
+    run = load_run(store, run_id, config)
+    return _report(run, run_where(config.workers, _evaluate, config, run.id, split))
+
+
+def publish(config: Config, *, run_id: str) -> ModelVersion:
+    """Publish an evaluated run, and promote it unless the configuration says otherwise."""
+    store = _prepare(config)
+    return _publish_and_promote(config, load_run(store, run_id, config), None)
+
+
+def predict(config: Config, *, images: str, output: str, version: int | None = None) -> PredictOutcome:
+    """Answer a folder or prefix of images with the published model."""
+    if config.workers.count:
+        connect()
+    return run_where(config.workers, _predict, config, images, output, version)
+
+
+def _prepare(config: Config) -> Store:
+    if config.workers.count:
+        connect()
+    store = open_store(config.storage)
+    check_before_spending(config, store)
+    return store
+
+
+def _fit(run: Run, dataset: Dataset) -> None:
+    newest = run.checkpoints.latest()
+    if newest is not None and newest[1]["progress"]["complete"]:
+        logger.info("Run %s is finished already.", run.id)
+        return
+    if run.config.workers.count:
+        from transfer.training.ray_workers import train_on_workers
+
+        train_on_workers(run)
+        return
+    from transfer.training.strategy import create_strategy
+
+    strategy = create_strategy()
+
+    from transfer.training.checkpoints import Checkpoints
+    from transfer.training.loop import train as train_here
+
+    train_here(run, dataset, strategy=strategy, start=Checkpoints(run).newest())
+
+
+def _publish_and_promote(config: Config, run: Run, report_number: int | None) -> ModelVersion:
+    number = run_where(config.workers, _publish, config, run.id, report_number)
+    version = load_version(run.store, run.config.name, number)
+    if config.publish.promote:
+        promote(run.store, version, reason=f"published by run {run.id}")
+    return version
+
+
+def _report(run: Run, number: int) -> tuple[Report, str]:
+    folder = f"{run.prefix}/reports/{number:08d}"
+    digest = run.reports.read(number)["files"]["report.json"]
+    report = Report.from_json(run.store.read_verified(f"{folder}/report.json", digest))
+    return report, f"{run.store.uri}/{folder}/report.html"
+
+
+# What runs in a process with TensorFlow. Numbers and ids go in and out, not objects that hold connections.
+
+
+def _evaluate(config: Config, run_id: str, split: str | None) -> int:
+    from transfer.evaluation.evaluate import evaluate_run
+
+    run, dataset = _open(config, run_id)
+    return evaluate_run(run, dataset, split=split)
+
+
+def _publish(config: Config, run_id: str, report_number: int | None) -> int:
+    from transfer.registry.publish import publish_run
+
+    run, dataset = _open(config, run_id)
+    return publish_run(run, dataset, report_number=report_number).number
+
+
+def _predict(config: Config, images: str, output: str, version: int | None) -> PredictOutcome:
+    return predict_images(config, images=images, output=output, version=version)
+
+
+def _open(config: Config, run_id: str) -> tuple[Run, Dataset]:
+    store = open_store(config.storage)
+    run = load_run(store, run_id, config)
+    return run, load_dataset(store, run.dataset_name, run.dataset_number)

@@ -1,0 +1,58 @@
+"""What can be known to be wrong before anything is spent: storage, source, weights, divisibility.
+
+Divisibility and splits are part of the configuration's own checks; classes are checked by ingest before it writes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+from transfer.config import Config
+from transfer.errors import ConfigError
+from transfer.storage import Store, open_store, probe
+
+
+def check_before_spending(config: Config, store: Store) -> None:
+    """Check what a job needs. Raises StorageError or UnsafeStorageError for storage, ConfigError for the rest."""
+    probe(store, single_writer=config.storage.single_writer)
+    _check_source(config)
+    _check_base(config)
+
+
+def _check_source(config: Config) -> None:
+    source = config.dataset.source
+    if source.startswith("tfds:"):
+        if importlib.util.find_spec("tensorflow_datasets") is None:
+            raise ConfigError(
+                f"dataset.source is `{source}`, and tensorflow-datasets is not installed.",
+                advice="Install the extra: pip install 'transfer[tfds]'.",
+            )
+    elif source != "digits" and "://" not in source and not Path(source).expanduser().exists():
+        raise ConfigError(
+            f"dataset.source is `{source}`, and there is nothing at {Path(source).expanduser().absolute()}.",
+            advice="Give a folder, an archive, a table, an s3:// prefix, `tfds:NAME` or `digits`.",
+        )
+
+
+def _check_base(config: Config) -> None:
+    base = config.base
+    files = {"base.model": base.model if _is_path(base.model) else None}
+    if base.weights not in ("imagenet", "none"):
+        files["base.weights"] = base.weights
+    for key, file in files.items():
+        if file is not None and not _exists(file, config):
+            raise ConfigError(f"{key} is `{file}`, and there is nothing there.", advice="Give an existing file or URI.")
+
+
+def _is_path(model: str) -> bool:
+    return os.sep in model or model.endswith((".keras", ".tar.gz", ".tgz"))
+
+
+def _exists(file: str, config: Config) -> bool:
+    if file.startswith("s3://"):
+        folder, _, name = file.rstrip("/").rpartition("/")
+        parent = open_store(config.storage.model_copy(update={"uri": folder}))
+        return next(iter(parent.list(name)), None) is not None
+    return "://" in file or Path(file).expanduser().exists()

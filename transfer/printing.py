@@ -1,0 +1,48 @@
+"""Answers of the commands for people: names and values, and tables for lists of rows."""
+
+from __future__ import annotations
+
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.table import Table
+
+
+def show(answer: dict[str, Any], stream: TextIO) -> None:
+    """Print a command's answer: one line a value, a table for a list of rows."""
+    console = Console(file=stream, highlight=False, soft_wrap=True)
+    names = Table.grid(padding=(0, 2))
+    tables = []
+    for name, value in answer.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            tables.append(_table(value))
+        elif value is not None and value != {}:
+            names.add_row(name.replace("_", " "), _text(value))
+    console.print(names)
+    for table in tables:
+        console.print(table)
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(header_style="bold", box=None, padding=(0, 2))
+    for column in rows[0]:
+        number = isinstance(rows[0][column], int | float)
+        table.add_column(column.replace("_", " "), justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*(_text(value) for value in row.values()))
+    return table
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_text(item)}" for name, item in value.items())
+    if isinstance(value, list | tuple):
+        shown = ", ".join(str(item) for item in value[:12])
+        return shown if len(value) <= 12 else f"{shown}, … ({len(value)})"
+    return str(value)

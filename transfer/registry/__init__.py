@@ -1,0 +1,1 @@
+"""Export to SavedModel, numbered versions, promotion, and prediction with what was published."""

@@ -1,0 +1,56 @@
+"""From an evaluated run to a published model version."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from transfer.dataset.manifest import Dataset
+from transfer.errors import RegistryError
+from transfer.evaluation.evaluate import held_out_images, load_report
+from transfer.registry.export import export
+from transfer.registry.parity import HALF_PRECISION_TOLERANCE, TOLERANCE, prove_parity
+from transfer.registry.versions import ModelVersion, add_version, list_versions
+from transfer.training.restore import restore_model
+from transfer.training.run import Run
+
+
+def publish_run(run: Run, dataset: Dataset, *, report_number: int | None = None) -> ModelVersion:
+    """Export a run's model, prove that it answers as it was evaluated, and add it to the registry.
+
+    A run is published once: publishing it again returns its version. `report_number`: default is the newest report.
+    Raises RegistryError when the run was not evaluated, ParityError when the export answers differently.
+    """
+    for version in list_versions(run.store, run.config.name):
+        if version.provenance["run"] == run.id:
+            return version
+    report_number = report_number or (run.reports.numbers() or [None])[-1]
+    if report_number is None:
+        raise RegistryError(
+            f"Run `{run.id}` has no report to prove the export against.", advice="Run `transfer evaluate` first."
+        )
+    report, predictions = load_report(run, report_number)
+    model, _ = restore_model(run, dataset)
+    provenance = {
+        "run": run.id,
+        "dataset": dataset.reference,
+        "base": {"model": run.config.base.model, "sha256": model.backbone.digest()},
+        "report": report_number,
+        "metrics": {"loss": report.metrics.loss, "accuracy": report.metrics.accuracy, "split": report.split},
+        "config": run.config.model_dump(mode="json", exclude={"storage"}),
+    }
+    images = held_out_images(run, dataset, report.split, run.config.publish.parity_images)
+    with tempfile.TemporaryDirectory() as folder:
+        exported = Path(folder) / "saved_model"
+        export(model, exported, provenance=provenance)
+        half = run.config.training.mixed_precision != "off"
+        difference = prove_parity(
+            exported,
+            images,
+            predictions.probabilities[: len(images)],
+            tolerance=HALF_PRECISION_TOLERANCE if half else TOLERANCE,
+        )
+        provenance["parity"] = {"images": len(images), "largest_difference": difference}
+        return add_version(
+            run.store, run.config.name, exported, classes=dataset.classes, provenance=provenance
+        )

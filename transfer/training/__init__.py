@@ -1,0 +1,1 @@
+"""Phases, the step across workers, checkpoints, and the Ray Train glue."""

@@ -1,0 +1,152 @@
+"""Checkpoints: everything that training needs to go on exactly where it was.
+
+A checkpoint is an entry in the run's log, naming two immutable files of arrays by their SHA-256: the weights that the
+run trains, and the state of the phase's optimiser (which holds the place in the schedule). The frozen part is not
+stored: it is rebuilt from the pretrained weights.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from transfer.errors import CorruptObjectError, ObjectNotFoundError, TrainingError
+from transfer.storage import put_content
+from transfer.training.run import Run
+
+logger = logging.getLogger(__name__)
+
+
+class EpochRow(BaseModel):
+    """Figures of one finished epoch."""
+
+    model_config = ConfigDict(frozen=True)
+
+    phase: int
+    epoch: int
+    loss: float
+    accuracy: float
+    validation_loss: float | None = None
+    validation_accuracy: float | None = None
+    learning_rate: float
+    seconds: float
+
+
+class Progress(BaseModel):
+    """How far a run has come: the next thing to do is step `step` of epoch `epoch` of phase `phase`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    phase: int = 0
+    epoch: int = 0
+    """Within the phase."""
+    step: int = 0
+    """Within the epoch."""
+    global_step: int = 0
+    """Over the whole run; keys the random numbers."""
+    sums: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """Loss, correct answers and images of the epoch so far."""
+    best_score: float | None = None
+    """Validation metric of the phase's best epoch, higher is better."""
+    best_checkpoint: int | None = None
+    epochs_since_best: int = 0
+    history: tuple[EpochRow, ...] = ()
+    complete: bool = False
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint read back from storage and verified."""
+
+    number: int
+    progress: Progress
+    weights: list[np.ndarray]
+    optimizer: list[np.ndarray]
+
+
+class Checkpoints:
+    """Writes and reads the checkpoints of one run."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._log = run.checkpoints
+
+    def save(
+        self, number: int, progress: Progress, *, weights: Sequence[keras.Variable], optimizer: Sequence[keras.Variable]
+    ) -> None:
+        """Write checkpoint `number`. Only the chief (rank 0) calls this.
+
+        Raises AlreadyExistsError when another process is writing the same run.
+        """
+        document = {
+            "progress": progress.model_dump(mode="json"),
+            "weights": self._put_arrays(weights),
+            "optimizer": self._put_arrays(optimizer),
+        }
+        self._log.append(document, number=number)
+
+    def numbers(self) -> list[int]:
+        """Numbers of all checkpoints, ascending."""
+        return self._log.numbers()
+
+    def newest(self) -> Checkpoint | None:
+        """The newest checkpoint whose bytes are all intact, or None. Damaged ones are logged and passed over."""
+        for number in reversed(self.numbers()):
+            try:
+                return self.read(number)
+            except (CorruptObjectError, ObjectNotFoundError) as error:
+                logger.warning(
+                    "Checkpoint %d of run %s is damaged: %s Using the one before.", number, self._run.id, error
+                )
+        return None
+
+    def read(self, number: int) -> Checkpoint:
+        """Read one checkpoint. Raises CorruptObjectError when its bytes are not what their digests promise."""
+        document = self._log.read(number)
+        return Checkpoint(
+            number=number,
+            progress=Progress.model_validate(document["progress"]),
+            weights=self._read_arrays(document["weights"]),
+            optimizer=self._read_arrays(document["optimizer"]),
+        )
+
+    def complete(self) -> Checkpoint:
+        """The last checkpoint of a finished run. Raises TrainingError when the run is not finished."""
+        checkpoint = self.newest()
+        if checkpoint is None or not checkpoint.progress.complete:
+            raise TrainingError(
+                f"Run `{self._run.id}` is not finished.",
+                advice="Run `transfer train` with its configuration to continue.",
+            )
+        return checkpoint
+
+    def _put_arrays(self, variables: Sequence[keras.Variable]) -> str:
+        buffer = io.BytesIO()
+        # Named by position: Keras's own variable names count what was built before in the same process.
+        np.savez(buffer, **{f"{index:05d}": np.asarray(variable) for index, variable in enumerate(variables)})
+        _, digest = put_content(self._run.store, f"{self._run.prefix}/arrays", ".npz", buffer.getvalue())
+        return digest
+
+    def _read_arrays(self, digest: str) -> list[np.ndarray]:
+        data = self._run.store.read_verified(f"{self._run.prefix}/arrays/{digest}.npz", digest)
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            return [arrays[name] for name in sorted(arrays.files)]
+
+
+def assign(variables: Sequence[keras.Variable], arrays: Sequence[np.ndarray]) -> None:
+    """Put arrays into variables of the same order and shapes. Raises TrainingError when they do not fit."""
+    shapes = [tuple(variable.shape) for variable in variables]
+    found = [array.shape for array in arrays]
+    if shapes != found:
+        raise TrainingError(
+            f"The checkpoint holds {len(found)} arrays that do not fit the network's {len(shapes)} variables.",
+            advice="The base network or the library changed since the run started; start a new run.",
+        )
+    for variable, array in zip(variables, arrays, strict=True):
+        variable.assign(array)

@@ -1,0 +1,134 @@
+"""Ray Train glue: the same `train` on a group of workers. The driver never imports TensorFlow."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+from urllib.parse import quote
+
+import ray
+import ray.train
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+from transfer.config import Config, StorageConfig
+from transfer.errors import DivergedError, TrainingError, TransferError
+from transfer.training.ray_backend import TensorFlowBackendConfig
+from transfer.training.run import Run
+
+# Some S3 services refuse checksums in trailers, which recent SDKs send unless told otherwise.
+_WORKER_ENVIRONMENT = {
+    "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+    "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+}
+
+
+def train_on_workers(run: Run) -> None:
+    """Train a run on `workers.count` Ray workers; they continue from its newest checkpoint after a failure.
+
+    Raises the TransferError that a worker met, TrainingError when workers kept failing or did not start in time.
+    """
+    workers = run.config.workers
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(workers.start_timeout_s)
+    for name, value in _WORKER_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    resources = {"CPU": workers.cpus_per_worker}
+    if workers.gpus_per_worker:
+        resources["GPU"] = workers.gpus_per_worker
+    trainer = DataParallelTrainer(
+        _worker_main,
+        train_loop_config={"config": run.config.model_dump(mode="json"), "run": _describe(run)},
+        backend_config=TensorFlowBackendConfig(),
+        scaling_config=ScalingConfig(
+            num_workers=workers.count, use_gpu=workers.gpus_per_worker > 0, resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            # A name of its own for each attempt: Ray would silently resume one that it knows, but what a run
+            # continues from is decided by its own checkpoints.
+            name=f"{run.id}-{time.time_ns():x}",
+            storage_path=ray_storage_path(run.config.storage),
+            failure_config=FailureConfig(max_failures=workers.max_failures, controller_failure_limit=0),
+            worker_runtime_env={"env_vars": _WORKER_ENVIRONMENT},
+        ),
+    )
+    try:
+        outcome = trainer.fit().return_value
+    except ray.train.TrainingFailedError as error:
+        raise _explained(error, run) from error
+    if isinstance(outcome, TransferError):
+        raise outcome
+
+
+def ray_storage_path(storage: StorageConfig) -> str:
+    """Where Ray Train keeps its own state: beside everything else, as a URI without credentials."""
+    if not storage.uri.startswith("s3://"):
+        return os.path.join(os.path.abspath(os.path.expanduser(storage.uri.removeprefix("file://"))), "ray")
+    uri = f"{storage.uri.rstrip('/')}/ray"
+    options = []
+    if storage.endpoint_url:
+        scheme, _, host = storage.endpoint_url.partition("://")
+        options += [f"scheme={scheme}", f"endpoint_override={quote(host.rstrip('/'), safe='')}"]
+    if storage.region:
+        options.append(f"region={storage.region}")
+    return f"{uri}?{'&'.join(options)}" if options else uri
+
+
+def _worker_main(settings: dict[str, Any]) -> TransferError | None:
+    """What each Ray worker runs, in a thread that is not the main one."""
+    from transfer.training.strategy import create_strategy
+
+    # Before anything else: a multi-worker strategy must set TensorFlow's runtime up first.
+    strategy = create_strategy()
+
+    from transfer.dataset.manifest import load_dataset
+    from transfer.dataset.order import WorkerSlice
+    from transfer.storage import open_store
+    from transfer.training.checkpoints import Checkpoints
+    from transfer.training.loop import train
+
+    config = Config.model_validate(settings["config"])
+    store = open_store(config.storage)
+    run = Run(store, config=config, **settings["run"])
+    dataset = load_dataset(store, run.dataset_name, run.dataset_number)
+    context = ray.train.get_context()
+    worker = WorkerSlice(context.get_world_rank(), context.get_world_size())
+    checkpoints = Checkpoints(run)
+    newest = checkpoints.newest() if worker.index == 0 else None
+    # All workers must start at the same place, also when one of them sees a checkpoint later than the others.
+    number = ray.train.collective.broadcast_from_rank_zero(newest.number if newest else None)
+    start = checkpoints.read(number) if number is not None else None
+    try:
+        train(
+            run,
+            dataset,
+            strategy=strategy,
+            worker=worker,
+            start=start,
+            on_epoch=lambda row: ray.train.report(row.model_dump()),
+        )
+    except DivergedError as error:
+        # Every worker sees the same loss, and a restart would see it again: an answer, not a failure to recover from.
+        return error
+    return None
+
+
+def _describe(run: Run) -> dict[str, Any]:
+    return {"id": run.id, "dataset_name": run.dataset_name, "dataset_number": run.dataset_number}
+
+
+def _explained(error: Exception, run: Run) -> TransferError:
+    """The error that a worker met, if it is one of ours; else what Ray says."""
+    failures = getattr(error, "worker_failures", {})
+    for failure in failures.values():
+        if isinstance(failure, TransferError):
+            return failure
+        cause = getattr(failure, "cause", None)
+        if isinstance(cause, TransferError):
+            return cause
+    workers = run.config.workers
+    return TrainingError(
+        f"Training run `{run.id}` failed on its workers: {str(error).strip().splitlines()[-1]}",
+        advice=f"It needs {workers.count} workers of {workers.cpus_per_worker:g} CPU and {workers.gpus_per_worker} GPU "
+        "at the same time (see `ray status`). Repeat the command to continue from the last checkpoint.",
+    )

@@ -1,0 +1,18 @@
+"""The model that a finished run trained, in this process."""
+
+from __future__ import annotations
+
+from transfer.dataset.manifest import Dataset
+from transfer.training.checkpoints import Checkpoint, Checkpoints, assign
+from transfer.training.model import TransferModel, build_model
+from transfer.training.run import Run
+from transfer.training.step import set_precision
+
+
+def restore_model(run: Run, dataset: Dataset) -> tuple[TransferModel, Checkpoint]:
+    """Build the run's network and put its trained weights in. Raises TrainingError when the run is not finished."""
+    checkpoint = Checkpoints(run).complete()
+    set_precision(run.config.training.mixed_precision)
+    model = build_model(run.config, dataset.classes)
+    assign(model.variables_of([phase.unfreeze for phase in run.config.phases]), checkpoint.weights)
+    return model, checkpoint

@@ -1,0 +1,121 @@
+"""A run: one configuration trained on one dataset version, with all it leaves behind in storage.
+
+runs/<run id>/run.json               configuration, dataset version, package versions
+runs/<run id>/checkpoints/<n>.json   the log of checkpoints, each naming its arrays
+runs/<run id>/arrays/<sha256>.npz    weights and optimiser state
+runs/<run id>/tensorboard/…          event files
+runs/<run id>/reports/<n>/…          evaluations
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from transfer.config import Config
+from transfer.dataset.manifest import Dataset
+from transfer.errors import AlreadyExistsError, RunConflictError, TrainingError
+from transfer.storage import Log, Store, put_document, read_document
+
+# What may change between two attempts of the same run without changing what is learned.
+_NOT_LEARNED = ("storage", "workers", "publish")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run in storage."""
+
+    store: Store
+    id: str
+    config: Config
+    dataset_name: str
+    dataset_number: int
+
+    @property
+    def prefix(self) -> str:
+        """Folder of the run in storage."""
+        return f"runs/{self.id}"
+
+    @property
+    def checkpoints(self) -> Log:
+        """The log of checkpoints."""
+        return Log(self.store, f"{self.prefix}/checkpoints")
+
+    @property
+    def reports(self) -> Log:
+        """The log of evaluations."""
+        return Log(self.store, f"{self.prefix}/reports")
+
+
+def run_id_for(config: Config, dataset: Dataset) -> str:
+    """A name decided by what would be trained, so that repeating a command continues or finds its run."""
+    digest = hashlib.sha256(_canonical(_identity(config, dataset)).encode()).hexdigest()
+    return f"{config.name}-{digest[:12]}"
+
+
+def open_run(store: Store, config: Config, dataset: Dataset, *, run_id: str | None = None) -> Run:
+    """Start the run, or find the one that was started with the same configuration and dataset version.
+
+    Raises RunConflictError, listing the differing keys, when `run_id` was started with another configuration.
+    """
+    run_id = run_id or run_id_for(config, dataset)
+    identity = _identity(config, dataset)
+    document = {
+        "identity": identity,
+        "config": config.model_dump(mode="json"),
+        "dataset": {"name": dataset.name, "number": dataset.number},
+        "versions": {package: version(package) for package in ("keras", "ray", "tensorflow", "transfer")},
+    }
+    try:
+        put_document(store, f"runs/{run_id}/run.json", document)
+    except AlreadyExistsError:
+        found = read_document(store, f"runs/{run_id}/run.json")["identity"]
+        differing = _differing_keys(found, identity)
+        if differing:
+            raise RunConflictError(
+                f"Run `{run_id}` was started with another configuration; different: {', '.join(differing)}.",
+                advice="Give another --run-id, or none, or go back to the configuration it was started with.",
+            ) from None
+    return Run(store, run_id, config, dataset.name, dataset.number)
+
+
+def load_run(store: Store, run_id: str, config: Config) -> Run:
+    """Find a run by its id; `config` says where storage is, the run's own configuration says what was trained.
+
+    Raises TrainingError when there is no such run.
+    """
+    name = f"runs/{run_id}/run.json"
+    if not store.exists(name):
+        raise TrainingError(
+            f"There is no run `{run_id}` in {store.uri}.", advice="`transfer train` prints the run id it works on."
+        )
+    document = read_document(store, name)
+    kept = Config.model_validate({**document["config"], **{k: getattr(config, k).model_dump() for k in _NOT_LEARNED}})
+    return Run(store, run_id, kept, document["dataset"]["name"], document["dataset"]["number"])
+
+
+def _identity(config: Config, dataset: Dataset) -> dict[str, Any]:
+    learned = config.model_dump(mode="json", exclude=set(_NOT_LEARNED))
+    # The dataset version says which images were used; where they once came from does not matter any more.
+    learned["dataset"] = dataset.reference
+    return learned
+
+
+def _differing_keys(left: Any, right: Any, path: str = "") -> list[str]:
+    if isinstance(left, dict) and isinstance(right, dict):
+        keys = sorted(set(left) | set(right))
+        return [found for key in keys for found in _differing_keys(left.get(key), right.get(key), f"{path}.{key}")]
+    if isinstance(left, list) and isinstance(right, list) and len(left) == len(right):
+        return [
+            found
+            for index, (a, b) in enumerate(zip(left, right, strict=True))
+            for found in _differing_keys(a, b, f"{path}[{index}]")
+        ]
+    return [] if left == right else [path.removeprefix(".")]
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))

@@ -1,0 +1,176 @@
+"""The training step across replicas and workers.
+
+Keras 3's own `fit` fails under MultiWorkerMirroredStrategy (keras-team/keras#20585), so the step is ours: each replica
+computes gradients of its rows of the global batch, their sum over all replicas is applied everywhere. The loss is the
+mean over the real rows of the *global* batch, so dividing a batch differently changes nothing but rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from transfer.config import PhaseConfig, TrainingConfig
+from transfer.training.augmentation import Augmentation
+from transfer.training.model import Split
+from transfer.training.optimizer import build_optimizer
+from transfer.training.randomness import StepRandomness, step_randomness
+
+Batch = dict[str, tf.Tensor]
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over images, from which exact means are made."""
+
+    loss: float = 0.0
+    correct: float = 0.0
+    images: float = 0.0
+
+    def __add__(self, other: Totals) -> Totals:
+        return Totals(self.loss + other.loss, self.correct + other.correct, self.images + other.images)
+
+    @property
+    def mean_loss(self) -> float:
+        """Mean cross-entropy an image."""
+        return self.loss / self.images if self.images else float("nan")
+
+    @property
+    def accuracy(self) -> float:
+        """Share of images whose most probable class is the right one."""
+        return self.correct / self.images if self.images else float("nan")
+
+
+class PhaseProgram:
+    """The compiled training and evaluation steps of one phase. Make it within the strategy's scope."""
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        phase: PhaseConfig,
+        training: TrainingConfig,
+        class_weights: np.ndarray,
+        augmentation: Augmentation | None,
+        steps_per_epoch: int,
+    ) -> None:
+        """`class_weights`: float32 [classes]."""
+        self.strategy = tf.distribute.get_strategy()
+        self.optimizer = build_optimizer(
+            phase, steps_per_epoch=steps_per_epoch, loss_scaling=training.mixed_precision == "float16"
+        )
+        self.optimizer.build(split.variables)
+        self._split = split
+        self._variables = [variable.value for variable in split.variables]
+        self._training = training
+        self._clip_norm = phase.optimizer.clip_norm
+        self._class_weights = tf.constant(class_weights, tf.float32)
+        self._augmentation = augmentation
+        self._train_step = tf.function(lambda batch, *at: self.strategy.run(self._train_replica, (batch, *at)))
+        self._evaluate_step = tf.function(lambda batch: self.strategy.run(self._evaluate_replica, (batch,)))
+
+    def train_step(self, batch: Iterator[Batch], *, real_images: int, global_step: int) -> tf.Tensor:
+        """Train on one global batch, of which `batch` yields one part for each replica of this worker.
+
+        `real_images`: rows of the global batch that are images of the dataset. `global_step` keys the random numbers.
+        Returns this worker's loss, correct answers and images: float32 [replicas of this worker, 3].
+        """
+        totals = self._train_step(self._per_replica(batch), tf.constant(real_images, tf.float32), tf.constant(global_step))
+        return tf.stack(self.strategy.experimental_local_results(totals))
+
+    def evaluate_step(self, batch: Iterator[Batch]) -> tf.Tensor:
+        """Evaluate one global batch without training. Returns what `train_step` does."""
+        totals = self._evaluate_step(self._per_replica(batch))
+        return tf.stack(self.strategy.experimental_local_results(totals))
+
+    def sum_over_workers(self, totals: Iterable[tf.Tensor]) -> Totals:
+        """Add up results of steps over all steps, replicas and workers. Collective: every worker calls it."""
+        local = np.sum([np.sum(part.numpy().astype(np.float64), axis=0) for part in totals], axis=0)
+        local = np.broadcast_to(local, (3,))
+        replicas = self.strategy.num_replicas_in_sync
+        if replicas > 1:
+            first_local = self._first_local_replica()
+            values = self.strategy.experimental_distribute_values_from_function(
+                lambda context: tf.constant(
+                    local if context.replica_id_in_sync_group == first_local else np.zeros(3), tf.float64
+                )
+            )
+            local = self.strategy.reduce(tf.distribute.ReduceOp.SUM, values, axis=None).numpy()
+        return Totals(*(float(total) for total in local))
+
+    def _first_local_replica(self) -> int:
+        ids: list[int] = []
+        self.strategy.experimental_distribute_values_from_function(
+            lambda context: ids.append(context.replica_id_in_sync_group) or tf.zeros(())
+        )
+        return min(ids)
+
+    def _per_replica(self, batch: Iterator[Batch]) -> Batch:
+        return self.strategy.experimental_distribute_values_from_function(lambda _: next(batch))
+
+    def _train_replica(self, batch: Batch, real_images: tf.Tensor, global_step: tf.Tensor) -> tf.Tensor:
+        seed = tf.stack([self._training.seed, tf.cast(global_step, tf.int32)])
+        with step_randomness(StepRandomness(seed, batch["positions"], self._training.batch_size)):
+            images = batch["images"]
+            images = self._augmentation(images) if self._augmentation else images
+            activations = self._split.activations(images)
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(self._variables)
+                logits = self._split.logits(activations, training=True)
+                losses = self._losses(batch["labels"], logits, smoothing=self._training.label_smoothing)
+                weights = batch["real"] * tf.gather(self._class_weights, batch["labels"])
+                replicas = self.strategy.num_replicas_in_sync
+                loss = tf.reduce_sum(losses * weights) / real_images + self._split.regularization() / replicas
+                objective = self.optimizer.scale_loss(loss)
+            gradients = tape.gradient(objective, self._variables)
+        self.optimizer.apply_gradients(zip(self._clipped(gradients), self._variables, strict=True))
+        return self._totals(batch, logits, losses)
+
+    def _evaluate_replica(self, batch: Batch) -> tf.Tensor:
+        logits = self._split.logits(self._split.activations(batch["images"]), training=False)
+        return self._totals(batch, logits, self._losses(batch["labels"], logits, smoothing=0.0))
+
+    @staticmethod
+    def _losses(labels: tf.Tensor, logits: tf.Tensor, *, smoothing: float) -> tf.Tensor:
+        classes = logits.shape[-1]
+        targets = tf.one_hot(labels, classes) * (1.0 - smoothing) + smoothing / classes
+        return tf.nn.softmax_cross_entropy_with_logits(targets, logits)
+
+    @staticmethod
+    def _totals(batch: Batch, logits: tf.Tensor, losses: tf.Tensor) -> tf.Tensor:
+        real = batch["real"]
+        correct = tf.cast(tf.equal(tf.argmax(logits, axis=-1, output_type=tf.int32), batch["labels"]), tf.float32)
+        # A row that only fills up the batch may have any loss, even NaN; multiplying by zero would keep a NaN.
+        losses = tf.where(real > 0, losses, 0.0)
+        return tf.stack([tf.reduce_sum(losses), tf.reduce_sum(correct * real), tf.reduce_sum(real)])
+
+    def _clipped(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
+        """Gradients scaled so that the norm of their sum over replicas is at most the phase's `clip_norm`.
+
+        Keras clips before the sum over replicas, which gives another result for another number of replicas.
+        """
+        if self._clip_norm is None:
+            return gradients
+        context = tf.distribute.get_replica_context()
+        summed = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+        scale = getattr(self.optimizer, "dynamic_scale", 1.0)
+        limit = tf.cast(self._clip_norm * scale, tf.float32)
+        # Not finite: the loss scale was too high, and the optimiser skips the step itself.
+        norm = tf.linalg.global_norm(summed)
+        factor = tf.where(tf.math.is_finite(norm), limit / tf.maximum(norm, limit), 1.0)
+        return [gradient * factor for gradient in gradients]
+
+
+def balanced_class_weights(counts: np.ndarray) -> np.ndarray:
+    """Weights float32 [classes] by inverse frequency, `n / (classes * count)` as in scikit-learn's `balanced`."""
+    counts = np.asarray(counts, np.float64)
+    return (counts.sum() / (len(counts) * np.maximum(counts, 1.0))).astype(np.float32)
+
+
+def set_precision(mixed_precision: str) -> None:
+    """Choose the dtype that layers built from now on compute in; variables stay float32."""
+    keras.mixed_precision.set_dtype_policy("float32" if mixed_precision == "off" else f"mixed_{mixed_precision}")

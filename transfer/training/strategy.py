@@ -1,0 +1,29 @@
+"""Which distribution strategy fits the process."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import tensorflow as tf
+
+
+def create_strategy() -> tf.distribute.Strategy:
+    """The strategy for this process: over all workers that TF_CONFIG names, else over its GPUs, else none.
+
+    Call it before any other TensorFlow operation: a multi-worker strategy must set the runtime up first.
+    """
+    gpus = tf.config.list_physical_devices("GPU")
+    for gpu in gpus:
+        # Otherwise TensorFlow takes the whole GPU, also from a trial that shares it.
+        tf.config.experimental.set_memory_growth(gpu, enable=True)
+    if _worker_count() > 1:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    if len(gpus) > 1:
+        return tf.distribute.MirroredStrategy()
+    return tf.distribute.get_strategy()
+
+
+def _worker_count() -> int:
+    cluster = json.loads(os.environ.get("TF_CONFIG", "{}")).get("cluster", {})
+    return len(cluster.get("worker", []))
