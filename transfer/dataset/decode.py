@@ -1,0 +1,108 @@
+"""Encoded images to pixels, in the TensorFlow graph: the one decoder of ingest, training, evaluation and serving.
+
+What each format gives, odd cases included, is written in docs/images.md.
+"""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from transfer.dataset.orientation import apply_orientation, exif_orientation, little_endian, read_bytes
+
+
+@tf.autograph.experimental.do_not_convert
+def decode_image(image_bytes: tf.Tensor) -> tf.Tensor:
+    """Decode a JPEG, PNG, GIF (first frame), BMP or WebP (first frame): string [] to uint8 [height, width, 3].
+
+    EXIF orientation is applied, alpha is dropped, gray is repeated in three channels. Works eagerly, in `tf.data` and
+    in an exported signature. Raises `tf.errors.InvalidArgumentError` for bytes that are no such image, are broken, or
+    are of a variant that TensorFlow would decode to something else than the picture.
+    """
+    first = tf.strings.substr(image_bytes, 0, 1)
+    needs_care = (first == b"R") | (first == b"G") | (first == b"B")
+    image = tf.cond(needs_care, lambda: _decode_with_care(image_bytes), lambda: _decode(image_bytes, channels=3))
+    image.set_shape([None, None, 3])
+    return apply_orientation(image, exif_orientation(image_bytes))
+
+
+@tf.autograph.experimental.do_not_convert
+def load_image(image_bytes: tf.Tensor, image_size: int) -> tf.Tensor:
+    """Decode and resize the whole image to a square: string [] to float32 [image_size, image_size, 3] in 0..255.
+
+    Bilinear, without antialiasing; the aspect ratio is not kept. Raises what `decode_image` raises.
+    """
+    return tf.image.resize(decode_image(image_bytes), [image_size, image_size], method="bilinear", antialias=False)
+
+
+def _decode(image_bytes: tf.Tensor, *, channels: int) -> tf.Tensor:
+    return tf.io.decode_image(image_bytes, channels=channels, expand_animations=False)
+
+
+# Not inlined: JPEG and PNG then pay nothing for the branches of the other formats.
+@tf.function(
+    input_signature=[tf.TensorSpec([], tf.string)], autograph=False, experimental_attributes={"_noinline": True}
+)
+def _decode_with_care(image_bytes: tf.Tensor) -> tf.Tensor:
+    first = tf.strings.substr(image_bytes, 0, 1)
+    return tf.case(
+        [
+            (first == b"G", lambda: _decode_gif(image_bytes)),
+            (first == b"B", lambda: _decode_bmp(image_bytes)),
+        ],
+        default=lambda: _decode_webp(image_bytes),
+    )
+
+
+def _decode_gif(image_bytes: tf.Tensor) -> tf.Tensor:
+    """First frame, black where it is transparent.
+
+    TensorFlow takes the largest frame for the size of the picture; a GIF whose screen is another one is refused.
+    """
+    image = _decode(image_bytes, channels=3)
+    header = read_bytes(image_bytes, 6, 4)
+    screen = tf.stack([little_endian(header[2:]), little_endian(header[:2])])
+    covers = tf.reduce_all(tf.shape(image, out_type=tf.int64)[:2] == screen)
+    with tf.control_dependencies([tf.debugging.Assert(covers, ["GIF whose frames do not cover its screen"])]):
+        return tf.identity(image)
+
+
+def _decode_bmp(image_bytes: tf.Tensor) -> tf.Tensor:
+    """Uncompressed pixels of 24 or 32 bits, or of 8 bits with a palette (TensorFlow alone would show its indices)."""
+    header = read_bytes(image_bytes, 0, 70)
+    header_size = little_endian(header[14:18])
+    bits = little_endian(header[28:30])
+    compression = little_endian(header[30:34])
+    # Masks that say what TensorFlow takes for granted: blue, green, red, and alpha or nothing.
+    usual_masks = tf.reduce_all(header[54:66] == [0, 0, 0xFF, 0, 0, 0xFF, 0, 0, 0xFF, 0, 0, 0])
+    is_plain = (compression == 0) | ((compression == 3) & usual_masks & (bits == 32))
+    readable = (header_size >= 40) & is_plain
+    with tf.control_dependencies([tf.debugging.Assert(readable, ["BMP with compressed pixels or an old header"])]):
+        image = _decode(tf.identity(image_bytes), channels=3)
+
+    def with_palette() -> tf.Tensor:
+        palette = tf.reshape(read_bytes(image_bytes, 14 + header_size, 1024), [256, 4])[:, 2::-1]
+        color_count = (little_endian(header[10:14]) - 14 - header_size) // 4
+        palette = tf.where(tf.range(256, dtype=tf.int64)[:, None] < color_count, palette, 0)
+        return tf.gather(tf.cast(palette, tf.uint8), tf.cast(image[..., 0], tf.int32))
+
+    return tf.cond(bits == 8, with_palette, lambda: image)
+
+
+def _decode_webp(image_bytes: tf.Tensor) -> tf.Tensor:
+    """Still image or first frame, alpha dropped.
+
+    TensorFlow decodes an animation only to four channels, and writes beyond its buffer when it is asked to choose the
+    channels itself and the header promises no alpha. So a still image lets it choose (it refuses to drop alpha), and an
+    animation is marked as having alpha and asked for with four channels.
+    """
+    flags = read_bytes(image_bytes, 20, 1)[0]
+    is_extended = tf.reduce_all(read_bytes(image_bytes, 12, 4) == list(b"VP8X"))
+    is_animated = is_extended & (flags & 0x02 != 0)
+
+    def first_frame() -> tf.Tensor:
+        marked = tf.gather(tf.constant([bytes([value]) for value in range(256)]), flags | 0x10)
+        before, after = tf.strings.substr(image_bytes, 0, 20), tf.strings.substr(image_bytes, 21, 2**31 - 1)
+        return _decode(tf.strings.join([before, marked, after]), channels=4)
+
+    image = tf.cond(is_animated, first_frame, lambda: _decode(image_bytes, channels=0))
+    return image[..., :3]
