@@ -1,0 +1,175 @@
+"""Any network of `keras.applications`, by the name of its function.
+
+Which networks exist, what their constructors take and how they preprocess is read from the installed Keras.
+"""
+
+from __future__ import annotations
+
+import inspect
+import random
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import keras
+from keras.src.backend.common import global_state
+
+from transfer.backbone.preprocess import Preprocessing
+from transfer.backbone.source import LoadedNetwork, local_file, nearest
+from transfer.config import BaseNetworkConfig, StorageConfig
+from transfer.errors import BackboneError
+
+# Arguments of the constructors that follow from the rest of the configuration.
+OWN_ARGUMENTS = {
+    "include_top": "the head is configured in `head`",
+    "pooling": "it is configured in `head.pooling`",
+    "classes": "they come from the dataset",
+    "classifier_activation": "it is configured in `head.output`",
+    "input_shape": "it is configured in `base.image_size`",
+    "input_tensor": "it is configured in `base.image_size`",
+    "weights": "they are configured in `base.weights`",
+    "name": "the network keeps its own",
+}
+# Random initial weights are the same in every process: each of them must build the same base.
+INITIAL_WEIGHTS_SEED = 0
+WEIGHTS_SUFFIXES = (".weights.h5", ".h5", ".keras")
+
+
+def known_networks() -> dict[str, Callable[..., keras.Model]]:
+    """The constructors of `keras.applications` by name."""
+    return dict(inspect.getmembers(keras.applications, inspect.isfunction))
+
+
+def load_application(config: BaseNetworkConfig, *, storage: StorageConfig | None) -> LoadedNetwork:
+    """The network that `config.model` names, without its classification head.
+
+    Raises BackboneError for options it does not take, an image size it refuses, and weights that cannot be had.
+    """
+    constructor = known_networks()[config.model]
+    _check_options(config, constructor)
+    if config.weights in {"imagenet", "none"}:
+        network = _construct(config, constructor, weights=None if config.weights == "none" else config.weights)
+    else:
+        network = _construct(config, constructor, weights=None)
+        _load_weights(network, config, storage)
+    return LoadedNetwork(config.model, network, _preprocessing(constructor))
+
+
+def _preprocessing(constructor: Callable[..., keras.Model]) -> Preprocessing:
+    """The function beside the constructor in its module; networks that preprocess inside have one that does nothing."""
+    module = sys.modules[constructor.__module__]
+    return Preprocessing(f"keras.applications.{module.__name__.rpartition('.')[2]}", module.preprocess_input)
+
+
+def _check_options(config: BaseNetworkConfig, constructor: Callable[..., keras.Model]) -> None:
+    taken = inspect.signature(constructor).parameters.keys() - OWN_ARGUMENTS.keys()
+    for option in config.options:
+        if option in OWN_ARGUMENTS:
+            raise BackboneError(
+                f"base.options has `{option}`, which cannot be set there: {OWN_ARGUMENTS[option]}.",
+                advice="Remove it from base.options.",
+            )
+        if option not in taken:
+            known = f"It takes: {', '.join(sorted(taken))}." if taken else "It takes none."
+            raise BackboneError(
+                f"base.options has `{option}`, which {config.model} does not take.",
+                advice=known + nearest(option, taken),
+            )
+
+
+def _construct(
+    config: BaseNetworkConfig, constructor: Callable[..., keras.Model], *, weights: str | None
+) -> keras.Model:
+    size = config.image_size
+    try:
+        # Keras announces downloads on stdout, which belongs to the command's own output.
+        with redirect_stdout(sys.stderr), _fresh_layer_names(), _fixed_seed():
+            return constructor(
+                include_top=False, pooling=None, weights=weights, input_shape=(size, size, 3), **config.options
+            )
+    except Exception as error:
+        if target := _download_target(error):
+            raise _download_error(config, error, target) from error
+        if isinstance(error, ValueError | TypeError):
+            raise BackboneError(
+                f"Keras refuses {config.model} with image_size {size}, weights {config.weights!r} and options "
+                f"{config.options}: {error}",
+                advice="Change base.image_size, base.weights or base.options accordingly.",
+            ) from error
+        raise
+
+
+@contextmanager
+def _fresh_layer_names() -> Iterator[None]:
+    """Number unnamed layers (`conv2d_7`) as in a new process, so that their names can be used in a configuration.
+
+    Afterwards the counters are set beyond both uses, so that later layers never share a name with these.
+    """
+    key = "object_name_uids"
+    before = global_state.get_global_attribute(key) or {}
+    global_state.set_global_attribute(key, None)
+    try:
+        yield
+    finally:
+        counters = global_state.get_global_attribute(key, default={}, set_to_default=True)
+        for prefix, count in before.items():
+            counters[prefix] = max(count, counters.get(prefix, 0))
+
+
+@contextmanager
+def _fixed_seed() -> Iterator[None]:
+    """Keras draws the seeds of its initialisers from Python's generator; leave that as it was."""
+    state = random.getstate()
+    random.seed(INITIAL_WEIGHTS_SEED)
+    try:
+        yield
+    finally:
+        random.setstate(state)
+
+
+def _download_target(error: BaseException) -> str | None:
+    """Where Keras would have put the file, if `error` comes out of its download function.
+
+    Its exceptions carry no path and are of any class; the failed call's own variables are exact for every network.
+    """
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_name == "get_file":
+            return str(frame.f_locals.get("download_target"))
+    return None
+
+
+def _download_error(config: BaseNetworkConfig, error: Exception, target: str) -> BackboneError:
+    return BackboneError(
+        f"The imagenet weights of {config.model} could not be downloaded: {error}",
+        advice=(
+            f"Download the file elsewhere and put it at {target} on each machine, or set base.weights to the file "
+            "(local or s3://), or to `none` for random weights."
+        ),
+    )
+
+
+def _load_weights(network: keras.Model, config: BaseNetworkConfig, storage: StorageConfig | None) -> None:
+    if not config.weights.endswith(WEIGHTS_SUFFIXES):
+        raise BackboneError(
+            f"base.weights is {config.weights!r} and must be `imagenet`, `none` or a file that ends in "
+            f"{' or '.join(WEIGHTS_SUFFIXES)}.",
+            advice="Save weights with `model.save_weights('name.weights.h5')`.",
+        )
+    with tempfile.TemporaryDirectory(prefix="transfer-") as directory:
+        path = local_file(config.weights, directory=Path(directory), storage=storage)
+        try:
+            network.load_weights(path)
+        except (ValueError, OSError, KeyError, TypeError) as error:
+            raise BackboneError(
+                f"{config.weights} does not hold the weights of {config.model} with image_size {config.image_size} "
+                f"and options {config.options}: {_first_line(error)}",
+                advice="The file must be of this very network without its top (Keras calls such files `…_no_top.h5`).",
+            ) from error
+
+
+def _first_line(error: Any) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -1,0 +1,205 @@
+"""TF Hub style reusable SavedModels as a trainable Keras 3 layer.
+
+A reusable SavedModel is a folder whose loaded object can be called on images and lists its `variables`,
+`trainable_variables` and `regularization_losses`. It may be a folder, a `.tar.gz`, either of them in S3, or a handle
+that tensorflow-hub resolves. Its inside cannot be seen, so such a base has one block: `unfreeze` is 0 or `all`.
+
+A SavedModel is a program: it may read and write files when it runs. Use only those that you trust.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import shutil
+import tempfile
+import warnings
+import weakref
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from transfer.backbone.preprocess import RANGES
+from transfer.backbone.source import LoadedNetwork, is_s3, local_file, local_folder, unpack_tar
+from transfer.config import BaseNetworkConfig, StorageConfig
+from transfer.errors import BackboneError
+
+ARCHIVE_SUFFIXES = (".tar.gz", ".tgz")
+# Where a module answers several tensors by name: the names that stand for its main one, first match wins.
+MAIN_OUTPUTS = ("default", "logits")
+
+
+class SavedModelLayer(keras.layers.Layer):
+    """A reusable SavedModel as a layer: float32 images [batch, size, size, 3] to the module's main output.
+
+    Its variables are the module's own, so that gradients and checkpoints reach what the module computes with. While
+    it is trainable, the module's regularisation losses are among the layer's `losses`. It computes in float32 under
+    any precision policy, since the module's graph is fixed. Make it in the distribution strategy's scope.
+
+    The configuration identifies the module by the SHA-256 of its graph; a layer is made from a folder, never from a
+    configuration. Raises BackboneError when the folder is no such module or does not take images of that size.
+    """
+
+    def __init__(self, folder: Path, *, image_size: int, shown_as: str) -> None:
+        super().__init__(name="saved_model", dtype="float32", autocast=False)
+        self._graph_sha256 = hashlib.sha256(_graph_file(folder, shown_as).read_bytes()).hexdigest()
+        self._module = _load_module(folder, shown_as)
+        self._takes_training = "training" in inspect.signature(self._module.__call__).parameters
+        self._output_key = self._choose_output(image_size, shown_as)
+        trained = list(getattr(self._module, "trainable_variables", []))
+        trained_ids = {id(variable) for variable in trained}
+        fixed = [v for v in getattr(self._module, "variables", []) if id(v) not in trained_ids]
+        # Keras tracks variables that it finds in an attribute. It calls this the layer's weights.
+        self.module_variables = [_adopt(v, trainable=True) for v in trained] + [
+            _adopt(v, trainable=False) for v in fixed
+        ]
+        losses = list(getattr(self._module, "regularization_losses", []))
+        if losses and trained:
+            # Keras asks a variable's regulariser only while the variable is trained, which is when these count.
+            self.module_variables[0].regularizer = ModuleRegularizer(losses)
+        self.built = True
+
+    def call(self, images: Any, training: bool | None = None) -> Any:
+        """The module's main output for images, float32 [batch, size, size, 3]."""
+        arguments = {"training": bool(training)} if self._takes_training else {}
+        output = self._module(images, **arguments)
+        return output if self._output_key is None else output[self._output_key]
+
+    def get_config(self) -> dict[str, Any]:
+        """What identifies the module, besides its weights."""
+        return {**super().get_config(), "graph_sha256": self._graph_sha256, "output": self._output_key}
+
+    def _choose_output(self, image_size: int, shown_as: str) -> str | int | None:
+        """Key or index of the output that is used; None where the module answers a single tensor."""
+        images = tf.TensorSpec([None, image_size, image_size, 3], tf.float32)
+        arguments = {"training": False} if self._takes_training else {}
+        try:
+            outputs = self._module.__call__.get_concrete_function(images, **arguments).structured_outputs
+        except (ValueError, TypeError) as error:
+            raise BackboneError(
+                f"{shown_as} cannot be called on float images (batch, {image_size}, {image_size}, 3): {error}",
+                advice="Set base.image_size to the size that the module takes.",
+            ) from error
+        if not isinstance(outputs, dict | list | tuple):
+            return None
+        if not isinstance(outputs, dict):
+            return 0
+        if len(outputs) == 1:
+            return str(next(iter(outputs)))
+        if main := next((name for name in MAIN_OUTPUTS if name in outputs), None):
+            return main
+        raise BackboneError(
+            f"{shown_as} answers several tensors, {', '.join(sorted(outputs))}, and a base has one.",
+            advice=f"Export it with a single output, or name the one that counts {' or '.join(MAIN_OUTPUTS)}.",
+        )
+
+
+class ModuleRegularizer(keras.Regularizer):
+    """The sum of a module's own regularisation losses. The module knows which variables they are about."""
+
+    def __init__(self, losses: list[Any]) -> None:
+        self._losses = losses
+
+    def __call__(self, variable: Any) -> Any:  # noqa: ARG002 - Keras passes the variable it hangs on
+        """The loss, a float32 scalar."""
+        return tf.add_n([tf.cast(loss(), tf.float32) for loss in self._losses])
+
+
+def is_remote_handle(model: str) -> bool:
+    """Whether tensorflow-hub has to fetch the module."""
+    return model.startswith(("https://", "http://", "gs://"))
+
+
+def load_saved_model(config: BaseNetworkConfig, *, storage: StorageConfig | None) -> LoadedNetwork:
+    """The module that `config.model` leads to, as a network of one layer.
+
+    Raises BackboneError when it cannot be fetched or unpacked, or is not a reusable SavedModel for such images.
+    """
+    scratch = Path(tempfile.mkdtemp(prefix="transfer-"))
+    try:
+        folder = _find_module(_fetch(config.model, scratch, storage))
+        layer = SavedModelLayer(folder, image_size=config.image_size, shown_as=config.model)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    # An export copies the module's asset files, so the folder must live as long as the layer.
+    weakref.finalize(layer, shutil.rmtree, scratch, ignore_errors=True)
+    images = keras.Input((config.image_size, config.image_size, 3), name="images", dtype="float32")
+    network = keras.Model(images, layer(images), name="saved_model_network")
+    return LoadedNetwork(_short_name(config.model), network, RANGES["0..1"])
+
+
+def _fetch(model: str, scratch: Path, storage: StorageConfig | None) -> Path:
+    """A local folder with the module in it."""
+    if is_remote_handle(model):
+        return _resolve(model)
+    if model.endswith(ARCHIVE_SUFFIXES):
+        archive = local_file(model, directory=scratch, storage=storage)
+        unpacked = scratch / "unpacked"
+        unpacked.mkdir()
+        return unpack_tar(archive, directory=unpacked, shown_as=model)
+    if is_s3(model):
+        return local_folder(model, directory=scratch, storage=storage)
+    return Path(model).expanduser()
+
+
+def _resolve(handle: str) -> Path:
+    with warnings.catch_warnings():
+        # Importing it warns about pkg_resources and loads tf_keras, which warns too: nothing a user can act on.
+        warnings.simplefilter("ignore")
+        import tensorflow_hub
+    try:
+        return Path(tensorflow_hub.resolve(handle))
+    except Exception as error:
+        raise BackboneError(
+            f"tensorflow-hub could not fetch {handle}: {error}",
+            advice="Check the address and the network, or download the module and set base.model to its folder "
+            "or .tar.gz.",
+        ) from error
+
+
+def _find_module(folder: Path) -> Path:
+    """The module's own folder: archives often hold it one level down."""
+    inner = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    return next((path for path in [folder, *inner] if (path / "saved_model.pb").is_file()), folder)
+
+
+def _graph_file(folder: Path, shown_as: str) -> Path:
+    path = folder / "saved_model.pb"
+    if not path.is_file():
+        raise BackboneError(
+            f"{shown_as} is not a SavedModel: it has no file saved_model.pb.",
+            advice="Name a .keras file, or the folder that holds saved_model.pb.",
+        )
+    return path
+
+
+def _load_module(folder: Path, shown_as: str) -> Any:
+    try:
+        module = tf.saved_model.load(str(folder))
+    except (OSError, ValueError, KeyError, RuntimeError, tf.errors.OpError) as error:
+        raise BackboneError(
+            f"{shown_as} cannot be read as a SavedModel: {error}", advice="Copy or download it again."
+        ) from error
+    if not callable(module):
+        raise BackboneError(
+            f"{shown_as} is a SavedModel that only has signatures ({', '.join(sorted(module.signatures)) or 'none'}), "
+            "not a reusable one whose object can be called and trained.",
+            advice="Use a TF2 module, a .keras file, or export the model again with a `__call__`.",
+        )
+    return module
+
+
+def _adopt(variable: Any, *, trainable: bool) -> keras.Variable:
+    """A Keras variable whose value is the module's own variable, not a copy."""
+    name = variable.name.partition(":")[0].replace("/", "_")  # Keras allows no slash
+    return keras.Variable(variable, dtype=variable.dtype.name, trainable=trainable, autocast=False, name=name)
+
+
+def _short_name(model: str) -> str:
+    name = model.partition("?")[0].rstrip("/").rpartition("/")[2]
+    for suffix in ARCHIVE_SUFFIXES:
+        name = name.removesuffix(suffix)
+    return name or model

@@ -1,0 +1,73 @@
+"""A network from a `.keras` file."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import keras
+
+from transfer.backbone.preprocess import RANGES
+from transfer.backbone.source import LoadedNetwork, local_file
+from transfer.config import BaseNetworkConfig, StorageConfig
+from transfer.errors import BackboneError
+
+
+def load_keras_file(config: BaseNetworkConfig, *, storage: StorageConfig | None) -> LoadedNetwork:
+    """The functional or sequential model in the file, from one image to one output.
+
+    A model whose height and width are open is fixed to `config.image_size`. Code in the file (Lambda layers, classes
+    of other packages) is never run. Raises BackboneError when the file cannot be used like this.
+    """
+    model = _as_functional(config, _read(config, storage))
+    network = _with_fixed_size(config, model)
+    return LoadedNetwork(Path(config.model).stem, network, RANGES["0..255"])
+
+
+def _read(config: BaseNetworkConfig, storage: StorageConfig | None) -> keras.Model:
+    with tempfile.TemporaryDirectory(prefix="transfer-") as directory:
+        path = local_file(config.model, directory=Path(directory), storage=storage)
+        try:
+            return keras.models.load_model(path, compile=False, safe_mode=True)
+        except Exception as error:
+            raise BackboneError(
+                f"{config.model} cannot be read as a .keras file: {error}",
+                advice=(
+                    "Only files made of Keras's own layers are read: code inside a file (a Lambda layer, a custom "
+                    "class) is never run. Save it again with `model.save('name.keras')`, without such layers."
+                ),
+            ) from error
+
+
+def _as_functional(config: BaseNetworkConfig, model: keras.Model) -> keras.Model:
+    """One plain tensor in, one out; also for sequential models and dictionaries of a single tensor."""
+    inputs = getattr(model, "inputs", None)
+    outputs = getattr(model, "outputs", None)
+    if not inputs or not outputs or len(inputs) != 1 or len(outputs) != 1:
+        found = f"{len(inputs)} inputs and {len(outputs)} outputs" if inputs and outputs else "no graph of layers"
+        raise BackboneError(
+            f"{config.model} has {found}; a base has one image as its input and one output.",
+            advice="Save a functional or (built) sequential model.",
+        )
+    shape, dtype = tuple(inputs[0].shape), inputs[0].dtype
+    if len(shape) != 4 or shape[3] != 3 or not keras.backend.is_float_dtype(dtype):
+        raise BackboneError(
+            f"{config.model} takes {dtype} of shape {shape}; a base takes float RGB images (batch, height, width, 3).",
+            advice="Save the model with such an input.",
+        )
+    return keras.Model(inputs[0], outputs[0], name=model.name)
+
+
+def _with_fixed_size(config: BaseNetworkConfig, model: keras.Model) -> keras.Model:
+    size = config.image_size
+    found = tuple(model.input.shape[1:3])
+    if found == (size, size):
+        return model
+    if any(side not in (None, size) for side in found):
+        raise BackboneError(
+            f"{config.model} takes images of {found[0]}×{found[1]} pixels and base.image_size is {size}.",
+            advice=f"Set base.image_size to {found[0]}." if found[0] == found[1] else "Save it with a square input.",
+        )
+    images = keras.Input((size, size, 3), name=model.input.name, dtype=model.input.dtype)
+    # The same layers, called again on images of a known size: shapes and costs are then known throughout.
+    return keras.models.clone_model(model, input_tensors=images, clone_function=lambda layer: layer)
