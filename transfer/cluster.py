@@ -36,8 +36,9 @@ def run_where(workers: WorkersConfig, function: Callable[..., Answer], *argument
 
     task = ray.remote(num_cpus=workers.cpus_per_worker, num_gpus=workers.gpus_per_worker)(function)
     try:
-        return ray.get(task.remote(*arguments))
+        answer: Answer = ray.get(task.remote(*arguments))
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, TransferError):
             raise error.cause from None
         raise
+    return answer

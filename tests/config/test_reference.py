@@ -10,7 +10,9 @@ ROOT = Path(__file__).parents[2]
 
 def test_every_key_is_documented():
     def undocumented(schema):
-        return [name for name, field in schema.get("properties", {}).items() if not ({"description", "$ref"} & set(field))]
+        return [
+            name for name, field in schema.get("properties", {}).items() if not ({"description", "$ref"} & set(field))
+        ]
 
     schema = json.loads(json_schema())
     found = {title: undocumented(part) for title, part in [("Config", schema), *schema["$defs"].items()]}

@@ -22,7 +22,9 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not supported", self.peek_event().start_mark)
+            raise yaml.composer.ComposerError(
+                None, None, "aliases (*name) are not supported", self.peek_event().start_mark
+            )
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
@@ -119,7 +121,7 @@ def _explain(error: ValidationError) -> Iterator[str]:
 
 
 def _is_union_tag(part: int | str) -> bool:
-    """pydantic adds the tried member of a union to an error's location; it is not a key."""
+    """Pydantic adds the tried member of a union to an error's location; it is not a key."""
     return isinstance(part, str) and (part in {"int", "str", "literal", "dict"} or "[" in part)
 
 

@@ -48,7 +48,7 @@ def run_demo(folder: Path) -> dict[str, Any]:
         "gained by transfer": with_transfer - without,
         "model": f"{config.storage.uri}/{outcome.version.folder}" if outcome.version else None,
         "report": outcome.report_uri,
-        "answers of the published model in a fresh process": _predict_held_out(config, config_path, outcome, folder),
+        "answers of the published model in a fresh process": _predict_held_out(config_path, outcome, folder),
     }
 
 
@@ -82,9 +82,7 @@ def _from_scratch(config: Config) -> Config:
     )
 
 
-def _predict_held_out(
-    config: Config, config_path: Path, outcome: pipeline.TrainOutcome, folder: Path
-) -> list[dict[str, Any]]:
+def _predict_held_out(config_path: Path, outcome: pipeline.TrainOutcome, folder: Path) -> list[dict[str, Any]]:
     """Write some held-out images as files, and have another process answer them with the published model."""
     held_out = folder / "held-out"
     truths: dict[str, str] = {}

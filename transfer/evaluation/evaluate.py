@@ -1,7 +1,7 @@
 """Evaluate a finished run on held-out images and keep the report.
 
-    runs/<run id>/reports/<00000001>/report.json, report.html, predictions.parquet
-    runs/<run id>/reports/<00000001>.json          written last: which split, and the digests of the three
+runs/<run id>/reports/<00000001>/report.json, report.html, predictions.parquet
+runs/<run id>/reports/<00000001>.json          written last: which split, and the digests of the three
 """
 
 from __future__ import annotations
@@ -69,9 +69,7 @@ def evaluate_run(run: Run, dataset: Dataset, *, split: str | None = None) -> int
     return run.reports.append({"split": split, "files": digests}, number=number)
 
 
-def predict_split(
-    model: TransferModel, store: Store, dataset: Dataset, split: str, *, batch_size: int
-) -> Predictions:
+def predict_split(model: TransferModel, store: Store, dataset: Dataset, split: str, *, batch_size: int) -> Predictions:
     """Answers of a model for every image of a split, in stored order."""
     answer = tf.function(lambda images: tf.nn.softmax(model.logits(images)))
     shards = dataset.shards_of(split)

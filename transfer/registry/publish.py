@@ -51,6 +51,4 @@ def publish_run(run: Run, dataset: Dataset, *, report_number: int | None = None)
             tolerance=HALF_PRECISION_TOLERANCE if half else TOLERANCE,
         )
         provenance["parity"] = {"images": len(images), "largest_difference": difference}
-        return add_version(
-            run.store, run.config.name, exported, classes=dataset.classes, provenance=provenance
-        )
+        return add_version(run.store, run.config.name, exported, classes=dataset.classes, provenance=provenance)

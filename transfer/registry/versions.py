@@ -1,8 +1,8 @@
 """Model versions in storage.
 
-    models/<name>/versions/<00000001>/…        the SavedModel's files; a folder that TensorFlow Serving can watch
-    models/<name>/versions/<00000001>.json     written last, put-if-absent; a version without it does not exist
-    models/<name>/promotions/<00000001>.json   which version serves; the highest number is current
+models/<name>/versions/<00000001>/…        the SavedModel's files; a folder that TensorFlow Serving can watch
+models/<name>/versions/<00000001>.json     written last, put-if-absent; a version without it does not exist
+models/<name>/promotions/<00000001>.json   which version serves; the highest number is current
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Training as a story: phases, epochs, steps, checkpoints. A plain function of its arguments; it knows nothing of Ray."""
+"""Training as a story: phases, epochs, steps, checkpoints. It knows nothing of Ray."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import keras
 import numpy as np
@@ -38,7 +39,7 @@ def train(
     strategy: tf.distribute.Strategy,
     worker: WorkerSlice | None = None,
     start: Checkpoint | None = None,
-    on_epoch: Callable[[EpochRow], None] = lambda row: None,
+    on_epoch: Callable[[EpochRow], None] = lambda _: None,
 ) -> TransferModel:
     """Train a run to its end, from `start` or from the beginning, and return the trained model.
 
@@ -216,7 +217,7 @@ class _Trainer:
         )
 
 
-def class_weights(setting: str | dict[str, float], dataset: Dataset) -> np.ndarray:
+def class_weights(setting: Literal["none", "balanced"] | dict[str, float], dataset: Dataset) -> np.ndarray:
     """Weight of each class in the loss, float32 [classes]. Raises ConfigError for a name that is no class."""
     counts = dataset.counts["train"]
     if setting == "none":

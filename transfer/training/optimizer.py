@@ -24,6 +24,7 @@ class PhaseSchedule(keras.optimizers.schedules.LearningRateSchedule):
         self.final_share = final_share
 
     def __call__(self, step: tf.Tensor) -> tf.Tensor:
+        """The learning rate, a float32 scalar, of step `step`, which counts from 0 within the phase."""
         done = tf.cast(step, tf.float32)
         decay_steps = max(self.total_steps - self.warmup_steps, 1)
         progress = tf.clip_by_value((done - self.warmup_steps) / decay_steps, 0.0, 1.0)
@@ -38,6 +39,7 @@ class PhaseSchedule(keras.optimizers.schedules.LearningRateSchedule):
         return self.peak * share * warmup
 
     def get_config(self) -> dict[str, object]:
+        """What Keras writes down of the schedule."""
         return dict(vars(self))
 
 

@@ -71,6 +71,7 @@ class KeyedSeedGenerator(keras.random.SeedGenerator):
         self.name = "keyed_seed_generator"
 
     def next(self, ordered: bool = True) -> tf.Tensor:  # noqa: ARG002 - the signature is Keras's
+        """A seed of the step being traced, int32 [2]."""
         return current_randomness().next_seed()
 
 
@@ -83,10 +84,12 @@ class KeyedDropout(keras.layers.Layer):
         self.rate = rate
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Masked and rescaled inputs in training, the inputs themselves otherwise."""
         if not training or self.rate == 0.0:
             return inputs
         keep = current_randomness().uniform(tuple(inputs.shape[1:])) >= self.rate
         return tf.where(keep, inputs / (1.0 - self.rate), tf.zeros_like(inputs))
 
     def get_config(self) -> dict[str, object]:
+        """What Keras writes down of the layer."""
         return {**super().get_config(), "rate": self.rate}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -63,7 +64,7 @@ def train_on_workers(run: Run) -> None:
 def ray_storage_path(storage: StorageConfig) -> str:
     """Where Ray Train keeps its own state: beside everything else, as a URI without credentials."""
     if not storage.uri.startswith("s3://"):
-        return os.path.join(os.path.abspath(os.path.expanduser(storage.uri.removeprefix("file://"))), "ray")
+        return str(Path(storage.uri.removeprefix("file://")) / "ray")
     uri = f"{storage.uri.rstrip('/')}/ray"
     options = []
     if storage.endpoint_url:

@@ -7,7 +7,7 @@ mean over the real rows of the *global* batch, so dividing a batch differently c
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import keras
@@ -79,7 +79,9 @@ class PhaseProgram:
         `real_images`: rows of the global batch that are images of the dataset. `global_step` keys the random numbers.
         Returns this worker's loss, correct answers and images: float32 [replicas of this worker, 3].
         """
-        totals = self._train_step(self._per_replica(batch), tf.constant(real_images, tf.float32), tf.constant(global_step))
+        totals = self._train_step(
+            self._per_replica(batch), tf.constant(real_images, tf.float32), tf.constant(global_step)
+        )
         return tf.stack(self.strategy.experimental_local_results(totals))
 
     def evaluate_step(self, batch: Iterator[Batch]) -> tf.Tensor:
@@ -87,30 +89,19 @@ class PhaseProgram:
         totals = self._evaluate_step(self._per_replica(batch))
         return tf.stack(self.strategy.experimental_local_results(totals))
 
-    def sum_over_workers(self, totals: Iterable[tf.Tensor]) -> Totals:
+    def sum_over_workers(self, results: list[tf.Tensor]) -> Totals:
         """Add up results of steps over all steps, replicas and workers. Collective: every worker calls it."""
-        local = np.sum([np.sum(part.numpy().astype(np.float64), axis=0) for part in totals], axis=0)
-        local = np.broadcast_to(local, (3,))
-        replicas = self.strategy.num_replicas_in_sync
-        if replicas > 1:
-            first_local = self._first_local_replica()
-            values = self.strategy.experimental_distribute_values_from_function(
-                lambda context: tf.constant(
-                    local if context.replica_id_in_sync_group == first_local else np.zeros(3), tf.float64
-                )
-            )
-            local = self.strategy.reduce(tf.distribute.ReduceOp.SUM, values, axis=None).numpy()
-        return Totals(*(float(total) for total in local))
-
-    def _first_local_replica(self) -> int:
-        ids: list[int] = []
-        self.strategy.experimental_distribute_values_from_function(
-            lambda context: ids.append(context.replica_id_in_sync_group) or tf.zeros(())
-        )
-        return min(ids)
+        if not results:
+            return Totals()
+        # In float64: a float32 sum over millions of images would lose whole images.
+        by_replica = iter(np.sum([result.numpy().astype(np.float64) for result in results], axis=0))
+        values = self.strategy.experimental_distribute_values_from_function(lambda _: tf.constant(next(by_replica)))
+        summed = self.strategy.reduce(tf.distribute.ReduceOp.SUM, values, axis=None)
+        return Totals(*(float(total) for total in summed))
 
     def _per_replica(self, batch: Iterator[Batch]) -> Batch:
-        return self.strategy.experimental_distribute_values_from_function(lambda _: next(batch))
+        values: Batch = self.strategy.experimental_distribute_values_from_function(lambda _: next(batch))
+        return values
 
     def _train_replica(self, batch: Batch, real_images: tf.Tensor, global_step: tf.Tensor) -> tf.Tensor:
         seed = tf.stack([self._training.seed, tf.cast(global_step, tf.int32)])
@@ -167,8 +158,8 @@ class PhaseProgram:
 
 def balanced_class_weights(counts: np.ndarray) -> np.ndarray:
     """Weights float32 [classes] by inverse frequency, `n / (classes * count)` as in scikit-learn's `balanced`."""
-    counts = np.asarray(counts, np.float64)
-    return (counts.sum() / (len(counts) * np.maximum(counts, 1.0))).astype(np.float32)
+    expected = np.sum(counts) / len(counts)
+    return np.asarray(expected / np.maximum(counts, 1), np.float32)
 
 
 def set_precision(mixed_precision: str) -> None:

@@ -1,0 +1,286 @@
+"""How fast images go in, and how fast they come out again for training.
+
+    python -m scripts.bench.ingest                              # 2,000 JPEGs of 320 x 240, 5 rounds
+    python -m scripts.bench.ingest --images 200 --rounds 3 --json
+
+Arms of the input side, each one pass over all images in batches of 32 at 224 pixels, alternating in one process:
+
+    bare         decode + resize of bytes in memory, nothing else: the most that any pipeline can do here
+    shards       this project's training input from shards in a folder
+    shards-s3    the same from an S3 server (moto, on loopback, in another process)
+    tfrecords    plain tf.data over TFRecords of the same images, in a folder
+
+The middle 80 % of each pass is timed, so that starting threads and opening files does not count in any arm. Ratios are
+medians over rounds of ratios within a round. Peak memory is that of a fresh process that makes one pass, and includes
+TensorFlow's own (the row `nothing`). Ingest is timed as a whole job, process start included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from transfer.config import Config, parse_config
+
+SIZE = 224
+BATCH = 32
+ARMS = ("bare", "shards", "shards-s3", "tfrecords")
+
+
+def main() -> None:
+    options = arguments()
+    if options.arm:
+        print(json.dumps(peak_memory_of(options.arm, Path(options.folder), options.endpoint)))
+        return
+    with tempfile.TemporaryDirectory() as folder, s3_server() as endpoint:
+        print(json.dumps(report(measure(Path(folder), endpoint, options), as_json=options.json)))
+
+
+def measure(folder: Path, endpoint: str, options: argparse.Namespace) -> dict:
+    write_jpegs(folder / "images", options.images)
+    ingest_s = [timed(partial(ingest, folder, endpoint, round_)) for round_ in range(options.rounds)]
+    write_tfrecords(folder)
+    passes = {arm: arm_of(arm, folder, endpoint) for arm in ARMS}
+    for run in passes.values():
+        middle_rate(run())  # warm-up
+    rates: dict[str, list[float]] = {arm: [] for arm in ARMS}
+    for round_ in range(options.rounds):
+        # Another arm first each round: what runs first pays for what the others left in the caches.
+        for arm in (*ARMS[round_ % len(ARMS) :], *ARMS[: round_ % len(ARMS)]):
+            rates[arm].append(middle_rate(passes[arm]()))
+    memory = {
+        arm: in_fresh_process(arm, folder, endpoint)
+        for arm in ("nothing", "shards", "shards-s3", "tfrecords", "ingest")
+    }
+    return {
+        "images": options.images,
+        "rounds": options.rounds,
+        "ingest_images_per_s": options.images / statistics.median(ingest_s),
+        "images_per_s": {arm: statistics.median(values) for arm, values in rates.items()},
+        "ratio": {
+            "shards / bare": ratio(rates["shards"], rates["bare"]),
+            "shards-s3 / bare": ratio(rates["shards-s3"], rates["bare"]),
+            "shards / tfrecords": ratio(rates["shards"], rates["tfrecords"]),
+        },
+        "peak_memory_mib": memory,
+        "parity": parity(passes),
+    }
+
+
+def ratio(left: list[float], right: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(left, right, strict=True))
+
+
+def parity(passes: dict[str, Callable[[], Iterator[np.ndarray]]]) -> dict[str, bool]:
+    """Every arm must hand over the same pixels, in whatever order: compared by the sorted sums of the images."""
+    sums = {arm: np.sort(np.concatenate([batch.sum(axis=(1, 2, 3)) for batch in run()])) for arm, run in passes.items()}
+    return {arm: bool(np.array_equal(sums[arm], sums["bare"])) for arm in passes if arm != "bare"}
+
+
+def arm_of(arm: str, folder: Path, endpoint: str) -> Callable[[], Iterator[np.ndarray]]:
+    import tensorflow as tf
+    from transfer.dataset.manifest import load_dataset
+
+    from transfer.dataset.batches import image_batches
+    from transfer.dataset.decode import load_image
+    from transfer.storage import open_store
+
+    def from_shards(where: str) -> Iterator[np.ndarray]:
+        store = open_store(config_for(folder, where, endpoint).storage)
+        dataset = load_dataset(store, "bench")
+        batches = image_batches(
+            store, dataset.shards_of("train"), image_size=SIZE, batch_size=BATCH, seed=0, epoch=time.time_ns() % 1000
+        )
+        for batch in batches:
+            yield batch["images"].numpy()[batch["real"].numpy() > 0]
+
+    def from_tfrecords() -> Iterator[np.ndarray]:
+        features = {"image": tf.io.FixedLenFeature([], tf.string), "label": tf.io.FixedLenFeature([], tf.int64)}
+        records = tf.data.TFRecordDataset(sorted(str(p) for p in folder.glob("*.tfrecord"))).shuffle(1024)
+
+        def load(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            parsed = tf.io.parse_single_example(record, features)
+            return load_image(parsed["image"], SIZE), parsed["label"]
+
+        images = records.map(load, num_parallel_calls=tf.data.AUTOTUNE)
+        for batch, _ in images.batch(BATCH).prefetch(tf.data.AUTOTUNE):
+            yield batch.numpy()
+
+    def bare() -> Iterator[np.ndarray]:
+        encoded = tf.constant([path.read_bytes() for path in sorted((folder / "images").rglob("*.jpg"))])
+        images = tf.data.Dataset.from_tensor_slices(encoded).map(
+            lambda image: load_image(image, SIZE), num_parallel_calls=tf.data.AUTOTUNE
+        )
+        for batch in images.batch(BATCH).prefetch(tf.data.AUTOTUNE):
+            yield batch.numpy()
+
+    arms = {"bare": bare, "tfrecords": from_tfrecords}
+    arms |= {"shards": lambda: from_shards("folder"), "shards-s3": lambda: from_shards("s3")}
+    return arms[arm]
+
+
+def middle_rate(batches: Iterator[np.ndarray]) -> float:
+    """Images a second over the middle 80 % of a pass."""
+    arrived = [(len(batch), time.perf_counter()) for batch in batches]
+    edge = max(len(arrived) // 10, 1)
+    middle = arrived[edge : len(arrived) - edge]
+    return sum(count for count, _ in middle[1:]) / (middle[-1][1] - middle[0][1])
+
+
+def timed(work: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def config_for(folder: Path, where: str, endpoint: str, name: str = "bench") -> Config:
+    storage = (
+        {"uri": str(folder / "storage")} if where == "folder" else {"uri": "s3://bench/data", "endpoint_url": endpoint}
+    )
+    source = {"source": str(folder / "images"), "validation": 0.0, "test": 0.0, "shard_size_bytes": 16 * 1024**2}
+    return parse_config(
+        {"name": name, "storage": storage, "dataset": source, "base": {"model": "MobileNetV2", "weights": "none"}}
+    )
+
+
+def ingest(folder: Path, endpoint: str, round_: int) -> None:
+    """Ingest as a job in its own process; each round into a dataset and storage of its own, the first one is kept."""
+    keep = round_ == 0
+    for where in ("folder", "s3") if keep else ("folder",):
+        target = folder if keep else folder / f"round-{round_}"
+        config = config_for(target, where, endpoint)
+        config = config.model_copy(
+            update={"dataset": config.dataset.model_copy(update={"source": str(folder / "images")})}
+        )
+        code = (
+            "import sys; from transfer.config import parse_config; from transfer.storage import open_store;"
+            "from transfer.dataset.ingest import ingest; import json;"
+            "c = parse_config(json.loads(sys.argv[1])); ingest(c, open_store(c.storage))"
+        )
+        subprocess.run([sys.executable, "-c", code, config.model_dump_json()], check=True, stderr=subprocess.DEVNULL)
+
+
+def write_jpegs(folder: Path, count: int) -> None:
+    """Photographs would be better; smooth random fields with some texture compress and decode much like them."""
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    for index in range(count):
+        path = folder / f"class-{index % 4}" / f"{index:06d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        coarse = Image.fromarray(random.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize(
+            (320, 240), Image.Resampling.BICUBIC
+        )
+        noisy = np.asarray(coarse, np.int16) + random.integers(-12, 13, (240, 320, 1), dtype=np.int16)
+        Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(path, quality=85)
+
+
+def write_tfrecords(folder: Path) -> None:
+    import tensorflow as tf
+
+    paths = sorted((folder / "images").rglob("*.jpg"))
+    for part in range(4):
+        with tf.io.TFRecordWriter(str(folder / f"{part}.tfrecord")) as writer:
+            for path in paths[part::4]:
+                image = tf.train.Feature(bytes_list=tf.train.BytesList(value=[path.read_bytes()]))
+                label = tf.train.Feature(int64_list=tf.train.Int64List(value=[int(path.parent.name[-1])]))
+                example = tf.train.Example(features=tf.train.Features(feature={"image": image, "label": label}))
+                writer.write(example.SerializeToString())
+
+
+def in_fresh_process(arm: str, folder: Path, endpoint: str) -> float:
+    command = [
+        sys.executable,
+        "-m",
+        "scripts.bench.ingest",
+        "--arm",
+        arm,
+        "--folder",
+        str(folder),
+        "--endpoint",
+        endpoint,
+    ]
+    finished = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(finished.stdout.splitlines()[-1])
+
+
+def peak_memory_of(arm: str, folder: Path, endpoint: str) -> float:
+    """Peak resident MiB of this process (for ingest: and of its largest worker) after one pass of an arm."""
+    import resource
+
+    if arm == "ingest":
+        ingest(folder, endpoint, round_=time.time_ns())
+        return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    import tensorflow as tf
+
+    tf.zeros([]).numpy()
+    if arm != "nothing":
+        for _ in arm_of(arm, folder, endpoint)():
+            pass
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+@contextmanager
+def s3_server() -> Iterator[str]:
+    """The S3 emulator of moto on loopback, with made-up credentials in the environment."""
+    os.environ |= {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench", "AWS_DEFAULT_REGION": "us-east-1"}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [str(Path(sys.executable).with_name("moto_server")), "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    endpoint = f"http://127.0.0.1:{port}"
+    try:
+        import boto3
+
+        client = boto3.client("s3", endpoint_url=endpoint)
+        for _ in range(100):
+            try:
+                client.create_bucket(Bucket="bench")
+                break
+            except Exception:  # noqa: BLE001 - whatever it is, the server is not up yet
+                time.sleep(0.1)
+        yield endpoint
+    finally:
+        server.kill()
+        server.wait()
+
+
+def report(result: dict, *, as_json: bool) -> dict:
+    if not as_json:
+        for arm, rate in result["images_per_s"].items():
+            print(f"{arm:<12}{rate:>10,.0f} images/s")
+        print(f"{'ingest':<12}{result['ingest_images_per_s']:>10,.0f} images/s")
+        for name, value in result["ratio"].items():
+            print(f"{name:<22}{value:>8.2f}")
+        for name, value in result["peak_memory_mib"].items():
+            print(f"peak memory {name:<12}{value:>8,.0f} MiB")
+    return result
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", action="store_true", help="end with one line of JSON only")
+    parser.add_argument("--arm", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    parser.add_argument("--endpoint", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

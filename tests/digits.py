@@ -1,0 +1,42 @@
+"""A small real problem for tests: some of scikit-learn's handwritten digits, and the demo's small base."""
+
+from pathlib import Path
+
+from transfer.config import Config, parse_config
+from transfer.demo import BASE_PATH
+
+IMAGES_PER_CLASS = 24
+
+
+def write_some_digits(folder: Path) -> Path:
+    """Write a few digits of each class as PNG files in class folders."""
+    import numpy as np
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    for label in range(10):
+        (folder / str(label)).mkdir(parents=True)
+        for index in np.flatnonzero(digits.target == label)[:IMAGES_PER_CLASS]:
+            image = Image.fromarray((digits.images[index] * 255 / 16).astype(np.uint8))
+            image.resize((32, 32), Image.Resampling.BICUBIC).save(folder / str(label) / f"{index:04d}.png")
+    return folder
+
+
+def digits_config(source: Path, storage: str | dict, **changes: object) -> Config:
+    """A configuration that trains in seconds; `changes` replace whole sections."""
+    return parse_config(
+        {
+            "name": "digits",
+            "storage": storage,
+            "dataset": {"source": str(source), "validation": 0.2, "test": 0.2},
+            "base": {"model": str(BASE_PATH), "image_size": 32},
+            "head": {"dropout": 0.2},
+            "phases": [
+                {"unfreeze": 0, "epochs": 2, "learning_rate": 3e-3},
+                {"unfreeze": 1, "epochs": 1, "learning_rate": 1e-3},
+            ],
+            "training": {"batch_size": 16},
+            **changes,
+        }
+    )

@@ -1,0 +1,145 @@
+"""Training on real Ray workers: the same result as in one process, also when a worker is killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transfer.dataset.ingest import ingest
+
+from tests.digits import digits_config, write_some_digits
+from transfer.errors import DivergedError, TrainingError
+from transfer.storage import open_store
+from transfer.training.checkpoints import Checkpoints
+from transfer.training.ray_workers import ray_storage_path, train_on_workers
+from transfer.training.run import open_run
+
+WORKERS = {"count": 2, "max_failures": 2}
+TOLERANCE = 1e-5
+
+TRAIN_HERE = """
+import sys
+import tensorflow as tf
+from pathlib import Path
+from transfer.config import load_config
+from transfer.dataset.manifest import load_dataset
+from transfer.storage import open_store
+from transfer.training.loop import train
+from transfer.training.run import load_run
+config = load_config(Path(sys.argv[1]))
+store = open_store(config.storage)
+run = load_run(store, sys.argv[2], config)
+train(run, load_dataset(store, "digits"), strategy=tf.distribute.get_strategy())
+"""
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("digits")
+    source = write_some_digits(folder / "images")
+    config = digits_config(source, str(folder / "storage"))
+    return source, ingest(config, open_store(config.storage))
+
+
+def new_run(digits, run_id, **changes):
+    source, dataset = digits
+    config = digits_config(source, str(source.parent / "storage"), **changes)
+    return open_run(open_store(config.storage), config, dataset, run_id=run_id)
+
+
+@pytest.fixture(scope="module")
+def in_one_process(digits, tmp_path_factory):
+    """Final weights of the run trained in a process of its own, without Ray."""
+    from transfer.config.reference import render
+
+    run = new_run(digits, "one-process")
+    path = tmp_path_factory.mktemp("config") / "config.yaml"
+    path.write_text(render(run.config))
+    subprocess.run([sys.executable, "-c", TRAIN_HERE, path, run.id], check=True, capture_output=True)
+    return Checkpoints(run).complete()
+
+
+def largest_difference(left, right):
+    return max(float(np.max(np.abs(a - b))) for a, b in zip(left, right, strict=True))
+
+
+def test_two_ray_workers_end_with_the_weights_of_one_process(ray_cluster, digits, in_one_process):
+    run = new_run(digits, "two-workers", workers=WORKERS)
+    train_on_workers(run)
+    final = Checkpoints(run).complete()
+    assert largest_difference(final.weights, in_one_process.weights) < TOLERANCE
+    for here, there in zip(in_one_process.progress.history, final.progress.history, strict=True):
+        assert there.accuracy == here.accuracy
+        assert there.validation_accuracy == here.validation_accuracy
+
+
+def worker_processes():
+    """Process ids of the Ray Train workers, by their titles."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                title = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if title.startswith(b"ray::") and b"RayTrainWorker" in title.replace(b"_", b""):
+                found.append(int(entry.name))
+    return sorted(found)
+
+
+def test_a_worker_killed_in_the_middle_of_an_epoch_changes_nothing(ray_cluster, digits, in_one_process):
+    run = new_run(digits, "killed", workers=WORKERS, training={"batch_size": 16, "checkpoint_steps": 1})
+    killed = []
+
+    def kill_in_the_middle():
+        while not killed:
+            latest = run.checkpoints.latest()
+            if latest and latest[1]["progress"]["step"] >= 3:
+                victim = worker_processes()[-1]
+                os.kill(victim, signal.SIGKILL)
+                killed.append(latest[1]["progress"]["step"])
+            time.sleep(0.01)
+
+    watcher = threading.Thread(target=kill_in_the_middle, daemon=True)
+    watcher.start()
+    train_on_workers(run)
+    assert killed
+    final = Checkpoints(run).complete()
+    assert largest_difference(final.weights, in_one_process.weights) < TOLERANCE
+    assert [row.epoch for row in final.progress.history] == [0, 1, 2]
+
+
+def test_the_driver_never_loads_tensorflow():
+    code = (
+        "import sys, transfer.pipeline, transfer.training.ray_workers, transfer.cli;"
+        "assert not {'tensorflow', 'keras', 'tf_keras'} & set(sys.modules), 'TensorFlow was loaded'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_divergence_is_an_answer_and_not_retried(ray_cluster, digits):
+    phases = [{"unfreeze": "all", "epochs": 5, "learning_rate": 1e30, "optimizer": "sgd"}]
+    run = new_run(digits, "diverging", workers=WORKERS, phases=phases)
+    with pytest.raises(DivergedError, match="Lower the phase's learning_rate"):
+        train_on_workers(run)
+
+
+def test_a_cluster_that_is_too_small_is_named_in_time(ray_cluster, digits):
+    run = new_run(digits, "too-large", workers={"count": 16, "start_timeout_s": 1.0})
+    with pytest.raises(TrainingError, match="16 workers"):
+        train_on_workers(run)
+
+
+def test_ray_keeps_its_state_beside_ours_without_credentials(digits):
+    from transfer.config import StorageConfig
+
+    storage = StorageConfig(uri="s3://bucket/prefix", endpoint_url="http://127.0.0.1:9000", region="eu-west-1")
+    assert (
+        ray_storage_path(storage)
+        == "s3://bucket/prefix/ray?scheme=http&endpoint_override=127.0.0.1%3A9000&region=eu-west-1"
+    )

@@ -1,0 +1,97 @@
+"""The command line: what it loads, prints and exits with. Real subprocesses."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.digits import digits_config, write_some_digits
+from transfer.config.reference import render
+
+
+def transfer(*arguments, **options):
+    command = [sys.executable, "-m", "transfer", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+@pytest.fixture
+def config(tmp_path):
+    source = write_some_digits(tmp_path / "images")
+    path = tmp_path / "config.yaml"
+    path.write_text(render(digits_config(source, str(tmp_path / "storage"))))
+    return path
+
+
+HEAVY = {"tensorflow", "keras", "ray", "pyarrow", "numpy", "boto3", "sklearn", "matplotlib"}
+COMMANDS = ["ingest", "train", "evaluate", "publish", "predict", "inspect", "demo", "config check", "config show"]
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS, "config schema"])
+def test_help_loads_none_of_the_heavy_packages(command):
+    code = (
+        "import sys\nfrom transfer.cli import app\n"
+        f"try: app({[*command.split(), '--help']!r})\nexcept SystemExit as e: assert e.code == 0\n"
+        f"heavy = {HEAVY} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("job", ["ingest", "train", "evaluate", "publish", "predict"])
+def test_every_job_takes_what_its_command_takes(job):
+    by_job = subprocess.run([sys.executable, "-m", f"jobs.{job}", "--help"], capture_output=True, text=True, check=True)
+    assert by_job.stdout == transfer(job, "--help").stdout.replace("python -m transfer", "transfer")
+
+
+def test_a_mistake_ends_with_a_sentence_and_a_code_and_no_traceback(config):
+    config.write_text(config.read_text().replace("phases:", "phasess:"))
+    done = transfer("train", config)
+    assert done.returncode == 2
+    assert "did you mean `phases`?" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_config_check_finds_a_missing_source_before_anything_is_written(config, tmp_path):
+    done = transfer("config", "check", config, "--set", "dataset.source=/nowhere")
+    assert done.returncode == 2
+    assert "there is nothing at /nowhere" in done.stderr
+    assert not list((tmp_path / "storage").rglob("*.json"))
+
+
+@pytest.mark.parametrize("change", ["base.model=/nowhere.keras", "base.weights=/nowhere.weights.h5"])
+def test_config_check_finds_missing_weights(config, change):
+    done = transfer("config", "check", config, "--set", change)
+    assert done.returncode == 2
+    assert "/nowhere" in done.stderr
+
+
+def test_config_check_passes_a_good_one(config):
+    done = transfer("config", "check", config, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["valid"] is True
+
+
+def test_json_is_one_object_on_stdout_and_the_rest_goes_to_stderr(config):
+    done = transfer("ingest", config, "--json")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["dataset"] == "digits/00000001"
+    assert sum(answer["images"].values()) == 240
+    assert "images/s" in done.stderr
+
+
+def test_people_get_lines_and_tables(config):
+    done = transfer("inspect", config)
+    assert done.returncode == 0, done.stderr
+    assert "block4" in done.stdout
+    assert "parameters" in done.stdout
+
+
+def test_show_prints_what_reads_back(config):
+    done = transfer("config", "show", config)
+    shown = Path(config).with_name("shown.yaml")
+    shown.write_text(done.stdout)
+    assert transfer("config", "show", shown).stdout == done.stdout
