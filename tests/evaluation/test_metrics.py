@@ -1,0 +1,148 @@
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+from sklearn import metrics as reference
+
+from transfer.errors import DatasetError
+from transfer.evaluation.metrics import compute_metrics, wilson_interval, worst_mistakes
+from transfer.evaluation.predictions import Predictions
+
+
+def test_figures_of_four_images_are_those_computed_by_hand(predictions_of):
+    predictions = predictions_of(
+        [0, 0, 1, 2], [[0.5, 0.25, 0.25], [0.25, 0.5, 0.25], [0.0, 1.0, 0.0], [0.5, 0.25, 0.25]]
+    )
+    metrics = compute_metrics(predictions)
+
+    assert metrics.images == 4
+    assert metrics.accuracy == 0.5
+    # -ln of 0.5, 0.25, 1 and 0.25: five halvings over four images.
+    assert metrics.loss == pytest.approx(5 * math.log(2) / 4, abs=1e-7)
+    assert metrics.confusion == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
+    first, second, third = metrics.per_class
+    assert (first.precision, first.recall, first.f1, first.support, first.predicted) == (0.5, 0.5, 0.5, 2, 2)
+    assert (second.precision, second.recall, second.support, second.predicted) == (0.5, 1.0, 1, 2)
+    assert second.f1 == pytest.approx(2 / 3, abs=1e-12)
+    assert (third.precision, third.recall, third.f1, third.support, third.predicted) == (0.0, 0.0, 0.0, 1, 0)
+    assert metrics.macro.recall == pytest.approx(0.5, abs=1e-12)
+    assert metrics.macro.f1 == pytest.approx((1 / 2 + 2 / 3) / 3, abs=1e-12)
+
+
+@pytest.mark.parametrize(("images", "classes"), [(300, 2), (400, 4), (500, 10), (3000, 150)])
+def test_figures_agree_with_scikit_learn(random_predictions, images, classes):
+    predictions = random_predictions(images=images, classes=classes)
+    labels, probabilities, indices = predictions.labels, predictions.probabilities, np.arange(classes)
+    predicted = probabilities.argmax(axis=1)
+    metrics = compute_metrics(predictions)
+
+    # float32 probabilities: a relative 1e-6.
+    normalized = probabilities / probabilities.sum(axis=1, keepdims=True)
+    assert metrics.loss == pytest.approx(reference.log_loss(labels, normalized, labels=indices), rel=1e-6)
+    assert metrics.accuracy == pytest.approx(reference.accuracy_score(labels, predicted), abs=1e-12)
+    assert sorted(metrics.top_k) == [k for k in (3, 5) if classes > k]
+    for k, share in metrics.top_k.items():
+        assert share == pytest.approx(reference.top_k_accuracy_score(labels, probabilities, k=k, labels=indices))
+    assert metrics.macro.f1 == pytest.approx(reference.f1_score(labels, predicted, average="macro"), abs=1e-12)
+    assert metrics.macro.recall == pytest.approx(reference.balanced_accuracy_score(labels, predicted), abs=1e-12)
+    assert metrics.confusion == reference.confusion_matrix(labels, predicted, labels=indices).tolist()
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(0, 1), (1, 1), (0, 40), (40, 40), (37, 40), (912, 1000)])
+def test_interval_of_the_accuracy_is_wilsons(successes, trials):
+    expected = binomtest(successes, trials).proportion_ci(0.95, method="wilson")
+    interval = wilson_interval(successes, trials)
+    assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_interval_touches_its_ends_exactly_when_all_or_none_are_right():
+    assert wilson_interval(0, 60).low == 0.0
+    assert wilson_interval(60, 60).high == 1.0
+
+
+def test_class_without_images_is_not_measured_and_does_not_lower_the_averages(predictions_of):
+    metrics = compute_metrics(predictions_of([0, 1, 1], [[0.9, 0.1, 0.0], [0.1, 0.9, 0.0], [0.1, 0.2, 0.7]]))
+    absent = metrics.per_class[2]
+    assert (absent.support, absent.predicted) == (0, 1)
+    assert (absent.precision, absent.recall, absent.f1) == (None, None, None)
+    assert metrics.macro.recall == pytest.approx(0.75, abs=1e-12)
+    assert metrics.confusion[2] == [0, 0, 0]
+
+
+def test_one_image_is_enough(predictions_of):
+    metrics = compute_metrics(predictions_of([1], [[0.25, 0.75]]))
+    assert metrics.accuracy == 1.0
+    assert metrics.confusion == [[0, 0], [0, 1]]
+    assert metrics.top_k == {}
+
+
+def test_all_right_and_certain_is_a_loss_of_zero_without_mistakes(predictions_of):
+    predictions = predictions_of([0, 1, 2], np.eye(3))
+    metrics = compute_metrics(predictions)
+    assert (metrics.accuracy, metrics.loss, metrics.macro.f1) == (1.0, 0.0, 1.0)
+    assert math.copysign(1, metrics.loss) == 1
+    assert worst_mistakes(predictions, 10) == []
+
+
+def test_all_wrong_and_certain_is_a_finite_loss(predictions_of):
+    predictions = predictions_of([0, 1, 2], np.roll(np.eye(3), 1, axis=1))
+    metrics = compute_metrics(predictions)
+    assert (metrics.accuracy, metrics.macro.f1) == (0.0, 0.0)
+    assert metrics.loss == pytest.approx(-math.log(1e-7), abs=1e-9)
+    assert len(worst_mistakes(predictions, 10)) == 3
+
+
+def test_right_image_is_among_the_top_k_even_when_all_probabilities_are_equal(predictions_of):
+    metrics = compute_metrics(predictions_of([0, 2, 3, 9], np.full((4, 10), 0.1)))
+    assert metrics.accuracy == 0.25
+    assert metrics.top_k == {3: 0.5, 5: 0.75}
+
+
+def test_worst_mistakes_come_most_confident_first_and_ties_never_vary():
+    probabilities = np.array(
+        [[0.3, 0.6, 0.1], [0.2, 0.7, 0.1], [0.2, 0.7, 0.1], [0.1, 0.7, 0.2], [0.9, 0.05, 0.05]], np.float32
+    )
+    rows = [("d", 0), ("c", 0), ("b", 0), ("z", 0), ("right", 0)]
+    found = []
+    for order in ([0, 1, 2, 3, 4], [4, 3, 2, 1, 0]):
+        keys, labels = zip(*(rows[row] for row in order), strict=True)
+        predictions = Predictions(list(keys), np.array(labels, np.int32), probabilities[order], ["x", "y", "w"])
+        found.append(worst_mistakes(predictions, 3))
+    assert [mistake.key for mistake in found[0]] == ["z", "b", "c"]
+    assert found[0] == found[1]
+    first = found[0][0]
+    assert (first.truth, first.predicted) == ("x", "y")
+    assert (first.truth_probability, first.predicted_probability) == pytest.approx((0.1, 0.7), abs=1e-7)
+
+
+def test_predictions_must_exist():
+    with pytest.raises(DatasetError, match="no predictions"):
+        Predictions([], np.zeros(0, np.int32), np.zeros((0, 2), np.float32), ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("labels", "probabilities"),
+    [
+        (np.zeros(3, np.int32), np.full((2, 2), 0.5, np.float32)),
+        (np.zeros(2, np.int32), np.full((2, 3), 1 / 3, np.float32)),
+        (np.zeros(2, np.int64), np.full((2, 2), 0.5, np.float32)),
+        (np.zeros(2, np.int32), np.full((2, 2), 0.5, np.float64)),
+        (np.zeros((2, 1), np.int32), np.full((2, 2), 0.5, np.float32)),
+    ],
+)
+def test_parts_that_do_not_fit_together_are_refused_with_both_shapes(labels, probabilities):
+    with pytest.raises(DatasetError, match=r"expected (int32 \[2\]|float32 \[2, 2\]) for 2 keys and 2 classes"):
+        Predictions(["a", "b"], labels, probabilities, ["x", "y"])
+
+
+@pytest.mark.parametrize("label", [-1, 2])
+def test_label_outside_the_classes_is_refused_by_the_images_name(predictions_of, label):
+    with pytest.raises(DatasetError, match=f"`image-1.png` has label {label}, expected 0 to 1"):
+        predictions_of([0, label], [[0.5, 0.5], [0.5, 0.5]])
+
+
+@pytest.mark.parametrize("row", [[3.0, -2.0], [0.9, 0.9], [math.nan, 1.0], [math.inf, 0.0]])
+def test_logits_and_broken_numbers_are_refused_by_the_images_name(predictions_of, row):
+    with pytest.raises(DatasetError, match=r"`image-1\.png` has class probabilities"):
+        predictions_of([0, 0], [[0.5, 0.5], row])

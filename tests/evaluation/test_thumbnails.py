@@ -1,0 +1,62 @@
+import base64
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from transfer.evaluation.thumbnails import make_thumbnail
+
+
+def decoded(thumbnail):
+    image = Image.open(io.BytesIO(base64.b64decode(thumbnail.uri.partition(",")[2])))
+    image.load()
+    return image
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [((8, 8), (8, 8)), ((160, 40), (160, 40)), ((640, 480), (160, 120)), ((10, 4000), (1, 160))]
+)
+def test_thumbnail_keeps_the_shape_within_160_pixels(encoded, size, expected):
+    thumbnail = make_thumbnail(encoded(*size))
+    assert (thumbnail.width, thumbnail.height) == decoded(thumbnail).size
+    assert decoded(thumbnail).size == pytest.approx(expected, abs=1)
+
+
+def test_photo_becomes_a_small_jpeg_and_a_tiny_picture_stays_lossless(encoded):
+    photo, tiny = make_thumbnail(encoded(3000, 2000, kind="JPEG")), make_thumbnail(encoded(32, 32))
+    assert photo.uri.startswith("data:image/jpeg;base64,")
+    assert len(photo.uri) < 20_000
+    assert not photo.is_tiny
+    assert tiny.uri.startswith("data:image/png;base64,")
+    assert tiny.is_tiny
+
+
+def test_picture_is_turned_upright_and_loses_its_metadata(encoded):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x010E] = "private description"
+    thumbnail = make_thumbnail(encoded(300, 150, kind="JPEG", exif=exif))
+    assert (thumbnail.width, thumbnail.height) == (80, 160)
+    assert b"private" not in base64.b64decode(thumbnail.uri.partition(",")[2])
+    assert not decoded(thumbnail).getexif()
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("L", "PNG"), ("P", "GIF"), ("1", "PNG"), ("CMYK", "JPEG"), ("RGBA", "PNG"), ("LA", "PNG")]
+)
+def test_every_color_mode_has_a_thumbnail(encoded, mode, kind):
+    assert decoded(make_thumbnail(encoded(200, 200, kind=kind, mode=mode))).mode in {"RGB", "RGBA"}
+
+
+def test_sixteen_bit_gray_keeps_its_shades():
+    gradient = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    data = io.BytesIO()
+    Image.fromarray(gradient).save(data, "PNG")
+    shades = np.asarray(decoded(make_thumbnail(data.getvalue())))[..., 0]
+    np.testing.assert_array_equal(shades, gradient >> 8)
+
+
+def test_truncated_picture_has_no_thumbnail_and_says_so_in_the_log(encoded, caplog):
+    assert make_thumbnail(encoded(300, 300, kind="JPEG")[:-200]) is None
+    assert "No thumbnail" in caplog.text

@@ -1,0 +1,75 @@
+"""What a model answered for the images of one split, beside the truth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from transfer.errors import DatasetError
+
+# Softmax in half precision is off by up to a few thousandths; logits passed by mistake are off by far more.
+_SUM_TOLERANCE = 1e-2
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """Answers of a model in the order of the split's rows. Raises DatasetError when the parts do not fit together.
+
+    `keys`: n names of images. `labels`: int32 [n], the true class indices. `probabilities`: float32 [n, classes], each
+    row sums to 1. `classes`: the classes' names in the order of their indices.
+    """
+
+    keys: list[str]
+    labels: np.ndarray
+    probabilities: np.ndarray
+    classes: list[str]
+
+    def __post_init__(self) -> None:
+        self._check_shapes()
+        self._check_labels()
+        self._check_probabilities()
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """The most probable class of each image, int64 [n]; the lower index where two are equal."""
+        predicted: np.ndarray = self.probabilities.argmax(axis=1)
+        return predicted
+
+    def _check_shapes(self) -> None:
+        if not self.keys:
+            raise DatasetError(
+                "There are no predictions to evaluate.", advice="Evaluate on a split that has at least one image."
+            )
+        for name, found, dtype, shape in (
+            ("labels", self.labels, np.int32, (len(self.keys),)),
+            ("probabilities", self.probabilities, np.float32, (len(self.keys), len(self.classes))),
+        ):
+            if found.dtype != dtype or found.shape != shape:
+                raise DatasetError(
+                    f"Predictions have {name} of {found.dtype} {list(found.shape)}, expected {np.dtype(dtype)} "
+                    f"{list(shape)} for {len(self.keys)} keys and {len(self.classes)} classes.",
+                    advice="Predict with a model that was trained on this dataset version.",
+                )
+
+    def _check_labels(self) -> None:
+        outside = np.flatnonzero((self.labels < 0) | (self.labels >= len(self.classes)))
+        if outside.size:
+            row = outside[0]
+            raise DatasetError(
+                f"Image `{self.keys[row]}` has label {self.labels[row]}, expected 0 to {len(self.classes) - 1}.",
+                advice="Use the classes of the dataset version that the labels come from.",
+            )
+
+    def _check_probabilities(self) -> None:
+        # A NaN fails every comparison, so this asks what is right instead of what is wrong.
+        within = np.all((self.probabilities >= 0) & (self.probabilities <= 1 + _SUM_TOLERANCE), axis=1)
+        sums = self.probabilities.sum(axis=1, dtype=np.float64)
+        wrong = np.flatnonzero(~(within & (np.abs(sums - 1) <= _SUM_TOLERANCE)))
+        if wrong.size:
+            row = wrong[0]
+            raise DatasetError(
+                f"Image `{self.keys[row]}` has class probabilities that are not from 0 to 1 with a sum of 1: "
+                f"smallest {self.probabilities[row].min():g}, sum {sums[row]:g}.",
+                advice="Pass the output of softmax or sigmoid, not logits; a NaN means that the weights are broken.",
+            )
