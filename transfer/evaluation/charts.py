@@ -162,7 +162,7 @@ def _compact_matrix(shares: np.ndarray) -> str:
     pixels = np.zeros((*shares.shape, 4))
     pixels[..., :3] = _WRONG_PIXEL
     np.einsum("iij->ij", pixels)[:, :3] = _RIGHT_PIXEL
-    pixels[..., 3] = np.where(shares > 0, 0.25 + 0.75 * np.sqrt(shares), 0)
+    pixels[..., 3] = np.where(shares > 0, 0.45 + 0.55 * np.sqrt(shares), 0)
     axes.imshow(pixels, interpolation="none", aspect="auto")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(nbins=8, integer=True, steps=[1, 2, 5, 10]))
