@@ -76,8 +76,12 @@ def _decode_bmp(image_bytes: tf.Tensor) -> tf.Tensor:
     usual_masks = tf.reduce_all(header[54:66] == [0, 0, 0xFF, 0, 0, 0xFF, 0, 0, 0xFF, 0, 0, 0])
     is_plain = (compression == 0) | ((compression == 3) & usual_masks & (bits == 32))
     readable = (header_size >= 40) & is_plain
+    # TensorFlow wants the file to end with the last row; many writers fill it up.
+    width, height = little_endian(header[18:22]), tf.bitcast(tf.cast(little_endian(header[22:26]), tf.uint32), tf.int32)
+    row_size = (bits // 8 * width + 3) // 4 * 4
+    end = little_endian(header[10:14]) + row_size * tf.abs(tf.cast(height, tf.int64))
     with tf.control_dependencies([tf.debugging.Assert(readable, ["BMP with compressed pixels or an old header"])]):
-        image = _decode(tf.identity(image_bytes), channels=3)
+        image = _decode(tf.strings.substr(image_bytes, tf.constant(0, tf.int64), end), channels=3)
 
     def with_palette() -> tf.Tensor:
         palette = tf.reshape(read_bytes(image_bytes, 14 + header_size, 1024), [256, 4])[:, 2::-1]

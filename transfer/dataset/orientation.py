@@ -137,12 +137,16 @@ def _jpeg_exif(image_bytes: tf.Tensor) -> Block:
 
 def _png_exif(image_bytes: tf.Tensor) -> Block:
     # A chunk: length, name, data, checksum.
-    return _chunk(image_bytes, b"eXIf", first=8, name_at=4, length_of=lambda w: _big_endian(w[:4]), around=12)
+    return _chunk(
+        image_bytes, b"eXIf", first=8, name_at=4, length_of=lambda w: _big_endian(w[:4]), around=12, last=b"IEND"
+    )
 
 
 def _webp_exif(image_bytes: tf.Tensor) -> Block:
-    # A chunk: name, length, data, and a byte to fill up an odd length.
-    return _chunk(image_bytes, b"EXIF", first=12, name_at=0, length_of=lambda w: little_endian(w[4:]), around=8)
+    # A chunk: name, length, data, and a byte to fill up an odd length. Zeros stand for the file's end.
+    return _chunk(
+        image_bytes, b"EXIF", first=12, name_at=0, length_of=lambda w: little_endian(w[4:]), around=8, last=bytes(4)
+    )
 
 
 def _chunk(
@@ -153,14 +157,18 @@ def _chunk(
     name_at: int,
     length_of: Callable[[tf.Tensor], tf.Tensor],
     around: int,
+    last: bytes,
 ) -> Block:
-    """The TIFF block in the first chunk with that name; `around` is what a chunk has beside its data, in bytes."""
+    """The TIFF block in the first chunk with that name before the chunk named `last`.
 
-    def is_named(window: tf.Tensor) -> tf.Tensor:
+    `around` is what a chunk has beside its data, in bytes.
+    """
+
+    def is_named(window: tf.Tensor, name: bytes = name) -> tf.Tensor:
         return tf.reduce_all(window[name_at : name_at + 4] == list(name))
 
     def goes_on(position: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
-        return (position < size) & ~is_named(window)
+        return (position < size) & ~is_named(window) & ~is_named(window, last)
 
     def step(position: tf.Tensor, window: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         length = length_of(window)
@@ -204,12 +212,11 @@ def _tiff_orientation(image_bytes: tf.Tensor, start: tf.Tensor, length: tf.Tenso
 
     kind = tf.reduce_sum(entry[2:4] * places_of_2)
     is_single = tf.reduce_sum(entry[4:8] * places_of_4) == 1
-    # TIFF's integer types: 1 and 6 have a byte, 3 and 8 two, 4 and 9 four.
+    # TIFF's integer types: 3 and 8 have two bytes, 4 and 9 four. The standard wants 3; Pillow reads these.
     value = tf.case(
         [
             ((kind == 3) | (kind == 8), lambda: tf.reduce_sum(entry[8:10] * places_of_2)),
             ((kind == 4) | (kind == 9), lambda: tf.reduce_sum(entry[8:12] * places_of_4)),
-            ((kind == 1) | (kind == 6), lambda: entry[8]),
         ],
         default=lambda: tf.constant(0, tf.int64),
     )

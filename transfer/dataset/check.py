@@ -1,0 +1,277 @@
+"""Whether an image can be used, told from its bytes before it gets into a dataset.
+
+An accepted image has been decoded here by the very function that training and serving use, so it cannot fail there.
+What happens to each format and oddity is written in docs/images.md.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from transfer.dataset import formats
+from transfer.dataset.formats import Format
+
+# A progressive JPEG has about ten scans. Each costs a pass over all pixels, however few bytes it has.
+_MAX_JPEG_SCANS = 100
+# Pillow and TensorFlow convert print colors a little differently; the wrong way round is far beyond, in 0..255.
+_MAX_MEAN_DIFFERENCE_OF_JPEG = 8
+# The other decoders agree exactly; versions of the WebP library may round differently one day.
+_MAX_DIFFERENCE = 8
+
+
+class RejectReason(StrEnum):
+    """Why an image was refused."""
+
+    EMPTY = "empty"
+    TOO_LARGE_FILE = "too_large_file"
+    NOT_AN_IMAGE = "not_an_image"
+    UNSUPPORTED_FORMAT = "unsupported_format"
+    PIXEL_BOMB = "pixel_bomb"
+    CORRUPT = "corrupt"
+
+
+@dataclass(frozen=True)
+class AcceptedImage:
+    """An image that decodes: its bytes (PNG if transcoded), size in pixels as displayed (upright), and format."""
+
+    data: bytes
+    width: int
+    height: int
+    format: str
+
+
+@dataclass(frozen=True)
+class RejectedImage:
+    """An image that was refused: the reason to count by, and a sentence on what was found."""
+
+    reason: RejectReason
+    detail: str
+
+
+class _RefusedError(Exception):
+    """The image is not taken."""
+
+    def __init__(self, reason: RejectReason, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.rejected = RejectedImage(reason, detail)
+
+
+class _UndecodableError(Exception):
+    """TensorFlow does not decode the image, or to another picture than Pillow does."""
+
+
+def check_image(
+    data: bytes, *, key: str, max_pixels: int, max_file_size_bytes: int, transcode: bool
+) -> AcceptedImage | RejectedImage:
+    """Check one image file by decoding it; never raises because of what is in `data`.
+
+    `key` is the file's name: the content alone decides, a name that promises another format is mentioned. Images of
+    more than `max_pixels` pixels are refused from their header. With `transcode`, what TensorFlow does not decode right
+    becomes an upright PNG of the first frame where Pillow can read it; the same bytes always give the same PNG.
+    """
+    if not data:
+        return RejectedImage(RejectReason.EMPTY, "The file has no bytes.")
+    if len(data) > max_file_size_bytes:
+        detail = f"The file has {len(data):,} bytes; max_file_size_bytes is {max_file_size_bytes:,}."
+        return RejectedImage(RejectReason.TOO_LARGE_FILE, detail)
+    kind = formats.recognize(data)
+    if kind is None:
+        detail = f"The file starts with {data[:12]!r}, which no known image format does."
+        return RejectedImage(RejectReason.NOT_AN_IMAGE, detail)
+    try:
+        # Pillow's warnings say what is decided here; they would come thousands of times.
+        with _no_warnings():
+            return _check(data, kind, kind.named(key), max_pixels=max_pixels, transcode=transcode)
+    except _RefusedError as refused:
+        return refused.rejected
+
+
+def _check(data: bytes, kind: Format, label: str, *, max_pixels: int, transcode: bool) -> AcceptedImage:
+    if not kind.is_decodable and not transcode:
+        tool = f" (with {kind.package} installed)" if kind.package else ""
+        raise _RefusedError(
+            RejectReason.UNSUPPORTED_FORMAT,
+            f"{label} is not decoded in a model's graph; `transcode: true` turns it into PNG{tool}.",
+        )
+    image = _open(data, kind, label)
+    _limit_pixels(image.width, image.height, max_pixels)
+    if kind.is_decodable:
+        try:
+            height, width = _decode_as_pillow(data, kind, image, label, max_pixels=max_pixels)
+            return AcceptedImage(data, width, height, kind.name)
+        except _UndecodableError as problem:
+            _load(image, label)
+            if not transcode:
+                raise _RefusedError(
+                    RejectReason.UNSUPPORTED_FORMAT,
+                    f"{label} that TensorFlow does not decode right: {problem}. `transcode: true` turns it into PNG.",
+                ) from None
+    png = _to_png(image, label)
+    try:
+        height, width, _ = _decode(png).shape
+    except _UndecodableError as problem:
+        detail = f"{label} that TensorFlow does not decode even as PNG: {problem}."
+        raise _RefusedError(RejectReason.UNSUPPORTED_FORMAT, detail) from None
+    _limit_pixels(width, height, max_pixels)
+    return AcceptedImage(png, width, height, formats.PNG.name)
+
+
+def _decode_as_pillow(data: bytes, kind: Format, image: Any, label: str, *, max_pixels: int) -> tuple[int, int]:
+    """Decode with TensorFlow and see that it is the picture that Pillow shows; height and width in pixels.
+
+    TensorFlow makes room for as many pixels as the header says that Pillow has read, and for BMP no more than the file
+    has bytes. Only a GIF's frames may be larger than its header says.
+    """
+    if kind is formats.JPEG and data.count(b"\xff\xda") > _MAX_JPEG_SCANS:
+        raise _RefusedError(RejectReason.PIXEL_BOMB, f"{label} of more than {_MAX_JPEG_SCANS} scans.")
+    if kind is formats.GIF:
+        _limit_gif_frames(data, image.size, max_pixels)
+    # JPEG, the most frequent, has one way to be read unless it is for print; Pillow need not decode it as well.
+    is_compared = kind is not formats.JPEG or image.mode not in {"RGB", "L"}
+    if is_compared:
+        _load(image, label)
+    pixels = _decode(data)
+    if is_compared:
+        _compare(pixels, image, kind)
+    return pixels.shape[0], pixels.shape[1]
+
+
+@contextmanager
+def _no_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _open(data: bytes, kind: Format, label: str) -> Any:
+    """Read the header with Pillow, lazily: no pixel is decoded."""
+    from PIL import Image
+
+    if kind.plugin:
+        with suppress(ImportError):
+            import_module(kind.plugin)
+    Image.init()
+    if kind.pillow_name not in Image.OPEN:
+        advice = f"install {kind.package}" if kind.package else "this build of Pillow does not read it"
+        raise _RefusedError(RejectReason.UNSUPPORTED_FORMAT, f"{label} cannot be turned into PNG here: {advice}.")
+    try:
+        return Image.open(io.BytesIO(data), formats=[kind.pillow_name])
+    except Image.DecompressionBombError as error:
+        raise _RefusedError(RejectReason.PIXEL_BOMB, f"{label}: {_text(error)}.") from None
+    except Exception as error:  # noqa: BLE001 - broken files make Pillow's parsers raise anything
+        raise _RefusedError(RejectReason.CORRUPT, f"{label} with a broken header: {_text(error)}.") from None
+
+
+def _load(image: Any, label: str) -> None:
+    try:
+        image.load()
+    except Exception as error:  # noqa: BLE001 - broken files make Pillow's decoders raise anything
+        detail = f"{label}, truncated or corrupt: {_text(error)}."
+        raise _RefusedError(RejectReason.CORRUPT, detail) from None
+
+
+def _limit_pixels(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        detail = f"The image has {width:,}×{height:,} = {width * height:,} pixels; max_pixels is {max_pixels:,}."
+        raise _RefusedError(RejectReason.PIXEL_BOMB, detail)
+
+
+def _limit_gif_frames(data: bytes, screen: tuple[int, int], max_pixels: int) -> None:
+    """TensorFlow keeps a byte a pixel of all frames at once, and takes the largest frame for the picture's size."""
+    frames = list(formats.gif_frames(data))
+    pixels = sum(width * height for width, height in frames)
+    # As much memory as decoding a still image of max_pixels takes.
+    if pixels > 3 * max_pixels:
+        raise _UndecodableError(f"its {len(frames):,} frames have {pixels:,} pixels, more than thrice max_pixels")
+    if not frames or (max(width for width, _ in frames), max(height for _, height in frames)) != screen:
+        raise _UndecodableError("its frames do not cover its screen")
+
+
+def _compare(pixels: np.ndarray, image: Any, kind: Format) -> None:
+    shown = _upright(image)
+    reference = np.asarray(_to_rgb(shown))
+    if pixels.shape != reference.shape:
+        raise _UndecodableError(f"it becomes {pixels.shape[1]}×{pixels.shape[0]}, not {shown.width}×{shown.height}")
+    difference = np.abs(pixels.astype(np.int16) - reference)
+    if shown.has_transparency_data:
+        # Nothing says what color a pixel has that is not seen.
+        difference = difference[np.asarray(shown.convert("RGBA"))[..., 3] > 0]
+    if kind is formats.JPEG:
+        is_other = difference.mean() > _MAX_MEAN_DIFFERENCE_OF_JPEG
+    else:
+        is_other = difference.max(initial=0) > _MAX_DIFFERENCE
+    if is_other:
+        raise _UndecodableError("it gets other colors than in Pillow")
+
+
+def _upright(image: Any) -> Any:
+    from PIL import ImageOps
+
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # noqa: BLE001 - broken EXIF makes Pillow raise anything; it counts as none
+        return image
+
+
+def _to_rgb(image: Any) -> Any:
+    """Three channels of 8 bits. Alpha is dropped, as TensorFlow drops it; 16 bits lose the lower 8."""
+    from PIL import Image
+
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def _to_png(image: Any, label: str) -> bytes:
+    _load(image, label)
+    if image.mode in {"I", "F"}:
+        raise _RefusedError(
+            RejectReason.UNSUPPORTED_FORMAT,
+            f"{label} has pixels of 32 bits, and nothing says which is white; convert it to 8 or 16 bits first.",
+        )
+    try:
+        upright = _to_rgb(_upright(image))
+    except ValueError as error:
+        detail = f"{label} cannot be turned into PNG: {_text(error)}."
+        raise _RefusedError(RejectReason.UNSUPPORTED_FORMAT, detail) from None
+    # Profiles, texts and times stay out: the picture alone decides the bytes.
+    upright.info.clear()
+    buffer = io.BytesIO()
+    upright.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _decode(data: bytes) -> np.ndarray:
+    """Pixels as training and serving see them: uint8 [height, width, 3]."""
+    import tensorflow as tf
+
+    try:
+        pixels: np.ndarray = _decoder()(tf.constant(data)).numpy()
+    except tf.errors.OpError as error:
+        # The op's own sentence stands last, before the name of its node.
+        text = error.message.split("\n\t [[")[0].rstrip().rsplit("\n", 1)[-1]
+        raise _UndecodableError(text.removeprefix("assertion failed: ").rstrip(".")) from None
+    return pixels
+
+
+@cache
+def _decoder() -> Any:
+    import tensorflow as tf
+
+    from transfer.dataset.decode import decode_image
+
+    return tf.function(decode_image, input_signature=[tf.TensorSpec([], tf.string)])
+
+
+def _text(error: Exception) -> str:
+    return str(error).rstrip(".") or type(error).__name__
