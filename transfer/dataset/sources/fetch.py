@@ -1,0 +1,114 @@
+"""A file from a bucket or the web, into a local file."""
+
+from __future__ import annotations
+
+import urllib.error
+import urllib.request
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import tenacity
+
+from transfer.config import StorageConfig
+from transfer.errors import DatasetError, ObjectNotFoundError
+from transfer.storage import open_store
+
+_TIMEOUT_S = 60.0
+_ATTEMPTS = 4
+_PIECE_SIZE_BYTES = 16 * 1024**2
+
+
+def fetch(uri: str, target: Path, *, storage: StorageConfig, max_size_bytes: int) -> None:
+    """Copy `s3://`, `http://` or `https://` into a file. Raises DatasetError or StorageError.
+
+    `storage` says which S3 service it is. What is larger than `max_size_bytes` is refused.
+    """
+    if uri.startswith("s3://"):
+        _fetch_object(uri, target, storage=storage, max_size_bytes=max_size_bytes)
+    else:
+        _fetch_web(uri, target, max_size_bytes=max_size_bytes)
+
+
+def split_s3(uri: str) -> tuple[str, str]:
+    """Split `s3://bucket/folder/file` into `s3://bucket/folder` and `file`."""
+    folder, _, name = uri.rpartition("/")
+    return folder, name
+
+
+def without_secrets(uri: str) -> str:
+    """Leave of a web address what may be written down: no user, password, query or fragment."""
+    if not uri.startswith(("http://", "https://")):
+        return uri
+    parts = urlsplit(uri)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _fetch_object(uri: str, target: Path, *, storage: StorageConfig, max_size_bytes: int) -> None:
+    folder, name = split_s3(uri)
+    store = open_store(storage.model_copy(update={"uri": folder}))
+    try:
+        size_bytes = store.size(name)
+    except ObjectNotFoundError as error:
+        raise _not_found(uri) from error
+    if size_bytes > max_size_bytes:
+        raise _too_large(uri, max_size_bytes)
+    with target.open("wb") as file:
+        for start in range(0, size_bytes, _PIECE_SIZE_BYTES):
+            file.write(store.read(name, start=start, length=_PIECE_SIZE_BYTES))
+    if target.stat().st_size != size_bytes:
+        raise DatasetError(f"{uri} changed while it was read.", advice="Wait until it is whole, and run again.")
+
+
+def _fetch_web(uri: str, target: Path, *, max_size_bytes: int) -> None:
+    shown = without_secrets(uri)
+    passing = (TimeoutError, ConnectionError, urllib.error.URLError, _CutShortError)
+    retrying = tenacity.Retrying(
+        stop=tenacity.stop_after_attempt(_ATTEMPTS),
+        wait=tenacity.wait_random_exponential(multiplier=0.25, max=15),
+        retry=tenacity.retry_if_exception(lambda error: isinstance(error, passing) and not _is_final(error)),
+        reraise=True,
+    )
+    try:
+        retrying(_download, uri, target, shown=shown, max_size_bytes=max_size_bytes)
+    except urllib.error.HTTPError as error:
+        if error.code in (404, 410):
+            raise _not_found(shown) from None
+        raise _failed(shown, f"the server answers {error.code} {error.reason}") from None
+    except passing as error:
+        raise _failed(shown, str(error)) from None
+
+
+def _download(uri: str, target: Path, *, shown: str, max_size_bytes: int) -> None:
+    # The scheme is http or https: open_source looks at nothing else here.
+    with urllib.request.urlopen(uri, timeout=_TIMEOUT_S) as answer, target.open("wb") as file:  # noqa: S310
+        promised = answer.headers.get("Content-Length")
+        while piece := answer.read(_PIECE_SIZE_BYTES):
+            file.write(piece)
+            if file.tell() > max_size_bytes:
+                raise _too_large(shown, max_size_bytes)
+        if promised is not None and file.tell() != int(promised):
+            raise _CutShortError(f"{file.tell():,} of {promised} bytes came")
+
+
+class _CutShortError(Exception):
+    """The connection ended before the file did."""
+
+
+def _is_final(error: BaseException) -> bool:
+    """Whether asking again would give the same answer."""
+    return isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code != 429
+
+
+def _not_found(uri: str) -> DatasetError:
+    return DatasetError(f"dataset.source is {uri}, and there is nothing there.", advice="Check the address.")
+
+
+def _too_large(uri: str, max_size_bytes: int) -> DatasetError:
+    return DatasetError(
+        f"{uri} is larger than dataset.source_max_size_bytes, {max_size_bytes:,} bytes.",
+        advice="Raise dataset.source_max_size_bytes if it is what you expect.",
+    )
+
+
+def _failed(uri: str, found: str) -> DatasetError:
+    return DatasetError(f"{uri} could not be fetched: {found}.", advice="Check the address and the network.")
