@@ -1,0 +1,88 @@
+"""Fixtures that tests of several rooms share."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import pytest
+
+# So that tests can import their helpers (tests.fault_proxy) whatever directory pytest is started in.
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from tests.fault_proxy import FaultProxy
+from transfer.config import StorageConfig
+from transfer.storage import RetryPolicy, open_store
+
+ACCESS_KEY = "ACCESSKEYOFTHETESTS"
+SECRET_KEY = "secret-key-of-the-tests"
+
+
+@pytest.fixture(scope="session")
+def s3_server():
+    """Address of an S3 service in a process of its own, with credentials for it in the environment."""
+    with pytest.MonkeyPatch.context() as environment:
+        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_REGION"):
+            environment.delenv(name, raising=False)
+        environment.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+        environment.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        environment.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        environment.setenv("AWS_CONFIG_FILE", "/dev/null")
+        environment.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
+        command = [sys.executable, str(Path(__file__).parent / "s3_server.py")]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+            yield f"http://127.0.0.1:{int(server.stdout.readline())}"
+            server.stdin.close()  # It ends with its standard input.
+
+
+@pytest.fixture
+def s3_storage(s3_server):
+    """A prefix in a fresh bucket."""
+    import boto3
+
+    bucket = f"bucket-{uuid.uuid4().hex}"
+    client = boto3.client("s3", endpoint_url=s3_server)
+    client.create_bucket(Bucket=bucket)
+    client.close()
+    return StorageConfig(uri=f"s3://{bucket}/some/prefix", endpoint_url=s3_server)
+
+
+@pytest.fixture
+def folder_storage(tmp_path):
+    """A folder that does not exist yet."""
+    return StorageConfig(uri=str(tmp_path / "storage"))
+
+
+@pytest.fixture(params=["folder", "s3"])
+def storage(request):
+    """Each kind of storage in turn."""
+    return request.getfixturevalue(f"{request.param}_storage")
+
+
+@pytest.fixture
+def store(storage):
+    """An empty store of each kind in turn."""
+    return open_store(storage)
+
+
+@pytest.fixture
+def fast_retry():
+    """Retries as many as by default, without the waits."""
+    return RetryPolicy(first_wait_s=0.001, longest_wait_s=0.01)
+
+
+@pytest.fixture
+def fault_proxy(s3_server):
+    """A proxy before the S3 service that can be told to fail."""
+    proxy = FaultProxy(s3_server)
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def faulty_storage(s3_storage, fault_proxy):
+    """A prefix in a fresh bucket, reached through the fault proxy."""
+    return s3_storage.model_copy(update={"endpoint_url": fault_proxy.url})

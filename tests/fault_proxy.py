@@ -1,0 +1,139 @@
+"""A real HTTP proxy on loopback that stands between a client and a service and can be told to fail."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Literal
+from urllib.parse import urlsplit
+
+Manner = Literal[
+    "status",  # answer with an HTTP status, without asking the service
+    "reset",  # cut the connection before the service sees the request
+    "lost response",  # cut the connection after the service has done the work
+    "short body",  # send half of the answer's body, then close
+    "flipped byte",  # change one byte of the answer's body
+    "no conditions",  # take If-None-Match away from the request
+]
+
+
+@dataclass
+class Fault:
+    manner: Manner
+    times: int
+    status: int = 503
+    code: str = "SlowDown"
+    matches: Callable[[str, str], bool] = field(default=lambda _method, _path: True)
+
+
+class FaultProxy:
+    """Forwards to `upstream` (http://host:port); `url` is its own address, `requests` what came by."""
+
+    def __init__(self, upstream: str) -> None:
+        self.upstream = urlsplit(upstream)
+        self.requests: list[tuple[str, str]] = []
+        self.headers: list[dict[str, str]] = []
+        self._faults: list[Fault] = []
+        self._lock = threading.Lock()
+        proxy = self
+
+        class Handler(_Handler):
+            faults = proxy
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+        self._thread.start()
+
+    def fail(self, manner: Manner, *, times: int = 1, **details) -> None:
+        """Treat the next `times` requests (that `matches(method, path)` lets through) in this manner."""
+        with self._lock:
+            self._faults.append(Fault(manner, times, **details))
+
+    def heal(self) -> None:
+        with self._lock:
+            self._faults.clear()
+
+    def next_fault(self, method: str, path: str, headers: dict[str, str]) -> Fault | None:
+        with self._lock:
+            self.requests.append((method, path))
+            self.headers.append(headers)
+            for fault in self._faults:
+                if fault.times > 0 and fault.matches(method, path):
+                    fault.times -= 1
+                    return fault
+        return None
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    faults: FaultProxy
+
+    def _handle(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        fault = self.faults.next_fault(self.command, self.path, dict(self.headers))
+        manner = fault.manner if fault else None
+        if manner == "status":
+            xml = f"<Error><Code>{fault.code}</Code><Message>on purpose</Message></Error>".encode()
+            self._answer(fault.status, {"Content-Type": "application/xml", "Content-Length": str(len(xml))}, xml)
+            return
+        if manner == "reset":
+            self._reset()
+            return
+        if manner == "no conditions":
+            del self.headers["If-None-Match"]
+        status, headers, answer = self._forward(body)
+        if manner == "lost response":
+            self._reset()
+            return
+        if manner == "flipped byte" and answer:
+            answer = bytes([answer[0] ^ 1]) + answer[1:]
+        if manner == "short body":
+            answer = answer[: len(answer) // 2]
+            self.close_connection = True
+        self._answer(status, headers, answer)
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _handle
+
+    def _forward(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
+        upstream = http.client.HTTPConnection(self.faults.upstream.netloc, timeout=30)
+        try:
+            headers = {name: value for name, value in self.headers.items() if name.lower() != "expect"}
+            upstream.request(self.command, self.path, body, headers)
+            response = upstream.getresponse()
+            return response.status, dict(response.getheaders()), response.read()
+        finally:
+            upstream.close()
+
+    def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        self.send_response_only(status)
+        for name, value in headers.items():
+            if name.lower() not in {"connection", "transfer-encoding"}:
+                self.send_header(name, value)
+        if not any(name.lower() == "content-length" for name in headers):
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def _reset(self) -> None:
+        # Closing with nothing left to linger for sends RST instead of an orderly end.
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.rfile.close()
+        self.wfile.close()
+        self.connection.close()
+        self.close_connection = True
+
+    def log_message(self, *_: object) -> None:
+        pass

@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from transfer.errors import AlreadyExistsError, CorruptObjectError, ObjectNotFoundError, StorageError
+from transfer.storage import StoredObject, open_store, put_content, sha256_hex, sha256_of_file
+
+HELLO = b"hello, store\n"
+
+
+def test_what_is_put_is_read_back_whole_and_in_ranges(store):
+    assert store.put("some/object.bin", HELLO) is True
+    assert store.read("some/object.bin") == HELLO
+    assert store.read("some/object.bin", start=7) == HELLO[7:]
+    assert store.read("some/object.bin", start=7, length=5) == b"store"
+    assert store.read("some/object.bin", start=0, length=5) == b"hello"
+    assert store.read("some/object.bin", start=7, length=500) == HELLO[7:]
+    assert store.read("some/object.bin", length=0) == b""
+    assert store.read("some/object.bin", start=len(HELLO)) == b""
+    assert store.read("some/object.bin", start=len(HELLO) + 10, length=3) == b""
+    assert store.size("some/object.bin") == len(HELLO)
+    assert store.exists("some/object.bin")
+
+
+def test_a_negative_range_is_a_bug_and_not_a_read_from_the_end(store):
+    store.put("object", HELLO)
+    with pytest.raises(ValueError, match="start"):
+        store.read("object", start=-3)
+    with pytest.raises(ValueError, match="length"):
+        store.read("object", length=-1)
+
+
+def test_an_empty_object_is_an_object(store):
+    store.put("empty", b"")
+    assert store.exists("empty")
+    assert store.size("empty") == 0
+    assert store.read("empty") == b""
+    assert store.read("empty", start=0, length=10) == b""
+    with store.open("empty") as file:
+        assert file.read() == b""
+
+
+def test_a_file_is_put_like_bytes(store, tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(HELLO)
+    assert store.put("object", path) is True
+    assert store.put("object", path) is False
+    assert store.put("object", HELLO) is False
+    assert store.read("object") == HELLO
+    path.write_bytes(HELLO.upper())
+    with pytest.raises(AlreadyExistsError, match="object"):
+        store.put("object", path)
+
+
+def test_the_same_bytes_again_are_no_error_and_other_bytes_never_replace_them(store):
+    assert store.put("object", HELLO) is True
+    assert store.put("object", HELLO) is False
+    for other in (b"", HELLO[:-1], HELLO + b"!", HELLO.upper()):
+        with pytest.raises(AlreadyExistsError, match="object"):
+            store.put("object", other)
+    assert store.read("object") == HELLO
+
+
+@pytest.mark.parametrize("size", [2, 1000])
+def test_of_twenty_writers_of_one_name_exactly_one_wins(store, size):
+    start = threading.Barrier(20)
+
+    def write(number):
+        start.wait()
+        try:
+            return store.put("contested", f"{number:02}".encode() * (size // 2))
+        except AlreadyExistsError:
+            return False
+
+    with ThreadPoolExecutor(20) as pool:
+        won = list(pool.map(write, range(20)))
+    assert won.count(True) == 1
+    assert store.read("contested") == f"{won.index(True):02}".encode() * (size // 2)
+
+
+def test_of_twenty_writers_of_the_same_bytes_all_succeed_and_one_created_them(store):
+    start = threading.Barrier(20)
+
+    def write(_):
+        start.wait()
+        return store.put("contested", HELLO)
+
+    with ThreadPoolExecutor(20) as pool:
+        assert list(pool.map(write, range(20))).count(True) == 1
+
+
+def test_what_is_not_there_is_said_to_be_missing(store):
+    assert not store.exists("missing")
+    for ask in (
+        store.read,
+        store.size,
+        store.open,
+        lambda name: store.read(name, start=3),
+        lambda name: store.read(name, length=0),
+        lambda name: store.read_verified(name, sha256_hex(b"")),
+    ):
+        with pytest.raises(ObjectNotFoundError, match="missing"):
+            ask("missing")
+    store.put("folder/object", HELLO)
+    for ask in (store.read, store.size, store.open):
+        with pytest.raises(ObjectNotFoundError):
+            ask("folder")
+
+
+def test_a_listing_is_sorted_recursive_and_limited_to_a_prefix(store):
+    names = ["a/b", "a-b", "a/b-c/d", "a.b", "b", "a/c", "ä/ö", "z"]
+    for name in names:
+        store.put(name, name.encode())
+    assert list(store.list()) == [StoredObject(name, len(name.encode())) for name in sorted(names)]
+    assert [item.name for item in store.list("a/")] == ["a/b", "a/b-c/d", "a/c"]
+    assert [item.name for item in store.list("a/b")] == ["a/b", "a/b-c/d"]
+    assert [item.name for item in store.list("a")] == sorted(name for name in names if name.startswith("a"))
+    assert list(store.list("nothing/")) == []
+
+
+def test_a_listing_of_a_store_that_was_never_written_is_empty(store):
+    assert list(store.list()) == []
+
+
+def test_an_arrow_file_is_read_where_it_lies(store):
+    table = pa.table({"number": list(range(200_000)), "text": [str(number) for number in range(200_000)]})
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table, max_chunksize=10_000)
+    store.put("table.arrow", sink.getvalue().to_pybytes())
+    with store.open("table.arrow") as file:
+        reader = pa.ipc.open_file(file)
+        assert reader.get_batch(7).equals(table.slice(70_000, 10_000).to_batches()[0])
+        assert reader.read_all().equals(table)
+
+
+def test_a_parquet_file_is_read_by_column_and_row_group(store):
+    table = pa.table({"number": list(range(100_000)), "text": [str(number) for number in range(100_000)]})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, row_group_size=10_000)
+    store.put("table.parquet", sink.getvalue().to_pybytes())
+    with store.open("table.parquet") as file:
+        parquet = pq.ParquetFile(file)
+        assert parquet.read_row_group(3, columns=["text"]).equals(table.select(["text"]).slice(30_000, 10_000))
+        assert parquet.read().equals(table)
+
+
+def test_an_open_object_can_be_read_at_any_place(store):
+    content = bytes(range(256)) * 4096
+    store.put("object", content)
+    with store.open("object") as file:
+        assert file.size() == len(content)
+        for start, length in [(0, 1), (1_000_000, 100_000), (5, 700_000), (len(content) - 8, 8), (300_000, 10)]:
+            file.seek(start)
+            assert file.read(length) == content[start : start + length]
+            assert file.tell() == min(start + length, len(content))
+        file.seek(-5, 2)
+        assert file.read() == content[-5:]
+        assert file.read() == b""
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "/absolute", "../escape", "a/../../escape", "a/..", "a//b", "a/", "./a", "a/./b", "a\x00b", "a\nb"],
+)
+def test_names_that_leave_the_store_are_refused_everywhere(store, name):
+    for ask in (
+        store.read,
+        store.size,
+        store.exists,
+        store.open,
+        lambda name: store.put(name, HELLO),
+        lambda name: store.create(name, HELLO),
+        lambda name: store.read_verified(name, sha256_hex(HELLO)),
+    ):
+        with pytest.raises(StorageError, match="not an object's name"):
+            ask(name)
+
+
+def test_a_prefix_that_leaves_the_store_is_refused(store):
+    for prefix in ("../", "/", "a/../../"):
+        with pytest.raises(StorageError, match="not an object's name"):
+            list(store.list(prefix))
+
+
+def test_names_of_files_that_are_being_written_are_refused(store):
+    with pytest.raises(StorageError, match="reserved"):
+        store.put("a/.transfer-tmp-1", HELLO)
+
+
+def test_only_what_a_probe_wrote_can_be_discarded(store):
+    store.put("object", HELLO)
+    for name in ("object", ".probe/../object"):
+        with pytest.raises((ValueError, StorageError)):
+            store.discard(name)
+    assert store.read("object") == HELLO
+
+
+def test_reading_with_the_wrong_digest_names_the_object_and_both_digests(store):
+    store.put("object", HELLO)
+    assert store.read_verified("object", sha256_hex(HELLO)) == HELLO
+    with pytest.raises(CorruptObjectError) as caught:
+        store.read_verified("object", sha256_hex(b"other"))
+    for part in ("object", sha256_hex(HELLO), sha256_hex(b"other")):
+        assert part in str(caught.value)
+
+
+def test_content_is_named_by_its_digest_and_put_once(store, tmp_path):
+    path = tmp_path / "shard"
+    path.write_bytes(HELLO)
+    digest = sha256_hex(HELLO)
+    assert put_content(store, "shards", ".parquet", HELLO) == (f"shards/{digest}.parquet", digest)
+    assert put_content(store, "shards", ".parquet", path) == (f"shards/{digest}.parquet", digest)
+    assert sha256_of_file(path) == digest
+    assert [item.name for item in store.list()] == [f"shards/{digest}.parquet"]
+
+
+def test_a_store_says_where_it_is_and_is_not_pickled(store, storage):
+    assert store.uri in repr(store)
+    with pytest.raises(TypeError, match="StorageConfig"):
+        pickle.dumps(store)
+    again = open_store(pickle.loads(pickle.dumps(storage)))
+    store.put("object", HELLO)
+    assert again.read("object") == HELLO

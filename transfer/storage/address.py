@@ -1,0 +1,82 @@
+"""From a storage configuration to an open store."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from urllib.parse import unquote
+
+from transfer.config.models import StorageConfig
+from transfer.errors import ConfigError
+from transfer.storage.local import LocalStore
+from transfer.storage.retry import RetryPolicy
+from transfer.storage.store import Store, check_prefix
+
+_SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
+_BUCKET = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{1,254}$")
+_SUPPORTED = "Storage is a folder (a path or file:///path) or a bucket (s3://bucket/prefix)."
+_CREDENTIALS = (
+    "Credentials come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY), a shared profile or an instance "
+    "role. If this address was ever stored or sent, change the secret."
+)
+
+
+def open_store(config: StorageConfig, *, retry: RetryPolicy | None = None) -> Store:
+    """The store that a configuration describes; nothing is contacted or created yet.
+
+    `retry` says how long passing faults of a bucket are borne; the default gives up after two minutes. Raises
+    ConfigError for addresses that are not supported or that hold credentials.
+    """
+    uri = config.uri.strip()
+    scheme = _SCHEME.match(uri)
+    kind = scheme.group(1).lower() if scheme else ""
+    rest = uri[scheme.end() :] if scheme else uri
+    if kind == "s3":
+        return _open_bucket(config, rest, retry or RetryPolicy())
+    if kind == "file":
+        return LocalStore(_folder_of_file_uri(rest), single_writer=config.single_writer)
+    if kind:
+        # Never the rest of the address: it may hold a password.
+        raise ConfigError(f"storage.uri begins with {kind}://, which is not supported.", advice=_SUPPORTED)
+    if not uri or uri.lower().startswith(("s3:", "file:")):
+        raise ConfigError(f"storage.uri is {uri!r}, which names no place.", advice=_SUPPORTED)
+    return LocalStore(Path(uri).expanduser(), single_writer=config.single_writer)
+
+
+def _open_bucket(config: StorageConfig, rest: str, retry: RetryPolicy) -> Store:
+    bucket, _, prefix = rest.partition("/")
+    prefix = prefix.rstrip("/")
+    if "@" in bucket or ":" in bucket or "?" in rest:
+        raise ConfigError("storage.uri holds more than a bucket and a prefix; credentials?", advice=_CREDENTIALS)
+    endpoint = config.endpoint_url
+    if endpoint is not None:
+        if not re.match(r"^https?://", endpoint):
+            raise ConfigError(
+                "storage.endpoint_url does not begin with http:// or https://.", advice="For example http://minio:9000."
+            )
+        if "@" in endpoint or "?" in endpoint:
+            raise ConfigError("storage.endpoint_url holds more than an address; credentials?", advice=_CREDENTIALS)
+    if not _BUCKET.match(bucket):
+        raise ConfigError(f"storage.uri names the bucket {bucket!r}, which cannot be one.", advice=_SUPPORTED)
+    check_prefix(prefix)
+
+    from transfer.storage.s3 import S3Store
+
+    return S3Store(
+        bucket,
+        prefix,
+        endpoint_url=endpoint,
+        region=config.region,
+        single_writer=config.single_writer,
+        retry=retry,
+    )
+
+
+def _folder_of_file_uri(rest: str) -> Path:
+    host, slash, path = rest.partition("/")
+    if host not in {"", "localhost"} or not slash:
+        raise ConfigError(
+            "storage.uri is a file:// address on another host or without an absolute path.",
+            advice="Write file:///absolute/path, or the plain path.",
+        )
+    return Path(unquote(slash + path))

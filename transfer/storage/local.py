@@ -1,0 +1,198 @@
+"""Objects as files in a folder.
+
+A file is written under a temporary name, flushed to the disk, and given its name with a hard link. The link fails when
+the name is taken, so of two writers one wins, and a name never shows half a file.
+"""
+
+# ruff: noqa: D102 - Store documents the methods.
+from __future__ import annotations
+
+import contextlib
+import errno
+import filecmp
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+
+from transfer.errors import AlreadyExistsError, ObjectNotFoundError, StorageError, UnsafeStorageError
+from transfer.storage.store import (
+    TEMPORARY_PREFIX,
+    Store,
+    StoredObject,
+    check_name,
+    check_prefix,
+    check_probe_name,
+    check_range,
+    open_content,
+)
+
+# What file systems without hard links answer: FAT, some network and container mounts.
+_NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+
+
+class LocalStore(Store):
+    """A store in `folder`, which is made when something is first put there."""
+
+    def __init__(self, folder: Path, *, single_writer: bool = False) -> None:
+        self.folder = folder.absolute()
+        self.uri = str(self.folder)
+        self._single_writer = single_writer
+
+    def read(self, name: str, *, start: int = 0, length: int | None = None) -> bytes:
+        path = self._path(name)
+        check_range(start, length)
+        with self._errors("read", name), path.open("rb") as file:
+            file.seek(start)
+            return file.read() if length is None else file.read(length)
+
+    def open(self, name: str) -> pa.NativeFile:
+        path = self._path(name)
+        with self._errors("read", name):
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            return pa.memory_map(str(path), "r")
+
+    def size(self, name: str) -> int:
+        path = self._path(name)
+        with self._errors("read", name):
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            return path.stat().st_size
+
+    def list(self, prefix: str = "") -> Iterator[StoredObject]:
+        check_prefix(prefix)
+        deepest, _, _ = prefix.rpartition("/")
+        with self._errors("list", prefix or "everything"):
+            found = [item for item in self._walk(self.folder / deepest) if item.name.startswith(prefix)]
+        # By code point, which is the order of the UTF-8 bytes, as S3 lists.
+        yield from sorted(found, key=lambda item: item.name)
+
+    def put(self, name: str, data: bytes | Path) -> bool:
+        path = self._path(name)
+        with self._errors("write", name):
+            # Looking first only spares writing what is there; the link below decides.
+            created = not path.exists() and self._link_new(path, data)
+            # Also when another writer made the entry: it may not have reached the disk yet.
+            _flush_directory(path.parent)
+            if not created and not _same_content(path, data):
+                raise AlreadyExistsError(
+                    f"{name} in {self.uri} exists already, with other content.",
+                    advice="Another writer was first. Nothing is ever overwritten: use a new name or number.",
+                )
+        return created
+
+    def create(self, name: str, data: bytes) -> bool:
+        path = self._path(name)
+        with self._errors("write", name), _temporary_file(path.parent, data) as temporary:
+            return self._link(temporary, path)
+
+    def discard(self, probe_name: str) -> None:
+        path = self._path(check_probe_name(probe_name))
+        with contextlib.suppress(OSError):
+            path.unlink()
+            path.parent.rmdir()  # Fails, as it should, while another probe is there.
+
+    def _read_unverified(self, name: str) -> bytes:
+        return self.read(name)
+
+    def _path(self, name: str) -> Path:
+        return self.folder / check_name(name)
+
+    def _walk(self, folder: Path) -> Iterator[StoredObject]:
+        for directory, _, files in os.walk(folder):
+            for file in files:
+                if file.startswith(TEMPORARY_PREFIX):
+                    continue
+                path = Path(directory, file)
+                yield StoredObject(path.relative_to(self.folder).as_posix(), path.stat().st_size)
+
+    def _link_new(self, path: Path, data: bytes | Path) -> bool:
+        with _temporary_file(path.parent, data) as temporary:
+            try:
+                return self._link(temporary, path)
+            except UnsafeStorageError:
+                if not self._single_writer:
+                    raise
+                # The one writer that the configuration promises has looked already. Renaming shows whole files only.
+                temporary.rename(path)
+                return True
+
+    def _link(self, temporary: Path, path: Path) -> bool:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            # Over NFS a repeated request can find the link that the first one made.
+            return path.samefile(temporary)
+        except OSError as error:
+            if error.errno not in _NO_HARD_LINKS:
+                raise
+            raise UnsafeStorageError(
+                f"The file system of {self.uri} has no hard links ({error.strerror}), so two writers could overwrite "
+                "each other.",
+                advice="Use a folder on another file system, or set storage.single_writer: true where only one job "
+                "writes at a time.",
+            ) from error
+        return True
+
+    @contextlib.contextmanager
+    def _errors(self, doing: str, name: str) -> Iterator[None]:
+        """Turn the operating system's errors into ours, naming the object."""
+        try:
+            yield
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+            if doing == "write":
+                raise self._failed(doing, name, error) from error
+            raise ObjectNotFoundError(
+                f"There is no object {name} in {self.uri}.", advice="Check the name and the storage's uri."
+            ) from error
+        except OSError as error:
+            raise self._failed(doing, name, error) from error
+
+    def _failed(self, doing: str, name: str, error: OSError) -> StorageError:
+        return StorageError(
+            f"Could not {doing} {name} in {self.uri}: {error.strerror or error}.",
+            advice="Check the folder's permissions, its free space, and that no file stands where a folder is needed.",
+        )
+
+
+@contextlib.contextmanager
+def _temporary_file(directory: Path, data: bytes | Path) -> Iterator[Path]:
+    """A file with the content, safely on the disk, under a name that is gone afterwards."""
+    _make_directory(directory)
+    temporary = directory / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+    try:
+        # Opened in the ordinary way, so that the permissions are those that the user's umask gives.
+        with open_content(data) as source, temporary.open("xb") as target:
+            shutil.copyfileobj(source, target, 1024**2)
+            target.flush()
+            os.fsync(target.fileno())
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _make_directory(directory: Path) -> None:
+    if directory.is_dir():
+        return
+    _make_directory(directory.parent)
+    directory.mkdir(exist_ok=True)
+    _flush_directory(directory.parent)
+
+
+def _flush_directory(directory: Path) -> None:
+    """Make new names in the directory outlive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _same_content(path: Path, data: bytes | Path) -> bool:
+    if isinstance(data, bytes):
+        return path.stat().st_size == len(data) and path.read_bytes() == data
+    return filecmp.cmp(path, data, shallow=False)

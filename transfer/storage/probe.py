@@ -1,0 +1,50 @@
+"""Finding out, before anything is spent, whether a store can be trusted with several writers."""
+
+from __future__ import annotations
+
+import uuid
+
+from transfer.errors import StorageError, UnsafeStorageError
+from transfer.storage.store import PROBE_DIRECTORY, Store
+
+_FIRST = b"first\n"
+_SECOND = b"second\n"
+
+
+def probe(store: Store, *, single_writer: bool) -> None:
+    """Check that the store can be written and read, and that it refuses a second object of the same name.
+
+    Writes a few bytes under `.probe/` and removes them again where that is allowed. `single_writer` accepts a store
+    that lets the second writer through. Raises UnsafeStorageError for such a store otherwise, StorageError when the
+    store cannot be used at all.
+    """
+    name = f"{PROBE_DIRECTORY}/{uuid.uuid4().hex}"
+    try:
+        refuses = _refuses_second(store, name)
+    except UnsafeStorageError:
+        if not single_writer:
+            raise
+        # The store said so itself. What is left to find out is whether it can be written at all.
+        store.put(name, _FIRST)
+        refuses = False
+    finally:
+        store.discard(name)
+    if not refuses and not single_writer:
+        raise UnsafeStorageError(
+            f"{store.uri} does not honor conditional writes (If-None-Match: *): it let a second object replace the "
+            "first, so two writers could overwrite each other.",
+            advice="Use a store that honors them, or set storage.single_writer: true where only one job writes at a "
+            "time.",
+        )
+
+
+def _refuses_second(store: Store, name: str) -> bool:
+    store.create(name, _FIRST)
+    refused = not store.create(name, _SECOND)
+    found = store.read(name)
+    if found not in {_FIRST, _SECOND}:
+        raise StorageError(
+            f"{store.uri} gave back {len(found)} other bytes than were written to {name}.",
+            advice="Do not use this store before its operator knows why.",
+        )
+    return refused and found == _FIRST

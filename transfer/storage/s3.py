@@ -1,0 +1,296 @@
+"""Objects in a bucket of any S3 service: AWS, MinIO, Ceph and others.
+
+Writing is put-if-absent by the service itself (`If-None-Match: *`). The SHA-256 of each object stands beside it, so
+that an answer lost on its way can be told from another writer, and a damaged body from a whole one.
+"""
+
+# ruff: noqa: D102 - Store documents the methods.
+from __future__ import annotations
+
+import contextlib
+import re
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+from botocore.exceptions import BotoCoreError, ClientError
+
+from transfer.errors import AlreadyExistsError, ObjectNotFoundError, StorageError, UnsafeStorageError
+from transfer.storage.retry import RetryPolicy
+from transfer.storage.s3_bucket import Bucket
+from transfer.storage.s3_errors import ShortBodyError, is_taken, no_conditional_writes, status_of
+from transfer.storage.s3_multipart import CONDITION, Sent, send_in_parts
+from transfer.storage.s3_reader import RangeReader
+from transfer.storage.store import (
+    PROBE_DIRECTORY,
+    Store,
+    StoredObject,
+    check_name,
+    check_prefix,
+    check_probe_name,
+    check_range,
+    content_sha256,
+    content_size,
+    open_content,
+    read_until_intact,
+    sha256_hex,
+)
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_LARGEST_SINGLE_PUT_BYTES = 5 * 1024**3
+_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class _Body:
+    data: bytes
+    sha256: str | None  # What the service keeps beside the object; None for objects of other programs.
+    content_range: str | None  # What the answer says that `data` is of the object; None: all of it.
+
+
+class S3Store(Store):
+    """A store in `bucket` under `prefix`. Objects above `multipart_threshold_bytes` are sent in parts."""
+
+    def __init__(
+        self,
+        bucket: str,
+        prefix: str = "",
+        *,
+        endpoint_url: str | None = None,
+        region: str | None = None,
+        single_writer: bool = False,
+        retry: RetryPolicy | None = None,
+        multipart_threshold_bytes: int = 32 * 1024**2,
+        part_size_bytes: int = 16 * 1024**2,
+    ) -> None:
+        self._bucket = Bucket(bucket, prefix, endpoint_url=endpoint_url, region=region, retry=retry or RetryPolicy())
+        self.uri = self._bucket.uri
+        self._single_writer = single_writer
+        self._multipart_threshold_bytes = multipart_threshold_bytes
+        self._part_size_bytes = part_size_bytes
+        self._parts_are_conditional: bool | None = None  # None: not found out yet.
+
+    def read(self, name: str, *, start: int = 0, length: int | None = None) -> bytes:
+        check_name(name)
+        check_range(start, length)
+        if start > 0 or length is not None:
+            return self._read_range(name, start, length)
+        body = self._get(name)
+        if body.sha256 is None or sha256_hex(body.data) == body.sha256:
+            return body.data
+        return read_until_intact(lambda: self._get(name).data, name=name, uri=self.uri, sha256=body.sha256)
+
+    def open(self, name: str) -> pa.NativeFile:
+        size = self.size(name)
+        return pa.PythonFile(RangeReader(lambda start, length: self._read_range(name, start, length), size), mode="r")
+
+    def size(self, name: str) -> int:
+        size, _ = self._head(name)
+        return size
+
+    def list(self, prefix: str = "") -> Iterator[StoredObject]:
+        check_prefix(prefix)
+        page_start: dict[str, Any] = {}
+        while True:
+            page = self._list_page(prefix, page_start)
+            for item in page.get("Contents", []):
+                # Consoles make empty objects that stand for folders.
+                if not item["Key"].endswith("/"):
+                    yield StoredObject(self._bucket.name_of(item["Key"]), item["Size"])
+            if not page.get("IsTruncated"):
+                return
+            page_start = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def put(self, name: str, data: bytes | Path) -> bool:
+        check_name(name)
+        sha256, size = content_sha256(data), content_size(data)
+        in_parts = size > self._multipart_threshold_bytes
+        repeated = False
+        for _ in range(_ROUNDS):
+            # Looking first spares sending what is there; without conditional writes it is all there is.
+            if in_parts or self._single_writer:
+                same = self._is_same(name, sha256, size)
+                if same is not None:
+                    return self._settled(name, same=same, created=repeated)
+            sent = self._send_large(name, data, sha256, size) if in_parts else self._send(name, data, sha256)
+            if sent.created:
+                return True
+            repeated = repeated or sent.repeated
+            same = self._is_same(name, sha256, size)
+            if same is not None:
+                return self._settled(name, same=same, created=repeated)
+            # Refused as taken, and yet nothing is there: the other writer failed. Try again.
+        raise StorageError(
+            f"{self.uri} refused {name} as taken {_ROUNDS} times, and has no object of that name.",
+            advice="Check the service; a bucket with replication or many writers may need longer.",
+        )
+
+    def create(self, name: str, data: bytes) -> bool:
+        return self._send_once(check_name(name), data, sha256_hex(data), CONDITION).created
+
+    def discard(self, probe_name: str) -> None:
+        key = self._bucket.key(check_probe_name(probe_name))
+        with contextlib.suppress(ClientError, BotoCoreError):
+            self._bucket.client.delete_object(Bucket=self._bucket.name, Key=key)
+
+    def _read_unverified(self, name: str) -> bytes:
+        return self._get(name).data
+
+    def _get(self, name: str, byte_range: str | None = None) -> _Body:
+        request: dict[str, Any] = {"Bucket": self._bucket.name, "Key": self._bucket.key(name)}
+        if byte_range is not None:
+            request["Range"] = byte_range
+
+        def get() -> _Body:
+            answer = self._bucket.client.get_object(**request)
+            data = answer["Body"].read()
+            promised = answer.get("ContentLength", len(data))
+            if len(data) != promised:
+                raise ShortBodyError(f"{len(data)} bytes arrived of {promised}")
+            return _Body(data, _sha256_in(answer["Metadata"]), answer.get("ContentRange"))
+
+        try:
+            return self._bucket.call("read", name, get, expected={404, 416})
+        except ClientError as error:
+            if status_of(error) == 416:
+                return _Body(b"", None, None)  # The object ends before the range begins.
+            raise self._not_found(name) from error
+
+    def _read_range(self, name: str, start: int, length: int | None) -> bytes:
+        if length == 0:
+            self.size(name)  # Reading nothing of what is not there is still an error.
+            return b""
+        body = self._get(name, f"bytes={start}-{'' if length is None else start + length - 1}")
+        if body.content_range is not None:
+            return body.data
+        # A service may ignore the range and send everything.
+        return body.data[start:] if length is None else body.data[start : start + length]
+
+    def _head(self, name: str) -> tuple[int, str | None]:
+        key = self._bucket.key(check_name(name))
+
+        def head() -> tuple[int, str | None]:
+            answer = self._bucket.client.head_object(Bucket=self._bucket.name, Key=key)
+            return answer["ContentLength"], _sha256_in(answer["Metadata"])
+
+        try:
+            return self._bucket.call("look at", name, head, expected={404})
+        except ClientError as error:
+            raise self._not_found(name) from error
+
+    def _list_page(self, prefix: str, page_start: dict[str, str]) -> ListObjectsV2OutputTypeDef:
+        request: dict[str, Any] = {"Bucket": self._bucket.name, "Prefix": self._bucket.key(prefix), **page_start}
+        return self._bucket.call(
+            "list",
+            prefix or "everything",
+            lambda: self._bucket.client.list_objects_v2(**request),
+        )
+
+    def _is_same(self, name: str, sha256: str, size: int) -> bool | None:
+        """Whether the object of that name has this content; None where there is no object."""
+        try:
+            size_there, sha256_there = self._head(name)
+            if size_there == size and sha256_there is None:
+                sha256_there = sha256_hex(self._get(name).data)
+        except ObjectNotFoundError:
+            return None
+        return size_there == size and sha256_there == sha256
+
+    def _send(self, name: str, data: bytes | Path, sha256: str) -> Sent:
+        try:
+            return self._send_once(name, data, sha256, CONDITION)
+        except UnsafeStorageError:
+            if not self._single_writer:
+                raise
+            return self._send_once(name, data, sha256, {})
+
+    def _send_once(self, name: str, data: bytes | Path, sha256: str, condition: dict[str, Any]) -> Sent:
+        sent = 0
+
+        def put_object() -> bool:
+            nonlocal sent
+            sent += 1
+            with open_content(data) as body:
+                try:
+                    self._bucket.client.put_object(
+                        Bucket=self._bucket.name,
+                        Key=self._bucket.key(name),
+                        Body=body,
+                        Metadata={"sha256": sha256},
+                        **condition,
+                    )
+                except ClientError as error:
+                    if is_taken(error):
+                        return False
+                    raise
+            return True
+
+        try:
+            return Sent(self._bucket.call("write", name, put_object, expected={501}), repeated=sent > 1)
+        except ClientError as error:
+            raise no_conditional_writes(self.uri) from error
+
+    def _send_large(self, name: str, data: bytes | Path, sha256: str, size: int) -> Sent:
+        if self._parts_are_conditional is None:
+            self._parts_are_conditional = self._probe_parts()
+        if self._parts_are_conditional or self._single_writer:
+            return send_in_parts(
+                self._bucket,
+                name,
+                data,
+                sha256=sha256,
+                part_size_bytes=self._part_size_bytes,
+                conditional=self._parts_are_conditional,
+            )
+        # Some services honor the condition for objects in one piece only.
+        if size > _LARGEST_SINGLE_PUT_BYTES:
+            raise UnsafeStorageError(
+                f"{self.uri} does not honor conditional completion of multipart uploads, and {name} is {size:,} bytes: "
+                f"more than the {_LARGEST_SINGLE_PUT_BYTES:,} that can be sent in one piece.",
+                advice="Store smaller objects, or use a service that honors it.",
+            )
+        return self._send(name, data, sha256)
+
+    def _probe_parts(self) -> bool:
+        """Whether the service refuses to complete a multipart upload under a name that is taken."""
+        name = f"{PROBE_DIRECTORY}/{uuid.uuid4().hex}"
+        second = b"second\n"
+        try:
+            self.create(name, b"first\n")
+            return not send_in_parts(
+                self._bucket,
+                name,
+                second,
+                sha256=sha256_hex(second),
+                part_size_bytes=self._part_size_bytes,
+                conditional=True,
+            ).created
+        except UnsafeStorageError:
+            return False
+        finally:
+            self.discard(name)
+
+    def _settled(self, name: str, *, same: bool, created: bool) -> bool:
+        if not same:
+            raise AlreadyExistsError(
+                f"{name} in {self.uri} exists already, with other content.",
+                advice="Another writer was first. Nothing is ever overwritten: use a new name or number.",
+            )
+        return created
+
+    def _not_found(self, name: str) -> ObjectNotFoundError:
+        return ObjectNotFoundError(
+            f"There is no object {name} in {self.uri}.", advice="Check the name and the storage's uri."
+        )
+
+
+def _sha256_in(metadata: dict[str, str]) -> str | None:
+    """The digest kept beside an object; None where another program means something else by that key."""
+    found = metadata.get("sha256", "")
+    return found if _SHA256.fullmatch(found) else None

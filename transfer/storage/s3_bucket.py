@@ -1,0 +1,99 @@
+"""One bucket of an S3 service: the client, and requests with retries and errors that name the object."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, TypeVar
+
+import boto3.session
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
+
+from transfer.errors import StorageError
+from transfer.storage.retry import RetryPolicy
+from transfer.storage.s3_errors import (
+    ShortBodyError,
+    advice_for,
+    cause_of,
+    code_of,
+    is_transient,
+    status_of,
+)
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+Result = TypeVar("Result")
+_FAULTS = (ClientError, BotoCoreError, ResponseParserError, ShortBodyError)
+
+
+class Bucket:
+    """A bucket and the connections to it. Safe to use from several threads."""
+
+    def __init__(
+        self, name: str, prefix: str, *, endpoint_url: str | None, region: str | None, retry: RetryPolicy
+    ) -> None:
+        self.name = name
+        self.uri = f"s3://{name}/{prefix}".rstrip("/")
+        self._prefix = f"{prefix}/" if prefix else ""
+        self._retry = retry
+        self.client = _connect(endpoint_url, region, uri=self.uri)
+        self.endpoint = self.client.meta.endpoint_url
+
+    def key(self, name: str) -> str:
+        """The key of an object in the bucket."""
+        return self._prefix + name
+
+    def name_of(self, key: str) -> str:
+        """The name of the object with that key."""
+        return key.removeprefix(self._prefix)
+
+    def call(self, doing: str, name: str, action: Callable[[], Result], *, expected: Collection[int] = ()) -> Result:
+        """What `action` returns, repeated over passing faults.
+
+        `doing` is a verb for the error message. Raises StorageError; answers with an HTTP status among `expected` are
+        raised as botocore's ClientError. A missing bucket is never expected, though it answers 404 as an object does.
+        """
+        attempts = 0
+        started = time.monotonic()
+
+        def attempt() -> Result:
+            nonlocal attempts
+            attempts += 1
+            return action()
+
+        try:
+            return self._retry.call(attempt, what=f"{doing} {name} in {self.uri}", is_transient=is_transient)
+        except _FAULTS as error:
+            if status_of(error) in expected and code_of(error) != "NoSuchBucket":
+                raise
+            tries = f" after {attempts} attempts in {time.monotonic() - started:.0f} s" if attempts > 1 else ""
+            raise StorageError(
+                f"Could not {doing} {name} in {self.uri} at {self.endpoint}{tries}: {cause_of(error)}.",
+                advice=advice_for(error),
+            ) from error
+
+
+def _connect(endpoint_url: str | None, region: str | None, *, uri: str) -> S3Client:
+    config = Config(
+        connect_timeout=10,
+        read_timeout=60,
+        # One retry policy, ours: two on top of each other would multiply.
+        retries={"total_max_attempts": 1, "mode": "standard"},
+        max_pool_connections=32,
+        tcp_keepalive=True,
+        # Checksums in trailers are refused by some services (Ceph answers 411). Bodies are guarded all the same: the
+        # signature covers the SHA-256 of what is sent, and what is read is compared with the SHA-256 kept beside it.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        s3={"payload_signing_enabled": True},
+    )
+    try:
+        session = boto3.session.Session(region_name=region)
+        # Services other than AWS rarely care which region signs; AWS's default is the one that they expect.
+        region_name = session.region_name or ("us-east-1" if endpoint_url else None)
+        return session.client("s3", endpoint_url=endpoint_url, region_name=region_name, config=config)
+    except (BotoCoreError, ValueError) as error:
+        raise StorageError(f"Could not connect to {uri}: {cause_of(error)}.", advice=advice_for(error)) from error

@@ -1,0 +1,60 @@
+"""A large object as a seekable file, read over the network in ranges."""
+
+# ruff: noqa: D102 - io.RawIOBase documents the methods.
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+# Small reads, as a file's header and footer cause them, are served from one larger request.
+_READ_AHEAD_BYTES = 256 * 1024
+
+
+class RangeReader(io.RawIOBase):
+    """Reads `size` bytes through `fetch(start, length)`, which gives exactly the bytes asked for."""
+
+    def __init__(self, fetch: Callable[[int, int], bytes], size: int) -> None:
+        self._fetch = fetch
+        self._size = size
+        self._position = 0
+        self._window_start = 0
+        self._window = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(start + offset, 0)
+        return self._position
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        target = memoryview(buffer).cast("B")
+        wanted = max(min(len(target), self._size - self._position), 0)
+        if wanted == 0:
+            return 0
+        # All of it at once: Arrow takes a short read for the end of the file.
+        target[:wanted] = self._bytes(self._position, wanted)
+        self._position += wanted
+        return wanted
+
+    def _bytes(self, start: int, length: int) -> bytes:
+        if length >= _READ_AHEAD_BYTES:
+            return self._fetch(start, length)
+        offset = start - self._window_start
+        if offset < 0 or offset + length > len(self._window):
+            # A footer is read from its end backwards, so the window also reaches back where the end is near.
+            self._window_start = max(min(start, self._size - _READ_AHEAD_BYTES), 0)
+            self._window = self._fetch(self._window_start, min(_READ_AHEAD_BYTES, self._size - self._window_start))
+            offset = start - self._window_start
+        return self._window[offset : offset + length]

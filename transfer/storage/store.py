@@ -1,0 +1,178 @@
+"""The interface behind which all storage stands, and the rules that names and bytes follow everywhere."""
+
+from __future__ import annotations
+
+import abc
+import hashlib
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, NoReturn
+
+import pyarrow as pa
+
+from transfer.errors import CorruptObjectError, ObjectNotFoundError, StorageError
+
+PROBE_DIRECTORY = ".probe"
+# Files that a local store is still writing. No object may be called like that, and none is listed.
+TEMPORARY_PREFIX = ".transfer-tmp-"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """One object of a listing; `name` is what `Store.read` takes."""
+
+    name: str
+    size_bytes: int
+
+
+class Store(abc.ABC):
+    """Objects in a folder or a bucket: created once, then only read.
+
+    Names are relative and `/`-separated. Safe to use from several threads. A store holds connections and finds
+    credentials for itself, so it is not sent to other processes: send the `StorageConfig` and open it there.
+    """
+
+    uri: str
+    """Where the store is: an absolute path or `s3://bucket/prefix`."""
+
+    @abc.abstractmethod
+    def read(self, name: str, *, start: int = 0, length: int | None = None) -> bytes:
+        """Bytes of the object from `start`, `length` of them or up to the end; fewer where the object ends earlier.
+
+        Raises ObjectNotFoundError, StorageError, and CorruptObjectError where the store itself knows the digest.
+        """
+
+    @abc.abstractmethod
+    def open(self, name: str) -> pa.NativeFile:
+        """The object as a seekable file for Arrow: a memory map in a folder, range requests to a bucket.
+
+        Raises ObjectNotFoundError, StorageError.
+        """
+
+    @abc.abstractmethod
+    def put(self, name: str, data: bytes | Path) -> bool:
+        """Create the object from bytes or a file unless there is one of that name.
+
+        True: this call created it. False: the same bytes were there already. Raises AlreadyExistsError when other
+        bytes are there, UnsafeStorageError when the store cannot decide between two writers, StorageError.
+        """
+
+    @abc.abstractmethod
+    def list(self, prefix: str = "") -> Iterator[StoredObject]:
+        """All objects whose name starts with `prefix`, in folders too, sorted by name."""
+
+    @abc.abstractmethod
+    def size(self, name: str) -> int:
+        """Size of the object in bytes. Raises ObjectNotFoundError, StorageError."""
+
+    @abc.abstractmethod
+    def create(self, name: str, data: bytes) -> bool:
+        """The bare primitive under `put`: create the object, or answer False where the name is taken.
+
+        Does not look first, so it shows whether the store itself decides. Raises UnsafeStorageError when the store
+        says that it cannot, StorageError.
+        """
+
+    @abc.abstractmethod
+    def discard(self, probe_name: str) -> None:
+        """Remove what a probe wrote, where that is allowed. Refuses every name outside `.probe/`."""
+
+    @abc.abstractmethod
+    def _read_unverified(self, name: str) -> bytes: ...
+
+    def exists(self, name: str) -> bool:
+        """Whether there is an object of that name. Raises StorageError when that cannot be found out."""
+        try:
+            self.size(name)
+        except ObjectNotFoundError:
+            return False
+        return True
+
+    def read_verified(self, name: str, sha256: str) -> bytes:
+        """The whole object, whose SHA-256 must be `sha256` (64 hexadecimal digits).
+
+        A mismatch is read once more, since the transfer may have been at fault. Raises CorruptObjectError after that,
+        ObjectNotFoundError, StorageError.
+        """
+        check_name(name)
+        return read_until_intact(lambda: self._read_unverified(name), name=name, uri=self.uri, sha256=sha256)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.uri!r})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(f"{self!r} cannot be pickled: send its StorageConfig and call open_store in the other process")
+
+
+def read_until_intact(read: Callable[[], bytes], *, name: str, uri: str, sha256: str) -> bytes:
+    """What `read` gives, if its digest is `sha256` at the first or the second try."""
+    for _ in range(2):
+        data = read()
+        found = sha256_hex(data)
+        if found == sha256:
+            return data
+    raise CorruptObjectError(
+        f"{name} in {uri} is damaged: SHA-256 of its {len(data)} bytes is {found}, expected {sha256}.",
+        advice="It was read twice. Restore it from a backup, or make it again under a new version.",
+    )
+
+
+def check_name(name: str) -> str:
+    """The name, if it is one that stays inside the store. Raises StorageError otherwise."""
+    parts = name.split("/")
+    if any(part in {"", ".", ".."} for part in parts) or any(ord(character) < 32 for character in name):
+        raise StorageError(
+            f"{name!r} is not an object's name.",
+            advice="Names are relative, parts separated by single slashes, without '.', '..' or control characters.",
+        )
+    if any(part.startswith(TEMPORARY_PREFIX) for part in parts):
+        raise StorageError(f"{name!r} is reserved for files that are being written.", advice="Choose another name.")
+    return name
+
+
+def check_prefix(prefix: str) -> str:
+    """The prefix, if it can begin a name. Raises StorageError otherwise."""
+    if prefix:
+        check_name(prefix.removesuffix("/"))
+    return prefix
+
+
+def check_range(start: int, length: int | None) -> None:
+    """Raises ValueError for a range that no file has: that is a bug of the caller."""
+    if start < 0 or (length is not None and length < 0):
+        raise ValueError(f"start (={start}) and length (={length}) must not be negative")
+
+
+def check_probe_name(name: str) -> str:
+    """The name, if it is one that a probe may remove again. Nothing else is ever removed."""
+    if not check_name(name).startswith(f"{PROBE_DIRECTORY}/"):
+        raise ValueError(f"{name!r} is not below {PROBE_DIRECTORY}/: only probes are ever removed")
+    return name
+
+
+def open_content(data: bytes | Path) -> BinaryIO:
+    """Bytes or a file, as a file to read from its beginning."""
+    return io.BytesIO(data) if isinstance(data, bytes) else data.open("rb")
+
+
+def content_size(data: bytes | Path) -> int:
+    """Size in bytes of bytes or a file."""
+    return len(data) if isinstance(data, bytes) else data.stat().st_size
+
+
+def content_sha256(data: bytes | Path) -> str:
+    """SHA-256 of bytes or a file as 64 hexadecimal digits."""
+    return sha256_hex(data) if isinstance(data, bytes) else sha256_of_file(data)
+
+
+def sha256_hex(data: bytes) -> str:
+    """SHA-256 of bytes as 64 hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_of_file(path: Path) -> str:
+    """SHA-256 of a file's content as 64 hexadecimal digits, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
