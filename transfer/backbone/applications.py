@@ -19,7 +19,7 @@ import keras
 from keras.src.backend.common import global_state
 
 from transfer.backbone.preprocess import Preprocessing
-from transfer.backbone.source import LoadedNetwork, local_file, nearest
+from transfer.backbone.source import LoadedNetwork, all_weights_or_none, local_file, nearest
 from transfer.config import BaseNetworkConfig, StorageConfig
 from transfer.errors import BackboneError
 
@@ -162,8 +162,9 @@ def _load_weights(network: keras.Model, config: BaseNetworkConfig, storage: Stor
     with tempfile.TemporaryDirectory(prefix="transfer-") as directory:
         path = local_file(config.weights, directory=Path(directory), storage=storage)
         try:
-            network.load_weights(path)
-        except (ValueError, OSError, KeyError, TypeError) as error:
+            with all_weights_or_none():
+                network.load_weights(path)
+        except (ValueError, OSError, KeyError, TypeError, UserWarning) as error:
             raise BackboneError(
                 f"{config.weights} does not hold the weights of {config.model} with image_size {config.image_size} "
                 f"and options {config.options}: {_first_line(error)}",

@@ -47,7 +47,7 @@ def _add_operation(digest: hashlib._Hash, node: Node) -> None:
         return
     digest.update(_canonical([type(operation).__name__, _without_names(operation.get_config())]))
     for weight in node.weights:
-        value = np.ascontiguousarray(keras.ops.convert_to_numpy(weight))
+        value = np.ascontiguousarray(weight.numpy())
         digest.update(_canonical([list(value.shape), str(weight.dtype)]))
         digest.update(value.tobytes())
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import keras
 
 from transfer.backbone.preprocess import RANGES
-from transfer.backbone.source import LoadedNetwork, local_file
+from transfer.backbone.source import LoadedNetwork, all_weights_or_none, local_file
 from transfer.config import BaseNetworkConfig, StorageConfig
 from transfer.errors import BackboneError
 
@@ -28,7 +28,8 @@ def _read(config: BaseNetworkConfig, storage: StorageConfig | None) -> keras.Mod
     with tempfile.TemporaryDirectory(prefix="transfer-") as directory:
         path = local_file(config.model, directory=Path(directory), storage=storage)
         try:
-            return keras.models.load_model(path, compile=False, safe_mode=True)
+            with all_weights_or_none():
+                return keras.models.load_model(path, compile=False, safe_mode=True)
         except Exception as error:
             raise BackboneError(
                 f"{config.model} cannot be read as a .keras file: {error}",

@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 import shutil
 import tarfile
+import warnings
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -29,6 +31,14 @@ class LoadedNetwork:
     """A functional `keras.Model` from one float32 image [batch, size, size, 3] to one output."""
     preprocessing: Preprocessing
     """Used when the configuration says `preprocessing: auto`."""
+
+
+@contextmanager
+def all_weights_or_none() -> Iterator[None]:
+    """Raise UserWarning where Keras would go on with fresh weights for layers that a file does not have."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Skipping nested container", category=UserWarning)
+        yield
 
 
 def is_s3(uri: str) -> bool:

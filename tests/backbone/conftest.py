@@ -1,0 +1,102 @@
+"""Two logical CPUs, so that two replicas run in one process, and a small TF Hub style module.
+
+The devices must be set before TensorFlow's first operation.
+"""
+
+import functools
+import http.server
+import tarfile
+import threading
+
+import pytest
+import tensorflow as tf
+
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+
+
+class FeatureVector(tf.Module):
+    """A reusable SavedModel as TF Hub publishes them: 8 features of a 32×32 image, some state, an L2 loss."""
+
+    def __init__(self, *, answer="tensor"):
+        super().__init__()
+        self._answer = answer
+        generator = tf.random.Generator.from_seed(7)
+        self.kernel = tf.Variable(generator.normal((3, 8)), name="block/kernel")
+        self.bias = tf.Variable(generator.normal((8,)), name="block/bias")
+        self.moving_mean = tf.Variable(generator.normal((8,)), trainable=False, name="block/moving_mean")
+        # The base class has these as properties, which are not saved; a list in an attribute is.
+        self.exported_losses = [self._penalty]
+
+    @tf.function
+    def __call__(self, images, training=False):
+        features = tf.nn.relu(tf.reduce_mean(images, (1, 2)) @ self.kernel + self.bias)
+        features = features * 2.0 if training else features - self.moving_mean
+        if self._answer == "tensor":
+            return features
+        if self._answer == "logits first":
+            return {"logits": features, "probabilities": tf.nn.softmax(features)}
+        return {"boxes": features, "scores": features[:, :1]}
+
+    @tf.function(input_signature=[])
+    def _penalty(self):
+        return 0.5 * tf.reduce_sum(self.kernel**2)
+
+
+def export_module(folder, *, answer="tensor"):
+    """Write the module as a reusable SavedModel into `folder` and return it."""
+    module = FeatureVector(answer=answer)
+    images = tf.TensorSpec((None, 32, 32, 3), tf.float32)
+    for training in (False, True):
+        module.__call__.get_concrete_function(images, training=training)
+    # What the reusable SavedModel interface asks for, as saved attributes.
+    exported = tf.train.Checkpoint()
+    exported.__call__ = module.__call__
+    exported.variables = [module.kernel, module.bias, module.moving_mean]
+    exported.trainable_variables = [module.kernel, module.bias]
+    exported.regularization_losses = module.exported_losses
+    tf.saved_model.save(exported, str(folder))
+    return module
+
+
+@pytest.fixture
+def export():
+    return export_module
+
+
+@pytest.fixture(scope="session")
+def module_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("hub") / "feature_vector"
+    export_module(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def module_archive(module_folder, tmp_path_factory):
+    archive = tmp_path_factory.mktemp("hub-archive") / "feature_vector.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(module_folder, arcname=".")
+    return archive
+
+
+@pytest.fixture
+def serve():
+    """Serve a folder over HTTP on the loopback address; gives its URL."""
+    servers = []
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    def start(folder):
+        handler = functools.partial(Quiet, directory=str(folder))
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"http://127.0.0.1:{server.server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()

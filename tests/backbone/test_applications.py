@@ -1,0 +1,186 @@
+import hashlib
+import subprocess
+import sys
+
+import h5py
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras.src.legacy.saving import legacy_h5_format
+
+from transfer.backbone.applications import known_networks
+from transfer.backbone.load import load_backbone
+from transfer.config import BaseNetworkConfig
+from transfer.errors import BackboneError
+
+# Keras saves and loads weights through np.array(variable), which NumPy 2 warns about.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+
+ALPHA = {"alpha": 0.35}
+WEIGHTS_FILE = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_0.35_96_no_top.h5"
+
+
+def config(**changes):
+    return BaseNetworkConfig(**{"model": "MobileNetV2", "weights": "none", "image_size": 96, "options": ALPHA} | changes)
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A network with weights that no seed gives, and its weights in both of Keras's formats."""
+    network = keras.applications.MobileNetV2(alpha=0.35, include_top=False, weights=None, input_shape=(96, 96, 3))
+    network.weights[0].assign(network.weights[0] + 1.0)
+    network.save_weights(tmp_path / "trained.weights.h5")
+    with h5py.File(tmp_path / WEIGHTS_FILE, "w") as file:
+        legacy_h5_format.save_weights_to_hdf5_group(file, network)
+    return network
+
+
+def assert_same_weights(network, expected):
+    for found, wanted in zip(network.weights, expected.weights, strict=True):
+        np.testing.assert_array_equal(found.numpy(), wanted.numpy())
+
+
+def test_every_network_of_keras_applications_is_known_and_has_its_preprocessing():
+    networks = known_networks()
+    assert {"MobileNetV3Large", "ResNet152V2", "NASNetLarge", "ConvNeXtXLarge", "EfficientNetV2S"} <= networks.keys()
+    for constructor in networks.values():
+        assert callable(sys.modules[constructor.__module__].preprocess_input)
+
+
+@pytest.mark.parametrize(
+    ("model", "family"),
+    [
+        ("MobileNetV2", keras.applications.mobilenet_v2),  # -1..1
+        ("DenseNet121", keras.applications.densenet),  # per channel
+        ("ResNet50", keras.applications.resnet50),  # BGR, centred
+        ("EfficientNetB0", keras.applications.efficientnet),  # inside the network
+    ],
+)
+def test_preprocessing_is_that_of_keras_also_inside_a_graph(model, family):
+    backbone = load_backbone(BaseNetworkConfig(model=model, weights="none", image_size=32))
+    images = tf.random.stateless_uniform((2, 32, 32, 3), seed=(1, 2), maxval=255.0)
+    expected = family.preprocess_input(images.numpy().copy())
+    # Keras computes in another order on arrays than on tensors: equal to a few float32 roundings of values up to 255.
+    np.testing.assert_allclose(tf.function(backbone.preprocess)(images).numpy(), expected, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(backbone.preprocess(images).numpy(), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("setting", "low", "high"), [("0..255", 0, 255), ("0..1", 0, 1), ("-1..1", -1, 1)])
+def test_a_range_replaces_the_preprocessing(setting, low, high):
+    backbone = load_backbone(config(preprocessing=setting))
+    black_and_white = tf.concat([tf.zeros((1, 96, 96, 3)), tf.fill((1, 96, 96, 3), 255.0)], 0)
+    answer = backbone.preprocess(black_and_white).numpy()
+    assert (answer[0] == low).all()
+    assert (answer[1] == high).all()
+
+
+def test_random_weights_are_the_same_in_every_process_and_leave_the_generator_alone():
+    import random
+
+    program = (
+        "from transfer.backbone.load import load_backbone; from transfer.config import BaseNetworkConfig as C;"
+        "print(load_backbone(C(model='MobileNetV2', weights='none', image_size=96, options={'alpha': 0.35})).digest())"
+    )
+    other = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    random.seed(5)
+    expected = random.random()
+    random.seed(5)
+    assert load_backbone(config()).digest() == other.stdout.split()[-1]
+    assert random.random() == expected
+
+
+def test_layer_names_do_not_depend_on_what_was_built_before():
+    first = load_backbone(config(model="InceptionV3", options={}, image_size=75))
+    second = load_backbone(config(model="InceptionV3", options={}, image_size=75))
+    assert [layer.name for layer in first.network.layers] == [layer.name for layer in second.network.layers]
+    assert first.network.layers[1].name == "conv2d"
+    assert first.blocks == second.blocks
+    assert first.digest() == second.digest()
+    assert keras.layers.Conv2D(1, 1).name not in {layer.name for layer in first.network.layers}
+
+
+def test_imagenet_weights_come_from_the_keras_cache(trained, tmp_path, monkeypatch):
+    (tmp_path / "home" / "models").mkdir(parents=True)
+    (tmp_path / WEIGHTS_FILE).rename(tmp_path / "home" / "models" / WEIGHTS_FILE)
+    monkeypatch.setattr("keras.src.backend.config._KERAS_DIR", str(tmp_path / "home"))
+    assert_same_weights(load_backbone(config(weights="imagenet")).network, trained)
+
+
+def test_imagenet_weights_are_downloaded_without_a_word_on_stdout(trained, tmp_path, monkeypatch, serve, capsys):
+    (tmp_path / "home").mkdir()
+    monkeypatch.setattr("keras.src.backend.config._KERAS_DIR", str(tmp_path / "home"))
+    monkeypatch.setattr("keras.src.applications.mobilenet_v2.BASE_WEIGHT_PATH", serve(tmp_path) + "/")
+    assert_same_weights(load_backbone(config(weights="imagenet")).network, trained)
+    assert capsys.readouterr().out == ""
+
+
+def test_imagenet_weights_that_cannot_be_had_name_the_address_and_the_place_for_the_file(tmp_path, monkeypatch, serve):
+    (tmp_path / "home").mkdir()
+    address = serve(tmp_path)
+    monkeypatch.setattr("keras.src.backend.config._KERAS_DIR", str(tmp_path / "home"))
+    monkeypatch.setattr("keras.src.applications.mobilenet_v2.BASE_WEIGHT_PATH", address + "/")
+    with pytest.raises(BackboneError) as caught:
+        load_backbone(config(weights="imagenet"))
+    assert f"{address}/{WEIGHTS_FILE}" in caught.value.message
+    assert str(tmp_path / "home" / "models" / WEIGHTS_FILE) in caught.value.advice
+
+
+@pytest.mark.parametrize("name", ["trained.weights.h5", WEIGHTS_FILE])
+def test_weights_come_from_a_file_of_either_keras_format(trained, tmp_path, name):
+    assert_same_weights(load_backbone(config(weights=str(tmp_path / name))).network, trained)
+
+
+@pytest.mark.parametrize("name", ["trained.weights.h5", WEIGHTS_FILE])
+def test_weights_of_another_network_are_refused(trained, tmp_path, name):
+    with pytest.raises(BackboneError, match=r"does not hold the weights of MobileNetV2 .*without its top"):
+        load_backbone(config(weights=str(tmp_path / name), options={"alpha": 0.5}))
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        ("imagnet", r"base.weights is 'imagnet' and must be `imagenet`, `none` or a file"),
+        ("missing.weights.h5", r"There is no file missing.weights.h5"),
+    ],
+)
+def test_weights_that_are_neither_a_name_nor_a_file_are_refused(weights, said):
+    with pytest.raises(BackboneError, match=said):
+        load_backbone(config(weights=weights))
+
+
+def test_a_damaged_weights_file_is_refused(tmp_path):
+    (tmp_path / "bad.weights.h5").write_bytes(b"not HDF5")
+    with pytest.raises(BackboneError, match=r"bad.weights.h5 does not hold the weights"):
+        load_backbone(config(weights=str(tmp_path / "bad.weights.h5")))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model": "MobilNetV2", "options": {}}, r"'MobilNetV2'.*Nearest: MobileNetV2"),
+        ({"options": {"alhpa": 0.35}}, r"`alhpa`, which MobileNetV2 does not take. It takes: alpha. Nearest: alpha"),
+        ({"options": {"include_top": True}}, r"`include_top`, which cannot be set there: the head is configured"),
+        ({"image_size": 16}, r"image_size 16.*at least 32x32"),
+        ({"weights": "imagenet", "options": {"alpha": 0.4}}, r"options \{'alpha': 0.4\}.*alpha"),
+    ],
+    ids=["network", "option", "own option", "image size", "no such weights"],
+)
+def test_what_keras_does_not_have_is_refused_with_what_it_has(changes, said):
+    with pytest.raises(BackboneError, match=said):
+        load_backbone(config(**changes))
+
+
+def test_the_digest_follows_weights_preprocessing_and_size_and_not_trainability():
+    base = load_backbone(config(image_size=32))
+    before = base.digest()
+    assert len(before) == len(hashlib.sha256().hexdigest())
+    base.network.trainable = False
+    assert base.digest() == before
+    assert load_backbone(config(image_size=32, preprocessing="0..1")).digest() != before
+    assert load_backbone(config(image_size=64)).digest() != before
+    variable = base.network.weights[-1]
+    value = variable.numpy()
+    value.flat[0] = np.nextafter(value.flat[0], np.float32(9))
+    variable.assign(value)
+    assert base.digest() != before

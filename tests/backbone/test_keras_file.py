@@ -1,0 +1,120 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from transfer.backbone.load import load_backbone
+from transfer.config import BaseNetworkConfig
+from transfer.errors import BackboneError
+
+# Keras saves and loads weights through np.array(variable), which NumPy 2 warns about.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+
+
+def load(path, **changes):
+    return load_backbone(BaseNetworkConfig(**{"model": str(path), "image_size": 16} | changes))
+
+
+def layers():
+    return [
+        keras.layers.Conv2D(4, 3, name="first"),
+        keras.layers.Conv2D(8, 3, name="second"),
+        keras.layers.GlobalAveragePooling2D(name="pool"),
+        keras.layers.Dense(3, name="classes"),
+    ]
+
+
+def functional(shape=(16, 16, 3)):
+    images = x = keras.Input(shape)
+    for layer in layers():
+        x = layer(x)
+    return keras.Model(images, x)
+
+
+@pytest.fixture
+def images():
+    return tf.random.stateless_uniform((2, 16, 16, 3), seed=(1, 2), maxval=255.0)
+
+
+def test_a_functional_model_is_a_base_that_sees_pixels_as_they_are(tmp_path, images):
+    model = functional()
+    model.save(tmp_path / "base.keras")
+    backbone = load(tmp_path / "base.keras")
+    assert backbone.name == "base"
+    assert [block.name for block in backbone.blocks] == ["first", "second", "classes"]
+    assert backbone.preprocess(images) is images
+    np.testing.assert_array_equal(backbone.network(images).numpy(), model(images).numpy())
+
+
+def test_a_sequential_model_is_a_base_and_a_tap_leaves_its_classifier_out(tmp_path, images):
+    model = keras.Sequential([keras.Input((16, 16, 3)), *layers()])
+    model.save(tmp_path / "base.keras")
+    backbone = load(tmp_path / "base.keras", tap="second")
+    assert [block.name for block in backbone.blocks] == ["first", "second"]
+    expected = model.layers[1](model.layers[0](images))
+    np.testing.assert_array_equal(backbone.network(images).numpy(), expected.numpy())
+
+
+def test_an_open_image_size_is_fixed_to_the_configured_one(tmp_path, images):
+    model = functional((None, None, 3))
+    model.save(tmp_path / "base.keras")
+    backbone = load(tmp_path / "base.keras")
+    assert backbone.network.input_shape == (None, 16, 16, 3)
+    assert backbone.blocks[0].output_shape == (None, 14, 14, 4)
+    np.testing.assert_array_equal(backbone.network(images).numpy(), model(images).numpy())
+
+
+def test_two_loads_of_a_file_have_one_digest(tmp_path):
+    functional().save(tmp_path / "base.keras")
+    functional().save(tmp_path / "other.keras")
+    assert load(tmp_path / "base.keras").digest() == load(tmp_path / "base.keras").digest()
+    assert load(tmp_path / "base.keras").digest() != load(tmp_path / "other.keras").digest()
+
+
+def test_another_image_size_is_refused_naming_both(tmp_path):
+    functional().save(tmp_path / "base.keras")
+    with pytest.raises(BackboneError, match=r"16×16 pixels and base.image_size is 32.*Set base.image_size to 16"):
+        load(tmp_path / "base.keras", image_size=32)
+
+
+def test_code_in_a_file_is_refused_and_not_run(tmp_path):
+    ran = tmp_path / "ran"
+    images = keras.Input((16, 16, 3))
+    code = keras.layers.Lambda(lambda x, path=str(ran): (open(path, "w").close(), x)[1])  # noqa: PTH123, SIM115
+    keras.Model(images, code(images)).save(tmp_path / "code.keras")
+    ran.unlink()  # building the model ran it
+    with pytest.raises(BackboneError, match=r"cannot be read as a .keras file.*never run"):
+        load(tmp_path / "code.keras")
+    assert not ran.exists()
+
+
+def test_a_model_with_two_outputs_is_refused(tmp_path):
+    images = keras.Input((16, 16, 3))
+    keras.Model(images, [keras.layers.ReLU()(images), keras.layers.ReLU()(images)]).save(tmp_path / "two.keras")
+    with pytest.raises(BackboneError, match=r"1 inputs and 2 outputs"):
+        load(tmp_path / "two.keras")
+
+
+def test_a_model_of_grey_images_is_refused(tmp_path):
+    images = keras.Input((16, 16, 1))
+    keras.Model(images, keras.layers.Conv2D(2, 3)(images)).save(tmp_path / "grey.keras")
+    with pytest.raises(BackboneError, match=r"takes float32 of shape \(None, 16, 16, 1\)"):
+        load(tmp_path / "grey.keras")
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 cut off"])
+def test_a_damaged_file_is_refused(tmp_path, content):
+    (tmp_path / "bad.keras").write_bytes(content)
+    with pytest.raises(BackboneError, match=r"bad.keras cannot be read as a .keras file"):
+        load(tmp_path / "bad.keras")
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(BackboneError, match=r"There is no file .*missing.keras"):
+        load(tmp_path / "missing.keras")
+
+
+def test_options_belong_to_keras_applications_only(tmp_path):
+    functional().save(tmp_path / "base.keras")
+    with pytest.raises(BackboneError, match=r"Remove base.options"):
+        load(tmp_path / "base.keras", options={"alpha": 1.0})
