@@ -82,9 +82,11 @@ def chunk(name: bytes, payload: bytes) -> bytes:
     return struct.pack(">I", len(payload)) + name + payload + struct.pack(">I", zlib.crc32(name + payload))
 
 
-def png(width: int, height: int, bits: int, color_type: int, rows: bytes, *, extra: bytes = b"") -> bytes:
+def png(
+    width: int, height: int, bits: int, color_type: int, rows: bytes, *, extra: bytes = b"", interlace: int = 0
+) -> bytes:
     """A PNG with any header; `rows` has a filter byte and samples for each row, `extra` further chunks before them."""
-    header = struct.pack(">IIBBBBB", width, height, bits, color_type, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, bits, color_type, 0, 0, interlace)
     body = chunk(b"IHDR", header) + extra + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
 

@@ -260,7 +260,7 @@ def _decode(data: bytes) -> np.ndarray:
     except tf.errors.OpError as error:
         # The op's own sentence stands last, before the name of its node.
         text = error.message.split("\n\t [[")[0].rstrip().rsplit("\n", 1)[-1]
-        raise _UndecodableError(text.removeprefix("assertion failed: ").rstrip(".")) from None
+        raise _UndecodableError(text.removeprefix("assertion failed: ").strip("[].")) from None
     return pixels
 
 
