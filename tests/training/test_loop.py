@@ -82,17 +82,17 @@ def test_interrupted_and_resumed_is_uninterrupted(digits, changes, request):
     run, dataset = new_run(digits, f"cut-{request.node.callspec.id}", **changes)
     checkpoints = Checkpoints(run)
     numbers = Checkpoints(whole).numbers()
-    # Start again from each checkpoint in turn, in a new model: also in the middle of an epoch and between phases.
-    for number in numbers[:-1]:
-        start = Checkpoints(whole).read(number)
+    starts = {number: Checkpoints(whole).read(number) for number in numbers[:-1]}
+    in_the_middle = next(n for n, c in starts.items() if c.progress.epoch == 1 and c.progress.step > 0)
+    between_phases = next(n for n, c in starts.items() if c.progress.phase == 1 and c.progress.step == 0)
+    for number in (in_the_middle, between_phases):
+        start = starts[number]
         model = train(run, dataset, strategy=tf.distribute.get_strategy(), start=start)
         assert model is not None
         assert largest_difference(checkpoints.complete().weights, expected) < 1e-6
         assert checkpoints.complete().progress.history[-1].loss == pytest.approx(
             Checkpoints(whole).complete().progress.history[-1].loss, rel=1e-5
         )
-    middle = [Checkpoints(whole).read(number).progress.step for number in numbers]
-    assert any(step > 0 for step in middle)
 
 
 def test_a_failure_in_the_middle_leaves_checkpoints_to_go_on_from(digits, undisturbed):
@@ -185,9 +185,8 @@ def test_losses_are_exact_means_whatever_the_batch_size(digits):
     np.testing.assert_allclose(figures[1:], [figures[0]] * 2, rtol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 def test_a_loss_that_is_not_finite_stops_the_run_with_advice(digits):
-    phases = [{"unfreeze": "all", "epochs": 5, "learning_rate": 1e30, "optimizer": "sgd"}]
+    phases = [{"unfreeze": 0, "epochs": 5, "learning_rate": 1e38, "optimizer": "sgd"}]
     run, dataset = new_run(digits, "diverging", phases=phases)
     with pytest.raises(DivergedError, match="Lower the phase's learning_rate"):
         train(run, dataset, strategy=tf.distribute.get_strategy())

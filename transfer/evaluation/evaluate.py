@@ -10,6 +10,7 @@ import io
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import tensorflow as tf
 
@@ -116,7 +117,7 @@ def _images_of(store: Store, shards: list[Shard], keys: set[str]) -> dict[str, b
     found: dict[str, bytes] = {}
     for shard in shards:
         table = read_shard(store, shard).select(["key", "image"])
-        chosen = table.filter(pa.compute.is_in(table["key"], value_set=pa.array(sorted(keys), pa.string())))
+        chosen = table.filter(pc.is_in(table["key"], value_set=pa.array(sorted(keys), pa.string())))
         found.update(zip(chosen["key"].to_pylist(), chosen["image"].to_pylist(), strict=True))
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-import tensorflow as tf
+from tensorboardX import SummaryWriter
 
 from transfer.errors import AlreadyExistsError
 from transfer.training.checkpoints import EpochRow
@@ -22,12 +22,10 @@ def write_events(run: Run, row: EpochRow) -> None:
         "learning_rate": row.learning_rate,
     }
     with tempfile.TemporaryDirectory() as folder:
-        writer = tf.summary.create_file_writer(folder)
-        with writer.as_default(step=row.epoch):
+        with SummaryWriter(folder) as writer:
             for name, value in scalars.items():
                 if value is not None:
-                    tf.summary.scalar(name, value)
-        writer.close()
+                    writer.add_scalar(name, value, row.epoch)
         (written,) = Path(folder).iterdir()
         # TensorBoard reads a folder's event files in the order of their names.
         try:
