@@ -10,6 +10,7 @@ import tensorflow as tf
 from keras.src.legacy.saving import legacy_h5_format
 
 from transfer.backbone.applications import known_networks
+from transfer.backbone.digest import network_digest
 from transfer.backbone.load import load_backbone
 from transfer.config import BaseNetworkConfig
 from transfer.errors import BackboneError
@@ -22,7 +23,9 @@ WEIGHTS_FILE = "mobilenet_v2_weights_tf_dim_ordering_tf_kernels_0.35_96_no_top.h
 
 
 def config(**changes):
-    return BaseNetworkConfig(**{"model": "MobileNetV2", "weights": "none", "image_size": 96, "options": ALPHA} | changes)
+    return BaseNetworkConfig(
+        **{"model": "MobileNetV2", "weights": "none", "image_size": 96, "options": ALPHA} | changes
+    )
 
 
 @pytest.fixture
@@ -184,3 +187,15 @@ def test_the_digest_follows_weights_preprocessing_and_size_and_not_trainability(
     value.flat[0] = np.nextafter(value.flat[0], np.float32(9))
     variable.assign(value)
     assert base.digest() != before
+
+
+def test_a_half_has_a_digest_of_its_own_that_the_other_half_does_not_touch():
+    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+        backbone = load_backbone(config(image_size=32))
+    frozen, unfrozen = (network_digest(half) for half in backbone.cut(3))
+    again = load_backbone(config(image_size=32))
+    assert tuple(network_digest(half) for half in again.cut(3)) == (frozen, unfrozen)
+    again.network.weights[-1].assign(again.network.weights[-1] + 1.0)
+    assert network_digest(again.cut(3)[0]) == frozen
+    assert network_digest(again.cut(3)[1]) != unfrozen
+    assert network_digest(again.cut(4)[0]) != frozen

@@ -80,7 +80,7 @@ def test_another_image_size_is_refused_naming_both(tmp_path):
 def test_code_in_a_file_is_refused_and_not_run(tmp_path):
     ran = tmp_path / "ran"
     images = keras.Input((16, 16, 3))
-    code = keras.layers.Lambda(lambda x, path=str(ran): (open(path, "w").close(), x)[1])  # noqa: PTH123, SIM115
+    code = keras.layers.Lambda(lambda x, path=str(ran): (open(path, "w").close(), x)[1])  # noqa: PTH123
     keras.Model(images, code(images)).save(tmp_path / "code.keras")
     ran.unlink()  # building the model ran it
     with pytest.raises(BackboneError, match=r"cannot be read as a .keras file.*never run"):
@@ -100,6 +100,15 @@ def test_a_model_of_grey_images_is_refused(tmp_path):
     keras.Model(images, keras.layers.Conv2D(2, 3)(images)).save(tmp_path / "grey.keras")
     with pytest.raises(BackboneError, match=r"takes float32 of shape \(None, 16, 16, 1\)"):
         load(tmp_path / "grey.keras")
+
+
+def test_an_output_that_is_no_feature_is_refused_with_advice_to_tap(tmp_path):
+    images = keras.Input((16, 16, 3))
+    features = keras.layers.Conv2D(2, 16, name="features")(images)
+    keras.Model(images, keras.layers.Reshape((1, 2))(features)).save(tmp_path / "rank3.keras")
+    with pytest.raises(BackboneError, match=r"answers shape \(None, 1, 2\).*base.tap"):
+        load(tmp_path / "rank3.keras")
+    assert load(tmp_path / "rank3.keras", tap="features").network.output_shape == (None, 1, 1, 2)
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 cut off"])

@@ -43,7 +43,7 @@ class SavedModelLayer(keras.layers.Layer):
     """
 
     def __init__(self, folder: Path, *, image_size: int, shown_as: str) -> None:
-        super().__init__(name="saved_model", dtype="float32", autocast=False)
+        super().__init__(name="saved_model", dtype="float32")
         self._graph_sha256 = hashlib.sha256(_graph_file(folder, shown_as).read_bytes()).hexdigest()
         self._module = _load_module(folder, shown_as)
         self._takes_training = "training" in inspect.signature(self._module.__call__).parameters
@@ -199,7 +199,9 @@ def _adopt(variable: Any, *, trainable: bool) -> keras.Variable:
 
 
 def _short_name(model: str) -> str:
-    name = model.partition("?")[0].rstrip("/").rpartition("/")[2]
+    """What messages call the module: `feature_vector`, or `feature_vector/5` where the handle ends in a version."""
+    parts = [part for part in model.partition("?")[0].split("/") if part]
+    name = "/".join(parts[-2:]) if parts[-1].isdigit() else parts[-1]
     for suffix in ARCHIVE_SUFFIXES:
         name = name.removesuffix(suffix)
-    return name or model
+    return name
