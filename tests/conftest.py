@@ -17,7 +17,7 @@ from transfer.config import StorageConfig
 from transfer.storage import RetryPolicy, open_store
 
 ACCESS_KEY = "ACCESSKEYOFTHETESTS"
-SECRET_KEY = "secret-key-of-the-tests"
+SECRET_KEY = "secret-key-of-the-tests"  # noqa: S105 - opens nothing
 
 
 @pytest.fixture(scope="session")

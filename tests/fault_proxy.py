@@ -19,6 +19,7 @@ Manner = Literal[
     "short body",  # send half of the answer's body, then close
     "flipped byte",  # change one byte of the answer's body
     "no conditions",  # take If-None-Match away from the request
+    "refused in vain",  # take If-None-Match away, and answer 412 after the service has done the work
 ]
 
 
@@ -78,6 +79,7 @@ class FaultProxy:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # An answer in two packets would wait 40 ms for an acknowledgement.
     faults: FaultProxy
 
     def _handle(self) -> None:
@@ -91,12 +93,14 @@ class _Handler(BaseHTTPRequestHandler):
         if manner == "reset":
             self._reset()
             return
-        if manner == "no conditions":
+        if manner in {"no conditions", "refused in vain"}:
             del self.headers["If-None-Match"]
         status, headers, answer = self._forward(body)
         if manner == "lost response":
             self._reset()
             return
+        if manner == "refused in vain":
+            status, headers = 412, {}
         if manner == "flipped byte" and answer:
             answer = bytes([answer[0] ^ 1]) + answer[1:]
         if manner == "short body":
@@ -104,7 +108,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         self._answer(status, headers, answer)
 
-    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _handle
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _handle  # noqa: N815 - http.server's names
 
     def _forward(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
         upstream = http.client.HTTPConnection(self.faults.upstream.netloc, timeout=30)

@@ -225,6 +225,6 @@ def test_a_store_says_where_it_is_and_is_not_pickled(store, storage):
     assert store.uri in repr(store)
     with pytest.raises(TypeError, match="StorageConfig"):
         pickle.dumps(store)
-    again = open_store(pickle.loads(pickle.dumps(storage)))
+    again = open_store(pickle.loads(pickle.dumps(storage)))  # noqa: S301 - our own bytes
     store.put("object", HELLO)
     assert again.read("object") == HELLO

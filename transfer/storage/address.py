@@ -27,7 +27,7 @@ def open_store(config: StorageConfig, *, retry: RetryPolicy | None = None) -> St
     `retry` says how long passing faults of a bucket are borne; the default gives up after two minutes. Raises
     ConfigError for addresses that are not supported or that hold credentials.
     """
-    uri = config.uri.strip()
+    uri = config.uri
     scheme = _SCHEME.match(uri)
     kind = scheme.group(1).lower() if scheme else ""
     rest = uri[scheme.end() :] if scheme else uri
@@ -38,8 +38,9 @@ def open_store(config: StorageConfig, *, retry: RetryPolicy | None = None) -> St
     if kind:
         # Never the rest of the address: it may hold a password.
         raise ConfigError(f"storage.uri begins with {kind}://, which is not supported.", advice=_SUPPORTED)
-    if not uri or uri.lower().startswith(("s3:", "file:")):
-        raise ConfigError(f"storage.uri is {uri!r}, which names no place.", advice=_SUPPORTED)
+    # A slash too few makes a folder of an address; it arrives here as an absolute path.
+    if any(part.lower().startswith(("s3:", "file:")) for part in Path(uri).parts):
+        raise ConfigError(f"storage.uri is {uri}, a folder that looks like a mistyped address.", advice=_SUPPORTED)
     return LocalStore(Path(uri).expanduser(), single_writer=config.single_writer)
 
 

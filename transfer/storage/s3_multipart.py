@@ -108,6 +108,6 @@ def _part(name: str, data: bytes | Path, *, start: int, length: int, size: int) 
         body = source.read(length)
     if len(body) != min(length, size - start):
         raise StorageError(
-            f"{data} changed while it was being uploaded.", advice="Upload files that nothing writes to."
+            f"The file for {name} changed while it was being uploaded.", advice="Upload files that nothing writes to."
         )
     return body

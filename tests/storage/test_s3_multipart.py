@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import boto3
+import pytest
+
+from transfer.errors import AlreadyExistsError, StorageError
+from transfer.storage import sha256_hex
+from transfer.storage.s3 import S3Store
+
+MIB = 1024**2
+# S3 takes no smaller parts, except the last.
+PART = 5 * MIB
+LARGE = os.urandom(12 * MIB)
+
+
+def open_large(storage, retry, **details):
+    bucket, _, prefix = storage.uri.removeprefix("s3://").partition("/")
+    return S3Store(
+        bucket,
+        prefix,
+        endpoint_url=storage.endpoint_url,
+        retry=retry,
+        multipart_threshold_bytes=6 * MIB,
+        part_size_bytes=PART,
+        **details,
+    )
+
+
+@pytest.fixture
+def store(faulty_storage, fast_retry):
+    return open_large(faulty_storage, fast_retry)
+
+
+@pytest.fixture
+def unfinished(s3_storage):
+    """Counts uploads that hold parts and were never completed or aborted."""
+    client = boto3.client("s3", endpoint_url=s3_storage.endpoint_url)
+    bucket = s3_storage.uri.split("/")[2]
+    yield lambda: len(client.list_multipart_uploads(Bucket=bucket).get("Uploads", []))
+    client.close()
+
+
+def completes(method, path):
+    return method == "POST" and "uploadId" in path
+
+
+def completes_object(method, path):
+    return completes(method, path) and "large" in path
+
+
+def parts(method, path):
+    return method == "PUT" and "partNumber" in path
+
+
+def parts_of_object(method, path):
+    return parts(method, path) and "large" in path
+
+
+def test_large_bytes_and_files_are_sent_in_parts(store, fault_proxy, tmp_path):
+    path = tmp_path / "large"
+    path.write_bytes(LARGE)
+    assert store.put("large-bytes", LARGE) is True
+    assert store.put("large-file", path) is True
+    assert sum(parts_of_object(*request) for request in fault_proxy.requests) == 6
+    for name in ("large-bytes", "large-file"):
+        assert store.read_verified(name, sha256_hex(LARGE)) == LARGE
+        assert store.read(name) == LARGE
+    assert [item.name for item in store.list()] == ["large-bytes", "large-file"]
+
+
+def test_a_large_object_that_is_there_is_not_sent_again(store, fault_proxy):
+    store.put("large", LARGE)
+    fault_proxy.requests.clear()
+    assert store.put("large", LARGE) is False
+    with pytest.raises(AlreadyExistsError):
+        store.put("large", LARGE[::-1])
+    assert not any(parts(*request) for request in fault_proxy.requests)
+
+
+def test_of_several_large_writers_of_one_name_exactly_one_wins(store, unfinished):
+    start = threading.Barrier(4)
+
+    def write(number):
+        start.wait()
+        try:
+            return store.put("large", bytes([number]) * (7 * MIB))
+        except AlreadyExistsError:
+            return False
+
+    with ThreadPoolExecutor(4) as pool:
+        won = list(pool.map(write, range(4)))
+    assert won.count(True) == 1
+    assert store.read("large") == bytes([won.index(True)]) * (7 * MIB)
+    assert unfinished() == 0
+
+
+@pytest.mark.parametrize("manner", ["reset", "lost response", "status"])
+def test_faults_of_single_parts_and_of_the_completion_are_ridden_out(store, fault_proxy, unfinished, manner):
+    fault_proxy.fail(manner, times=2, matches=parts_of_object)
+    fault_proxy.fail(manner, times=2, matches=completes_object)
+    assert store.put("large", LARGE) is True
+    assert store.read("large") == LARGE
+    assert unfinished() == 0
+
+
+def test_a_completion_that_conflicts_with_another_is_sent_anew(store, fault_proxy, unfinished):
+    fault_proxy.fail("status", status=409, code="ConditionalRequestConflict", matches=completes_object)
+    assert store.put("large", LARGE) is True
+    assert store.read("large") == LARGE
+    assert unfinished() == 0
+
+
+def test_completions_that_always_conflict_end_in_an_error(store, fault_proxy):
+    fault_proxy.fail("status", times=1000, status=409, code="ConditionalRequestConflict", matches=completes_object)
+    with pytest.raises(StorageError, match="large"):
+        store.put("large", LARGE)
+
+
+def test_an_upload_that_fails_leaves_neither_object_nor_parts(store, fault_proxy, unfinished):
+    fault_proxy.fail("status", times=1000, matches=lambda method, path: parts_of_object(method, path) and "=3" in path)
+    with pytest.raises(StorageError, match="part 3 of large"):
+        store.put("large", LARGE)
+    assert not store.exists("large")
+    assert unfinished() == 0
+
+
+@pytest.mark.parametrize("manner", ["no conditions", "status"])
+def test_where_only_whole_objects_are_conditional_large_ones_are_sent_whole(store, fault_proxy, manner):
+    details = {"status": 501, "code": "NotImplemented"} if manner == "status" else {}
+    fault_proxy.fail(manner, times=1_000_000, matches=completes, **details)
+    assert store.put("large", LARGE) is True
+    assert not any(parts_of_object(*request) for request in fault_proxy.requests)
+    with pytest.raises(AlreadyExistsError):
+        store.put("large", LARGE[::-1])
+    assert store.read("large") == LARGE
+    assert [item.name for item in store.list()] == ["large"]
+
+
+@pytest.mark.parametrize("manner", ["no conditions", "status"])
+def test_a_single_writer_sends_parts_whatever_the_service_honors(faulty_storage, fast_retry, fault_proxy, manner):
+    def conditional(method, _path):
+        return method != "GET" and any(name.lower() == "if-none-match" for name in fault_proxy.headers[-1])
+
+    details = {"status": 501, "code": "NotImplemented"} if manner == "status" else {}
+    fault_proxy.fail(manner, times=1_000_000, matches=conditional, **details)
+    store = open_large(faulty_storage, fast_retry, single_writer=True)
+    assert store.put("large", LARGE) is True
+    assert sum(parts_of_object(*request) for request in fault_proxy.requests) == 3
+    assert store.put("large", LARGE) is False
+    with pytest.raises(AlreadyExistsError):
+        store.put("large", LARGE[::-1])
+    assert store.read("large") == LARGE
