@@ -122,7 +122,6 @@ def _check(data: bytes, kind: Format, label: str, *, max_pixels: int, transcode:
     except _UndecodableError as problem:
         detail = f"{label} that TensorFlow does not decode even as PNG: {problem}."
         raise _RefusedError(RejectReason.UNSUPPORTED_FORMAT, detail) from None
-    _limit_pixels(width, height, max_pixels)
     return AcceptedImage(png, width, height, formats.PNG.name)
 
 

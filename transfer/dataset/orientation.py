@@ -73,15 +73,13 @@ def _turn(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
 def _may_be_turned(image_bytes: tf.Tensor) -> tf.Tensor:
     """False for a JPEG that plainly has no EXIF: most images of most data sets, for the price of a few small ops.
 
-    Such a file goes from its start, or from a JFIF header of the usual 16 bytes, straight to its tables.
+    Such a file goes from a JFIF header of the usual 16 bytes straight to its tables.
     """
     head = tf.strings.substr(image_bytes, 0, _PLAIN_HEADER_BYTES)
     octets = tf.io.decode_raw(tf.strings.substr(head, 0, 22), tf.uint8, fixed_length=22)
-    tables_first = tf.reduce_all(octets[:4] == [0xFF, 0xD8, 0xFF, 0xDB])
-    jfif_then_tables = tf.reduce_all(
-        tf.gather(octets, [0, 1, 2, 3, 4, 5, 20, 21]) == [0xFF, 0xD8, 0xFF, 0xE0, 0, 16, 0xFF, 0xDB]
-    )
-    return ~(tables_first | jfif_then_tables) | _contains(head, b"Exif\0\0")
+    markers_and_length = tf.gather(octets, [0, 1, 2, 3, 4, 5, 20, 21])
+    is_plain = tf.reduce_all(markers_and_length == [0xFF, 0xD8, 0xFF, 0xE0, 0, 16, 0xFF, 0xDB])
+    return ~is_plain | _contains(head, b"Exif\0\0")
 
 
 def _contains(text: tf.Tensor, part: bytes) -> tf.Tensor:
