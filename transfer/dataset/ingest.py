@@ -88,7 +88,7 @@ def _check_before_reading(work: _Work) -> None:
         left_out = f"; the {len(work.listing.rejects)} other things there are listed in {ledger}" if ledger else ""
         raise DatasetError(
             f"There are no images with a class in {work.uri}{left_out}.",
-            advice="Put the images into one folder a class, <source>/<class>/<image>; in a table fill the label column.",
+            advice="Put the images into one folder a class, <source>/<class>/<image>; in a table fill its labels.",
         )
     parent = latest_dataset(work.store, work.config.dataset_name)
     class_order(work.listing.labels, parent.classes if parent else [], source=work.uri)

@@ -79,8 +79,14 @@ def _fetch_web(uri: str, target: Path, *, max_size_bytes: int) -> None:
 
 
 def _download(uri: str, target: Path, *, shown: str, max_size_bytes: int) -> None:
-    # The scheme is http or https: open_source looks at nothing else here.
-    with urllib.request.urlopen(uri, timeout=_TIMEOUT_S) as answer, target.open("wb") as file:  # noqa: S310
+    try:
+        # The scheme is http or https: open_source looks at nothing else here.
+        opened = urllib.request.urlopen(uri, timeout=_TIMEOUT_S)  # noqa: S310
+    except urllib.error.HTTPError as error:
+        # It holds the connection.
+        error.close()
+        raise
+    with opened as answer, target.open("wb") as file:
         promised = answer.headers.get("Content-Length")
         while piece := answer.read(_PIECE_SIZE_BYTES):
             file.write(piece)

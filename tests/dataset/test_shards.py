@@ -1,0 +1,77 @@
+"""Shards in storage."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from transfer.dataset.shards import SHARD_SCHEMA, read_columns, read_shard, write_shard
+from transfer.errors import CorruptObjectError, ObjectNotFoundError
+
+
+def rows(count, size_bytes=10):
+    return [
+        {
+            "key": f"cat/{number}",
+            "image": bytes([number % 256]) * size_bytes,
+            "label": number % 3,
+            "sha256": f"{number:064x}",
+            "width": 5,
+            "height": 4,
+        }
+        for number in range(count)
+    ]
+
+
+def test_a_shard_gives_back_its_rows(store):
+    shard = write_shard(store, rows(20), split="train")
+    table = read_shard(store, shard)
+    assert table.schema == SHARD_SCHEMA
+    assert table.to_pylist() == rows(20)
+    assert (shard.rows, shard.split, shard.name) == (20, "train", f"shards/{shard.sha256}.parquet")
+    assert shard.size_bytes == store.size(shard.name)
+
+
+def test_the_same_rows_are_the_same_object(store):
+    assert write_shard(store, rows(20), split="train") == write_shard(store, iter(rows(20)), split="train")
+    assert len(list(store.list("shards/"))) == 1
+
+
+def test_columns_are_read_without_the_images(store):
+    shard = write_shard(store, rows(20), split="train")
+    assert read_columns(store, shard, ["sha256", "label"])["label"].to_pylist() == [row["label"] for row in rows(20)]
+
+
+def test_images_are_stored_uncompressed_in_row_groups_of_moderate_size(store):
+    shard = write_shard(store, rows(20, size_bytes=1024**2), split="train")
+    metadata = pq.ParquetFile(pa.BufferReader(store.read(shard.name))).metadata
+    assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [8, 8, 4]
+    image = metadata.row_group(0).column(1)
+    assert image.compression == "UNCOMPRESSED"
+    assert shard.size_bytes < 20.1 * 1024**2
+
+
+def test_a_damaged_shard_is_not_read(store):
+    good = write_shard(store, rows(20), split="train")
+    name = "shards/damaged"
+    data = bytearray(store.read(good.name))
+    data[len(data) // 2] ^= 1
+    store.put(name, bytes(data))
+    with pytest.raises(CorruptObjectError, match=name):
+        read_shard(store, good.model_copy(update={"name": name}))
+
+
+def test_a_shard_that_is_gone_says_so(store):
+    shard = write_shard(store, rows(2), split="train").model_copy(update={"name": "shards/gone"})
+    with pytest.raises(ObjectNotFoundError, match="shards/gone"):
+        read_shard(store, shard)
+    with pytest.raises(ObjectNotFoundError, match="shards/gone"):
+        read_columns(store, shard, ["label"])
+
+
+def test_an_object_that_is_no_shard_is_refused(store):
+    shard = write_shard(store, rows(2), split="train")
+    with pytest.raises(CorruptObjectError, match="3 rows"):
+        read_shard(store, shard.model_copy(update={"rows": 3}))
+    store.put("shards/text", b"no Parquet at all")
+    with pytest.raises(CorruptObjectError, match="shards/text"):
+        read_columns(store, shard.model_copy(update={"name": "shards/text"}), ["label"])
