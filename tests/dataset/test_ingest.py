@@ -279,7 +279,7 @@ def test_a_shard_that_went_elsewhere_stops_the_version(source, folder_storage, t
 
 
 def test_a_version_that_is_not_there_or_damaged_says_so(source, folder_storage):
-    store, dataset = ingested(source, folder_storage)
+    store, _ = ingested(source, folder_storage)
     with pytest.raises(ObjectNotFoundError, match="00000007"):
         load_dataset(store, "pets", 7)
     path = next(item.name for item in store.list("datasets/pets/"))

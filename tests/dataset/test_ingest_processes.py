@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ def test_a_killed_worker_commits_nothing_and_the_next_run_finishes(tmp_path, fol
     store = open_store(folder_storage)
     # One process checks, two write, in both runs.
     processes = iter([1, 2, 1, 2])
-    monkeypatch.setattr(ingest_module, "process_count", lambda images: next(processes))
+    monkeypatch.setattr(ingest_module, "process_count", lambda _: next(processes))
     with monkeypatch.context() as killing:
         killing.setattr(ingest_module, "build_shard", DieOnTrain(os.getpid()))
         with pytest.raises(DatasetError, match="worker process ended abruptly"):
@@ -90,7 +91,7 @@ def peak_memory(source, storage, tmp_path):
     return json.loads(done.stdout)
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="the peak is read where Linux keeps it")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read where Linux keeps it")
 def test_memory_stays_flat_as_the_dataset_grows(tmp_path, folder_storage):
     other = folder_storage.model_copy(update={"uri": str(tmp_path / "other")})
     few, *before = peak_memory(write_noise(tmp_path / "small", 200), folder_storage, tmp_path)

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-from functools import partial
 
 import pytest
 
@@ -13,7 +12,7 @@ from transfer.dataset.parallel import IMAGES_PER_PROCESS, parallel_map, process_
 from transfer.errors import DatasetError
 
 
-def act(item, *, parent=os.getpid()):
+def act(item):
     """Do what the item says; runs in a worker, where this module is imported again."""
     match item:
         case "raise":
@@ -68,7 +67,7 @@ def test_a_worker_that_dies_is_a_clear_error():
 
 
 def test_workers_see_no_gpu():
-    assert run_in_process(partial(act), "environment") == "-1"
+    assert run_in_process(act, "environment") == "-1"
     assert os.environ.get("CUDA_VISIBLE_DEVICES") != "-1"
 
 

@@ -77,12 +77,10 @@ def test_hidden_files_are_ignored_and_counted_and_files_without_class_are_refuse
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
 def test_odd_file_names_neither_crash_nor_collide(tmp_path, folder_storage):
-    folder = os.fsencode(tmp_path / "cat")
-    os.mkdir(folder)
+    (tmp_path / "cat").mkdir()
     names = [b"two\nlines", b"two%0Alines", b"latin\xe9", NFC.encode(), NFD.encode(), b"\\", b"a b"]
     for number, name in enumerate(names):
-        with open(os.path.join(folder, name), "wb") as file:
-            file.write(image(number))
+        (tmp_path / "cat" / os.fsdecode(name)).write_bytes(image(number))
     found = bytes_of(tmp_path, folder_storage)
     assert len(found) == len(names)
     assert set(found.values()) == {image(number) for number in range(len(names))}

@@ -8,6 +8,7 @@ import tarfile
 import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -79,15 +80,16 @@ def test_a_single_class_folder_is_not_taken_for_a_folder_around_classes(pack, fo
 
 def test_what_was_unpacked_is_gone_afterwards(pack, folder_storage):
     with open_source(DatasetConfig(source=str(pack(MEMBERS))), folder_storage) as source:
-        assert os.path.isdir(source.root)
+        assert Path(source.root).is_dir()
         assert source.description["kind"] == "archive"
-    assert not os.path.exists(source.root)
+    assert not Path(source.root).exists()
 
 
-@pytest.mark.parametrize("name", ["../out.png", "cat/../../out.png", "/tmp/transfer-out.png", "cat/../1.png"])
+@pytest.mark.parametrize("name", ["../out.png", "cat/../../out.png", "{tmp_path}/out.png", "cat/../1.png"])
 def test_a_member_that_leads_out_of_the_folder_is_refused(pack, folder_storage, tmp_path, name):
-    assert "outside of the folder" in refusal(pack({"cat/1.png": b"x", name: b"evil"}), folder_storage)
-    assert not os.path.exists("/tmp/transfer-out.png")
+    members = {"cat/1.png": b"x", name.format(tmp_path=tmp_path): b"evil"}
+    assert "outside of the folder" in refusal(pack(members), folder_storage)
+    assert not (tmp_path / "out.png").exists()
 
 
 def test_backslashes_of_windows_lead_nowhere_else(tmp_path, folder_storage):
@@ -180,7 +182,7 @@ def test_an_archive_in_a_bucket_that_is_missing_or_too_large(s3_storage):
     with pytest.raises(DatasetError, match=r"photos.zip, and there is nothing there"):
         everything_of(f"{s3_storage.uri}/photos.zip", s3_storage)
     open_store(s3_storage).put("photos.zip", zip_of(MEMBERS))
-    with pytest.raises(DatasetError, match="is larger than dataset.source_max_size_bytes"):
+    with pytest.raises(DatasetError, match="is larger than dataset"):
         everything_of(f"{s3_storage.uri}/photos.zip", s3_storage, source_max_size_bytes=10)
 
 
