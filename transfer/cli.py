@@ -156,9 +156,25 @@ def inspect(
         else:
             # Its structure does not depend on the weights, and random ones need no download.
             base = BaseNetworkConfig(model=network, weights="none", image_size=image_size)
-        return {"network": base.model, "blocks": describe(load_backbone(base, storage=storage))}
+        rows = describe(load_backbone(base, storage=storage))
+        return {"network": base.model, "blocks": rows if json else [_for_people(row) for row in rows]}
 
     _run(work, json)
+
+
+def _for_people(row: dict[str, Any]) -> dict[str, Any]:
+    """A block in one line: what training from here up costs, and what is kept of an image below it."""
+    return {
+        "unfreeze": row["depth"],
+        "block": row["block"],
+        "layers": len(row["layers"]),
+        "parameters": row["parameters"],
+        "share of FLOPs": f"{row['flops_share']:.1%}",
+        "trained share": f"{row['trained_flops_share']:.1%}",
+        "output": " × ".join(map(str, row["output_shape"])),
+        "output bytes": row["activation_bytes"],
+        "kept bytes": row["kept_bytes"],
+    }
 
 
 @app.command()

@@ -10,15 +10,15 @@ from rich.table import Table
 
 def show(answer: dict[str, Any], stream: TextIO) -> None:
     """Print a command's answer: one line a value, a table for a list of rows."""
-    console = Console(file=stream, highlight=False, soft_wrap=True)
-    names = Table.grid(padding=(0, 2))
+    # Off a terminal nothing is folded or cut: whoever reads it there may want to copy a path.
+    console = Console(file=stream, highlight=False, width=None if stream.isatty() else 200)
+    width = max(map(len, answer), default=0)
     tables = []
     for name, value in answer.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
             tables.append(_table(value))
         elif value is not None and value != {}:
-            names.add_row(name.replace("_", " "), _text(value))
-    console.print(names)
+            console.print(f"{name.replace('_', ' '):<{width}}  {_text(value)}", soft_wrap=True, markup=False)
     for table in tables:
         console.print(table)
 

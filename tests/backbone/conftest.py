@@ -1,7 +1,4 @@
-"""Two logical CPUs, so that two replicas run in one process, and a small TF Hub style module.
-
-The devices must be set before TensorFlow's first operation.
-"""
+"""A small TF Hub style module; and, imported for its effect, two logical CPUs for two replicas in one process."""
 
 import functools
 import http.server
@@ -11,9 +8,7 @@ import threading
 import pytest
 import tensorflow as tf
 
-tf.config.set_logical_device_configuration(
-    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
-)
+import tests.replicas  # noqa: F401
 
 
 class FeatureVector(tf.Module):

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 from keras.src.legacy.saving import legacy_h5_format
 
+from tests.replicas import two_replicas
 from transfer.backbone.applications import known_networks
 from transfer.backbone.digest import network_digest
 from transfer.backbone.load import load_backbone
@@ -190,7 +191,7 @@ def test_the_digest_follows_weights_preprocessing_and_size_and_not_trainability(
 
 
 def test_a_half_has_a_digest_of_its_own_that_the_other_half_does_not_touch():
-    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+    with two_replicas().scope():
         backbone = load_backbone(config(image_size=32))
     frozen, unfrozen = (network_digest(half) for half in backbone.cut(3))
     again = load_backbone(config(image_size=32))

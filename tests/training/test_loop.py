@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from transfer.dataset.ingest import ingest
 
 from tests.digits import digits_config, write_some_digits
+from tests.replicas import two_replicas
+from transfer.dataset.ingest import ingest
 from transfer.errors import ConfigError, DivergedError, TrainingError
 from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoints, EpochRow, assign
@@ -56,7 +57,7 @@ def undisturbed(digits):
 
 def test_two_replicas_end_with_the_weights_of_one(digits, undisturbed):
     run, dataset = new_run(digits, "two-replicas")
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategy = two_replicas()
     assert largest_difference(trained_weights(run, dataset, strategy=strategy), undisturbed[1]) < TOLERANCE
 
 

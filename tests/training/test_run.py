@@ -1,9 +1,9 @@
 from pathlib import Path
 
 import pytest
-from transfer.dataset.manifest import Dataset
 
 from tests.digits import digits_config
+from transfer.dataset.manifest import Dataset
 from transfer.errors import RunConflictError, TrainingError
 from transfer.storage import open_store
 from transfer.training.run import load_run, open_run, run_id_for

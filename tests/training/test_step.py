@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.replicas import two_replicas
 from transfer.config import AugmentationConfig, HeadConfig, OptimizerConfig, PhaseConfig, ScheduleConfig, TrainingConfig
 from transfer.training.augmentation import Augmentation
 from transfer.training.head import build_head
@@ -96,7 +97,7 @@ def largest_difference(left, right):
 )
 def test_two_replicas_learn_what_one_learns_within_1e_6(settings):
     one_totals, one = trained(tf.distribute.get_strategy(), **settings)
-    two_totals, two = trained(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]), **settings)
+    two_totals, two = trained(two_replicas(), **settings)
     assert largest_difference(one, two) < 1e-6
     assert two_totals.images == one_totals.images == 30
     assert two_totals.mean_loss == pytest.approx(one_totals.mean_loss, rel=1e-6)

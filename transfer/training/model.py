@@ -60,7 +60,8 @@ class TransferModel:
         """Split for a phase, and mark just the phase's layers as trainable. Raises BackboneError for a bad depth."""
         frozen, unfrozen = self.backbone.cut(unfreeze)
         self.backbone.network.trainable = False
-        for layer in unfrozen.layers if unfrozen else []:
+        # A model that is marked as frozen itself has no trainable variables, whatever its layers say.
+        for layer in [unfrozen, *unfrozen.layers] if unfrozen else []:
             layer.trainable = True
         return Split(self.backbone, frozen, unfrozen, self.head)
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 
 import tensorflow as tf
 
 
+@functools.cache
 def create_strategy() -> tf.distribute.Strategy:
     """The strategy for this process: over all workers that TF_CONFIG names, else over its GPUs, else none.
 
-    Call it before any other TensorFlow operation: a multi-worker strategy must set the runtime up first.
+    Call it before any other TensorFlow operation: a multi-worker strategy must set the runtime up first. It is made
+    once a process: collectives of a second MirroredStrategy would carry the numbers of the first one's.
     """
     gpus = tf.config.list_physical_devices("GPU")
     for gpu in gpus:
