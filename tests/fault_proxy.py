@@ -17,6 +17,7 @@ Manner = Literal[
     "reset",  # cut the connection before the service sees the request
     "lost response",  # cut the connection after the service has done the work
     "short body",  # send half of the answer's body, then close
+    "cut body",  # send half of the answer's body, and a Content-Length that says so
     "flipped byte",  # change one byte of the answer's body
     "no conditions",  # take If-None-Match away from the request
     "refused in vain",  # take If-None-Match away, and answer 412 after the service has done the work
@@ -103,6 +104,9 @@ class _Handler(BaseHTTPRequestHandler):
             status, headers = 412, {}
         if manner == "flipped byte" and answer:
             answer = bytes([answer[0] ^ 1]) + answer[1:]
+        if manner == "cut body":
+            answer = answer[: len(answer) // 2]
+            headers = {name: value for name, value in headers.items() if name.lower() != "content-length"}
         if manner == "short body":
             answer = answer[: len(answer) // 2]
             self.close_connection = True

@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transfer.errors import CorruptObjectError
@@ -77,6 +77,7 @@ def test_numbers_that_json_does_not_have_are_refused():
             encode_document({"loss": number})
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(), JSON))
 def test_any_document_survives_and_has_one_encoding(document):
     data = encode_document(document)

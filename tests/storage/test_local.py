@@ -129,6 +129,17 @@ def test_a_file_system_without_hard_links_serves_a_single_writer(folder_storage,
     assert files_in(store.folder) == ["object"]
 
 
+def test_a_link_that_a_network_file_system_made_and_then_reported_as_taken_is_ours(store, monkeypatch):
+    link = os.link
+
+    def link_twice(source, target):
+        link(source, target)
+        link(source, target)  # What NFS does when the first answer is lost.
+
+    monkeypatch.setattr(os, "link", link_twice)
+    assert store.put("object", b"content") is True
+
+
 def test_a_relative_folder_stays_where_it_was_when_the_process_moves(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     store = open_store(StorageConfig(uri="storage"))

@@ -75,6 +75,13 @@ def test_a_store_that_cannot_be_written_is_refused_for_a_single_writer_too(singl
         probe(single_writer, single_writer=True)
 
 
+def test_a_store_that_neither_implements_conditions_nor_can_be_written_is_refused(single_writer, fault_proxy):
+    fault_proxy.fail("status", times=1000, status=501, code="NotImplemented", matches=conditional(fault_proxy))
+    fault_proxy.fail("status", times=1000, status=403, code="AccessDenied", matches=lambda method, _: method == "PUT")
+    with pytest.raises(StorageError, match="AccessDenied"):
+        probe(single_writer, single_writer=True)
+
+
 def test_a_store_whose_bytes_change_is_refused(faulty, fault_proxy):
     fault_proxy.fail("flipped byte", times=1000, matches=lambda method, _: method == "GET")
     with pytest.raises(StorageError):

@@ -110,8 +110,31 @@ def test_faults_of_single_parts_and_of_the_completion_are_ridden_out(store, faul
 def test_a_completion_that_conflicts_with_another_is_sent_anew(store, fault_proxy, unfinished):
     fault_proxy.fail("status", status=409, code="ConditionalRequestConflict", matches=completes_object)
     assert store.put("large", LARGE) is True
+    assert sum(parts_of_object(*request) for request in fault_proxy.requests) == 6
     assert store.read("large") == LARGE
     assert unfinished() == 0
+
+
+def test_an_upload_that_is_gone_after_its_answer_was_lost_counts_as_done(store, fault_proxy):
+    fault_proxy.fail("lost response", matches=completes_object)
+    fault_proxy.fail("status", status=404, code="NoSuchUpload", matches=completes_object)
+    assert store.put("large", LARGE) is True
+    assert store.read("large") == LARGE
+
+
+def test_a_file_that_shrinks_while_it_is_sent_is_not_stored(store, fault_proxy, tmp_path):
+    path = tmp_path / "large"
+    path.write_bytes(LARGE)
+
+    def shrink(method, path_of_request):
+        if method == "POST" and "large" in path_of_request and "uploads" in path_of_request:
+            os.truncate(path, PART)
+        return False
+
+    fault_proxy.fail("status", matches=shrink)
+    with pytest.raises(StorageError, match="changed while"):
+        store.put("large", path)
+    assert not store.exists("large")
 
 
 def test_completions_that_always_conflict_end_in_an_error(store, fault_proxy):
