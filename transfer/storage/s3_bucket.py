@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, TypeVar
 import boto3.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
-from botocore.parsers import ResponseParserError
 
 from transfer.errors import StorageError
 from transfer.storage.retry import RetryPolicy
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 Result = TypeVar("Result")
-_FAULTS = (ClientError, BotoCoreError, ResponseParserError, ShortBodyError)
+_FAULTS = (ClientError, BotoCoreError, ShortBodyError)
 
 
 class Bucket:

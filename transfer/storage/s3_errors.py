@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from botocore import exceptions as botocore_errors
-from botocore.parsers import ResponseParserError
 
 from transfer.errors import UnsafeStorageError
 
@@ -28,7 +27,6 @@ _TRANSIENT_ERRORS = (
     botocore_errors.HTTPClientError,
     botocore_errors.IncompleteReadError,
     botocore_errors.ResponseStreamingError,
-    ResponseParserError,
 )
 _NO_CREDENTIALS = (
     botocore_errors.NoCredentialsError,
