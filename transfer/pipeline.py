@@ -50,7 +50,7 @@ def train(config: Config, *, run_id: str | None = None) -> TrainOutcome:
     run = open_run(store, config, dataset, run_id=run_id)
     logger.info("Run %s on dataset %s.", run.id, dataset.reference)
     _fit(run, dataset)
-    number = (run.reports.numbers() or [None])[-1] or run_where(config.workers, _evaluate, config, run.id, None)
+    number = run.newest_report() or run_where(config.workers, _evaluate, config, run.id, None)
     report, uri = _report(run, number)
     version = _publish_and_promote(config, run, number) if config.publish.enabled else None
     return TrainOutcome(run, dataset, report, uri, version)

@@ -92,17 +92,17 @@ def parity(passes: dict[str, Callable[[], Iterator[np.ndarray]]]) -> dict[str, b
 
 def arm_of(arm: str, folder: Path, endpoint: str) -> Callable[[], Iterator[np.ndarray]]:
     import tensorflow as tf
-    from transfer.dataset.manifest import load_dataset
 
     from transfer.dataset.batches import image_batches
     from transfer.dataset.decode import load_image
+    from transfer.dataset.manifest import load_dataset
     from transfer.storage import open_store
 
     def from_shards(where: str) -> Iterator[np.ndarray]:
         store = open_store(config_for(folder, where, endpoint).storage)
         dataset = load_dataset(store, "bench")
         batches = image_batches(
-            store, dataset.shards_of("train"), image_size=SIZE, batch_size=BATCH, seed=0, epoch=time.time_ns() % 1000
+            store, dataset.shards_of("train"), image_size=SIZE, batch_size=BATCH, seed=0, epochs=[time.time_ns() % 1000]
         )
         for batch in batches:
             yield batch["images"].numpy()[batch["real"].numpy() > 0]

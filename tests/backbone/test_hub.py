@@ -259,3 +259,8 @@ def test_a_cut_off_archive_is_refused(module_archive, tmp_path, share):
     (tmp_path / "cut.tar.gz").write_bytes(whole[: int(share * len(whole))])
     with pytest.raises(BackboneError, match=r"not a whole .tar.gz archive"):
         load(tmp_path / "cut.tar.gz")
+
+
+def test_a_module_cannot_start_with_random_weights(module_folder):
+    with pytest.raises(BackboneError, match="knows no other weights than its own"):
+        load(module_folder, weights="none")

@@ -127,3 +127,12 @@ def test_options_belong_to_keras_applications_only(tmp_path):
     functional().save(tmp_path / "base.keras")
     with pytest.raises(BackboneError, match=r"Remove base.options"):
         load(tmp_path / "base.keras", options={"alpha": 1.0})
+
+
+def test_weights_none_starts_a_file_with_the_same_random_weights_each_time(tmp_path):
+    functional().save(tmp_path / "base.keras")
+    pretrained, first, second = (
+        load(tmp_path / "base.keras", **changes) for changes in ({}, {"weights": "none"}, {"weights": "none"})
+    )
+    assert first.digest() == second.digest() != pretrained.digest()
+    assert [block.name for block in first.blocks] == [block.name for block in pretrained.blocks]

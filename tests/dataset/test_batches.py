@@ -71,18 +71,26 @@ def test_the_slices_of_all_workers_make_up_the_batches_of_one(digits, workers, r
 
 @pytest.mark.parametrize("start", [1, 4, 8])
 def test_starting_in_the_middle_is_the_rest_of_the_same_epoch(digits, start):
-    whole = batches(digits, epoch=2)
-    rest = batches(digits, epoch=2, start_step=start)
+    whole = batches(digits, epochs=[2])
+    rest = batches(digits, epochs=[2], start_step=start)
     assert len(rest) == len(whole) - start
     for expected, found in zip(whole[start:], rest, strict=True):
         np.testing.assert_array_equal(found["images"], expected["images"])
         np.testing.assert_array_equal(found["labels"], expected["labels"])
 
 
+def test_epochs_follow_each_other_in_one_stream(digits):
+    apart = [batch for epoch in (2, 3) for batch in batches(digits, epochs=[epoch], start_step=4 if epoch == 2 else 0)]
+    together = batches(digits, epochs=[2, 3], start_step=4)
+    for expected, found in zip(apart, together, strict=True):
+        for name in expected:
+            np.testing.assert_array_equal(found[name], expected[name])
+
+
 def test_a_damaged_shard_is_never_decoded(digits, tmp_path):
     store, dataset = digits
     shard = dataset.shards_of("train")[0]
     wrong = shard.model_copy(update={"sha256": "0" * 64})
-    with pytest.raises(Exception, match="sha256|SHA-256|digest") as caught:
+    with pytest.raises(Exception, match=r"sha256|SHA-256|digest") as caught:
         list(image_batches(store, [wrong], image_size=32, batch_size=BATCH))
     assert CorruptObjectError.__name__ in str(caught.value)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from transfer.dataset.ingest import ingest
 
 from tests.digits import digits_config, write_some_digits
+from transfer.dataset.ingest import ingest
 from transfer.errors import DivergedError, TrainingError
 from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoints

@@ -6,7 +6,6 @@ Which networks exist, what their constructors take and how they preprocess is re
 from __future__ import annotations
 
 import inspect
-import random
 import sys
 import tempfile
 import traceback
@@ -19,7 +18,7 @@ import keras
 from keras.src.backend.common import global_state
 
 from transfer.backbone.preprocess import Preprocessing
-from transfer.backbone.source import LoadedNetwork, all_weights_or_none, local_file, nearest
+from transfer.backbone.source import LoadedNetwork, all_weights_or_none, fixed_seed, local_file, nearest
 from transfer.config import BaseNetworkConfig, StorageConfig
 from transfer.errors import BackboneError
 
@@ -34,8 +33,6 @@ OWN_ARGUMENTS = {
     "weights": "they are configured in `base.weights`",
     "name": "the network keeps its own",
 }
-# Random initial weights are the same in every process: each of them must build the same base.
-INITIAL_WEIGHTS_SEED = 0
 WEIGHTS_SUFFIXES = (".weights.h5", ".h5", ".keras")
 
 
@@ -87,7 +84,7 @@ def _construct(
     size = config.image_size
     try:
         # Keras announces downloads on stdout, which belongs to the command's own output.
-        with redirect_stdout(sys.stderr), _fresh_layer_names(), _fixed_seed():
+        with redirect_stdout(sys.stderr), _fresh_layer_names(), fixed_seed():
             return constructor(
                 include_top=False, pooling=None, weights=weights, input_shape=(size, size, 3), **config.options
             )
@@ -118,17 +115,6 @@ def _fresh_layer_names() -> Iterator[None]:
         counters = global_state.get_global_attribute(key, default={}, set_to_default=True)
         for prefix, count in before.items():
             counters[prefix] = max(count, counters.get(prefix, 0))
-
-
-@contextmanager
-def _fixed_seed() -> Iterator[None]:
-    """Keras draws the seeds of its initialisers from Python's generator; leave that as it was."""
-    state = random.getstate()
-    random.seed(INITIAL_WEIGHTS_SEED)
-    try:
-        yield
-    finally:
-        random.setstate(state)
 
 
 def _download_target(error: BaseException) -> str | None:

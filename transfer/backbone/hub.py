@@ -117,6 +117,11 @@ def load_saved_model(config: BaseNetworkConfig, *, storage: StorageConfig | None
 
     Raises BackboneError when it cannot be fetched or unpacked, or is not a reusable SavedModel for such images.
     """
+    if config.weights == "none":
+        raise BackboneError(
+            f"base.weights is `none`, and {config.model} is a SavedModel, which knows no other weights than its own.",
+            advice="Leave base.weights out, or name a network of keras.applications or a .keras file.",
+        )
     scratch = Path(tempfile.mkdtemp(prefix="transfer-"))
     try:
         folder = _find_module(_fetch(config.model, scratch, storage))

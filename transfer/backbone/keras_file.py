@@ -8,7 +8,7 @@ from pathlib import Path
 import keras
 
 from transfer.backbone.preprocess import RANGES
-from transfer.backbone.source import LoadedNetwork, all_weights_or_none, local_file
+from transfer.backbone.source import LoadedNetwork, all_weights_or_none, fixed_seed, local_file
 from transfer.config import BaseNetworkConfig, StorageConfig
 from transfer.errors import BackboneError
 
@@ -16,10 +16,14 @@ from transfer.errors import BackboneError
 def load_keras_file(config: BaseNetworkConfig, *, storage: StorageConfig | None) -> LoadedNetwork:
     """The functional or sequential model in the file, from one image to one output.
 
-    A model whose height and width are open is fixed to `config.image_size`. Code in the file (Lambda layers, classes
-    of other packages) is never run. Raises BackboneError when the file cannot be used like this.
+    `weights: none` starts it with random weights, the same in every process. A model whose height and width are open
+    is fixed to `config.image_size`. Code in the file (Lambda layers, classes of other packages) is never run. Raises
+    BackboneError when the file cannot be used like this.
     """
     model = _as_functional(config, _read(config, storage))
+    if config.weights == "none":
+        with fixed_seed():
+            model = keras.models.clone_model(model)
     network = _with_fixed_size(config, model)
     return LoadedNetwork(Path(config.model).stem, network, RANGES["0..255"])
 

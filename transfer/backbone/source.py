@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import random
 import shutil
 import tarfile
 import warnings
@@ -16,6 +17,8 @@ from typing import Any
 from transfer.backbone.preprocess import Preprocessing
 from transfer.config import StorageConfig
 from transfer.errors import BackboneError, ObjectNotFoundError
+
+INITIAL_WEIGHTS_SEED = 0
 
 # Bounds on what one archive or S3 prefix may bring. The largest image networks are below 3 GB.
 MAX_MODULE_BYTES = 8 * 1024**3
@@ -39,6 +42,20 @@ def all_weights_or_none() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Skipping nested container", category=UserWarning)
         yield
+
+
+@contextmanager
+def fixed_seed() -> Iterator[None]:
+    """Initialise what is built in the block alike in every process: each worker must start from the same base.
+
+    Keras draws the seeds of its initialisers from Python's generator, which is left as it was.
+    """
+    state = random.getstate()
+    random.seed(INITIAL_WEIGHTS_SEED)
+    try:
+        yield
+    finally:
+        random.setstate(state)
 
 
 def is_s3(uri: str) -> bool:

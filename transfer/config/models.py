@@ -41,6 +41,8 @@ class StorageConfig(Section):
     @field_validator("uri")
     @classmethod
     def _folder_absolute(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("storage is empty and must be a folder or `s3://bucket/prefix`")
         # Workers may run in another folder than the one the configuration was written for.
         return value if "://" in value else str(Path(value).expanduser().absolute())
 
@@ -92,7 +94,7 @@ class BaseNetworkConfig(Section):
     (folder, `.tar.gz`, `s3://…`, or a handle that tensorflow-hub resolves). Files may be local or `s3://`."""
     weights: str = "imagenet"
     """For `keras.applications`: `imagenet`, `none` (random), or a weights file (`.weights.h5`, local or `s3://`).
-    Other networks bring their own weights and ignore this."""
+    `.keras` files and SavedModels bring their own weights; with `none` a `.keras` file starts with random ones."""
     image_size: Annotated[int, Field(ge=8, le=4096)] = 224
     """Side of the square, in pixels, that images are resized to."""
     tap: str | None = None

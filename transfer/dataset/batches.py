@@ -10,7 +10,7 @@ Each batch is a dict:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -42,22 +42,27 @@ def image_batches(
     replica_batch_size: int | None = None,
     worker: WorkerSlice | None = None,
     seed: int | None = None,
-    epoch: int = 0,
+    epochs: Iterable[int] = (0,),
     start_step: int = 0,
     window_size_bytes: int = DEFAULT_WINDOW_SIZE_BYTES,
 ) -> tf.data.Dataset:
-    """Batches of one epoch, as one worker sees them.
+    """Batches of some epochs, one after the other, as one worker sees them.
 
-    `batch_size` is global; `worker` takes its slice of each batch, cut into pieces of `replica_batch_size` (default: the
-    whole slice). `start_step` leaves out the batches before it, without decoding them. `seed` None keeps the stored
-    order. Raises CorruptObjectError, from the iterator, when a shard's bytes are not the ones its digest promises.
+    `batch_size` is global; `worker` takes its slice of each batch, cut into pieces of `replica_batch_size` (default:
+    the whole slice). `epochs` may go on without end: one stream for a whole phase builds its pipeline once, and reads
+    ahead over the end of an epoch. `start_step` leaves out the batches of the first epoch before it, without decoding
+    them. `seed` None keeps the stored order. Raises CorruptObjectError, from the iterator, when a shard's bytes are not
+    the ones its digest promises.
     """
     worker = worker or WorkerSlice()
     own = worker.positions(batch_size)
 
     def chunks() -> Iterator[Rows]:
-        plan = windows(shards, window_size_bytes=window_size_bytes, seed=seed, epoch=epoch)
-        yield from _own_rows(store, plan, own=own, batch_size=batch_size, start_step=start_step)
+        first = start_step
+        for epoch in epochs:
+            plan = windows(shards, window_size_bytes=window_size_bytes, seed=seed, epoch=epoch)
+            yield from _own_rows(store, plan, own=own, batch_size=batch_size, start_step=first)
+            first = 0
 
     def decode(row: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         encoded = row.pop("image")
@@ -69,7 +74,7 @@ def image_batches(
 
 
 def _own_rows(store: Store, plan: Iterator[Window], *, own: range, batch_size: int, start_step: int) -> Iterator[Rows]:
-    """Yield the rows at the positions `own` of every global batch, a window at a time, then what fills the last batch."""
+    """Yield the rows at the positions `own` of every global batch, a window at a time, then what fills the last."""
     rows_seen = 0
     for window in plan:
         places = np.arange(window.start, window.start + len(window.order))

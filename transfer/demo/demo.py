@@ -56,14 +56,14 @@ def _configuration(folder: Path, images: Path) -> dict[str, Any]:
     return {
         "name": "digits",
         "storage": str(folder / "storage"),
-        "dataset": {"source": str(images), "validation": 0.1, "test": 0.8},
+        "dataset": {"source": str(images), "validation": 0.05, "test": 0.9},
         "base": {"model": str(BASE_PATH), "image_size": 32},
         "head": {"dropout": 0.2},
         "phases": [
-            {"unfreeze": 0, "epochs": 20, "learning_rate": 3.0e-3},
-            {"unfreeze": 2, "epochs": 20, "learning_rate": 3.0e-4, "schedule": {"kind": "cosine"}},
+            {"unfreeze": 0, "epochs": 10, "learning_rate": 3.0e-3},
+            {"unfreeze": 1, "epochs": 30, "learning_rate": 1.0e-3, "schedule": {"kind": "cosine"}},
         ],
-        "training": {"batch_size": 32},
+        "training": {"batch_size": 16},
     }
 
 

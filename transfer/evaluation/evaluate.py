@@ -63,7 +63,7 @@ def evaluate_run(run: Run, dataset: Dataset, *, split: str | None = None) -> int
         "report.html": render_html(report, thumbnails=thumbnails).encode(),
         "predictions.parquet": _to_parquet(predictions),
     }
-    number = (run.reports.numbers() or [0])[-1] + 1
+    number = (run.newest_report() or 0) + 1
     for name, data in files.items():
         run.store.put(f"{run.prefix}/reports/{number:08d}/{name}", data)
     digests = {name: sha256_hex(data) for name, data in files.items()}

@@ -24,7 +24,7 @@ def publish_run(run: Run, dataset: Dataset, *, report_number: int | None = None)
     for version in list_versions(run.store, run.config.name):
         if version.provenance["run"] == run.id:
             return version
-    report_number = report_number or (run.reports.numbers() or [None])[-1]
+    report_number = report_number or run.newest_report()
     if report_number is None:
         raise RegistryError(
             f"Run `{run.id}` has no report to prove the export against.", advice="Run `transfer evaluate` first."

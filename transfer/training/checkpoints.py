@@ -11,6 +11,7 @@ import io
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
@@ -129,7 +130,8 @@ class Checkpoints:
     def _put_arrays(self, variables: Sequence[keras.Variable]) -> str:
         buffer = io.BytesIO()
         # Named by position: Keras's own variable names count what was built before in the same process.
-        np.savez(buffer, **{f"{index:05d}": np.asarray(variable) for index, variable in enumerate(variables)})
+        arrays: dict[str, Any] = {f"{index:05d}": np.asarray(variable) for index, variable in enumerate(variables)}
+        np.savez(buffer, **arrays)
         _, digest = put_content(self._run.store, f"{self._run.prefix}/arrays", ".npz", buffer.getvalue())
         return digest
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -23,7 +24,7 @@ from transfer.training.augmentation import Augmentation
 from transfer.training.checkpoints import Checkpoint, Checkpoints, EpochRow, Progress, assign
 from transfer.training.model import TransferModel, build_model
 from transfer.training.run import Run
-from transfer.training.step import PhaseProgram, Totals, balanced_class_weights, set_precision
+from transfer.training.step import Batch, PhaseProgram, Totals, balanced_class_weights, set_precision
 from transfer.training.tensorboard import write_events
 
 logger = logging.getLogger(__name__)
@@ -105,17 +106,23 @@ class _Trainer:
         """Train one phase to its end; the progress returned stands at the start of the next."""
         index = progress.phase
         phase = self.config.phases[index]
+        # One stream a phase: building a pipeline takes longer than an epoch of a small dataset.
+        epoch = len(progress.history)
+        remaining = range(epoch, epoch + phase.epochs - progress.epoch)
+        seed = self.config.training.seed
+        training = self._batches(program, "train", seed=seed, epochs=remaining, start_step=progress.step)
+        validation = self._batches(program, "validation", epochs=itertools.repeat(0))
         while progress.phase == index and not progress.complete:
             started = time.monotonic()
-            totals, progress = self._epoch(program, progress)
-            validation = self._validate(program)
+            totals, progress = self._epoch(program, training, progress)
+            validated = self._validate(program, validation)
             row = EpochRow(
                 phase=index,
                 epoch=len(progress.history),
                 loss=totals.mean_loss,
                 accuracy=totals.accuracy,
-                validation_loss=validation.mean_loss if validation else None,
-                validation_accuracy=validation.accuracy if validation else None,
+                validation_loss=validated.mean_loss if validated else None,
+                validation_accuracy=validated.accuracy if validated else None,
                 learning_rate=float(keras.ops.convert_to_numpy(program.optimizer.learning_rate)),
                 seconds=time.monotonic() - started,
             )
@@ -123,17 +130,16 @@ class _Trainer:
             self.on_epoch(row)
         return progress
 
-    def _epoch(self, program: PhaseProgram, progress: Progress) -> tuple[Totals, Progress]:
+    def _epoch(self, program: PhaseProgram, batches: Iterator[Batch], progress: Progress) -> tuple[Totals, Progress]:
         """Train the rest of an epoch. Returns its totals from its first step on."""
         training = self.config.training
         rows = self.dataset.rows("train")
-        batch = self._batches(program, "train", seed=training.seed, epoch=len(progress.history), start=progress.step)
         before, results = Totals(*progress.sums), []
         title = f"phase {progress.phase + 1}, epoch {progress.epoch + 1}"
         with show_progress(title, total=rows) if self.is_chief else _silent() as advance:
             for step in range(progress.step, self.steps):
                 real_images = min(training.batch_size, rows - step * training.batch_size)
-                results.append(program.train_step(batch, real_images=real_images, global_step=progress.global_step))
+                results.append(program.train_step(batches, real_images=real_images, global_step=progress.global_step))
                 progress = progress.model_copy(update={"step": step + 1, "global_step": progress.global_step + 1})
                 advance(real_images)
                 due = _is_due(step + 1, training.checkpoint_steps) and step + 1 < self.steps
@@ -144,13 +150,9 @@ class _Trainer:
                     self._save(program, progress.model_copy(update={"sums": sums}))
         return self._checked(before + program.sum_over_workers(results), progress), progress
 
-    def _validate(self, program: PhaseProgram) -> Totals | None:
-        rows = self.dataset.rows("validation")
-        if not rows:
-            return None
-        batch = self._batches(program, "validation")
-        steps = steps_per_epoch(rows, self.config.training.batch_size)
-        return program.sum_over_workers([program.evaluate_step(batch) for _ in range(steps)])
+    def _validate(self, program: PhaseProgram, batches: Iterator[Batch]) -> Totals | None:
+        steps = steps_per_epoch(self.dataset.rows("validation"), self.config.training.batch_size)
+        return program.sum_over_workers([program.evaluate_step(batches) for _ in range(steps)]) if steps else None
 
     def _finish_epoch(self, program: PhaseProgram, phase: PhaseConfig, progress: Progress, row: EpochRow) -> Progress:
         """Move on to the next epoch or phase, and write the checkpoint that says so."""
@@ -190,8 +192,14 @@ class _Trainer:
         self.next_checkpoint += 1
 
     def _batches(
-        self, program: PhaseProgram, split: str, *, seed: int | None = None, epoch: int = 0, start: int = 0
-    ) -> Iterator[dict[str, tf.Tensor]]:
+        self,
+        program: PhaseProgram,
+        split: str,
+        *,
+        epochs: Iterable[int],
+        seed: int | None = None,
+        start_step: int = 0,
+    ) -> Iterator[Batch]:
         training = self.config.training
         batches = image_batches(
             self.run.store,
@@ -201,8 +209,8 @@ class _Trainer:
             replica_batch_size=training.batch_size // program.strategy.num_replicas_in_sync,
             worker=self.worker,
             seed=seed,
-            epoch=epoch,
-            start_step=start,
+            epochs=epochs,
+            start_step=start_step,
             window_size_bytes=training.shuffle_window_bytes,
         )
         return iter(batches)

@@ -11,6 +11,7 @@ from urllib.parse import quote
 import ray
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.collective import broadcast_from_rank_zero
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from transfer.config import Config, StorageConfig
@@ -97,7 +98,7 @@ def _worker_main(settings: dict[str, Any]) -> TransferError | None:
     checkpoints = Checkpoints(run)
     newest = checkpoints.newest() if worker.index == 0 else None
     # All workers must start at the same place, also when one of them sees a checkpoint later than the others.
-    number = ray.train.collective.broadcast_from_rank_zero(newest.number if newest else None)
+    number = broadcast_from_rank_zero(newest.number if newest else None)
     start = checkpoints.read(number) if number is not None else None
     try:
         train(

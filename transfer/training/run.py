@@ -49,6 +49,10 @@ class Run:
         """The log of evaluations."""
         return Log(self.store, f"{self.prefix}/reports")
 
+    def newest_report(self) -> int | None:
+        """Number of the newest evaluation, or None."""
+        return max(self.reports.numbers(), default=None)
+
 
 def run_id_for(config: Config, dataset: Dataset) -> str:
     """A name decided by what would be trained, so that repeating a command continues or finds its run."""
