@@ -95,3 +95,20 @@ def test_show_prints_what_reads_back(config):
     shown = Path(config).with_name("shown.yaml")
     shown.write_text(done.stdout)
     assert transfer("config", "show", shown).stdout == done.stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "said"),
+    [
+        ("base.model=MobileNetV22", 5, "MobileNetV2"),
+        ("phases.0.unfreeze=40", 5, "unfreeze is 40"),
+        ("phases.0.unfreeze=blok4", 5, "block4"),
+        ("base.image_size=64", 5, "base.image_size"),
+    ],
+)
+def test_a_network_that_cannot_be_used_is_found_before_images_are_read(config, tmp_path, change, code, said):
+    done = transfer("train", config, "--set", change)
+    assert done.returncode == code
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "storage/shards").exists()

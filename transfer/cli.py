@@ -194,14 +194,13 @@ def demo(
 
 @config_app.command("check")
 def config_check(config: ConfigPath, overrides: Overrides = None, json: AsJson = False) -> None:
-    """Check a configuration, its storage, its source and its weights, without starting anything."""
+    """Check a configuration, its storage, source, weights and unfreeze depths, without starting anything."""
 
     def work() -> dict[str, Any]:
-        from transfer.preflight import check_before_spending
-        from transfer.storage import open_store
+        from transfer import pipeline
 
         loaded = _load(config, overrides)
-        check_before_spending(loaded, open_store(loaded.storage))
+        pipeline.check(loaded)
         return {"config": str(config), "valid": True, "storage": loaded.storage.uri}
 
     _run(work, json)

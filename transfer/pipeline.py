@@ -13,11 +13,11 @@ from transfer.config import Config
 from transfer.dataset.ingest import ingest as ingest_dataset
 from transfer.dataset.manifest import Dataset, load_dataset
 from transfer.evaluation.report import Report
-from transfer.preflight import check_before_spending
+from transfer.preflight import check_source_and_files
 from transfer.registry.predict import PredictOutcome
 from transfer.registry.predict import predict as predict_images
 from transfer.registry.versions import ModelVersion, load_version, promote
-from transfer.storage import Store, open_store
+from transfer.storage import Store, open_store, probe
 from transfer.training.run import Run, load_run, open_run
 
 logger = logging.getLogger(__name__)
@@ -34,9 +34,21 @@ class TrainOutcome:
     version: ModelVersion | None
 
 
+def check(config: Config) -> None:
+    """Check everything that can be known to be wrong before anything is spent.
+
+    Storage can be written and honours put-if-absent, the source and the weights are there, the network can be built and
+    cut where the phases ask for it. Raises the TransferError that a job would end with.
+    """
+    _storage(config)
+    check_source_and_files(config)
+    run_where(config.workers, _check_network, config)
+
+
 def ingest(config: Config) -> Dataset:
     """Bring the configured images into storage as a dataset version; the same images again are the same version."""
-    store = _prepare(config)
+    store = _storage(config)
+    check_source_and_files(config)
     return ingest_dataset(config, store)
 
 
@@ -45,7 +57,8 @@ def train(config: Config, *, run_id: str | None = None) -> TrainOutcome:
 
     Repeating it continues an interrupted run from its last checkpoint, and finds a finished one.
     """
-    store = _prepare(config)
+    check(config)
+    store = open_store(config.storage)
     dataset = ingest_dataset(config, store)
     run = open_run(store, config, dataset, run_id=run_id)
     logger.info("Run %s on dataset %s.", run.id, dataset.reference)
@@ -58,15 +71,13 @@ def train(config: Config, *, run_id: str | None = None) -> TrainOutcome:
 
 def evaluate(config: Config, *, run_id: str, split: str | None = None) -> tuple[Report, str]:
     """Evaluate a finished run again; returns the report and where it is."""
-    store = _prepare(config)
-    run = load_run(store, run_id, config)
+    run = load_run(_storage(config), run_id, config)
     return _report(run, run_where(config.workers, _evaluate, config, run.id, split))
 
 
 def publish(config: Config, *, run_id: str) -> ModelVersion:
     """Publish an evaluated run, and promote it unless the configuration says otherwise."""
-    store = _prepare(config)
-    return _publish_and_promote(config, load_run(store, run_id, config), None)
+    return _publish_and_promote(config, load_run(_storage(config), run_id, config), None)
 
 
 def predict(config: Config, *, images: str, output: str, version: int | None = None) -> PredictOutcome:
@@ -76,11 +87,12 @@ def predict(config: Config, *, images: str, output: str, version: int | None = N
     return run_where(config.workers, _predict, config, images, output, version)
 
 
-def _prepare(config: Config) -> Store:
+def _storage(config: Config) -> Store:
+    """The job's storage, found fit to be written to; connects to the cluster first if the job runs on one."""
     if config.workers.count:
         connect()
     store = open_store(config.storage)
-    check_before_spending(config, store)
+    probe(store, single_writer=config.storage.single_writer)
     return store
 
 
@@ -120,6 +132,19 @@ def _report(run: Run, number: int) -> tuple[Report, str]:
 
 
 # What runs in a process with TensorFlow. Numbers and ids go in and out, not objects that hold connections.
+
+
+def _check_network(config: Config) -> None:
+    from transfer.training.strategy import create_strategy
+
+    # First, as for training: it sets the process's GPUs up, which cannot be done once one is in use.
+    create_strategy()
+
+    from transfer.backbone.load import load_backbone
+
+    backbone = load_backbone(config.base, storage=config.storage)
+    for phase in config.phases:
+        backbone.cut(phase.unfreeze)
 
 
 def _evaluate(config: Config, run_id: str, split: str | None) -> int:

@@ -1,4 +1,4 @@
-"""What can be known to be wrong before anything is spent: storage, source, weights, divisibility.
+"""What can be seen to be missing without TensorFlow: the source, and files that the base network is read from.
 
 Divisibility and splits are part of the configuration's own checks; classes are checked by ingest before it writes.
 """
@@ -11,12 +11,11 @@ from pathlib import Path
 
 from transfer.config import Config
 from transfer.errors import ConfigError
-from transfer.storage import Store, open_store, probe
+from transfer.storage import open_store
 
 
-def check_before_spending(config: Config, store: Store) -> None:
-    """Check what a job needs. Raises StorageError or UnsafeStorageError for storage, ConfigError for the rest."""
-    probe(store, single_writer=config.storage.single_writer)
+def check_source_and_files(config: Config) -> None:
+    """Raise ConfigError when the dataset's source, or a file of the base network, is not there."""
     _check_source(config)
     _check_base(config)
 

@@ -45,7 +45,8 @@ def head(tmp_path_factory):
     environment.pop("RAY_ADDRESS", None)
     start = [RAY, "start", "--head", "--node-ip-address=127.0.0.1", f"--port={free_port()}", "--num-cpus=3"]
     start += [f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", f"--temp-dir={temp}"]
-    start += ["--disable-usage-stats"]
+    # Another cluster of these tests, on the same address, may have the agent's usual port.
+    start += [f"--dashboard-agent-listen-port={free_port()}", "--disable-usage-stats"]
     subprocess.run(start, env=environment, check=True, capture_output=True)
     yield environment
     stop = "import os, signal, pathlib\n"
