@@ -188,15 +188,19 @@ def _chunk(
     return found
 
 
+def _places(*values: int) -> tf.Tensor:
+    return tf.constant(values, tf.int64)
+
+
 def _tiff_orientation(image_bytes: tf.Tensor, start: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
     """Orientation in the first directory (IFD0) of the TIFF block at that place, 1 when it says nothing usable."""
     block = tf.strings.substr(image_bytes, tf.minimum(start, _size(image_bytes)), length)
     header = read_bytes(block, 0, 8)
     is_little = tf.reduce_all(header[:2] == list(b"II"))
     is_big = tf.reduce_all(header[:2] == list(b"MM"))
-    places = tf.constant([1, 256, 256**2, 256**3], tf.int64)
-    places_of_2 = tf.where(is_little, places[:2], places[1::-1])
-    places_of_4 = tf.where(is_little, places, places[::-1])
+    # Written out: Grappler takes a reversed slice of a constant for a shape, and complains on stderr.
+    places_of_2 = tf.where(is_little, _places(1, 256), _places(256, 1))
+    places_of_4 = tf.where(is_little, _places(1, 256, 256**2, 256**3), _places(256**3, 256**2, 256, 1))
 
     directory = tf.reduce_sum(header[4:8] * places_of_4)
     entry_count = tf.reduce_sum(read_bytes(block, directory, 2) * places_of_2)
