@@ -10,7 +10,9 @@ Each batch is a dict:
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
 
 import numpy as np
 import pyarrow as pa
@@ -82,8 +84,8 @@ def _own_rows(store: Store, plan: Iterator[Window], *, own: range, batch_size: i
         positions = places % batch_size
         mine = (positions >= own.start) & (positions < own.stop) & (places >= start_step * batch_size)
         if mine.any():
-            table = pa.concat_tables([read_shard(store, shard).select(["image", "label"]) for shard in window.shards])
-            yield from _chunks(table, window.order[mine], positions[mine])
+            tables = [read_shard(store, shard, columns=["image", "label"]) for shard in window.shards]
+            yield from _chunks(pa.concat_tables(tables), window.order[mine], positions[mine])
     if rows_seen % batch_size:
         yield _filling([position for position in own if position >= rows_seen % batch_size])
 
@@ -101,12 +103,31 @@ def _filling(positions: Sequence[int]) -> Rows:
 
 def _chunks(table: pa.Table, rows: np.ndarray, positions: np.ndarray, size: int = 64) -> Iterator[Rows]:
     """Cut the chosen rows of a window into pieces small enough to hand over without a second copy of the window."""
+    images = _BinaryColumn(table["image"])
+    labels = table["label"].to_numpy().astype(np.int32)
     for start in range(0, len(rows), size):
-        piece = slice(start, start + size)
-        chosen = table.take(pa.array(rows[piece]))
+        chosen = rows[start : start + size]
         yield {
-            "image": np.array(chosen["image"].to_pylist(), dtype=object),
-            "labels": chosen["label"].to_numpy().astype(np.int32),
-            "real": np.ones(chosen.num_rows, np.float32),
-            "positions": positions[piece].astype(np.int32),
+            "image": np.array([images[row] for row in chosen.tolist()], dtype=object),
+            "labels": labels[chosen],
+            "real": np.ones(len(chosen), np.float32),
+            "positions": positions[start : start + size].astype(np.int32),
         }
+
+
+class _BinaryColumn:
+    """Values of a column of bytes by row. Arrow's own `take` takes twenty times as long for values of 20 KB."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        self._chunks = []
+        for chunk in column.chunks:
+            _, offsets, data = chunk.buffers()
+            own_offsets = np.frombuffer(offsets, np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
+            self._chunks.append((own_offsets.tolist(), memoryview(data)))
+        self._starts = list(accumulate((len(chunk) for chunk in column.chunks), initial=0))
+
+    def __getitem__(self, row: int) -> bytes:
+        index = bisect_right(self._starts, row) - 1
+        offsets, data = self._chunks[index]
+        place = row - self._starts[index]
+        return bytes(data[offsets[place] : offsets[place + 1]])

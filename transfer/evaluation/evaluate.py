@@ -83,7 +83,7 @@ def predict_split(model: TransferModel, store: Store, dataset: Dataset, split: s
             advance(real)
     keys, labels = [], []
     for shard in shards:
-        table = read_shard(store, shard).select(["key", "label"])
+        table = read_shard(store, shard, columns=["key", "label"])
         keys += table["key"].to_pylist()
         labels += table["label"].to_pylist()
     return Predictions(keys, np.array(labels, np.int32), np.concatenate(probabilities), dataset.classes)
@@ -109,14 +109,14 @@ def held_out_images(run: Run, dataset: Dataset, split: str, count: int) -> list[
     for shard in dataset.shards_of(split):
         if len(images) >= count:
             break
-        images += read_shard(run.store, shard)["image"].slice(0, count - len(images)).to_pylist()
+        images += read_shard(run.store, shard, columns=["image"])["image"].slice(0, count - len(images)).to_pylist()
     return images
 
 
 def _images_of(store: Store, shards: list[Shard], keys: set[str]) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     for shard in shards:
-        table = read_shard(store, shard).select(["key", "image"])
+        table = read_shard(store, shard, columns=["key", "image"])
         chosen = table.filter(pc.is_in(table["key"], value_set=pa.array(sorted(keys), pa.string())))
         found.update(zip(chosen["key"].to_pylist(), chosen["image"].to_pylist(), strict=True))
     return found
