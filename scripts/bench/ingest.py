@@ -3,16 +3,17 @@
     python -m scripts.bench.ingest                              # 2,000 JPEGs of 320 x 240, 5 rounds
     python -m scripts.bench.ingest --images 200 --rounds 3 --json
 
-Arms of the input side, each one pass over all images in batches of 32 at 224 pixels, alternating in one process:
+Arms of the input side, each three epochs in one stream, in batches of 32 at 224 pixels, alternating in one process:
 
     bare         decode + resize of bytes in memory, nothing else: the most that any pipeline can do here
-    shards       this project's training input from shards in a folder
-    shards-s3    the same from an S3 server (moto, on loopback, in another process)
+    shards       this project's training input from shards in a folder; they fit into the shuffle window
+    streamed     the same with a window of one shard, as when a dataset is larger than memory: read again every epoch
+    shards-s3    as `streamed`, from an S3 server (moto, on loopback, in another process)
     tfrecords    plain tf.data over TFRecords of the same images, in a folder
 
-The middle 80 % of each pass is timed, so that starting threads and opening files does not count in any arm. Ratios are
-medians over rounds of ratios within a round. Peak memory is that of a fresh process that makes one pass, and includes
-TensorFlow's own (the row `nothing`). Ingest is timed as a whole job, process start included.
+The middle 80 % of each stream is timed, so that starting threads does not count in any arm. Ratios are medians over
+rounds of ratios within a round. Peak memory is that of a fresh process that runs one arm, and includes TensorFlow's own
+(the row `nothing`). Ingest is timed as a whole job, process start included.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ from transfer.config import Config, parse_config
 
 SIZE = 224
 BATCH = 32
-ARMS = ("bare", "shards", "shards-s3", "tfrecords")
+EPOCHS = 3
+SHARD_SIZE_BYTES = 16 * 1024**2
+ARMS = ("bare", "shards", "streamed", "shards-s3", "tfrecords")
 
 
 def main() -> None:
@@ -61,10 +64,7 @@ def measure(folder: Path, endpoint: str, options: argparse.Namespace) -> dict:
         # Another arm first each round: what runs first pays for what the others left in the caches.
         for arm in (*ARMS[round_ % len(ARMS) :], *ARMS[: round_ % len(ARMS)]):
             rates[arm].append(middle_rate(passes[arm]()))
-    memory = {
-        arm: in_fresh_process(arm, folder, endpoint)
-        for arm in ("nothing", "shards", "shards-s3", "tfrecords", "ingest")
-    }
+    memory = {arm: in_fresh_process(arm, folder, endpoint) for arm in ("nothing", *ARMS, "ingest")}
     return {
         "images": options.images,
         "rounds": options.rounds,
@@ -72,7 +72,9 @@ def measure(folder: Path, endpoint: str, options: argparse.Namespace) -> dict:
         "images_per_s": {arm: statistics.median(values) for arm, values in rates.items()},
         "ratio": {
             "shards / bare": ratio(rates["shards"], rates["bare"]),
+            "streamed / bare": ratio(rates["streamed"], rates["bare"]),
             "shards-s3 / bare": ratio(rates["shards-s3"], rates["bare"]),
+            "streamed / tfrecords": ratio(rates["streamed"], rates["tfrecords"]),
             "shards / tfrecords": ratio(rates["shards"], rates["tfrecords"]),
         },
         "peak_memory_mib": memory,
@@ -93,23 +95,31 @@ def parity(passes: dict[str, Callable[[], Iterator[np.ndarray]]]) -> dict[str, b
 def arm_of(arm: str, folder: Path, endpoint: str) -> Callable[[], Iterator[np.ndarray]]:
     import tensorflow as tf
 
-    from transfer.dataset.batches import image_batches
+    from transfer.dataset.batches import DEFAULT_WINDOW_SIZE_BYTES, image_batches
     from transfer.dataset.decode import load_image
     from transfer.dataset.manifest import load_dataset
     from transfer.storage import open_store
 
-    def from_shards(where: str) -> Iterator[np.ndarray]:
+    def from_shards(where: str, window_size_bytes: int = DEFAULT_WINDOW_SIZE_BYTES) -> Iterator[np.ndarray]:
         store = open_store(config_for(folder, where, endpoint).storage)
         dataset = load_dataset(store, "bench")
         batches = image_batches(
-            store, dataset.shards_of("train"), image_size=SIZE, batch_size=BATCH, seed=0, epochs=[time.time_ns() % 1000]
+            store,
+            dataset.shards_of("train"),
+            image_size=SIZE,
+            batch_size=BATCH,
+            seed=0,
+            epochs=range(EPOCHS),
+            window_size_bytes=window_size_bytes,
         )
         for batch in batches:
             yield batch["images"].numpy()[batch["real"].numpy() > 0]
 
     def from_tfrecords() -> Iterator[np.ndarray]:
         features = {"image": tf.io.FixedLenFeature([], tf.string), "label": tf.io.FixedLenFeature([], tf.int64)}
-        records = tf.data.TFRecordDataset(sorted(str(p) for p in folder.glob("*.tfrecord"))).shuffle(1024)
+        records = (
+            tf.data.TFRecordDataset(sorted(str(p) for p in folder.glob("*.tfrecord"))).shuffle(1024).repeat(EPOCHS)
+        )
 
         def load(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             parsed = tf.io.parse_single_example(record, features)
@@ -121,14 +131,20 @@ def arm_of(arm: str, folder: Path, endpoint: str) -> Callable[[], Iterator[np.nd
 
     def bare() -> Iterator[np.ndarray]:
         encoded = tf.constant([path.read_bytes() for path in sorted((folder / "images").rglob("*.jpg"))])
-        images = tf.data.Dataset.from_tensor_slices(encoded).map(
-            lambda image: load_image(image, SIZE), num_parallel_calls=tf.data.AUTOTUNE
+        images = (
+            tf.data.Dataset.from_tensor_slices(encoded)
+            .repeat(EPOCHS)
+            .map(lambda image: load_image(image, SIZE), num_parallel_calls=tf.data.AUTOTUNE)
         )
         for batch in images.batch(BATCH).prefetch(tf.data.AUTOTUNE):
             yield batch.numpy()
 
     arms = {"bare": bare, "tfrecords": from_tfrecords}
-    arms |= {"shards": lambda: from_shards("folder"), "shards-s3": lambda: from_shards("s3")}
+    arms |= {
+        "shards": lambda: from_shards("folder"),
+        "streamed": lambda: from_shards("folder", SHARD_SIZE_BYTES),
+        "shards-s3": lambda: from_shards("s3", SHARD_SIZE_BYTES),
+    }
     return arms[arm]
 
 
@@ -150,7 +166,7 @@ def config_for(folder: Path, where: str, endpoint: str, name: str = "bench") -> 
     storage = (
         {"uri": str(folder / "storage")} if where == "folder" else {"uri": "s3://bench/data", "endpoint_url": endpoint}
     )
-    source = {"source": str(folder / "images"), "validation": 0.0, "test": 0.0, "shard_size_bytes": 16 * 1024**2}
+    source = {"source": str(folder / "images"), "validation": 0.0, "test": 0.0, "shard_size_bytes": SHARD_SIZE_BYTES}
     return parse_config(
         {"name": name, "storage": storage, "dataset": source, "base": {"model": "MobileNetV2", "weights": "none"}}
     )

@@ -26,13 +26,11 @@ from transfer.storage import Store
 
 DEFAULT_WINDOW_SIZE_BYTES = 256 * 1024**2
 
-_ROWS = {
-    "image": tf.TensorSpec([None], tf.string),
-    "labels": tf.TensorSpec([None], tf.int32),
-    "real": tf.TensorSpec([None], tf.float32),
-    "positions": tf.TensorSpec([None], tf.int32),
-}
-Rows = dict[str, np.ndarray]
+# Encoded images, and for each its label, whether it is real, and its position. Two components instead of four: tf.data
+# handles each component of each row on its own.
+_ROWS = (tf.TensorSpec([None], tf.string), tf.TensorSpec([None, 3], tf.int32))
+Rows = tuple[np.ndarray, np.ndarray]
+_COLUMNS = ["image", "label"]
 
 
 def image_batches(
@@ -61,22 +59,32 @@ def image_batches(
 
     def chunks() -> Iterator[Rows]:
         first = start_step
+        held: dict[str, pa.Table] = {}
         for epoch in epochs:
             plan = windows(shards, window_size_bytes=window_size_bytes, seed=seed, epoch=epoch)
-            yield from _own_rows(store, plan, own=own, batch_size=batch_size, start_step=first)
+            yield from _own_rows(store, plan, held, own=own, batch_size=batch_size, start_step=first)
             first = 0
 
-    def decode(row: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        encoded = row.pop("image")
-        return {"images": load_image(encoded, image_size), **row}
+    def decode(encoded: tf.Tensor, facts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return load_image(encoded, image_size), facts
+
+    def named(images: tf.Tensor, facts: tf.Tensor) -> dict[str, tf.Tensor]:
+        labels, real, positions = tf.unstack(facts, axis=1)
+        return {"images": images, "labels": labels, "real": tf.cast(real, tf.float32), "positions": positions}
 
     rows = tf.data.Dataset.from_generator(chunks, output_signature=_ROWS).unbatch()
     images = rows.map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return images.batch(replica_batch_size or len(own), drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+    batches = images.batch(replica_batch_size or len(own), drop_remainder=True)
+    return batches.map(named).prefetch(tf.data.AUTOTUNE)
 
 
-def _own_rows(store: Store, plan: Iterator[Window], *, own: range, batch_size: int, start_step: int) -> Iterator[Rows]:
-    """Yield the rows at the positions `own` of every global batch, a window at a time, then what fills the last."""
+def _own_rows(
+    store: Store, plan: Iterator[Window], held: dict[str, pa.Table], *, own: range, batch_size: int, start_step: int
+) -> Iterator[Rows]:
+    """Yield the rows at the positions `own` of every global batch, a window at a time, then what fills the last.
+
+    `held` keeps the shards of the last window by name: a dataset that fits into a window is read once.
+    """
     rows_seen = 0
     for window in plan:
         places = np.arange(window.start, window.start + len(window.order))
@@ -84,8 +92,13 @@ def _own_rows(store: Store, plan: Iterator[Window], *, own: range, batch_size: i
         positions = places % batch_size
         mine = (positions >= own.start) & (positions < own.stop) & (places >= start_step * batch_size)
         if mine.any():
-            tables = [read_shard(store, shard, columns=["image", "label"]) for shard in window.shards]
-            yield from _chunks(pa.concat_tables(tables), window.order[mine], positions[mine])
+            needed = {
+                shard.name: held[shard.name] if shard.name in held else read_shard(store, shard, columns=_COLUMNS)
+                for shard in window.shards
+            }
+            held.clear()
+            held.update(needed)
+            yield from _chunks(pa.concat_tables(needed.values()), window.order[mine], positions[mine])
     if rows_seen % batch_size:
         yield _filling([position for position in own if position >= rows_seen % batch_size])
 
@@ -93,26 +106,17 @@ def _own_rows(store: Store, plan: Iterator[Window], *, own: range, batch_size: i
 def _filling(positions: Sequence[int]) -> Rows:
     """Rows that are no image of the dataset: every worker and replica must run the same number of full batches."""
     black_pixel = tf.io.encode_png(tf.zeros([1, 1, 3], tf.uint8)).numpy()
-    return {
-        "image": np.array([black_pixel] * len(positions), dtype=object),
-        "labels": np.zeros(len(positions), np.int32),
-        "real": np.zeros(len(positions), np.float32),
-        "positions": np.array(positions, np.int32),
-    }
+    facts = np.array([(0, 0, position) for position in positions], np.int32).reshape(-1, 3)
+    return np.array([black_pixel] * len(positions), dtype=object), facts
 
 
-def _chunks(table: pa.Table, rows: np.ndarray, positions: np.ndarray, size: int = 64) -> Iterator[Rows]:
+def _chunks(table: pa.Table, rows: np.ndarray, positions: np.ndarray, size: int = 256) -> Iterator[Rows]:
     """Cut the chosen rows of a window into pieces small enough to hand over without a second copy of the window."""
     images = _BinaryColumn(table["image"])
-    labels = table["label"].to_numpy().astype(np.int32)
+    facts = np.stack([table["label"].to_numpy()[rows], np.ones(len(rows)), positions], axis=1).astype(np.int32)
     for start in range(0, len(rows), size):
-        chosen = rows[start : start + size]
-        yield {
-            "image": np.array([images[row] for row in chosen.tolist()], dtype=object),
-            "labels": labels[chosen],
-            "real": np.ones(len(chosen), np.float32),
-            "positions": positions[start : start + size].astype(np.int32),
-        }
+        chosen = slice(start, start + size)
+        yield np.array([images[row] for row in rows[chosen].tolist()], dtype=object), facts[chosen]
 
 
 class _BinaryColumn:
