@@ -113,7 +113,9 @@ def arm_of(arm: str, folder: Path, endpoint: str) -> Callable[[], Iterator[np.nd
             window_size_bytes=window_size_bytes,
         )
         for batch in batches:
-            yield batch["images"].numpy()[batch["real"].numpy() > 0]
+            images, real = batch["images"].numpy(), batch["real"].numpy() > 0
+            # Only an epoch's last batch has rows to leave out; a mask would copy all others, too.
+            yield images if real.all() else images[real]
 
     def from_tfrecords() -> Iterator[np.ndarray]:
         features = {"image": tf.io.FixedLenFeature([], tf.string), "label": tf.io.FixedLenFeature([], tf.int64)}

@@ -10,6 +10,7 @@ Each batch is a dict:
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
@@ -31,6 +32,7 @@ DEFAULT_WINDOW_SIZE_BYTES = 256 * 1024**2
 _ROWS = (tf.TensorSpec([None], tf.string), tf.TensorSpec([None, 3], tf.int32))
 Rows = tuple[np.ndarray, np.ndarray]
 _COLUMNS = ["image", "label"]
+_CALLS_PER_CPU = 4
 
 
 def image_batches(
@@ -72,8 +74,10 @@ def image_batches(
         labels, real, positions = tf.unstack(facts, axis=1)
         return {"images": images, "labels": labels, "real": tf.cast(real, tf.float32), "positions": positions}
 
-    rows = tf.data.Dataset.from_generator(chunks, output_signature=_ROWS).unbatch()
-    images = rows.map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    # Rows are read ahead while others are decoded.
+    rows = tf.data.Dataset.from_generator(chunks, output_signature=_ROWS).prefetch(2).unbatch()
+    # A fixed number: AUTOTUNE settles on fewer calls than keep all cores busy while Python hands rows over.
+    images = rows.map(decode, num_parallel_calls=_CALLS_PER_CPU * (os.cpu_count() or 1), deterministic=True)
     batches = images.batch(replica_batch_size or len(own), drop_remainder=True)
     return batches.map(named).prefetch(tf.data.AUTOTUNE)
 
