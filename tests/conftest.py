@@ -9,9 +9,6 @@ from pathlib import Path
 
 import pytest
 
-# So that tests can import their helpers (tests.fault_proxy) whatever directory pytest is started in.
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
 from tests.fault_proxy import FaultProxy
 from transfer.config import StorageConfig
 from transfer.storage import RetryPolicy, open_store

@@ -8,7 +8,8 @@ from PIL import Image
 
 from transfer.evaluation.metrics import compute_metrics, worst_mistakes
 from transfer.evaluation.predictions import Predictions
-from transfer.evaluation.report import EpochRow, Report
+from transfer.evaluation.report import Report
+from transfer.training.history import EpochRow
 
 
 def _predictions(labels, probabilities, classes=None):

@@ -8,7 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from transfer.errors import DatasetError
-from transfer.evaluation.report import EpochRow, Report, render_html
+from transfer.evaluation.report import Report, render_html
+from transfer.training.history import EpochRow
 
 EVIL = "<script>alert('x')</script>"
 

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from transfer.evaluation.report import EpochRow
+from transfer.training.history import EpochRow
 
 # Up to this many classes every cell of the confusion matrix is drawn and every class named.
 MAX_NAMED_CLASSES = 30

@@ -52,7 +52,7 @@ def evaluate_run(run: Run, dataset: Dataset, *, split: str | None = None) -> int
         split=split,
         base=run.config.base.model.rpartition("/")[2],
         metrics=compute_metrics(predictions),
-        history=[row.model_dump() for row in checkpoint.progress.history],
+        history=list(checkpoint.progress.history),
         mistakes=mistakes,
         counts=dataset.counts,
         config=run.config.model_dump(mode="json", exclude={"storage"}),

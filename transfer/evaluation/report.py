@@ -9,22 +9,7 @@ from pydantic import JsonValue, ValidationError
 
 from transfer.errors import DatasetError
 from transfer.evaluation.metrics import Figures, Metrics, Mistake
-
-
-class EpochRow(Figures):
-    """Figures of one finished epoch. `phase` and `epoch` count from 0, `epoch` over the whole run.
-
-    Validation figures are None where the dataset has no validation split. `learning_rate` is that of the last step.
-    """
-
-    phase: int
-    epoch: int
-    loss: float
-    accuracy: float
-    validation_loss: float | None = None
-    validation_accuracy: float | None = None
-    learning_rate: float
-    seconds: float
+from transfer.training.history import EpochRow
 
 
 class Report(Figures):

@@ -164,8 +164,8 @@ def _claim(store: Store, model: str) -> int:
 
 def _saved_model_files(exported: Path) -> list[Path]:
     """All files, the graph last: TensorFlow Serving takes a folder without `saved_model.pb` for unfinished."""
-    files = sorted(path for path in exported.rglob("*") if path.is_file())
-    return sorted(files, key=lambda path: path.name == "saved_model.pb")
+    files = [path for path in exported.rglob("*") if path.is_file()]
+    return sorted(files, key=lambda path: (path.name == "saved_model.pb", path))
 
 
 def _now() -> str:

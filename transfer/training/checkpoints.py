@@ -19,24 +19,10 @@ from pydantic import BaseModel, ConfigDict
 
 from transfer.errors import CorruptObjectError, ObjectNotFoundError, TrainingError
 from transfer.storage import put_content
+from transfer.training.history import EpochRow
 from transfer.training.run import Run
 
 logger = logging.getLogger(__name__)
-
-
-class EpochRow(BaseModel):
-    """Figures of one finished epoch."""
-
-    model_config = ConfigDict(frozen=True)
-
-    phase: int
-    epoch: int
-    loss: float
-    accuracy: float
-    validation_loss: float | None = None
-    validation_accuracy: float | None = None
-    learning_rate: float
-    seconds: float
 
 
 class Progress(BaseModel):

@@ -21,7 +21,8 @@ from transfer.dataset.order import WorkerSlice, steps_per_epoch
 from transfer.errors import ConfigError, DivergedError
 from transfer.progress import progress as show_progress
 from transfer.training.augmentation import Augmentation
-from transfer.training.checkpoints import Checkpoint, Checkpoints, EpochRow, Progress, assign
+from transfer.training.checkpoints import Checkpoint, Checkpoints, Progress, assign
+from transfer.training.history import EpochRow
 from transfer.training.model import TransferModel, build_model
 from transfer.training.run import Run
 from transfer.training.step import Batch, PhaseProgram, Totals, balanced_class_weights, set_precision
@@ -115,7 +116,7 @@ class _Trainer:
         while progress.phase == index and not progress.complete:
             started = time.monotonic()
             totals, progress = self._epoch(program, training, progress)
-            validated = self._validate(program, validation)
+            validated = self._validate(program, validation, progress)
             row = EpochRow(
                 phase=index,
                 epoch=len(progress.history),
@@ -150,9 +151,12 @@ class _Trainer:
                     self._save(program, progress.model_copy(update={"sums": sums}))
         return self._checked(before + program.sum_over_workers(results), progress), progress
 
-    def _validate(self, program: PhaseProgram, batches: Iterator[Batch]) -> Totals | None:
+    def _validate(self, program: PhaseProgram, batches: Iterator[Batch], progress: Progress) -> Totals | None:
         steps = steps_per_epoch(self.dataset.rows("validation"), self.config.training.batch_size)
-        return program.sum_over_workers([program.evaluate_step(batches) for _ in range(steps)]) if steps else None
+        if not steps:
+            return None
+        totals = program.sum_over_workers([program.evaluate_step(batches) for _ in range(steps)])
+        return self._checked(totals, progress)
 
     def _finish_epoch(self, program: PhaseProgram, phase: PhaseConfig, progress: Progress, row: EpochRow) -> Progress:
         """Move on to the next epoch or phase, and write the checkpoint that says so."""

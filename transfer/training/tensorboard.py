@@ -8,7 +8,7 @@ from pathlib import Path
 from tensorboardX import SummaryWriter
 
 from transfer.errors import AlreadyExistsError
-from transfer.training.checkpoints import EpochRow
+from transfer.training.history import EpochRow
 from transfer.training.run import Run
 
 
