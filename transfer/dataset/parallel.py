@@ -137,9 +137,8 @@ def _map_on_ray(
         raise
     except ray.exceptions.RayError as error:
         raise _workers_died(f"Ray gave a task up ({type(error).__name__})") from error
-    finally:
-        for reference in waiting:
-            ray.cancel(reference)
+    # Tasks still under way after an error are few and end by themselves. They are not cancelled: in Ray 2.60 a task
+    # that is cancelled while it completes ends the whole driver ("Tried to complete task that was not pending").
 
 
 def _call(function: Callable[[Item], Answer], item: Item) -> Answer:
