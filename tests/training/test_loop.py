@@ -62,6 +62,12 @@ def test_two_replicas_end_with_the_weights_of_one(digits, undisturbed):
     assert largest_difference(trained_weights(run, dataset, strategy=strategy), undisturbed[1]) < TOLERANCE
 
 
+def test_a_batch_that_the_replicas_cannot_share_is_refused(digits):
+    run, dataset = new_run(digits, "odd-batch", training={"batch_size": 7})
+    with pytest.raises(ConfigError, match="must be divisible by the 2 replicas"):
+        train(run, dataset, strategy=two_replicas())
+
+
 class SimulatedError(Exception):
     pass
 

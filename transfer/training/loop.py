@@ -46,8 +46,16 @@ def train(
     """Train a run to its end, from `start` or from the beginning, and return the trained model.
 
     Every worker of a group calls this with the same arguments but `worker`. `on_epoch` is called by all of them after
-    each epoch. Raises DivergedError when the loss is not finite, BackboneError when the base cannot be loaded.
+    each epoch. Raises DivergedError when the loss is not finite, BackboneError when the base cannot be loaded,
+    ConfigError when the batch cannot be divided among the replicas.
     """
+    replicas, batch_size = strategy.num_replicas_in_sync, run.config.training.batch_size
+    if batch_size % replicas:
+        # The configuration's own check cannot see how many GPUs this process finds.
+        raise ConfigError(
+            f"training.batch_size is {batch_size} and must be divisible by the {replicas} replicas found here.",
+            advice="Change it, or hide GPUs with CUDA_VISIBLE_DEVICES.",
+        )
     with strategy.scope():
         set_precision(run.config.training.mixed_precision)
         model = build_model(run.config, dataset.classes)
