@@ -3,7 +3,10 @@
 from pathlib import Path
 
 from transfer.config import Config, parse_config
+from transfer.dataset.ingest import ingest
+from transfer.dataset.manifest import Dataset
 from transfer.demo import BASE_PATH
+from transfer.storage import open_store
 
 IMAGES_PER_CLASS = 24
 
@@ -40,3 +43,10 @@ def digits_config(source: Path, storage: str | dict, **changes: object) -> Confi
             **changes,
         }
     )
+
+
+def ingest_some_digits(folder: Path) -> tuple[Path, Dataset]:
+    """Write a few digits below `folder` and ingest them into `folder/storage`; returns the source and the dataset."""
+    source = write_some_digits(folder / "images")
+    config = digits_config(source, str(folder / "storage"))
+    return source, ingest(config, open_store(config.storage))

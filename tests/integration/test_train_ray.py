@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.digits import digits_config, write_some_digits
-from transfer.dataset.ingest import ingest
+from tests.digits import digits_config, ingest_some_digits
 from transfer.errors import DivergedError, TrainingError
 from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoints
@@ -40,10 +39,7 @@ train(run, load_dataset(store, "digits"), strategy=tf.distribute.get_strategy())
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("digits")
-    source = write_some_digits(folder / "images")
-    config = digits_config(source, str(folder / "storage"))
-    return source, ingest(config, open_store(config.storage))
+    return ingest_some_digits(tmp_path_factory.mktemp("digits"))
 
 
 def new_run(digits, run_id, **changes):

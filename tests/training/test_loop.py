@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.digits import digits_config, write_some_digits
+from tests.digits import digits_config, ingest_some_digits
 from tests.replicas import two_replicas
-from transfer.dataset.ingest import ingest
 from transfer.errors import ConfigError, DivergedError, TrainingError
 from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoints, assign
@@ -24,10 +23,7 @@ TOLERANCE = 1e-5
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
     """A folder of digits, and a store that holds them as a dataset version."""
-    folder = tmp_path_factory.mktemp("digits")
-    source = write_some_digits(folder / "images")
-    config = digits_config(source, str(folder / "storage"))
-    return source, ingest(config, open_store(config.storage))
+    return ingest_some_digits(tmp_path_factory.mktemp("digits"))
 
 
 def configured(digits, **changes):
