@@ -8,8 +8,8 @@ import pytest
 import tensorflow as tf
 
 from tests.replicas import two_replicas
+from transfer.augmentation.layers import Augmentation
 from transfer.config import AugmentationConfig, HeadConfig, OptimizerConfig, PhaseConfig, ScheduleConfig, TrainingConfig
-from transfer.training.augmentation import Augmentation
 from transfer.training.head import build_head
 from transfer.training.model import Split
 from transfer.training.step import PhaseProgram, balanced_class_weights, set_precision
@@ -39,7 +39,8 @@ def tiny_split(head):
     frozen = keras.Model(image, convolution(1)(image))
     cut = keras.Input(frozen.output_shape[1:])
     x = keras.layers.BatchNormalization()(cut)
-    unfrozen = keras.Model(cut, convolution(2)(keras.layers.ReLU()(x)))
+    features = convolution(2)(keras.layers.ReLU()(x))
+    unfrozen = keras.Model(cut, keras.layers.GlobalAveragePooling2D()(features))
     head = build_head(head, feature_shape=unfrozen.output_shape[1:], class_count=CLASSES, seed=0)
     return Split(SimpleNamespace(preprocess=lambda images: images / 127.5 - 1.0), frozen, unfrozen, head)
 

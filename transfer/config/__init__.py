@@ -2,6 +2,7 @@
 
 from transfer.config.loading import load_config, parse_config
 from transfer.config.models import (
+    ActivationsConfig,
     AugmentationConfig,
     BaseNetworkConfig,
     Config,
@@ -18,6 +19,7 @@ from transfer.config.models import (
 )
 
 __all__ = [
+    "ActivationsConfig",
     "AugmentationConfig",
     "BaseNetworkConfig",
     "Config",

@@ -141,10 +141,29 @@ class AugmentationConfig(Section):
     fill_mode: Literal["constant", "nearest", "reflect", "wrap"] = "reflect"
     """What fills the pixels that a movement uncovers."""
 
+    views: Annotated[int, Field(ge=0, le=1000)] = 0
+    """`0` changes every image anew in every epoch, so the whole network runs every time. `k` makes k changed views of
+    each image once, keeps the frozen part's output for them, and cycles through them: k passes in all, however many
+    epochs, trials and nights."""
+
     @property
     def is_active(self) -> bool:
         """Whether any image would be changed."""
-        return self != AugmentationConfig(fill_mode=self.fill_mode)
+        return self != AugmentationConfig(fill_mode=self.fill_mode, views=self.views)
+
+
+class ActivationsConfig(Section):
+    """What is kept of the frozen part's output. A plain string is short for `{keep: …}`."""
+
+    keep: Literal["auto", "always", "never"] = "auto"
+    """`auto` measures, for each phase, whether keeping the output is cheaper than computing it again. `always` keeps it
+    wherever a phase's frozen part is still the pretrained one; `never` trains from pixels."""
+    map_dtype: Literal["float32", "float16"] = "float32"
+    """Feature maps are kept in this type; pooled vectors always in float32. `float16` halves the size and rounds to
+    three digits."""
+    engine: Literal["auto", "tensorflow", "openvino"] = "auto"
+    """What runs the frozen part. `auto`: on CPUs OpenVINO, where the extra `openvino` is installed and its answers
+    agree with TensorFlow's; else TensorFlow."""
 
 
 class ScheduleConfig(Section):
@@ -277,6 +296,7 @@ class Config(Section):
     base: BaseNetworkConfig
     head: HeadConfig = HeadConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
+    activations: ActivationsConfig = ActivationsConfig()
     phases: Annotated[list[PhaseConfig], Field(min_length=1)] = Field(default_factory=lambda: [PhaseConfig()])
     """Training, one phase after the other."""
     training: TrainingConfig = TrainingConfig()
@@ -287,6 +307,11 @@ class Config(Section):
     @classmethod
     def _storage_from_uri(cls, value: object) -> object:
         return {"uri": value} if isinstance(value, str) else value
+
+    @field_validator("activations", mode="before")
+    @classmethod
+    def _activations_from_mode(cls, value: object) -> object:
+        return {"keep": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _batch_divisible_by_replicas(self) -> Config:

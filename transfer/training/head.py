@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import keras
 
+from transfer.augmentation.randomness import KeyedDropout
 from transfer.config import HeadConfig
 from transfer.errors import ConfigError
-from transfer.training.randomness import KeyedDropout
 
 
 def build_head(config: HeadConfig, *, feature_shape: tuple[int, ...], class_count: int, seed: int) -> keras.Model:
@@ -29,7 +29,8 @@ def build_head(config: HeadConfig, *, feature_shape: tuple[int, ...], class_coun
         return keras.layers.Dense(units, kernel_initializer=initializer, kernel_regularizer=regularizer, **options)(x)
 
     features = keras.Input(feature_shape, name="features")
-    x = _pooled(features, config.pooling)
+    # Average and max pooling belong to the base (`backbone/pooling.py`); a map that is left is flattened.
+    x = features if len(feature_shape) == 1 else keras.layers.Flatten(name="flatten")(features)
     for index, units in enumerate(config.hidden):
         x = dense(x, units, index, activation="relu", name=f"hidden_{index}")
     outputs = class_count if config.output == "softmax" else 1
@@ -38,13 +39,3 @@ def build_head(config: HeadConfig, *, feature_shape: tuple[int, ...], class_coun
     if config.output == "sigmoid":
         x = keras.layers.Concatenate(name="two_logits")([keras.ops.zeros_like(x), x])
     return keras.Model(features, x, name="head")
-
-
-def _pooled(features: keras.KerasTensor, pooling: str) -> keras.KerasTensor:
-    if len(features.shape) == 2:
-        return features
-    if pooling == "average":
-        return keras.layers.GlobalAveragePooling2D(name="average_pooling")(features)
-    if pooling == "max":
-        return keras.layers.GlobalMaxPooling2D(name="max_pooling")(features)
-    return keras.layers.Flatten(name="flatten")(features)

@@ -14,13 +14,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from transfer.augmentation.layers import Augmentation
 from transfer.config import EarlyStoppingConfig, PhaseConfig
 from transfer.dataset.batches import image_batches
 from transfer.dataset.manifest import Dataset
 from transfer.dataset.order import WorkerSlice, steps_per_epoch
 from transfer.errors import ConfigError, DivergedError
 from transfer.progress import progress as show_progress
-from transfer.training.augmentation import Augmentation
 from transfer.training.checkpoints import Checkpoint, Checkpoints, Progress, assign
 from transfer.training.history import EpochRow
 from transfer.training.model import TransferModel, build_model

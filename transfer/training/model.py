@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from transfer.backbone.backbone import Backbone
 from transfer.backbone.load import load_backbone
+from transfer.backbone.pooling import pooled
 from transfer.config import Config
 from transfer.training.head import build_head
 
@@ -84,7 +85,7 @@ def build_model(config: Config, classes: list[str]) -> TransferModel:
 
     Raises BackboneError when the base cannot be loaded, ConfigError when the head does not fit the classes.
     """
-    backbone = load_backbone(config.base, storage=config.storage)
+    backbone = pooled(load_backbone(config.base, storage=config.storage), config.head.pooling)
     head = build_head(
         config.head,
         feature_shape=tuple(backbone.network.output_shape[1:]),

@@ -14,11 +14,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from transfer.augmentation.layers import Augmentation
+from transfer.augmentation.randomness import StepRandomness, step_randomness
 from transfer.config import PhaseConfig, TrainingConfig
-from transfer.training.augmentation import Augmentation
 from transfer.training.model import Split
 from transfer.training.optimizer import build_optimizer
-from transfer.training.randomness import StepRandomness, step_randomness
 
 Batch = dict[str, tf.Tensor]
 

@@ -8,8 +8,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from transfer.augmentation.randomness import KeyedSeedGenerator, current_randomness
 from transfer.config import AugmentationConfig
-from transfer.training.randomness import KeyedSeedGenerator, current_randomness
 
 
 class Augmentation:

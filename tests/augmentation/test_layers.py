@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from transfer.augmentation.layers import Augmentation
+from transfer.augmentation.randomness import KeyedDropout, StepRandomness, step_randomness
 from transfer.config import AugmentationConfig
-from transfer.training.augmentation import Augmentation
-from transfer.training.randomness import KeyedDropout, StepRandomness, step_randomness
 
 BATCH = 8
 IMAGES = np.random.default_rng(0).uniform(0, 255, (BATCH, 24, 24, 3)).astype(np.float32)

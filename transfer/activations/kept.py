@@ -1,0 +1,240 @@
+"""What is kept of one prefix, shard by shard, in storage.
+
+activations/<prefix digest>/prefix.json               what it is, for people
+activations/<prefix digest>/<content sha256>.arrow    outputs and labels, row for row those of an image shard
+activations/<prefix digest>/<image shard sha256>.json written last: which content belongs to that image shard
+
+The content has its own digest for a name, so that every byte is verified before use. Two workers may compute the same
+shard with different rounding: the first one's entry counts, the other's content is an orphan that `gc` finds.
+
+The content is an Arrow IPC file, uncompressed, whose record batches all have the same number of rows but the last one:
+a memory map gives any row without reading the others.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from transfer.activations.prefix import Prefix
+from transfer.dataset.manifest import Shard
+from transfer.errors import AlreadyExistsError, CorruptObjectError
+from transfer.storage import Store, put_content, put_document, read_document
+
+ROOT = "activations"
+BATCH_SIZE_BYTES = 4 * 1024**2
+"""Of a record batch: what a writer holds in memory."""
+
+
+class Entry(BaseModel):
+    """The document that says which content belongs to an image shard."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sha256: str
+    """Of the content."""
+    rows: int
+    size_bytes: int
+
+
+class KeptRows:
+    """Outputs of a prefix for the images of one shard, memory-mapped. Row k belongs to row k of the image shard.
+
+    `labels`: int32 [rows]. The map stays valid for as long as this object lives, also when the file is removed.
+    """
+
+    def __init__(self, file: pa.NativeFile, *, shape: tuple[int, ...], dtype: str) -> None:
+        reader = pa.ipc.open_file(file)
+        batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
+        self.shape = shape
+        self._batches = [_values(batch, shape, dtype) for batch in batches]
+        self._batch_rows = len(self._batches[0])
+        self.labels = np.concatenate([batch["label"].to_numpy() for batch in batches])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: np.ndarray, out: np.ndarray) -> None:
+        """Copy the given rows (int64 [n]) into `out` (float32 or float16 [n, *shape]), in their order."""
+        batches, places = np.divmod(rows, self._batch_rows)
+        if len(self._batches) == 1:
+            np.take(self._batches[0], places, axis=0, out=out, mode="clip")
+            return
+        for index in np.unique(batches):
+            chosen = batches == index
+            out[chosen] = self._batches[index][places[chosen]]
+
+    def parts(self) -> Iterator[np.ndarray]:
+        """All rows in order, a few at a time: arrays [n, *shape]."""
+        yield from self._batches
+
+
+class Kept:
+    """The outputs of one prefix that are kept in a store."""
+
+    def __init__(self, store: Store, prefix: Prefix) -> None:
+        self.prefix = prefix
+        self._store = store
+        self._folder = f"{ROOT}/{prefix.digest}"
+
+    def shards(self) -> set[str]:
+        """SHA-256 of each image shard for which there is an entry. One listing."""
+        names = (item.name.removeprefix(f"{self._folder}/") for item in self._store.list(f"{self._folder}/"))
+        return {name.removesuffix(".json") for name in names if name.endswith(".json") and name != "prefix.json"}
+
+    def open(self, shard: Shard) -> KeptRows:
+        """The rows kept for an image shard, their bytes verified.
+
+        Raises ObjectNotFoundError when there are none, CorruptObjectError when they are damaged or of another shape.
+        """
+        entry = self._entry(shard)
+        file = self._store.open_verified(self._content(entry.sha256), entry.sha256)
+        try:
+            rows = KeptRows(file, shape=self.prefix.shape, dtype=self.prefix.dtype)
+        except (pa.ArrowInvalid, KeyError, ValueError, IndexError) as error:
+            raise self._unreadable(shard, str(error)) from error
+        if len(rows) != shard.rows:
+            raise self._unreadable(shard, f"{len(rows)} rows, expected {shard.rows}")
+        return rows
+
+    @contextmanager
+    def writer(self, shard: Shard) -> Iterator[ShardWriter]:
+        """Keep the outputs for an image shard: append all its rows in order; they are committed when the block ends.
+
+        Nothing is kept when the block raises. Whoever commits first counts. Raises StorageError, and ValueError when
+        the number of rows is not the shard's.
+        """
+        with tempfile.TemporaryDirectory(prefix="transfer-activations-") as folder:
+            path = Path(folder) / "activations.arrow"
+            writer = ShardWriter(path, self.prefix)
+            with writer:
+                yield writer
+            if writer.rows != shard.rows:
+                raise ValueError(f"{writer.rows} rows were appended for a shard of {shard.rows}")
+            self._commit(shard, path)
+
+    def discard(self, shard: Shard) -> None:
+        """Remove what is kept for a shard, because it turned out damaged: it can be computed again."""
+        entry = self._entry_name(shard)
+        try:
+            content = self._content(self._entry(shard).sha256)
+        except CorruptObjectError:
+            content = None
+        # The entry first: whoever comes in between finds nothing kept.
+        self._store.remove(entry)
+        if content:
+            self._store.remove(content)
+
+    def _commit(self, shard: Shard, path: Path) -> None:
+        self._describe()
+        _, sha256 = put_content(self._store, self._folder, ".arrow", path)
+        entry = Entry(sha256=sha256, rows=shard.rows, size_bytes=path.stat().st_size)
+        _put_unless_there(self._store, self._entry_name(shard), entry.model_dump())
+
+    def _describe(self) -> None:
+        prefix = self.prefix
+        description = {
+            "base": prefix.base,
+            "image_size": prefix.image_size,
+            "preprocessing": prefix.preprocess.name,
+            "cut": prefix.cut,
+            "shape": list(prefix.shape),
+            "dtype": prefix.dtype,
+            "view": prefix.view.describe() if prefix.view else None,
+        }
+        _put_unless_there(self._store, f"{self._folder}/prefix.json", description)
+
+    def _entry(self, shard: Shard) -> Entry:
+        document = read_document(self._store, self._entry_name(shard))
+        try:
+            return Entry.model_validate(document)
+        except ValidationError as error:
+            raise self._unreadable(shard, "its entry is of another format") from error
+
+    def _entry_name(self, shard: Shard) -> str:
+        return f"{self._folder}/{shard.sha256}.json"
+
+    def _content(self, sha256: str) -> str:
+        return f"{self._folder}/{sha256}.arrow"
+
+    def _unreadable(self, shard: Shard, found: str) -> CorruptObjectError:
+        return CorruptObjectError(
+            f"What is kept in {self._store.uri}/{self._folder} for {shard.name} does not read as activations of shape "
+            f"{self.prefix.shape}: {found}.",
+            advice="Run `transfer cache verify --remove`; it is computed again.",
+        )
+
+
+class ShardWriter:
+    """Writes rows to a file, holding no more than a record batch in memory."""
+
+    def __init__(self, path: Path, prefix: Prefix) -> None:
+        self.rows = 0
+        self._shape = prefix.shape
+        self._dtype = np.dtype(prefix.dtype)
+        self._batch_rows = max(1, BATCH_SIZE_BYTES // prefix.row_bytes)
+        self._waiting: list[tuple[np.ndarray, np.ndarray]] = []
+        self._waiting_rows = 0
+        self._schema = schema_for(prefix.shape, prefix.dtype)
+        self._file = pa.OSFile(str(path), "wb")
+        self._writer = pa.ipc.new_file(self._file, self._schema)
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._waiting_rows:
+            self._write(self._waiting_rows)
+        self._writer.close()
+        self._file.close()
+
+    def append(self, activations: np.ndarray, labels: np.ndarray) -> None:
+        """Add rows: activations [n, *shape] of any float type, labels int32 [n]."""
+        if activations.shape[1:] != self._shape:
+            raise ValueError(f"activations are {activations.shape[1:]} for an image, expected {self._shape}")
+        self._waiting.append((activations.astype(self._dtype), labels.astype(np.int32)))
+        self._waiting_rows += len(labels)
+        self.rows += len(labels)
+        while self._waiting_rows >= self._batch_rows:
+            self._write(self._batch_rows)
+
+    def _write(self, rows: int) -> None:
+        activations = np.concatenate([values for values, _ in self._waiting])
+        labels = np.concatenate([labels for _, labels in self._waiting])
+        flat = pa.array(activations[:rows].reshape(-1))
+        values = pa.FixedSizeListArray.from_arrays(flat, prod(self._shape))
+        batch = pa.record_batch([values, pa.array(labels[:rows])], schema=self._schema)
+        self._writer.write_batch(batch)
+        self._waiting = [(activations[rows:], labels[rows:])]
+        self._waiting_rows -= rows
+
+
+def schema_for(shape: Sequence[int], dtype: str) -> pa.Schema:
+    """Arrow schema of kept rows; the shape of a row stands in its metadata."""
+    values = pa.list_(pa.float16() if dtype == "float16" else pa.float32(), prod(shape))
+    return pa.schema(
+        [("activation", values), ("label", pa.int32())], metadata={"shape": " ".join(str(side) for side in shape)}
+    )
+
+
+def _values(batch: pa.RecordBatch, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """The outputs of a record batch, [rows, *shape], without copying them."""
+    if batch.schema != schema_for(shape, dtype):
+        raise ValueError(f"its columns are {batch.schema}")
+    flat: np.ndarray = batch["activation"].flatten().to_numpy(zero_copy_only=True)
+    return flat.reshape(batch.num_rows, *shape)
+
+
+def _put_unless_there(store: Store, name: str, document: dict[str, Any]) -> None:
+    try:
+        put_document(store, name, document)
+    except AlreadyExistsError:
+        pass  # Another worker was first; what it wrote counts.
