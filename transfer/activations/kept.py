@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -55,26 +55,15 @@ class KeptRows:
         reader = pa.ipc.open_file(file)
         batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
         self.shape = shape
-        self._batches = [_values(batch, shape, dtype) for batch in batches]
-        self._batch_rows = len(self._batches[0])
+        self._parts = [_values(batch, shape, dtype) for batch in batches]
         self.labels = np.concatenate([batch["label"].to_numpy() for batch in batches])
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, rows: np.ndarray, out: np.ndarray) -> None:
-        """Copy the given rows (int64 [n]) into `out` (float32 or float16 [n, *shape]), in their order."""
-        batches, places = np.divmod(rows, self._batch_rows)
-        if len(self._batches) == 1:
-            np.take(self._batches[0], places, axis=0, out=out, mode="clip")
-            return
-        for index in np.unique(batches):
-            chosen = batches == index
-            out[chosen] = self._batches[index][places[chosen]]
-
-    def parts(self) -> Iterator[np.ndarray]:
-        """All rows in order, a few at a time: arrays [n, *shape]."""
-        yield from self._batches
+    def parts(self) -> list[np.ndarray]:
+        """All rows in order, in pieces that are mapped and not read yet: arrays [n, *shape]."""
+        return list(self._parts)
 
 
 class Kept:
@@ -187,7 +176,7 @@ class ShardWriter:
         self._file = pa.OSFile(str(path), "wb")
         self._writer = pa.ipc.new_file(self._file, self._schema)
 
-    def __enter__(self) -> ShardWriter:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -234,7 +223,6 @@ def _values(batch: pa.RecordBatch, shape: tuple[int, ...], dtype: str) -> np.nda
 
 
 def _put_unless_there(store: Store, name: str, document: dict[str, Any]) -> None:
-    try:
+    # Another worker may have been first; what it wrote counts.
+    with suppress(AlreadyExistsError):
         put_document(store, name, document)
-    except AlreadyExistsError:
-        pass  # Another worker was first; what it wrote counts.

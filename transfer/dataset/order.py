@@ -42,9 +42,13 @@ class WorkerSlice:
 
 
 def windows(
-    shards: Sequence[Shard], *, window_size_bytes: int, seed: int | None = None, epoch: int = 0
+    shards: Sequence[Shard], *, window_size_bytes: int | None, seed: int | None = None, epoch: int = 0
 ) -> Iterator[Window]:
-    """Yield the windows of one epoch. `seed` None visits the rows as they are stored."""
+    """Yield the windows of one epoch. `seed` None visits the rows as they are stored.
+
+    Without `window_size_bytes` all shards are one window, and its order one global permutation; it is the order that
+    any window gives into which the shards fit.
+    """
     generator = None if seed is None else np.random.default_rng([seed, epoch])
     visited = list(shards) if generator is None else [shards[i] for i in generator.permutation(len(shards))]
     start = 0
@@ -55,11 +59,11 @@ def windows(
         start += rows
 
 
-def _groups(shards: Sequence[Shard], size_bytes: int) -> Iterator[list[Shard]]:
+def _groups(shards: Sequence[Shard], size_bytes: int | None) -> Iterator[list[Shard]]:
     """Consecutive shards of together at most `size_bytes`, at least one each."""
     group: list[Shard] = []
     for shard in shards:
-        if group and sum(s.size_bytes for s in group) + shard.size_bytes > size_bytes:
+        if group and size_bytes is not None and sum(s.size_bytes for s in group) + shard.size_bytes > size_bytes:
             yield group
             group = []
         group.append(shard)
