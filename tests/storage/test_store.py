@@ -104,6 +104,7 @@ def test_what_is_not_there_is_said_to_be_missing(store):
         lambda name: store.read(name, start=3),
         lambda name: store.read(name, length=0),
         lambda name: store.read_verified(name, sha256_hex(b"")),
+        lambda name: store.open_verified(name, sha256_hex(b"")),
     ):
         with pytest.raises(ObjectNotFoundError, match="missing"):
             ask("missing")
@@ -178,6 +179,8 @@ def test_names_that_leave_the_store_are_refused_everywhere(store, name):
         lambda name: store.put(name, HELLO),
         lambda name: store.create(name, HELLO),
         lambda name: store.read_verified(name, sha256_hex(HELLO)),
+        lambda name: store.open_verified(name, sha256_hex(HELLO)),
+        store.remove,
     ):
         with pytest.raises(StorageError, match="not an object's name"):
             ask(name)
@@ -209,6 +212,57 @@ def test_reading_with_the_wrong_digest_names_the_object_and_both_digests(store):
         store.read_verified("object", sha256_hex(b"other"))
     for part in ("object", sha256_hex(HELLO), sha256_hex(b"other")):
         assert part in str(caught.value)
+
+
+def test_a_verified_file_can_be_read_at_any_place(store):
+    content = bytes(range(256)) * 4096
+    store.put("object", content)
+    store.put("empty", b"")
+    with store.open_verified("object", sha256_hex(content)) as file:
+        assert file.size() == len(content)
+        file.seek(1_000_000)
+        assert file.read(5) == content[1_000_000:1_000_005]
+        file.seek(0)
+        assert file.read() == content
+    with store.open_verified("empty", sha256_hex(b"")) as file:
+        assert file.read() == b""
+
+
+def test_opening_with_the_wrong_digest_names_the_object_and_both_digests(store):
+    store.put("object", HELLO)
+    with pytest.raises(CorruptObjectError) as caught:
+        store.open_verified("object", sha256_hex(b"other"))
+    for part in ("object", sha256_hex(HELLO), sha256_hex(b"other")):
+        assert part in str(caught.value)
+
+
+def test_what_can_be_computed_again_is_removed_and_can_be_put_anew(store):
+    store.put("activations/a/object", HELLO)
+    store.put("activations/a/other", HELLO)
+    store.remove("activations/a/object")
+    store.remove("activations/a/object")
+    store.remove("activations/b/never/there")
+    assert [item.name for item in store.list()] == ["activations/a/other"]
+    assert store.put("activations/a/object", HELLO.upper()) is True
+
+
+@pytest.mark.parametrize(
+    "name", ["shards/object", "activations", "activations-of-mine/object", "activations/../shards/object", "probe"]
+)
+def test_nothing_else_can_be_removed(store, name):
+    store.put("shards/object", HELLO)
+    with pytest.raises((ValueError, StorageError)):
+        store.remove(name)
+    assert [item.name for item in store.list()] == ["shards/object"]
+
+
+def test_what_was_read_stays_valid_when_the_object_is_removed(store):
+    content = bytes(range(256)) * 4096
+    store.put("activations/object", content)
+    with store.open_verified("activations/object", sha256_hex(content)) as file:
+        data = file.read_buffer()
+    store.remove("activations/object")
+    assert data.to_pybytes() == content
 
 
 def test_content_is_named_by_its_digest_and_put_once(store, tmp_path):

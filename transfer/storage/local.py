@@ -27,7 +27,9 @@ from transfer.storage.store import (
     check_prefix,
     check_probe_name,
     check_range,
+    check_recomputable_name,
     open_content,
+    read_until_intact,
 )
 
 # What file systems without hard links answer: FAT, some network and container mounts.
@@ -54,6 +56,12 @@ class LocalStore(Store):
         with self._errors("read", name):
             if path.is_dir():
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            return pa.memory_map(str(path), "r")
+
+    def open_verified(self, name: str, sha256: str) -> pa.NativeFile:
+        path = self._path(name)
+        with self._errors("read", name):
+            read_until_intact(lambda: path, name=name, uri=self.uri, sha256=sha256)
             return pa.memory_map(str(path), "r")
 
     def size(self, name: str) -> int:
@@ -95,6 +103,11 @@ class LocalStore(Store):
         with contextlib.suppress(OSError):
             path.unlink()
             path.parent.rmdir()  # Fails, as it should, while another probe is there.
+
+    def remove(self, name: str) -> None:
+        path = self._path(check_recomputable_name(name))
+        with contextlib.suppress(ObjectNotFoundError), self._errors("remove", name):
+            path.unlink()
 
     def _read_unverified(self, name: str) -> bytes:
         return self.read(name)

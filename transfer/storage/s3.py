@@ -32,6 +32,7 @@ from transfer.storage.store import (
     check_prefix,
     check_probe_name,
     check_range,
+    check_recomputable_name,
     content_sha256,
     content_size,
     open_content,
@@ -139,6 +140,16 @@ class S3Store(Store):
         key = self._bucket.key(check_probe_name(probe_name))
         with contextlib.suppress(ClientError, BotoCoreError):
             self._bucket.client.delete_object(Bucket=self._bucket.name, Key=key)
+
+    def remove(self, name: str) -> None:
+        key = self._bucket.key(check_recomputable_name(name))
+        with contextlib.suppress(ClientError):  # Most services answer 204 for what is not there, some 404.
+            self._bucket.call(
+                "remove",
+                name,
+                lambda: self._bucket.client.delete_object(Bucket=self._bucket.name, Key=key),
+                expected={404},
+            )
 
     def _read_unverified(self, name: str) -> bytes:
         return self._get(name).data

@@ -42,7 +42,7 @@ _CREDENTIALS_ADVICE = (
 )
 _ACCESS_ADVICE = (
     "The credentials need s3:GetObject, s3:PutObject and s3:ListBucket there (without the last, missing objects look "
-    f"forbidden). {_CREDENTIALS_ADVICE}"
+    f"forbidden), and s3:DeleteObject for what may be removed. {_CREDENTIALS_ADVICE}"
 )
 _REGION_ADVICE = "Set storage.region (or AWS_REGION) to the bucket's region."
 _ADVICE_BY_CODE = {

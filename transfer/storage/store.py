@@ -8,7 +8,7 @@ import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import BinaryIO, NoReturn, TypeVar
 
 import pyarrow as pa
 
@@ -17,6 +17,10 @@ from transfer.errors import CorruptObjectError, ObjectNotFoundError, StorageErro
 PROBE_DIRECTORY = ".probe"
 # Files that a local store is still writing. No object may be called like that, and none is listed.
 TEMPORARY_PREFIX = ".transfer-tmp-"
+RECOMPUTABLE_DIRECTORY = "activations"
+"""What lies here can be computed again from the rest of the store, so it may be removed."""
+
+Content = TypeVar("Content", bytes, Path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,13 @@ class Store(abc.ABC):
         """Remove what a probe wrote, where that is allowed. Refuses every name outside `.probe/`."""
 
     @abc.abstractmethod
+    def remove(self, name: str) -> None:
+        """Remove an object that can be computed again; one that is not there is no error.
+
+        Raises ValueError for every name outside `activations/`, StorageError.
+        """
+
+    @abc.abstractmethod
     def _read_unverified(self, name: str) -> bytes: ...
 
     def exists(self, name: str) -> bool:
@@ -99,6 +110,14 @@ class Store(abc.ABC):
         check_name(name)
         return read_until_intact(lambda: self._read_unverified(name), name=name, uri=self.uri, sha256=sha256)
 
+    def open_verified(self, name: str, sha256: str) -> pa.NativeFile:
+        """The whole object as a seekable file, a memory map where there is a local file, verified as `read_verified`.
+
+        What was read from it stays valid when the object is removed. Raises CorruptObjectError, ObjectNotFoundError,
+        StorageError.
+        """
+        return pa.BufferReader(self.read_verified(name, sha256))
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.uri!r})"
 
@@ -106,15 +125,15 @@ class Store(abc.ABC):
         raise TypeError(f"{self!r} cannot be pickled: send its StorageConfig and call open_store in the other process")
 
 
-def read_until_intact(read: Callable[[], bytes], *, name: str, uri: str, sha256: str) -> bytes:
-    """What `read` gives, if its digest is `sha256` at the first or the second try."""
+def read_until_intact(read: Callable[[], Content], *, name: str, uri: str, sha256: str) -> Content:
+    """The bytes or the file that `read` gives, if its digest is `sha256` at the first or the second try."""
     for _ in range(2):
         data = read()
-        found = sha256_hex(data)
+        found = content_sha256(data)
         if found == sha256:
             return data
     raise CorruptObjectError(
-        f"{name} in {uri} is damaged: SHA-256 of its {len(data)} bytes is {found}, expected {sha256}.",
+        f"{name} in {uri} is damaged: SHA-256 of its {content_size(data)} bytes is {found}, expected {sha256}.",
         advice="It was read twice. Restore it from a backup, or make it again under a new version.",
     )
 
@@ -146,9 +165,16 @@ def check_range(start: int, length: int | None) -> None:
 
 
 def check_probe_name(name: str) -> str:
-    """The name, if it is one that a probe may remove again. Nothing else is ever removed."""
+    """The name, if it is one that a probe may remove again."""
     if not check_name(name).startswith(f"{PROBE_DIRECTORY}/"):
-        raise ValueError(f"{name!r} is not below {PROBE_DIRECTORY}/: only probes are ever removed")
+        raise ValueError(f"{name!r} is not below {PROBE_DIRECTORY}/: it is not of a probe")
+    return name
+
+
+def check_recomputable_name(name: str) -> str:
+    """The name, if its object can be computed again. Besides what probes wrote, nothing else is ever removed."""
+    if not check_name(name).startswith(f"{RECOMPUTABLE_DIRECTORY}/"):
+        raise ValueError(f"{name!r} is not below {RECOMPUTABLE_DIRECTORY}/: only what can be computed again is removed")
     return name
 
 
