@@ -1,0 +1,146 @@
+"""A frozen network as plain TensorFlow operations: weights are constants, and BatchNorms are folded into them.
+
+In inference a BatchNorm multiplies each channel by a number and adds another. Behind a linear layer with weights of its
+own the product goes into that layer's kernel and the sum into its bias; anywhere else both stay, as one multiply-add.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from transfer.backbone.graph import Node, nodes_in_order
+
+layers = keras.layers
+# Layers that a BatchNorm can be folded into, and their attribute with the kernel that makes the output channels.
+_KERNELS = {
+    layers.Conv2D: "kernel",
+    layers.DepthwiseConv2D: "kernel",
+    layers.SeparableConv2D: "pointwise_kernel",
+    layers.Dense: "kernel",
+}
+
+
+class FoldedNetwork:
+    """From the tensor `start` to the outputs of all `networks`, which lie on one chain, as a function.
+
+    It holds the weights of the moment it is made. Call it while a `tf.function` is traced: they become constants of
+    that graph. Layers that do not compute in float32, and layers of any other kind, are called as they are, in
+    inference mode. Raises ValueError when the tensors do not lie on one chain.
+    """
+
+    def __init__(self, start: Any, networks: Sequence[keras.Model]) -> None:
+        self._start = start
+        self._outputs = [network.outputs[0] for network in networks]
+        self._nodes = _nodes_between(start, networks)
+        operations = {id(node.operation): node.operation for node in self._nodes}.values()
+        variables = [variable for operation in operations for variable in getattr(operation, "variables", [])]
+        self._weights = {id(variable): (variable, variable.numpy()) for variable in variables}
+        # By the position of a BatchNorm: what is left of it, factor (None is 1) and summand (None is 0).
+        self._left: dict[int, tuple[np.ndarray | None, np.ndarray | None]] = {}
+        self._fold()
+
+    def __call__(self, value: tf.Tensor) -> list[tf.Tensor]:
+        """Values of the outputs, for a value of `start`."""
+        values = {id(self._start): value}
+        constants = [(variable, tf.constant(weight)) for variable, weight in self._weights.values()]
+        with keras.StatelessScope(constants):
+            for position, node in enumerate(self._nodes):
+                answer = self._run(position, node, values)
+                values |= {
+                    id(tensor): part for tensor, part in zip(node.outputs, keras.tree.flatten(answer), strict=True)
+                }
+        return [values[id(output)] for output in self._outputs]
+
+    def _run(self, position: int, node: Node, values: dict[int, Any]) -> Any:
+        if position in self._left:
+            factor, summand = self._left[position]
+            value = values[id(node.inputs[0])]
+            value = value if factor is None else value * tf.constant(factor)
+            return value if summand is None else value + tf.constant(summand)
+        args, kwargs = node.arguments.fill_in(values)
+        if isinstance(node.operation, keras.Layer) and "training" in inspect.signature(node.operation.call).parameters:
+            kwargs["training"] = False
+        return node.operation(*args, **kwargs)
+
+    def _fold(self) -> None:
+        calls = Counter(id(node.operation) for node in self._nodes)
+        uses = Counter(id(tensor) for node in self._nodes for tensor in node.inputs)
+        uses.update(id(output) for output in self._outputs)
+        makers = {id(tensor): node for node in self._nodes for tensor in node.outputs}
+        for position, node in enumerate(self._nodes):
+            if not _is_plain_batch_norm(node):
+                continue
+            factor, summand = _affine(node.operation)
+            source = node.inputs[0]
+            maker = makers.get(id(source))
+            # Whoever else sees the layer's output, or its weights, wants them as they were.
+            if maker and uses[id(source)] == 1 and calls[id(maker.operation)] == 1 and _takes_factors(maker.operation):
+                self._left[position] = (None, self._fold_into(maker.operation, factor, summand))
+            else:
+                self._left[position] = (factor.astype(np.float32), summand.astype(np.float32))
+
+    def _fold_into(self, layer: Any, factor: np.ndarray, summand: np.ndarray) -> np.ndarray | None:
+        """Change the layer's weights; gives what it has no weights for, to be added to its output."""
+        kernel = getattr(layer, _KERNELS[type(layer)])
+        # A depthwise kernel is [height, width, channels, multiplier], any other one [..., output channels].
+        by_channel = factor.reshape(kernel.shape[2:]) if type(layer) is layers.DepthwiseConv2D else factor
+        self._scale(kernel, by_channel)
+        if not layer.use_bias:
+            return summand.astype(np.float32)
+        self._scale(layer.bias, factor, summand)
+        return None
+
+    def _scale(self, variable: Any, factor: np.ndarray, summand: np.ndarray | float = 0.0) -> None:
+        """In float64, rounded once."""
+        _, weight = self._weights[id(variable)]
+        self._weights[id(variable)] = (variable, (weight * factor + summand).astype(np.float32))
+
+
+def _nodes_between(start: Any, networks: Sequence[keras.Model]) -> list[Node]:
+    """The calls that lead from `start` to the outputs of all networks, each after all that it depends on."""
+    # The output that takes most calls is the last on the chain: the calls before it make all the others.
+    order = max((nodes_in_order(network) for network in networks), key=len)
+    outputs = [network.outputs[0] for network in networks]
+    made = [{id(tensor) for tensor in node.outputs} for node in order]
+    first = next((position for position, tensors in enumerate(made) if id(start) in tensors), None)
+    if first is None or not {id(output) for output in outputs} <= {id(start)}.union(*made[first:]):
+        raise ValueError("the tensors do not lie on one chain")
+    return order[first + 1 :]
+
+
+def _is_plain_batch_norm(node: Node) -> bool:
+    """Whether the call is one of a float32 BatchNorm over the last axis."""
+    layer = node.operation
+    if type(layer) is not layers.BatchNormalization or layer.compute_dtype != "float32":
+        return False
+    return len(node.inputs) == 1 and layer.axis in {-1, len(node.inputs[0].shape) - 1}
+
+
+def _takes_factors(layer: Any) -> bool:
+    """Whether factors on the layer's output channels can be multiplied into its kernel."""
+    return (
+        type(layer) in _KERNELS
+        and layer.compute_dtype == "float32"
+        and layer.activation is keras.activations.linear
+        and isinstance(getattr(layer, _KERNELS[type(layer)]), keras.Variable)
+        and getattr(layer, "data_format", "channels_last") == "channels_last"
+    )
+
+
+def _affine(layer: Any) -> tuple[np.ndarray, np.ndarray]:
+    """What a BatchNorm multiplies by and adds in inference: float64 [channels] each."""
+    mean, variance = (variable.numpy().astype(np.float64) for variable in (layer.moving_mean, layer.moving_variance))
+    factor = 1.0 / np.sqrt(variance + layer.epsilon)
+    if layer.scale:
+        factor = factor * layer.gamma.numpy()
+    summand = -mean * factor
+    if layer.center:
+        summand = summand + layer.beta.numpy()
+    return factor, summand
