@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from tests.replicas import two_replicas
+from transfer.activations.batches import Chunk
 from transfer.augmentation.layers import Augmentation
 from transfer.config import AugmentationConfig, HeadConfig, OptimizerConfig, PhaseConfig, ScheduleConfig, TrainingConfig
 from transfer.training.head import build_head
@@ -59,8 +60,28 @@ def parts_of(batch, replicas):
         yield {name: tf.constant(value[index * share : (index + 1) * share]) for name, value in batch.items()}
 
 
-def trained(strategy, *, steps=6, head=None, phase=None, training=None, augmentation=None, weights=None):
-    """Train from fixed initial weights; returns the totals and the weights."""
+def chunk_of(split, steps):
+    """The same batches as kept activations, with room for one more."""
+    batches = [global_batch(step) for step in steps]
+
+    def stacked(values):
+        return np.stack([*values, np.zeros_like(values[0])])
+
+    return Chunk(
+        activations=stacked([split.activations(tf.constant(batch["images"])).numpy() for batch in batches]),
+        labels=stacked([batch["labels"] for batch in batches]),
+        real=stacked([batch["real"] for batch in batches]),
+        positions=batches[0]["positions"],
+        real_images=stacked([batch["real"].sum() for batch in batches]),
+        steps=len(batches),
+    )
+
+
+def trained(strategy, *, steps=6, head=None, phase=None, training=None, augmentation=None, weights=None, chunks=()):
+    """Train from fixed initial weights; returns the totals and the weights.
+
+    `chunks`: train on kept activations, each number that many steps in one call.
+    """
     training = training or TrainingConfig(batch_size=BATCH, label_smoothing=0.1)
     with strategy.scope():
         set_precision(training.mixed_precision)
@@ -73,8 +94,12 @@ def trained(strategy, *, steps=6, head=None, phase=None, training=None, augmenta
             augmentation=Augmentation(augmentation) if augmentation else None,
             steps_per_epoch=2,
         )
-        results = []
-        for step in range(steps):
+        results, step = [], 0
+        for length in chunks:
+            chunk = chunk_of(split, range(step, step + length))
+            results.append(program.train_steps(chunk, global_step=step))
+            step += length
+        for step in range(steps if not chunks else 0):
             batch = global_batch(step)
             real = int(batch["real"].sum())
             parts = parts_of(batch, strategy.num_replicas_in_sync)
@@ -102,6 +127,18 @@ def test_two_replicas_learn_what_one_learns_within_1e_6(settings):
     assert largest_difference(one, two) < 1e-6
     assert two_totals.images == one_totals.images == 30
     assert two_totals.mean_loss == pytest.approx(one_totals.mean_loss, rel=1e-6)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("chunks", [[6], [1, 3, 2]])
+def test_many_steps_a_call_on_kept_activations_learn_what_steps_on_images_learn(replicas, chunks):
+    strategy = two_replicas() if replicas == 2 else tf.distribute.get_strategy()
+    expected_totals, expected = trained(tf.distribute.get_strategy())
+    totals, weights = trained(strategy, chunks=chunks)
+    assert largest_difference(weights, expected) < 1e-6
+    assert totals.images == expected_totals.images == 30
+    assert totals.correct == expected_totals.correct
+    assert totals.mean_loss == pytest.approx(expected_totals.mean_loss, rel=1e-6)
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])

@@ -3,7 +3,7 @@
 from transfer.storage.address import open_store
 from transfer.storage.documents import put_content, put_document, read_document
 from transfer.storage.log import Log
-from transfer.storage.probe import probe
+from transfer.storage.probe import probe, throughput
 from transfer.storage.retry import RetryPolicy
 from transfer.storage.store import Store, StoredObject, sha256_hex, sha256_of_file
 
@@ -19,4 +19,5 @@ __all__ = [
     "read_document",
     "sha256_hex",
     "sha256_of_file",
+    "throughput",
 ]

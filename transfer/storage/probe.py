@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 import uuid
 
 from transfer.errors import StorageError, UnsafeStorageError
@@ -9,6 +11,7 @@ from transfer.storage.store import PROBE_DIRECTORY, Store
 
 _FIRST = b"first\n"
 _SECOND = b"second\n"
+_THROUGHPUT_SIZE_BYTES = 4 * 1024**2
 
 
 def probe(store: Store, *, single_writer: bool) -> None:
@@ -36,6 +39,21 @@ def probe(store: Store, *, single_writer: bool) -> None:
             advice="Use a store that honors them, or set storage.single_writer: true where only one job writes at a "
             "time.",
         )
+
+
+def throughput(store: Store) -> tuple[float, float]:
+    """Bytes a second that the store takes and gives back, for one object of a few megabytes. Raises StorageError."""
+    name = f"{PROBE_DIRECTORY}/{uuid.uuid4().hex}"
+    data = os.urandom(_THROUGHPUT_SIZE_BYTES)
+    try:
+        started = time.perf_counter()
+        store.create(name, data)
+        written = time.perf_counter()
+        store.read(name)
+        ended = time.perf_counter()
+    finally:
+        store.discard(name)
+    return len(data) / (written - started), len(data) / (ended - written)
 
 
 def _refuses_second(store: Store, name: str) -> bool:

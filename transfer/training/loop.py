@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -16,22 +15,20 @@ import tensorflow as tf
 
 from transfer.augmentation.layers import Augmentation
 from transfer.config import EarlyStoppingConfig, PhaseConfig
-from transfer.dataset.batches import image_batches
 from transfer.dataset.manifest import Dataset
 from transfer.dataset.order import WorkerSlice, steps_per_epoch
 from transfer.errors import ConfigError, DivergedError
 from transfer.progress import progress as show_progress
 from transfer.training.checkpoints import Checkpoint, Checkpoints, Progress, assign
 from transfer.training.history import EpochRow
+from transfer.training.inputs import Inputs
 from transfer.training.model import TransferModel, build_model
 from transfer.training.run import Run
-from transfer.training.step import Batch, PhaseProgram, Totals, balanced_class_weights, set_precision
+from transfer.training.samples import MAX_STEPS, ImageSamples, KeptSamples, Samples
+from transfer.training.step import PhaseProgram, Totals, balanced_class_weights, set_precision
 from transfer.training.tensorboard import write_events
 
 logger = logging.getLogger(__name__)
-
-DIVERGENCE_CHECK_STEPS = 50
-"""How often the loss is looked at: each look waits for the device."""
 
 
 def train(
@@ -59,7 +56,12 @@ def train(
     with strategy.scope():
         set_precision(run.config.training.mixed_precision)
         model = build_model(run.config, dataset.classes)
-        _Trainer(run, dataset, model, worker or WorkerSlice(), on_epoch).run_from(start)
+        inputs = Inputs(run, dataset, model)
+        worker = worker or WorkerSlice()
+        if worker.count == 1:
+            # A group's driver has seen to it before the group started: here each of its workers would do all of it.
+            inputs.extract()
+        _Trainer(run, dataset, model, inputs, worker, on_epoch).run_from(start)
     return model
 
 
@@ -71,6 +73,7 @@ class _Trainer:
         run: Run,
         dataset: Dataset,
         model: TransferModel,
+        inputs: Inputs,
         worker: WorkerSlice,
         on_epoch: Callable[[EpochRow], None],
     ) -> None:
@@ -78,6 +81,7 @@ class _Trainer:
         self.config = run.config
         self.dataset = dataset
         self.model = model
+        self.inputs = inputs
         self.worker = worker
         self.is_chief = worker.index == 0
         self.on_epoch = on_epoch
@@ -115,16 +119,11 @@ class _Trainer:
         """Train one phase to its end; the progress returned stands at the start of the next."""
         index = progress.phase
         phase = self.config.phases[index]
-        # One stream a phase: building a pipeline takes longer than an epoch of a small dataset.
-        epoch = len(progress.history)
-        remaining = range(epoch, epoch + phase.epochs - progress.epoch)
-        seed = self.config.training.seed
-        training = self._batches(program, "train", seed=seed, epochs=remaining, start_step=progress.step)
-        validation = self._batches(program, "validation", epochs=itertools.repeat(0))
+        samples = self._samples(progress, replicas=program.strategy.num_replicas_in_sync)
         while progress.phase == index and not progress.complete:
             started = time.monotonic()
-            totals, progress = self._epoch(program, training, progress)
-            validated = self._validate(program, validation, progress)
+            totals, progress = self._epoch(program, samples, progress)
+            validated = self._validate(program, samples, progress)
             row = EpochRow(
                 phase=index,
                 epoch=len(progress.history),
@@ -139,32 +138,35 @@ class _Trainer:
             self.on_epoch(row)
         return progress
 
-    def _epoch(self, program: PhaseProgram, batches: Iterator[Batch], progress: Progress) -> tuple[Totals, Progress]:
+    def _epoch(self, program: PhaseProgram, samples: Samples, progress: Progress) -> tuple[Totals, Progress]:
         """Train the rest of an epoch. Returns its totals from its first step on."""
         training = self.config.training
         rows = self.dataset.rows("train")
         before, results = Totals(*progress.sums), []
         title = f"phase {progress.phase + 1}, epoch {progress.epoch + 1}"
         with show_progress(title, total=rows) if self.is_chief else _silent() as advance:
-            for step in range(progress.step, self.steps):
-                real_images = min(training.batch_size, rows - step * training.batch_size)
-                results.append(program.train_step(batches, real_images=real_images, global_step=progress.global_step))
-                progress = progress.model_copy(update={"step": step + 1, "global_step": progress.global_step + 1})
-                advance(real_images)
-                due = _is_due(step + 1, training.checkpoint_steps) and step + 1 < self.steps
-                if due or _is_due(step + 1, DIVERGENCE_CHECK_STEPS):
+            while progress.step < self.steps:
+                step = progress.step
+                stop = min(_next_due(step, training.checkpoint_steps), _next_due(step, MAX_STEPS), self.steps)
+                taken, result = samples.train(
+                    program, step=step, global_step=progress.global_step, limit=int(stop) - step
+                )
+                results.append(result)
+                step += taken
+                progress = progress.model_copy(update={"step": step, "global_step": progress.global_step + taken})
+                advance(min(step * training.batch_size, rows) - (step - taken) * training.batch_size)
+                due = _is_due(step, training.checkpoint_steps) and step < self.steps
+                if due or _is_due(step, MAX_STEPS):
                     before, results = self._checked(before + program.sum_over_workers(results), progress), []
                 if due:
                     sums = (before.loss, before.correct, before.images)
                     self._save(program, progress.model_copy(update={"sums": sums}))
         return self._checked(before + program.sum_over_workers(results), progress), progress
 
-    def _validate(self, program: PhaseProgram, batches: Iterator[Batch], progress: Progress) -> Totals | None:
-        steps = steps_per_epoch(self.dataset.rows("validation"), self.config.training.batch_size)
-        if not steps:
+    def _validate(self, program: PhaseProgram, samples: Samples, progress: Progress) -> Totals | None:
+        if not self.dataset.rows("validation"):
             return None
-        totals = program.sum_over_workers([program.evaluate_step(batches) for _ in range(steps)])
-        return self._checked(totals, progress)
+        return self._checked(program.sum_over_workers(samples.validate(program)), progress)
 
     def _finish_epoch(self, program: PhaseProgram, phase: PhaseConfig, progress: Progress, row: EpochRow) -> Progress:
         """Move on to the next epoch or phase, and write the checkpoint that says so."""
@@ -203,29 +205,21 @@ class _Trainer:
             self.checkpoints.save(self.next_checkpoint, progress, weights=self.weights, optimizer=optimizer)
         self.next_checkpoint += 1
 
-    def _batches(
-        self,
-        program: PhaseProgram,
-        split: str,
-        *,
-        epochs: Iterable[int],
-        seed: int | None = None,
-        start_step: int = 0,
-    ) -> Iterator[Batch]:
-        training = self.config.training
-        batches = image_batches(
-            self.run.store,
-            self.dataset.shards_of(split),
-            image_size=self.model.backbone.image_size,
-            batch_size=training.batch_size,
-            replica_batch_size=training.batch_size // program.strategy.num_replicas_in_sync,
-            worker=self.worker,
-            seed=seed,
-            epochs=epochs,
-            start_step=start_step,
-            window_size_bytes=training.shuffle_window_bytes,
-        )
-        return iter(batches)
+    def _samples(self, progress: Progress, *, replicas: int) -> Samples:
+        """What the rest of the present phase trains on."""
+        phase = self.config.phases[progress.phase]
+        epoch = len(progress.history)
+        rest = {
+            "training": self.config.training,
+            "worker": self.worker,
+            "epochs": range(epoch, epoch + phase.epochs - progress.epoch),
+            "start_step": progress.step,
+        }
+        kept = self.inputs.open(progress.phase)
+        if kept is not None:
+            return KeptSamples(kept.train, kept.validation, **rest)
+        image_size = self.model.backbone.image_size
+        return ImageSamples(self.run.store, self.dataset, image_size=image_size, replicas=replicas, **rest)
 
     def _checked(self, totals: Totals, progress: Progress) -> Totals:
         if math.isfinite(totals.loss):
@@ -270,6 +264,11 @@ def _watch(rule: EarlyStoppingConfig, progress: Progress, row: EpochRow, *, chec
 def _is_due(step: int, every: int | None) -> bool:
     """The one rule for "is it time?"."""
     return every is not None and step % every == 0
+
+
+def _next_due(step: int, every: int | None) -> float:
+    """The first step after `step` at which it is."""
+    return math.inf if every is None else (step // every + 1) * every
 
 
 @contextmanager
