@@ -36,15 +36,15 @@ def s3_server():
 
 
 @pytest.fixture
-def s3_storage(s3_server):
-    """A prefix in a fresh bucket."""
+def s3_storage(s3_server, tmp_path):
+    """A prefix in a fresh bucket, and a fresh folder for what is kept of it on this machine."""
     import boto3
 
     bucket = f"bucket-{uuid.uuid4().hex}"
     client = boto3.client("s3", endpoint_url=s3_server)
     client.create_bucket(Bucket=bucket)
     client.close()
-    return StorageConfig(uri=f"s3://{bucket}/some/prefix", endpoint_url=s3_server)
+    return StorageConfig(uri=f"s3://{bucket}/some/prefix", endpoint_url=s3_server, cache_folder=str(tmp_path / "cache"))
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ Manner = Literal[
     "short body",  # send half of the answer's body, then close
     "cut body",  # send half of the answer's body, and a Content-Length that says so
     "flipped byte",  # change one byte of the answer's body
+    "held",  # answer only when an event is set
     "no conditions",  # take If-None-Match away from the request
     "refused in vain",  # take If-None-Match away, and answer 412 after the service has done the work
 ]
@@ -30,6 +31,7 @@ class Fault:
     times: int
     status: int = 503
     code: str = "SlowDown"
+    held_until: threading.Event | None = None
     matches: Callable[[str, str], bool] = field(default=lambda _method, _path: True)
 
 
@@ -94,6 +96,8 @@ class _Handler(BaseHTTPRequestHandler):
         if manner == "reset":
             self._reset()
             return
+        if manner == "held":
+            fault.held_until.wait()
         if manner in {"no conditions", "refused in vain"}:
             del self.headers["If-None-Match"]
         status, headers, answer = self._forward(body)

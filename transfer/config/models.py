@@ -37,6 +37,11 @@ class StorageConfig(Section):
     single_writer: bool = False
     """Accept a store that does not honour conditional writes. Then two writers at once can overwrite each other's
     dataset versions, model versions and promotions; only use it where a single job writes at a time."""
+    cache_folder: str | None = None
+    """Folder on each machine's own disk where objects of a bucket are kept once they were fetched; `~` is the home on
+    that machine. Default: `$XDG_CACHE_HOME/transfer`, or `~/.cache/transfer`."""
+    cache_size_bytes: Annotated[int, Field(ge=0)] = 20 * 1024**3
+    """Most that is kept there; beyond it, what was not used for longest is given up. 0: nothing is kept."""
 
     @field_validator("uri")
     @classmethod
@@ -45,6 +50,13 @@ class StorageConfig(Section):
             raise ValueError("storage is empty and must be a folder or `s3://bucket/prefix`")
         # Workers may run in another folder than the one the configuration was written for.
         return value if "://" in value else str(Path(value).expanduser().absolute())
+
+    @field_validator("cache_folder")
+    @classmethod
+    def _cache_folder_absolute(cls, value: str | None) -> str | None:
+        if value is not None and not value.strip():
+            raise ValueError("storage.cache_folder is empty and must be a folder")
+        return value if value is None or value.startswith("~") else str(Path(value).absolute())
 
 
 class DatasetConfig(Section):

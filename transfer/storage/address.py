@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import re
 from pathlib import Path
 from urllib.parse import unquote
@@ -11,7 +13,9 @@ from transfer.errors import ConfigError
 from transfer.storage.local import LocalStore
 from transfer.storage.retry import RetryPolicy
 from transfer.storage.store import Store, check_prefix
+from transfer.storage.tier import LocalTier
 
+_log = logging.getLogger("transfer.storage")
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
 _BUCKET = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{1,254}$")
 _SUPPORTED = "Storage is a folder (a path or file:///path) or a bucket (s3://bucket/prefix)."
@@ -70,7 +74,21 @@ def _open_bucket(config: StorageConfig, rest: str, retry: RetryPolicy) -> Store:
         region=config.region,
         single_writer=config.single_writer,
         retry=retry,
+        tier=_tier(config),
     )
+
+
+def _tier(config: StorageConfig) -> LocalTier | None:
+    if config.cache_size_bytes == 0:
+        return None
+    folder = config.cache_folder or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "transfer")
+    try:
+        # A folder below, with its own rights and nothing else in it that could be given up.
+        folder = Path(folder).expanduser() / "objects"
+    except RuntimeError:
+        _log.warning("There is no home folder here: nothing of %s is kept on this machine.", config.uri)
+        return None
+    return LocalTier(folder, max_size_bytes=config.cache_size_bytes)
 
 
 def _folder_of_file_uri(rest: str) -> Path:

@@ -23,7 +23,7 @@ from transfer.storage.retry import RetryPolicy
 from transfer.storage.s3_bucket import Bucket
 from transfer.storage.s3_errors import ShortBodyError, is_taken, no_conditional_writes, status_of
 from transfer.storage.s3_multipart import CONDITION, Sent, send_in_parts
-from transfer.storage.s3_reader import RangeReader
+from transfer.storage.s3_reader import RangeReader, fetch_to_file
 from transfer.storage.store import (
     PROBE_DIRECTORY,
     Store,
@@ -39,6 +39,7 @@ from transfer.storage.store import (
     read_until_intact,
     sha256_hex,
 )
+from transfer.storage.tier import LocalTier
 
 if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef
@@ -57,7 +58,10 @@ class _Body:
 
 
 class S3Store(Store):
-    """A store in `bucket` under `prefix`. Objects above `multipart_threshold_bytes` are sent in parts."""
+    """A store in `bucket` under `prefix`. Objects above `multipart_threshold_bytes` are sent in parts.
+
+    `tier` keeps objects that are opened verified on a local disk.
+    """
 
     def __init__(
         self,
@@ -68,12 +72,14 @@ class S3Store(Store):
         region: str | None = None,
         single_writer: bool = False,
         retry: RetryPolicy | None = None,
+        tier: LocalTier | None = None,
         multipart_threshold_bytes: int = 32 * 1024**2,
         part_size_bytes: int = 16 * 1024**2,
     ) -> None:
         self._bucket = Bucket(bucket, prefix, endpoint_url=endpoint_url, region=region, retry=retry or RetryPolicy())
         self.uri = self._bucket.uri
         self._single_writer = single_writer
+        self._tier = tier
         self._multipart_threshold_bytes = multipart_threshold_bytes
         self._part_size_bytes = part_size_bytes
         self._parts_are_conditional: bool | None = None  # None: not found out yet.
@@ -91,6 +97,19 @@ class S3Store(Store):
     def open(self, name: str) -> pa.NativeFile:
         size = self.size(name)
         return pa.PythonFile(RangeReader(lambda start, length: self._read_range(name, start, length), size), mode="r")
+
+    def open_verified(self, name: str, sha256: str) -> pa.NativeFile:
+        check_name(name)
+
+        def fetch(start: int, length: int) -> bytes:
+            return self._read_range(name, start, length)
+
+        def download(path: Path) -> None:
+            size = self.size(name)
+            read_until_intact(lambda: fetch_to_file(fetch, size, path), name=name, uri=self.uri, sha256=sha256)
+
+        kept = self._tier.open(sha256, download) if self._tier else None
+        return super().open_verified(name, sha256) if kept is None else kept
 
     def size(self, name: str) -> int:
         size, _ = self._head(name)

@@ -1,10 +1,12 @@
-"""A large object as a seekable file, read over the network in ranges."""
+"""A large object read over the network in ranges: as a seekable file, or whole into a local one."""
 
 # ruff: noqa: D102 - io.RawIOBase documents the methods.
 from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,6 +14,8 @@ if TYPE_CHECKING:
 
 # Small reads, as a file's header and footer cause them, are served from one larger request.
 _READ_AHEAD_BYTES = 256 * 1024
+_PART_BYTES = 8 * 1024**2
+_PARTS_AT_ONCE = 4
 
 
 class RangeReader(io.RawIOBase):
@@ -58,3 +62,22 @@ class RangeReader(io.RawIOBase):
             self._window = self._fetch(self._window_start, min(_READ_AHEAD_BYTES, self._size - self._window_start))
             offset = start - self._window_start
         return self._window[offset : offset + length]
+
+
+def fetch_to_file(fetch: Callable[[int, int], bytes], size: int, path: Path) -> Path:
+    """Write the `size` bytes that `fetch(start, length)` gives to a file; memory holds a few parts of them.
+
+    Raises what `fetch` raises, and OSError.
+    """
+    path.write_bytes(b"")
+
+    def copy(start: int) -> None:
+        part = fetch(start, min(_PART_BYTES, size - start))
+        with path.open("r+b") as file:
+            file.seek(start)
+            file.write(part)
+
+    with ThreadPoolExecutor(_PARTS_AT_ONCE) as pool:
+        for _ in pool.map(copy, range(0, size, _PART_BYTES)):
+            pass
+    return path
