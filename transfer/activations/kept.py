@@ -13,6 +13,7 @@ a memory map gives any row without reading the others.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -26,8 +27,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from transfer.activations.prefix import Prefix
 from transfer.dataset.manifest import Shard
-from transfer.errors import AlreadyExistsError, CorruptObjectError
-from transfer.storage import Store, put_content, put_document, read_document
+from transfer.errors import AlreadyExistsError, BackboneError, CorruptObjectError, ObjectNotFoundError
+from transfer.storage import Store, put_content, put_document, read_document, sha256_of_file
+
+logger = logging.getLogger(__name__)
 
 ROOT = "activations"
 BATCH_SIZE_BYTES = 4 * 1024**2
@@ -110,12 +113,21 @@ class Kept:
                 raise ValueError(f"{writer.rows} rows were appended for a shard of {shard.rows}")
             self._commit(shard, path)
 
+    def open_or_discard(self, shard: Shard) -> KeptRows | None:
+        """The rows kept for an image shard, or None; damaged ones are discarded. Raises StorageError."""
+        try:
+            return self.open(shard)
+        except (CorruptObjectError, ObjectNotFoundError) as error:
+            logger.warning("%s It is discarded, to be computed again.", error.message)
+            self.discard(shard)
+            return None
+
     def discard(self, shard: Shard) -> None:
         """Remove what is kept for a shard, because it turned out damaged: it can be computed again."""
         entry = self._entry_name(shard)
         try:
             content = self._content(self._entry(shard).sha256)
-        except CorruptObjectError:
+        except (CorruptObjectError, ObjectNotFoundError):
             content = None
         # The entry first: whoever comes in between finds nothing kept.
         self._store.remove(entry)
@@ -123,23 +135,18 @@ class Kept:
             self._store.remove(content)
 
     def _commit(self, shard: Shard, path: Path) -> None:
-        self._describe()
-        _, sha256 = put_content(self._store, self._folder, ".arrow", path)
+        _put_unless_there(self._store, f"{self._folder}/prefix.json", description_of(self.prefix))
+        sha256 = self._put_content(path)
         entry = Entry(sha256=sha256, rows=shard.rows, size_bytes=path.stat().st_size)
         _put_unless_there(self._store, self._entry_name(shard), entry.model_dump())
 
-    def _describe(self) -> None:
-        prefix = self.prefix
-        description = {
-            "base": prefix.base,
-            "image_size": prefix.image_size,
-            "preprocessing": prefix.preprocess.name,
-            "cut": prefix.cut,
-            "shape": list(prefix.shape),
-            "dtype": prefix.dtype,
-            "view": prefix.view.describe() if prefix.view else None,
-        }
-        _put_unless_there(self._store, f"{self._folder}/prefix.json", description)
+    def _put_content(self, path: Path) -> str:
+        try:
+            return put_content(self._store, self._folder, ".arrow", path)[1]
+        except AlreadyExistsError:
+            # Its name is its digest, so the other bytes are damaged: a discard was interrupted before it removed them.
+            self._store.remove(self._content(sha256_of_file(path)))
+            return put_content(self._store, self._folder, ".arrow", path)[1]
 
     def _entry(self, shard: Shard) -> Entry:
         document = read_document(self._store, self._entry_name(shard))
@@ -186,14 +193,27 @@ class ShardWriter:
         self._file.close()
 
     def append(self, activations: np.ndarray, labels: np.ndarray) -> None:
-        """Add rows: activations [n, *shape] of any float type, labels int32 [n]."""
+        """Add rows: activations [n, *shape] of any float type, labels int32 [n].
+
+        Raises BackboneError when a value is too large for the type that is kept.
+        """
         if activations.shape[1:] != self._shape:
             raise ValueError(f"activations are {activations.shape[1:]} for an image, expected {self._shape}")
-        self._waiting.append((activations.astype(self._dtype), labels.astype(np.int32)))
+        self._waiting.append((self._in_kept_type(activations), labels.astype(np.int32)))
         self._waiting_rows += len(labels)
         self.rows += len(labels)
         while self._waiting_rows >= self._batch_rows:
             self._write(self._batch_rows)
+
+    def _in_kept_type(self, activations: np.ndarray) -> np.ndarray:
+        try:
+            with np.errstate(over="raise"):
+                return activations.astype(self._dtype)
+        except FloatingPointError as error:
+            raise BackboneError(
+                f"An output of the frozen part is {np.abs(activations).max():g}, which {self._dtype} cannot hold.",
+                advice="Set activations.map_dtype to float32.",
+            ) from error
 
     def _write(self, rows: int) -> None:
         activations = np.concatenate([values for values, _ in self._waiting])
@@ -206,6 +226,19 @@ class ShardWriter:
         self._waiting_rows -= rows
 
 
+def description_of(prefix: Prefix) -> dict[str, Any]:
+    """What `prefix.json` says of a prefix."""
+    return {
+        "base": prefix.base,
+        "image_size": prefix.image_size,
+        "preprocessing": prefix.preprocess.name,
+        "cut": prefix.cut,
+        "shape": list(prefix.shape),
+        "dtype": prefix.dtype,
+        "view": prefix.view.describe() if prefix.view else None,
+    }
+
+
 def schema_for(shape: Sequence[int], dtype: str) -> pa.Schema:
     """Arrow schema of kept rows; the shape of a row stands in its metadata."""
     values = pa.list_(pa.float16() if dtype == "float16" else pa.float32(), prod(shape))
@@ -216,7 +249,7 @@ def schema_for(shape: Sequence[int], dtype: str) -> pa.Schema:
 
 def _values(batch: pa.RecordBatch, shape: tuple[int, ...], dtype: str) -> np.ndarray:
     """The outputs of a record batch, [rows, *shape], without copying them."""
-    if batch.schema != schema_for(shape, dtype):
+    if not batch.schema.equals(schema_for(shape, dtype), check_metadata=True):
         raise ValueError(f"its columns are {batch.schema}")
     flat: np.ndarray = batch["activation"].flatten().to_numpy(zero_copy_only=True)
     return flat.reshape(batch.num_rows, *shape)
