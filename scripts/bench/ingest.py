@@ -165,9 +165,8 @@ def timed(work: Callable[[], None]) -> float:
 
 
 def config_for(folder: Path, where: str, endpoint: str, name: str = "bench") -> Config:
-    storage = (
-        {"uri": str(folder / "storage")} if where == "folder" else {"uri": "s3://bench/data", "endpoint_url": endpoint}
-    )
+    bucket = {"uri": "s3://bench/data", "endpoint_url": endpoint, "cache_folder": str(folder / "cache")}
+    storage = {"uri": str(folder / "storage")} if where == "folder" else bucket
     source = {"source": str(folder / "images"), "validation": 0.0, "test": 0.0, "shard_size_bytes": SHARD_SIZE_BYTES}
     return parse_config(
         {"name": name, "storage": storage, "dataset": source, "base": {"model": "MobileNetV2", "weights": "none"}}

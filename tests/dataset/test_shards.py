@@ -6,6 +6,7 @@ import pytest
 
 from transfer.dataset.shards import SHARD_SCHEMA, read_columns, read_shard, write_shard
 from transfer.errors import CorruptObjectError, ObjectNotFoundError
+from transfer.storage import open_store
 
 
 def rows(count, size_bytes=10):
@@ -58,6 +59,13 @@ def test_a_damaged_shard_is_not_read(store):
     store.put(name, bytes(data))
     with pytest.raises(CorruptObjectError, match=name):
         read_shard(store, good.model_copy(update={"name": name}))
+
+
+def test_a_shard_of_a_bucket_is_fetched_once_a_machine(faulty_storage, fault_proxy):
+    shard = write_shard(open_store(faulty_storage), rows(20), split="train")
+    for _ in range(3):
+        assert read_shard(open_store(faulty_storage), shard).to_pylist() == rows(20)
+    assert [method for method, _ in fault_proxy.requests].count("GET") == 1
 
 
 def test_a_shard_that_is_gone_says_so(store):

@@ -72,9 +72,9 @@ def read_shard(store: Store, shard: Shard, *, columns: list[str] | None = None) 
 
     Raises CorruptObjectError, ObjectNotFoundError, StorageError.
     """
-    data = store.read_verified(shard.name, shard.sha256)
     try:
-        table = pq.read_table(pa.BufferReader(data), columns=columns)
+        with store.open_verified(shard.name, shard.sha256) as file:
+            table = pq.read_table(file, columns=columns)
     except pa.ArrowInvalid as error:
         raise _unreadable(store, shard, str(error)) from error
     expected = pa.schema([SHARD_SCHEMA.field(name) for name in columns or SHARD_SCHEMA.names])
