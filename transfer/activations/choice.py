@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from transfer.activations.forward import build_forward
+from transfer.activations.forward import Forward
 from transfer.activations.prefix import Prefix
 from transfer.backbone.flops import multiply_adds
 from transfer.backbone.graph import nodes_in_order
@@ -55,6 +53,11 @@ class Choice(BaseModel):
     rates: Rates | None = None
     """None where nothing had to be measured."""
 
+    @property
+    def explained(self) -> str:
+        """One sentence for people."""
+        return f"{'on what is kept of its frozen part' if self.kept else 'from pixels'}: {self.reason}."
+
 
 def choose(*, rates: Rates, row_bytes: int, flops_share: float, images: int, missing: int, epochs: int) -> Choice:
     """Keep or recompute, by the formulas above. `flops_share`: of this frozen part in the pass that was measured."""
@@ -64,24 +67,20 @@ def choose(*, rates: Rates, row_bytes: int, flops_share: float, images: int, mis
     recompute_s = epochs * images * compute_s
     kept = keep_s <= REUSE * recompute_s
     comparison = (
-        f"{_size(images * row_bytes)} for {images:,} images: about {keep_s:,.1f} s kept, "
-        f"{recompute_s:,.1f} s computed in each of {epochs} epochs"
+        f"{_size(images * row_bytes)} for {images:,} images, about {keep_s:,.1f} s to keep and "
+        f"{recompute_s:,.1f} s to compute in each of {epochs} epochs"
     )
     return Choice(kept=kept, reason=comparison, rates=rates)
 
 
-def measure(
-    store: Store, shard: Shard, prefixes: Sequence[Prefix], *, engine: Literal["auto", "tensorflow", "openvino"]
-) -> Rates:
+def measure(store: Store, shard: Shard, forward: Forward, prefix: Prefix) -> Rates:
     """Measure decoding, the frozen parts in one pass, and storage, on the first images of a shard."""
-    size = prefixes[0].image_size
     encoded = read_shard(store, shard, columns=["image"])["image"].slice(0, SAMPLE_IMAGES).to_pylist()
-    load_image(encoded[0], size)
+    load_image(encoded[0], prefix.image_size)
     started = time.perf_counter()
-    images = np.stack([load_image(image, size).numpy() for image in encoded])
-    # Decoding runs on all cores in training; one after the other here.
+    images = np.stack([load_image(image, prefix.image_size).numpy() for image in encoded])
+    # Decoding runs on all cores in training; one image after the other here.
     decode_s = (time.perf_counter() - started) / len(images) / (os.cpu_count() or 1)
-    forward = build_forward(prefixes, engine=engine)
     list(forward.map([images]))
     started = time.perf_counter()
     list(forward.map([images]))

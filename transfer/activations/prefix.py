@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
 from typing import Any, Literal
@@ -50,6 +50,8 @@ class Prefix:
     network: keras.Model
     dtype: Literal["float32", "float16"] = "float32"
     view: View | None = None
+    _network_digests: dict[keras.Model, str] = field(default_factory=dict, repr=False)
+    """Shared by all views of a network, so that its weights are hashed once: that can take a second."""
 
     @property
     def cut(self) -> str:
@@ -75,7 +77,7 @@ class Prefix:
 
     def seen_as(self, view: View | None) -> Prefix:
         """The same part of the network on a view of the images."""
-        return replace(self, view=view)
+        return self if view == self.view else replace(self, view=view)
 
     @cached_property
     def digest(self) -> str:
@@ -83,11 +85,13 @@ class Prefix:
 
         Read when first asked for: weights that are trained afterwards do not change it.
         """
+        if self.network not in self._network_digests:
+            self._network_digests[self.network] = network_digest(self.network)
         parts = {
             "code": FEATURE_CODE_VERSION,
             "image_size": self.image_size,
             "preprocessing": self.preprocess.name,
-            "network": network_digest(self.network),
+            "network": self._network_digests[self.network],
             "dtype": self.dtype,
             "view": self.view.describe() if self.view else None,
         }

@@ -11,27 +11,21 @@ from dataclasses import dataclass
 
 from transfer.activations.batches import KeptSplit
 from transfer.activations.choice import Choice, Rates, choose, flops_of, measure
-from transfer.activations.extract import extract, open_kept
+from transfer.activations.extract import Extractor, prefixes_of
 from transfer.activations.kept import Kept
-from transfer.activations.prefix import Prefix, View, prefix_of
-from transfer.config import Config, PhaseConfig
-from transfer.dataset.manifest import Dataset
-from transfer.errors import AlreadyExistsError
+from transfer.activations.prefix import Prefix
+from transfer.activations.request import Extraction, requests_of
+from transfer.config import PhaseConfig
+from transfer.dataset.manifest import Dataset, Shard
+from transfer.errors import AlreadyExistsError, TrainingError
+from transfer.progress import progress
 from transfer.storage import Log
 from transfer.training.model import TransferModel
 from transfer.training.run import Run
 
-_SPLITS = ("train", "validation")
 logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class PhasePrefixes:
-    """The frozen part of a phase, which is still the pretrained one."""
-
-    train: tuple[Prefix, ...]
-    """As the training split sees it: once, or once for each view."""
-    validation: Prefix
+_SPLITS = ("train", "validation")
 
 
 @dataclass(frozen=True)
@@ -47,80 +41,105 @@ class Inputs:
 
     def __init__(self, run: Run, dataset: Dataset, model: TransferModel) -> None:
         """Call it before any weight is trained: what is kept belongs to the pretrained network."""
+        config = run.config
         self._run = run
         self._dataset = dataset
-        self._backbone = model.backbone
-        self._prefixes = [_prefixes(run.config, index, model) for index in range(len(run.config.phases))]
+        self._extractor = Extractor(run.store, engine=config.activations.engine)
+        self._reasons = [_why_not_kept(run, index, model) for index in range(len(config.phases))]
+        self._prefixes = [
+            {} if reason else prefixes_of(config, model.backbone, requests_of(config, phase))
+            for phase, reason in zip(config.phases, self._reasons, strict=True)
+        ]
         self.choices = self._recorded_choices()
 
-    def extract(self) -> None:
+    def extract(self) -> Extraction:
         """Compute, in this process, what the phases will need and is not kept yet."""
-        engine = self._run.config.activations.engine
-        for splits, prefixes in self.wanted().items():
-            shards = [shard for split in splits for shard in self._dataset.shards_of(split)]
-            extract(self._run.store, shards, prefixes, backbone=self._backbone, engine=engine)
-
-    def wanted(self) -> dict[tuple[str, ...], list[Prefix]]:
-        """The prefixes that are to be kept, by the splits they are needed for."""
-        wanted: dict[tuple[str, ...], list[Prefix]] = {}
-        for phase, choice in zip(self._prefixes, self.choices, strict=True):
-            if not choice.kept or isinstance(phase, str):
-                continue
-            if phase.train == (phase.validation,):
-                wanted.setdefault(("train", "validation"), []).append(phase.validation)
-            else:
-                wanted.setdefault(("train",), []).extend(phase.train)
-                wanted.setdefault(("validation",), []).append(phase.validation)
-        return wanted
+        wanted = self._wanted()
+        plans = [self._extractor.plan(shards, prefixes) for shards, prefixes in wanted]
+        images = sum(work.rows for plan in plans for work in plan)
+        if not images:
+            return Extraction()
+        with progress("frozen part", total=images) as advance:
+            done = [self._extractor.extract(*each, advance=advance, rows=images) for each in wanted]
+        return Extraction.sum(done)
 
     def open(self, phase: int) -> KeptInputs | None:
-        """What is kept for a phase; None where it trains from pixels. Raises ActivationsError when some is missing."""
-        prefixes = self._prefixes[phase]
-        if isinstance(prefixes, str) or not self.choices[phase].kept:
+        """What is kept for a phase; None where it trains from pixels.
+
+        Raises TrainingError when some of it is not there any more, or damaged.
+        """
+        if not self.choices[phase].kept:
             return None
-        validation = self._split("validation", prefixes.validation) if self._dataset.rows("validation") else None
-        return KeptInputs([self._split("train", view) for view in prefixes.train], validation)
+        prefixes = self._prefixes[phase]
+        validation = self._split("validation", prefixes["validation"][0]) if self._dataset.rows("validation") else None
+        return KeptInputs([self._split("train", view) for view in prefixes["train"]], validation)
 
     def _split(self, split: str, prefix: Prefix) -> KeptSplit:
         shards = self._dataset.shards_of(split)
-        return KeptSplit(shards, open_kept(self._run.store, prefix, shards))
+        kept = Kept(self._run.store, prefix)
+        rows = [kept.open_or_discard(shard) for shard in shards]
+        missing = rows.count(None)
+        if missing:
+            raise TrainingError(
+                f"Of the {len(shards)} shards of split `{split}`, {missing} have no intact output of the frozen part "
+                f"(up to {prefix.cut}) in {self._run.store.uri}.",
+                advice="It was removed or damaged meanwhile. Repeat the command: what is missing is computed again.",
+            )
+        return KeptSplit(shards, [row for row in rows if row is not None])
+
+    def _wanted(self) -> list[tuple[list[Shard], list[Prefix]]]:
+        """The prefixes that are to be kept, with the shards that they are needed for: one pass over the images each."""
+        splits: dict[str, set[str]] = {}
+        prefixes: dict[str, Prefix] = {}
+        for phase, choice in zip(self._prefixes, self.choices, strict=True):
+            for split, of_split in phase.items() if choice.kept else ():
+                for prefix in of_split:
+                    prefixes[prefix.digest] = prefix
+                    splits.setdefault(prefix.digest, set()).add(split)
+        together: dict[tuple[str, ...], list[Prefix]] = {}
+        for digest, needed_for in splits.items():
+            together.setdefault(tuple(sorted(needed_for)), []).append(prefixes[digest])
+        return [(self._shards(needed_for), group) for needed_for, group in together.items()]
+
+    def _shards(self, splits: tuple[str, ...]) -> list[Shard]:
+        return [shard for split in splits for shard in self._dataset.shards_of(split)]
 
     def _recorded_choices(self) -> list[Choice]:
         """The choices that the run began with; made and recorded if this is its beginning."""
         log = Log(self._run.store, f"{self._run.prefix}/inputs")
         if not log.numbers():
             choices = self._choose()
+            for index, choice in enumerate(choices):
+                logger.info("Phase %d trains %s", index + 1, choice.explained)
             # Another worker may be first: its choices count.
             with suppress(AlreadyExistsError):
                 log.append({"phases": [choice.model_dump(mode="json") for choice in choices]}, number=1)
-            for index, choice in enumerate(choices):
-                logger.info("Phase %d %s: %s.", index + 1, "is kept" if choice.kept else "from pixels", choice.reason)
         return [Choice.model_validate(choice) for choice in log.read(1)["phases"]]
 
     def _choose(self) -> list[Choice]:
         rates = None
         choices = []
-        for phase, prefixes in zip(self._run.config.phases, self._prefixes, strict=True):
-            choice = self._without_measuring(prefixes)
+        for index, phase in enumerate(self._run.config.phases):
+            choice = self._without_measuring(index)
             if choice is None:
                 rates = rates or self._measure()
-                choice = self._measured(rates, phase, prefixes)
+                choice = self._measured(rates, phase, self._prefixes[index]["validation"][0])
             choices.append(choice)
         return choices
 
-    def _without_measuring(self, prefixes: PhasePrefixes | str) -> Choice | None:
-        if isinstance(prefixes, str):
-            return Choice(kept=False, reason=prefixes)
+    def _without_measuring(self, index: int) -> Choice | None:
+        reason, prefixes = self._reasons[index], self._prefixes[index]
+        if reason:
+            return Choice(kept=False, reason=reason)
         if self._run.config.activations.keep == "always":
             return Choice(kept=True, reason="activations.keep is `always`")
-        if prefixes.train != (prefixes.validation,):
-            return Choice(kept=True, reason=f"augmentation.views is {len(prefixes.train)}")
-        if not self._missing_images(prefixes.validation):
+        if prefixes["train"][0].view is not None:
+            return Choice(kept=True, reason=f"augmentation.views is {len(prefixes['train'])}")
+        if not self._missing_images(prefixes["validation"][0]):
             return Choice(kept=True, reason="all of it is kept already")
         return None
 
-    def _measured(self, rates: Rates, phase: PhaseConfig, prefixes: PhasePrefixes) -> Choice:
-        prefix = prefixes.validation
+    def _measured(self, rates: Rates, phase: PhaseConfig, prefix: Prefix) -> Choice:
         return choose(
             rates=rates,
             row_bytes=prefix.row_bytes,
@@ -131,34 +150,30 @@ class Inputs:
         )
 
     def _measure(self) -> Rates:
-        """Rates of the forward pass that extraction would make if everything were kept."""
-        engine = self._run.config.activations.engine
-        return measure(self._run.store, self._dataset.shards_of("train")[0], self._plain_prefixes(), engine=engine)
+        """Rates of the forward pass that extraction makes if everything is kept."""
+        rows = sum(self._dataset.rows(split) for split in _SPLITS)
+        forward = self._extractor.forward(self._plain_prefixes(), rows=rows)
+        return measure(self._run.store, self._dataset.shards_of("train")[0], forward, self._plain_prefixes()[0])
 
     def _plain_prefixes(self) -> list[Prefix]:
-        return [phase.validation for phase in self._prefixes if not isinstance(phase, str)]
+        return [phase["validation"][0] for phase in self._prefixes if phase]
 
     def _missing_images(self, prefix: Prefix) -> int:
-        kept = Kept(self._run.store, prefix).shards()
-        shards = [shard for split in _SPLITS for shard in self._dataset.shards_of(split)]
-        return sum(shard.rows for shard in shards if shard.sha256 not in kept)
+        return sum(work.rows for work in self._extractor.plan(self._shards(_SPLITS), [prefix]))
 
 
-def _prefixes(config: Config, index: int, model: TransferModel) -> PhasePrefixes | str:
-    """The frozen part of a phase as it can be kept, or why it cannot."""
+def _why_not_kept(run: Run, index: int, model: TransferModel) -> str | None:
+    """Why the output of a phase's frozen part cannot be kept, if so."""
+    config = run.config
     phase, augmentation = config.phases[index], config.augmentation
     if config.activations.keep == "never":
         return "activations.keep is `never`"
-    augmented = phase.augment and augmentation.is_active
-    if augmented and not augmentation.views:
+    if phase.augment and augmentation.is_active and not augmentation.views:
         return "every image is augmented anew in every epoch (augmentation.views is 0)"
-    prefix = prefix_of(model.backbone, phase.unfreeze, map_dtype=config.activations.map_dtype)
-    if prefix is None:
+    frozen, _ = model.backbone.cut(phase.unfreeze)
+    if frozen is None:
         return "nothing is frozen"
     trained = {id(variable) for variable in model.variables_of([earlier.unfreeze for earlier in config.phases[:index]])}
-    if any(id(weight) in trained for weight in prefix.network.weights):
+    if any(id(weight) in trained for weight in frozen.weights):
         return "its frozen part is trained by an earlier phase"
-    if not augmented:
-        return PhasePrefixes((prefix,), prefix)
-    views = (View(augmentation, config.training.seed, view) for view in range(augmentation.views))
-    return PhasePrefixes(tuple(prefix.seen_as(view) for view in views), prefix)
+    return None
