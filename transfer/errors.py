@@ -94,3 +94,9 @@ class RegistryError(TransferError):
 
 class ParityError(RegistryError):
     """The exported model answers differently from the model that was evaluated."""
+
+
+class ActivationsError(TransferError):
+    """The frozen part of a network cannot be computed, kept or found as asked."""
+
+    exit_code = 8

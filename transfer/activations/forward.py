@@ -2,58 +2,183 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal
+import logging
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from itertools import islice
+from math import prod
+from time import perf_counter
+from typing import Literal
 
 import numpy as np
-import tensorflow as tf
 
-from transfer.activations.folding import FoldedNetwork
+from transfer.activations.engines import Engine, Runner, Setting, TensorFlowEngine, run, sees_gpu
+from transfer.activations.openvino import OpenVinoEngine, is_installed
 from transfer.activations.prefix import Prefix
+from transfer.activations.tracing import Pass
+from transfer.errors import ActivationsError
 
-Engine = Literal["auto", "tensorflow", "openvino"]
-BATCH_SIZE = 32
+logger = logging.getLogger(__name__)
+
+CHECKED_ROWS = 2
+"""Of the first batch, compared with the plain Keras call: as few as tell a mix-up of rows, for that call is slow."""
+TOLERANCE = 2e-5
+"""Largest difference from the plain Keras call, as a share of the largest magnitude in that output."""
+LARGEST_BATCH_BYTES = 64 * 1024**2
+MEASURING_SHARE = 0.03
+"""Of the whole time; measuring that would take more is left out."""
+
+_fastest: dict[tuple[object, ...], Setting] = {}
+"""What measuring found in this process, by engine and by what is computed."""
 
 
 class Forward:
-    """A compiled function from pixels, or from what is kept of an earlier prefix, to the outputs of some prefixes.
+    """A compiled function from pixels, or from what is kept of an earlier prefix, to the outputs of some prefixes."""
 
-    `engine` is what runs it; `batch_size` is the number of rows to hand over at a time.
-    """
-
-    def __init__(self, function: Any, engine: str, batch_size: int) -> None:
-        self._function = function
-        self.engine = engine
+    def __init__(self, work: Pass, engine: Engine, *, otherwise: Engine | None, batch_size: int, rows: int) -> None:
         self.batch_size = batch_size
+        """Rows to hand over at a time."""
+        self._work = work
+        self._otherwise = otherwise
+        self._rows = rows
+        self._use(engine)
+
+    @property
+    def engine(self) -> str:
+        """What runs: `tensorflow` or `openvino`. It may turn out with the first rows that it must be TensorFlow."""
+        return self._engine.name
 
     def map(self, batches: Iterable[np.ndarray]) -> Iterator[list[np.ndarray]]:
         """For each batch, in order, the outputs of all prefixes, float32 [n, *prefix.shape] each.
 
-        `batches`: float32 [n, image_size, image_size, 3] in 0..255, or [n, *start.shape], n at most `batch_size`.
+        `batches`: float32 [n, image_size, image_size, 3] in 0..255, or [n, *start.shape], n at most `batch_size`. They
+        are read a little ahead of the answers, in this thread, and must not change after they are handed over. Raises
+        ActivationsError when OpenVINO was asked for by name and disagrees with TensorFlow.
         """
-        for batch in batches:
-            yield [output.numpy() for output in self._function(tf.constant(batch, tf.float32))]
+        reader = iter(batches)
+        if self._is_unchecked:
+            yield from self._check(reader)
+        if self._is_undecided:
+            yield from self._measure(reader)
+        yield from run(self._runner, reader)
+
+    def _use(self, engine: Engine) -> None:
+        self._engine = engine
+        self._is_unchecked = engine.name != "tensorflow"
+        remembered = _fastest.get((engine.name, *self._work.name))
+        self._is_undecided = remembered is None and len(engine.settings) > 1
+        started = perf_counter()
+        self._runner = engine.runner(remembered or engine.settings[0])
+        self._setup_s = perf_counter() - started
+
+    def _check(self, reader: Iterator[np.ndarray]) -> Iterator[list[np.ndarray]]:
+        """Run the first batch and compare its first rows with the plain Keras call."""
+        for batch in islice(reader, 1):
+            started = perf_counter()
+            outputs = _run_one(self._runner, batch)
+            self._setup_s += perf_counter() - started
+            difference = _difference(outputs, self._work.plain(batch[:CHECKED_ROWS]))
+            self._is_unchecked = False
+            # Written so that NaN is no agreement.
+            if not difference <= TOLERANCE:
+                self._give_up(difference)
+                outputs = _run_one(self._runner, batch)
+            yield outputs
+
+    def _give_up(self, difference: float) -> None:
+        message = (
+            f"On the first images OpenVINO differs from TensorFlow by {difference:.1e} of the largest output; at most "
+            f"{TOLERANCE:.0e} is accepted."
+        )
+        if self._otherwise is None:
+            raise ActivationsError(message, advice="Run it with TensorFlow.")
+        logger.warning("%s TensorFlow is used.", message)
+        self._use(self._otherwise)
+
+    def _measure(self, reader: Iterator[np.ndarray]) -> Iterator[list[np.ndarray]]:
+        """Run the first batches with one setting after the other, and stay with the fastest.
+
+        When the batches end before that is known, the next ones are measured.
+        """
+        best = self._runner
+        least_s = yield from self._seconds_a_row(best, reader)
+        if least_s is None:
+            return
+        others = [setting for setting in self._engine.settings if setting != best.setting]
+        if self._setup_s * len(others) > MEASURING_SHARE * least_s * self._rows:
+            self._is_undecided = False
+            return
+        for setting in others:
+            runner = self._engine.runner(setting)
+            seconds = yield from self._seconds_a_row(runner, reader)
+            if seconds is None:
+                return
+            if seconds < least_s:
+                best, least_s = runner, seconds
+        logger.info("%s runs fastest with %s: %.0f images a second.", self.engine, best.setting, 1 / least_s)
+        self._runner = best
+        self._is_undecided = False
+        _fastest[self.engine, *self._work.name] = best.setting
+
+    def _seconds_a_row(
+        self, runner: Runner, reader: Iterator[np.ndarray]
+    ) -> Generator[list[np.ndarray], None, float | None]:
+        """Run some batches, yield their outputs, and give the time that a row takes; None when there are no more."""
+        seconds = None
+        # The first time a runner still prepares itself.
+        for _ in range(2):
+            rows_at_once = runner.calls_at_once * runner.setting.rows
+            part = list(islice(reader, -(-2 * rows_at_once // self.batch_size)))
+            started = perf_counter()
+            outputs = list(run(runner, part))
+            seconds = (perf_counter() - started) / sum(len(batch) for batch in part) if part else None
+            yield from outputs
+        return seconds
 
 
 def build_forward(
-    prefixes: Sequence[Prefix], *, start: Prefix | None = None, engine: Engine = "auto", rows: int | None = None
+    prefixes: Sequence[Prefix],
+    *,
+    start: Prefix | None = None,
+    engine: Literal["auto", "tensorflow", "openvino"] = "auto",
+    rows: int | None = None,
 ) -> Forward:
     """A forward pass that gives the outputs of all `prefixes`, cuts of one network, in one go.
 
-    It starts from pixels, or from the kept output of `start`, an earlier cut. `rows` is how many will come.
+    It starts from pixels, or from the kept output of `start`, an earlier cut. `auto` is OpenVINO where that is
+    installed, no GPU is there, and its outputs agree with TensorFlow's; TensorFlow otherwise. `rows` is how many will
+    come, as far as known: with many of them, the first ones are used to find the fastest setting.
+
+    Raises ActivationsError when OpenVINO is asked for by name and cannot be used.
     """
-    return Forward(_trace(prefixes, start), "tensorflow", BATCH_SIZE)
+    work = Pass(prefixes, start)
+    function = work.trace()
+    row_bytes = prod(work.row_shape) * np.dtype(np.float32).itemsize
+    batch_size = max(1, min(256 if sees_gpu() else 64, LARGEST_BATCH_BYTES // row_bytes))
+    tensorflow = TensorFlowEngine(function, largest=batch_size)
+
+    def forward(chosen: Engine, otherwise: Engine | None) -> Forward:
+        return Forward(work, chosen, otherwise=otherwise, batch_size=batch_size, rows=rows or 0)
+
+    if engine == "tensorflow" or (engine == "auto" and (sees_gpu() or not is_installed())):
+        return forward(tensorflow, None)
+    try:
+        openvino = OpenVinoEngine(function, work.row_shape, largest=batch_size)
+        return forward(openvino, tensorflow if engine == "auto" else None)
+    except ActivationsError as error:
+        if engine == "openvino":
+            raise
+        logger.info("%s TensorFlow is used.", error.message)
+        return forward(tensorflow, None)
 
 
-def _trace(prefixes: Sequence[Prefix], start: Prefix | None) -> Any:
-    """The function of TensorFlow: float32 [n, *row] to a list of float32 [n, *prefix.shape]."""
-    prefix = prefixes[0]
-    entry = start.network.outputs[0] if start else prefix.network.inputs[0]
-    row = start.shape if start else (prefix.image_size, prefix.image_size, 3)
-    network = FoldedNetwork(entry, [prefix.network for prefix in prefixes])
+def _run_one(runner: Runner, batch: np.ndarray) -> list[np.ndarray]:
+    return next(run(runner, [batch]))
 
-    def forward(batch: tf.Tensor) -> list[tf.Tensor]:
-        value = tf.cast(batch, entry.dtype) if start else prefix.preprocess(batch)
-        return [tf.cast(output, tf.float32) for output in network(value)]
 
-    return tf.function(forward).get_concrete_function(tf.TensorSpec([None, *row], tf.float32))
+def _difference(outputs: list[np.ndarray], expected: list[np.ndarray]) -> float:
+    """The largest difference, over all outputs, as a share of the largest magnitude in its output; NaN if any is."""
+    shares = [
+        np.abs(output[: len(wanted)] - wanted).max() / max(np.abs(wanted).max(), np.finfo(np.float32).tiny)
+        for output, wanted in zip(outputs, expected, strict=True)
+    ]
+    return float(np.max(shares))
