@@ -334,6 +334,15 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _views_are_kept(self) -> Config:
+        if self.augmentation.views and self.activations.keep == "never":
+            raise ValueError(
+                f"augmentation.views is {self.augmentation.views}, which keeps the views' activations, and "
+                "activations.keep is `never`; set views to 0 to augment anew in every epoch"
+            )
+        return self
+
     @property
     def dataset_name(self) -> str:
         """Name of the dataset in storage."""

@@ -1,6 +1,7 @@
 """What each phase of a run trains on: pixels, or what is kept of its frozen part. Decided once a run and recorded.
 
 runs/<run id>/inputs/00000001.json   for each phase: kept or not, why, and what was measured
+runs/<run id>/uses/<n>.json          for each attempt: since when, and the digests of the prefixes that it relies on
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from transfer.config import PhaseConfig
 from transfer.dataset.manifest import Dataset, Shard
 from transfer.errors import AlreadyExistsError, TrainingError
 from transfer.progress import progress
-from transfer.storage import Log
 from transfer.training.model import TransferModel
 from transfer.training.run import Run
 
@@ -54,6 +54,7 @@ class Inputs:
 
     def extract(self) -> Extraction:
         """Compute, in this process, what the phases will need and is not kept yet."""
+        self.claim()
         wanted = self._wanted()
         plans = [self._extractor.plan(shards, prefixes) for shards, prefixes in wanted]
         images = sum(work.rows for plan in plans for work in plan)
@@ -62,6 +63,13 @@ class Inputs:
         with progress("frozen part", total=images) as advance:
             done = [self._extractor.extract(*each, advance=advance, rows=images) for each in wanted]
         return Extraction.sum(done)
+
+    def claim(self) -> None:
+        """Note that an attempt at this run relies on what is kept, so that `transfer cache gc` leaves it alone."""
+        digests = sorted(prefix.digest for _, prefixes in self._wanted() for prefix in prefixes)
+        if digests:
+            started = datetime.now(UTC).isoformat(timespec="seconds")
+            self._run.uses.append({"prefixes": digests, "started": started})
 
     def open(self, phase: int) -> KeptInputs | None:
         """What is kept for a phase; None where it trains from pixels.
@@ -106,7 +114,7 @@ class Inputs:
 
     def _recorded_choices(self) -> list[Choice]:
         """The choices that the run began with; made and recorded if this is its beginning."""
-        log = Log(self._run.store, f"{self._run.prefix}/inputs")
+        log = self._run.inputs
         if not log.numbers():
             choices = self._choose()
             for index, choice in enumerate(choices):

@@ -3,6 +3,8 @@
 runs/<run id>/run.json               configuration, dataset version, package versions
 runs/<run id>/checkpoints/<n>.json   the log of checkpoints, each naming its arrays
 runs/<run id>/arrays/<sha256>.npz    weights and optimiser state
+runs/<run id>/inputs/00000001.json   what each phase trains on: pixels, or what is kept of its frozen part
+runs/<run id>/uses/<n>.json          attempts that rely on what is kept
 runs/<run id>/tensorboard/…          event files
 runs/<run id>/reports/<n>/…          evaluations
 """
@@ -48,6 +50,16 @@ class Run:
     def reports(self) -> Log:
         """The log of evaluations."""
         return Log(self.store, f"{self.prefix}/reports")
+
+    @property
+    def inputs(self) -> Log:
+        """The log whose first entry says what each phase trains on."""
+        return Log(self.store, f"{self.prefix}/inputs")
+
+    @property
+    def uses(self) -> Log:
+        """The log of attempts that rely on kept activations."""
+        return Log(self.store, f"{self.prefix}/uses")
 
     def newest_report(self) -> int | None:
         """Number of the newest evaluation, or None."""
