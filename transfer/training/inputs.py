@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from transfer.activations.batches import KeptSplit
 from transfer.activations.choice import Choice, Rates, choose, flops_of, measure
