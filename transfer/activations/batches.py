@@ -128,8 +128,8 @@ def _order(split: KeptSplit, *, seed: int | None, epoch: int) -> np.ndarray:
     """Rows of a split, int64 [rows] counted over its shards as stored, in the order in which an epoch visits them."""
     (window,) = windows(split.shards, window_size_bytes=None, seed=seed, epoch=epoch)
     starts = dict(zip((shard.sha256 for shard in split.shards), _starts(split.shards), strict=True))
-    visited = np.concatenate([starts[shard.sha256] + np.arange(shard.rows) for shard in window.shards])
-    return visited[window.order]
+    visited: np.ndarray = np.concatenate([starts[shard.sha256] + np.arange(shard.rows) for shard in window.shards])
+    return np.take(visited, window.order)
 
 
 def _starts(shards: Sequence[Shard]) -> np.ndarray:

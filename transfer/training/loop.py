@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -209,7 +209,7 @@ class _Trainer:
         """What the rest of the present phase trains on."""
         phase = self.config.phases[progress.phase]
         epoch = len(progress.history)
-        rest = {
+        rest: dict[str, Any] = {
             "training": self.config.training,
             "worker": self.worker,
             "epochs": range(epoch, epoch + phase.epochs - progress.epoch),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import tensorflow as tf
 
@@ -52,7 +53,7 @@ class ImageSamples(Samples):
     ) -> None:
         """`replicas`: of all workers together. `epochs`: numbers of the epochs to come; each decides an order."""
 
-        def batches(split: str, **order: object) -> tf.data.Iterator:
+        def batches(split: str, **order: Any) -> Iterator[dict[str, tf.Tensor]]:
             return iter(
                 image_batches(
                     store,
