@@ -1,21 +1,10 @@
-"""What is kept of one prefix, shard by shard, in storage.
-
-activations/<prefix digest>/prefix.json               what it is, for people
-activations/<prefix digest>/<content sha256>.arrow    outputs and labels, row for row those of an image shard
-activations/<prefix digest>/<image shard sha256>.json written last: which content belongs to that image shard
-
-The content has its own digest for a name, so that every byte is verified before use. Two workers may compute the same
-shard with different rounding: the first one's entry counts, the other's content is an orphan that `gc` finds.
-
-The content is an Arrow IPC file, uncompressed, whose record batches all have the same number of rows but the last one:
-a memory map gives any row without reading the others.
-"""
+"""What is kept of one prefix, shard by shard, in storage; `layout.py` says how it lies there."""
 
 from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from math import prod
 from pathlib import Path
@@ -23,29 +12,25 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, ValidationError
 
+from transfer.activations.layout import (
+    Entry,
+    content_name,
+    description_name,
+    entry_name,
+    folder_of,
+    read_entry,
+    schema_for,
+)
 from transfer.activations.prefix import Prefix
 from transfer.dataset.manifest import Shard
-from transfer.errors import AlreadyExistsError, BackboneError, CorruptObjectError, ObjectNotFoundError
-from transfer.storage import Store, put_content, put_document, read_document, sha256_of_file
+from transfer.errors import ActivationsError, AlreadyExistsError, CorruptObjectError, ObjectNotFoundError
+from transfer.storage import Store, put_content, put_document, sha256_of_file
 
 logger = logging.getLogger(__name__)
 
-ROOT = "activations"
 BATCH_SIZE_BYTES = 4 * 1024**2
 """Of a record batch: what a writer holds in memory."""
-
-
-class Entry(BaseModel):
-    """The document that says which content belongs to an image shard."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    sha256: str
-    """Of the content."""
-    rows: int
-    size_bytes: int
 
 
 class KeptRows:
@@ -75,7 +60,7 @@ class Kept:
     def __init__(self, store: Store, prefix: Prefix) -> None:
         self.prefix = prefix
         self._store = store
-        self._folder = f"{ROOT}/{prefix.digest}"
+        self._folder = folder_of(prefix.digest)
 
     def shards(self) -> set[str]:
         """SHA-256 of each image shard for which there is an entry. One listing."""
@@ -135,7 +120,7 @@ class Kept:
             self._store.remove(content)
 
     def _commit(self, shard: Shard, path: Path) -> None:
-        _put_unless_there(self._store, f"{self._folder}/prefix.json", description_of(self.prefix))
+        _put_unless_there(self._store, description_name(self.prefix.digest), description_of(self.prefix))
         sha256 = self._put_content(path)
         entry = Entry(sha256=sha256, rows=shard.rows, size_bytes=path.stat().st_size)
         _put_unless_there(self._store, self._entry_name(shard), entry.model_dump())
@@ -149,17 +134,13 @@ class Kept:
             return put_content(self._store, self._folder, ".arrow", path)[1]
 
     def _entry(self, shard: Shard) -> Entry:
-        document = read_document(self._store, self._entry_name(shard))
-        try:
-            return Entry.model_validate(document)
-        except ValidationError as error:
-            raise self._unreadable(shard, "its entry is of another format") from error
+        return read_entry(self._store, self.prefix.digest, shard.sha256)
 
     def _entry_name(self, shard: Shard) -> str:
-        return f"{self._folder}/{shard.sha256}.json"
+        return entry_name(self.prefix.digest, shard.sha256)
 
     def _content(self, sha256: str) -> str:
-        return f"{self._folder}/{sha256}.arrow"
+        return content_name(self.prefix.digest, sha256)
 
     def _unreadable(self, shard: Shard, found: str) -> CorruptObjectError:
         return CorruptObjectError(
@@ -195,7 +176,7 @@ class ShardWriter:
     def append(self, activations: np.ndarray, labels: np.ndarray) -> None:
         """Add rows: activations [n, *shape] of any float type, labels int32 [n].
 
-        Raises BackboneError when a value is too large for the type that is kept.
+        Raises ActivationsError when a value is too large for the type that is kept.
         """
         if activations.shape[1:] != self._shape:
             raise ValueError(f"activations are {activations.shape[1:]} for an image, expected {self._shape}")
@@ -210,7 +191,7 @@ class ShardWriter:
             with np.errstate(over="raise"):
                 return activations.astype(self._dtype)
         except FloatingPointError as error:
-            raise BackboneError(
+            raise ActivationsError(
                 f"An output of the frozen part is {np.abs(activations).max():g}, which {self._dtype} cannot hold.",
                 advice="Set activations.map_dtype to float32.",
             ) from error
@@ -237,14 +218,6 @@ def description_of(prefix: Prefix) -> dict[str, Any]:
         "dtype": prefix.dtype,
         "view": prefix.view.describe() if prefix.view else None,
     }
-
-
-def schema_for(shape: Sequence[int], dtype: str) -> pa.Schema:
-    """Arrow schema of kept rows; the shape of a row stands in its metadata."""
-    values = pa.list_(pa.float16() if dtype == "float16" else pa.float32(), prod(shape))
-    return pa.schema(
-        [("activation", values), ("label", pa.int32())], metadata={"shape": " ".join(str(side) for side in shape)}
-    )
 
 
 def _values(batch: pa.RecordBatch, shape: tuple[int, ...], dtype: str) -> np.ndarray:
