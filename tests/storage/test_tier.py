@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import subprocess
@@ -85,6 +86,12 @@ def fetched(fault_proxy):
 
 def kept_in(folder):
     return sorted(path.name for path in folder.iterdir())
+
+
+def is_waited_for(path):
+    """Whether somebody waits for the file's lock."""
+    number = f":{path.stat().st_ino} "
+    return any("->" in line and number in line for line in Path("/proc/locks").read_text().splitlines())
 
 
 def put_random(bucket, name, size):
@@ -303,6 +310,22 @@ def test_processes_that_evict_each_others_objects_all_get_the_right_bytes(reader
     assert sha256 in kept_in(folder)
 
 
+def test_who_evicts_at_the_same_time_trips_over_nobody(tmp_path):
+    contents = [f"{number}".encode() * 100 for number in range(30)]
+    start = threading.Barrier(8)
+
+    def work(first):
+        tier = LocalTier(tmp_path, max_size_bytes=1000)
+        start.wait()
+        for content in (contents[first:] + contents[:first]) * 5:
+            file = tier.open(sha256_hex(content), lambda path, content=content: path.write_bytes(content))
+            assert file is not None
+            assert file.read() == content
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(0, 24, 3)))
+
+
 @pytest.mark.parametrize("by", ["the same object", "another object"])
 def test_a_process_killed_while_it_fetches_leaves_nothing_wrong_behind(reader, store, bucket, fault_proxy, folder, by):
     sha256, content = put_random(bucket, "large", 20 * MIB)
@@ -348,24 +371,31 @@ def test_what_another_process_is_fetching_is_no_left_over(tmp_path):
     assert kept_in(tmp_path) == sorted([sha256_hex(b"first"), sha256_hex(b"second")])
 
 
-def test_who_waited_for_a_fetch_that_failed_fetches_itself(tmp_path):
+def test_who_waited_for_a_fetch_that_failed_fetches_itself_undisturbed(tmp_path):
     tier = LocalTier(tmp_path, max_size_bytes=MIB)
+    sha256 = sha256_hex(b"content")
     fetching, fail = threading.Event(), threading.Event()
 
-    def failing(path):
-        path.write_bytes(b"ha")
+    def failing(_path):
         fetching.set()
         fail.wait()
         raise StorageError("The service went away.")
 
+    def download(path):
+        path.write_bytes(b"content")
+        # Whoever looks for left-overs now must find this one in use.
+        tier.open(sha256_hex(b"other"), lambda other: other.write_bytes(b"other"))
+
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(tier.open, sha256_hex(b"half"), failing)
+        first = pool.submit(tier.open, sha256, failing)
         fetching.wait()
-        second = pool.submit(tier.open, sha256_hex(b"half"), lambda path: path.write_bytes(b"half"))
+        second = pool.submit(tier.open, sha256, download)
+        while not is_waited_for(tmp_path / f"{sha256}.part"):
+            time.sleep(0.01)
         fail.set()
         with pytest.raises(StorageError, match="went away"):
             first.result()
-        assert second.result().read() == b"half"
+        assert second.result().read() == b"content"
 
 
 FORKS_WHILE_IT_FETCHES = """
@@ -377,10 +407,6 @@ from transfer.storage.tier import LocalTier
 tier = LocalTier(Path(sys.argv[1]), max_size_bytes=100)
 sha256 = sha256_hex(b"content")
 children = []
-
-def is_waited_for(path):
-    number = f":{path.stat().st_ino} "
-    return any("->" in line and number in line for line in Path("/proc/locks").read_text().splitlines())
 
 def download(path):
     children.append(os.fork())
@@ -400,5 +426,6 @@ sys.exit(waiter.is_alive())
 
 
 def test_a_child_that_was_forked_meanwhile_keeps_nobody_waiting(tmp_path):
-    done = subprocess.run([sys.executable, "-c", FORKS_WHILE_IT_FETCHES, str(tmp_path)], check=False, timeout=60)
+    script = inspect.getsource(is_waited_for) + FORKS_WHILE_IT_FETCHES
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False, timeout=60)
     assert done.returncode == 0
