@@ -10,10 +10,11 @@ import tensorflow as tf
 from tests.replicas import two_replicas
 from transfer.activations.batches import Chunk
 from transfer.augmentation.layers import Augmentation
+from transfer.backbone.precision import set_precision
 from transfer.config import AugmentationConfig, HeadConfig, OptimizerConfig, PhaseConfig, ScheduleConfig, TrainingConfig
 from transfer.training.head import build_head
 from transfer.training.model import Split
-from transfer.training.step import PhaseProgram, balanced_class_weights, set_precision
+from transfer.training.step import PhaseProgram, balanced_class_weights
 
 ROWS, BATCH, CLASSES = 10, 8, 3
 _random = np.random.default_rng(0)

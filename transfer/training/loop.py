@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from transfer.augmentation.layers import Augmentation
+from transfer.backbone.precision import set_precision
 from transfer.config import EarlyStoppingConfig, PhaseConfig
 from transfer.dataset.manifest import Dataset
 from transfer.dataset.order import WorkerSlice, steps_per_epoch
@@ -25,7 +26,7 @@ from transfer.training.inputs import Inputs
 from transfer.training.model import TransferModel, build_model
 from transfer.training.run import Run
 from transfer.training.samples import MAX_STEPS, ImageSamples, KeptSamples, Samples
-from transfer.training.step import PhaseProgram, Totals, balanced_class_weights, set_precision
+from transfer.training.step import PhaseProgram, Totals, balanced_class_weights
 from transfer.training.tensorboard import write_events
 
 logger = logging.getLogger(__name__)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from transfer.backbone.precision import set_precision
 from transfer.dataset.manifest import Dataset
 from transfer.training.checkpoints import Checkpoint, Checkpoints, assign
 from transfer.training.model import TransferModel, build_model
 from transfer.training.run import Run
-from transfer.training.step import set_precision
 
 
 def restore_model(run: Run, dataset: Dataset) -> tuple[TransferModel, Checkpoint]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -238,8 +237,3 @@ def balanced_class_weights(counts: np.ndarray) -> np.ndarray:
     """Weights float32 [classes] by inverse frequency, `n / (classes * count)` as in scikit-learn's `balanced`."""
     expected = np.sum(counts) / len(counts)
     return np.asarray(expected / np.maximum(counts, 1), np.float32)
-
-
-def set_precision(mixed_precision: str) -> None:
-    """Choose the dtype that layers built from now on compute in; variables stay float32."""
-    keras.mixed_precision.set_dtype_policy("float32" if mixed_precision == "off" else f"mixed_{mixed_precision}")
