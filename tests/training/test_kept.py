@@ -137,6 +137,18 @@ def test_images_that_are_augmented_anew_in_every_epoch_are_not_kept(digits, capl
     assert "every image is augmented anew in every epoch" in caplog.text
 
 
+def test_the_measured_choice_is_recorded_with_its_numbers_and_followed(digits, tmp_path):
+    storage = tmp_path / "storage"
+    shutil.copytree(digits[0].parent / "storage", storage, ignore=shutil.ignore_patterns("activations"))
+    run, dataset = new_run(digits, "measured", storage=storage, phases=phases(0, 1))
+    trained_weights(run, dataset)
+    choices = run.inputs.read(1)["phases"]
+    assert choices[0]["rates"]["forward_images_per_s"] > 0
+    assert "to compute in each of 2 epochs" in choices[1]["reason"]
+    kept_shards = len({path.parent for path in storage.rglob("*.arrow")})
+    assert kept_shards == sum(choice["kept"] for choice in choices)
+
+
 def test_a_resumed_run_keeps_to_the_choices_it_began_with(digits, caplog):
     run, dataset = new_run(digits, "chosen", phases=phases(0), activations="auto")
     with caplog.at_level(logging.INFO):
