@@ -8,10 +8,8 @@ that an answer lost on its way can be told from another writer, and a damaged bo
 from __future__ import annotations
 
 import contextlib
-import re
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +18,9 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from transfer.errors import AlreadyExistsError, ObjectNotFoundError, StorageError, UnsafeStorageError
 from transfer.storage.retry import RetryPolicy
+from transfer.storage.s3_body import get, not_found, sha256_in
 from transfer.storage.s3_bucket import Bucket
-from transfer.storage.s3_errors import ShortBodyError, is_taken, no_conditional_writes, status_of
+from transfer.storage.s3_errors import is_taken, no_conditional_writes
 from transfer.storage.s3_multipart import CONDITION, Sent, send_in_parts
 from transfer.storage.s3_reader import RangeReader, fetch_to_file
 from transfer.storage.store import (
@@ -44,17 +43,8 @@ from transfer.storage.tier import LocalTier
 if TYPE_CHECKING:
     from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef
 
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/")
 _LARGEST_SINGLE_PUT_BYTES = 5 * 1024**3
 _ROUNDS = 3
-
-
-@dataclass(frozen=True)
-class _Body:
-    data: bytes
-    sha256: str | None  # What the service keeps beside the object; None for objects of other programs.
-    content_range: str | None  # What the answer says that `data` is of the object; None: all of it.
 
 
 class S3Store(Store):
@@ -89,10 +79,10 @@ class S3Store(Store):
         check_range(start, length)
         if start > 0 or length is not None:
             return self._read_range(name, start, length)
-        body = self._get(name)
+        body = get(self._bucket, name)
         if body.sha256 is None or sha256_hex(body.data) == body.sha256:
             return body.data
-        return read_until_intact(lambda: self._get(name).data, name=name, uri=self.uri, sha256=body.sha256)
+        return read_until_intact(lambda: get(self._bucket, name).data, name=name, uri=self.uri, sha256=body.sha256)
 
     def open(self, name: str) -> pa.NativeFile:
         size = self.size(name)
@@ -171,34 +161,13 @@ class S3Store(Store):
             )
 
     def _read_unverified(self, name: str) -> bytes:
-        return self._get(name).data
-
-    def _get(self, name: str, byte_range: str | None = None) -> _Body:
-        request: dict[str, Any] = {"Bucket": self._bucket.name, "Key": self._bucket.key(name)}
-        if byte_range is not None:
-            request["Range"] = byte_range
-
-        def get() -> _Body:
-            answer = self._bucket.client.get_object(**request)
-            data = answer["Body"].read()
-            # botocore compares with Content-Length; a range also says in Content-Range what it is.
-            content_range = answer.get("ContentRange")
-            if content_range is not None and len(data) != _length_of(content_range):
-                raise ShortBodyError(f"{len(data)} bytes arrived as {content_range}")
-            return _Body(data, _sha256_in(answer["Metadata"]), content_range)
-
-        try:
-            return self._bucket.call("read", name, get, expected={404, 416})
-        except ClientError as error:
-            if status_of(error) == 416:
-                return _Body(b"", None, None)  # The object ends before the range begins.
-            raise self._not_found(name) from error
+        return get(self._bucket, name).data
 
     def _read_range(self, name: str, start: int, length: int | None) -> bytes:
         if length == 0:
             self.size(name)  # Reading nothing of what is not there is still an error.
             return b""
-        body = self._get(name, f"bytes={start}-{'' if length is None else start + length - 1}")
+        body = get(self._bucket, name, f"bytes={start}-{'' if length is None else start + length - 1}")
         if body.content_range is not None:
             return body.data
         # A service may ignore the range and send everything.
@@ -209,12 +178,12 @@ class S3Store(Store):
 
         def head() -> tuple[int, str | None]:
             answer = self._bucket.client.head_object(Bucket=self._bucket.name, Key=key)
-            return answer["ContentLength"], _sha256_in(answer["Metadata"])
+            return answer["ContentLength"], sha256_in(answer["Metadata"])
 
         try:
             return self._bucket.call("look at", name, head, expected={404})
         except ClientError as error:
-            raise self._not_found(name) from error
+            raise not_found(self._bucket, name) from error
 
     def _list_page(self, prefix: str, page_start: dict[str, str]) -> ListObjectsV2OutputTypeDef:
         request: dict[str, Any] = {"Bucket": self._bucket.name, "Prefix": self._bucket.key(prefix), **page_start}
@@ -229,7 +198,7 @@ class S3Store(Store):
         try:
             size_there, sha256_there = self._head(name)
             if size_there == size and sha256_there is None:
-                sha256_there = sha256_hex(self._get(name).data)
+                sha256_there = sha256_hex(get(self._bucket, name).data)
         except ObjectNotFoundError:
             return None
         return size_there == size and sha256_there == sha256
@@ -315,20 +284,3 @@ class S3Store(Store):
                 advice="Another writer was first. Nothing is ever overwritten: use a new name or number.",
             )
         return created
-
-    def _not_found(self, name: str) -> ObjectNotFoundError:
-        return ObjectNotFoundError(
-            f"There is no object {name} in {self.uri}.", advice="Check the name and the storage's uri."
-        )
-
-
-def _sha256_in(metadata: dict[str, str]) -> str | None:
-    """The digest kept beside an object; None where another program means something else by that key."""
-    found = metadata.get("sha256", "")
-    return found if _SHA256.fullmatch(found) else None
-
-
-def _length_of(content_range: str) -> int | None:
-    """Bytes in a range as HTTP writes it, `bytes 0-99/1234`."""
-    found = _CONTENT_RANGE.match(content_range)
-    return int(found.group(2)) - int(found.group(1)) + 1 if found else None
