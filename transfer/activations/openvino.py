@@ -44,7 +44,6 @@ class OpenVinoEngine:
                 f"The network computes in {reduced}, and OpenVINO is used for float32 only.",
                 advice="Run it with TensorFlow.",
             )
-        self._function = function  # The model shares its constants.
         self._model = _convert(function.graph)
         self._row_shape = row_shape
         hints: list[Hint] = ["LATENCY", "THROUGHPUT"]
@@ -89,14 +88,15 @@ class _OpenVinoRunner:
 
 
 def _convert(graph: Any) -> Any:
-    """The OpenVINO model of a TensorFlow graph; its constants stay the graph's own."""
+    """The OpenVINO model of a TensorFlow graph."""
     with _without_telemetry():
         from openvino.frontend import FrontEndManager
         from openvino.frontend.tensorflow.graph_iterator import GraphIteratorTFGraph
     # What `openvino.convert_model` does, without its reports to Intel.
     frontend = FrontEndManager().load_by_framework("tf")
+    operations = GraphIteratorTFGraph(graph, share_weights=False)  # OpenVINO alone does not keep it alive.
     try:
-        return frontend.convert(frontend.load(GraphIteratorTFGraph(graph, share_weights=True)))
+        return frontend.convert(frontend.load(operations))
     except Exception as error:
         raise _refused(error) from error
 
@@ -131,8 +131,9 @@ def _reduced_precision(graph: Any) -> str | None:
 
 
 def _refused(error: Exception) -> ActivationsError:
-    reason = str(error).strip().splitlines()[-1:]
+    lines = str(error).strip().splitlines() or [""]
+    # Of a network that cannot be converted it lists the operations like this, amid much else.
+    reason = next((line for line in lines if line.startswith("-- ")), lines[-1]).removeprefix("-- ")
     return ActivationsError(
-        f"OpenVINO does not run the network ({type(error).__name__}: {' '.join(reason)}).",
-        advice="Run it with TensorFlow.",
+        f"OpenVINO does not run the network ({type(error).__name__}: {reason}).", advice="Run it with TensorFlow."
     )

@@ -47,7 +47,7 @@ class Pass:
         """The outputs for rows, float32 [n, *row_shape], by calling the Keras network: what faster ways must equal."""
         network = keras.Model(self._entry, [prefix.network.outputs[0] for prefix in self._prefixes])
         outputs = network(self._prepared(tf.constant(rows, tf.float32)), training=False)
-        return [tf.cast(output, tf.float32).numpy() for output in outputs]
+        return [tf.cast(output, tf.float32).numpy() for output in keras.tree.flatten(outputs)]
 
     def _prepared(self, rows: tf.Tensor) -> tf.Tensor:
         return tf.cast(rows, self._entry.dtype) if self._start else self._prefixes[0].preprocess(rows)
