@@ -4,7 +4,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ import tensorflow as tf
 
 from tests.digits import digits_config, write_some_digits
 from transfer.activations import extract as extract_module
-from transfer.activations.extract import Extractor, extract, open_kept, prefixes_of
+from transfer.activations.extract import Extractor, prefixes_of
 from transfer.activations.inventory import Inventory
 from transfer.activations.kept import Kept
 from transfer.activations.prefix import View
@@ -25,12 +24,10 @@ from transfer.config import ActivationsConfig, AugmentationConfig
 from transfer.config.reference import render
 from transfer.dataset.ingest import ingest
 from transfer.dataset.shards import read_shard
-from transfer.errors import CorruptObjectError, ObjectNotFoundError
+from transfer.errors import CorruptObjectError
 from transfer.storage import open_store
 
 TOLERANCE = 1e-4
-# Which engine runs is not the subject here, and TensorFlow is ready sooner.
-keep = partial(extract, engine="tensorflow")
 AUGMENTATION = AugmentationConfig(flip="horizontal", rotation_degrees=20, zoom=0.2, contrast=0.3)
 
 
@@ -69,8 +66,22 @@ def request_prefixes(ingested, backbone):
     return prefixes
 
 
+def keep(store, shards, prefixes):
+    """Extract as a new job does. Which engine runs is not the subject here, and TensorFlow is ready sooner."""
+    return Extractor(store, engine="tensorflow").extract(shards, prefixes)
+
+
 def kept_values(store, prefix, shards):
-    return np.concatenate([np.concatenate(rows.parts()) for rows in open_kept(store, prefix, shards)])
+    kept = Kept(store, prefix)
+    return np.concatenate([np.concatenate(kept.open(shard).parts()) for shard in shards])
+
+
+def kept_labels(store, prefix, shards):
+    return [label for shard in shards for label in Kept(store, prefix).open(shard).labels.tolist()]
+
+
+def stored_labels(store, shards):
+    return [label for shard in shards for label in read_shard(store, shard)["label"].to_pylist()]
 
 
 def images_of(store, shards, rows_at_a_time=50):
@@ -109,9 +120,7 @@ def test_one_pass_over_the_images_keeps_every_cut_row_for_row(digits, request_pr
     images = images_of(store, shards)
     for prefix in prefixes:
         assert_close(kept_values(store, prefix, shards), prefix(tf.constant(images)).numpy())
-    stored = [label for shard in shards for label in read_shard(store, shard)["label"].to_pylist()]
-    found = [label for rows in open_kept(store, prefixes[0], shards) for label in rows.labels.tolist()]
-    assert found == stored
+    assert kept_labels(store, prefixes[0], shards) == stored_labels(store, shards)
 
 
 def test_a_second_time_nothing_is_done_but_a_listing_a_prefix(digits, request_prefixes, monkeypatch):
@@ -149,8 +158,7 @@ def test_a_later_cut_resumes_from_an_earlier_one_that_another_job_kept(digits, r
     images = images_of(store, shards)
     for prefix in (vectors, maps):
         assert_close(kept_values(store, prefix, shards), prefix(tf.constant(images)).numpy())
-    stored = [label for shard in shards for label in read_shard(store, shard)["label"].to_pylist()]
-    assert [label for rows in open_kept(store, vectors, shards) for label in rows.labels.tolist()] == stored
+    assert kept_labels(store, vectors, shards) == stored_labels(store, shards)
 
 
 def test_each_shard_starts_at_the_nearest_cut_that_is_kept_for_it(digits, request_prefixes):
@@ -218,12 +226,6 @@ def test_a_damaged_image_shard_is_an_error_that_names_it(digits, request_prefixe
     path.write_bytes(path.read_bytes()[::-1])
     with pytest.raises(CorruptObjectError, match=second.name):
         keep(store, [first, second], request_prefixes(0))
-
-
-def test_what_is_not_kept_cannot_be_opened(digits, request_prefixes):
-    store, dataset = digits
-    with pytest.raises(ObjectNotFoundError):
-        open_kept(store, request_prefixes(0)[0], dataset.shards_of("train"))
 
 
 def with_batch_size(monkeypatch, batch_size):
@@ -322,7 +324,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from transfer.activations import kept
-from transfer.activations.extract import extract, prefixes_of
+from transfer.activations.extract import Extractor, prefixes_of
 from transfer.activations.request import Request
 from transfer.backbone.load import load_backbone
 from transfer.config import load_config
@@ -341,7 +343,7 @@ class Mortal(kept.ShardWriter):
             os.kill(os.getpid(), signal.SIGKILL)
 
 kept.ShardWriter = Mortal
-extract(store, load_dataset(store, "digits").shards_of("train"), prefixes, engine="tensorflow")
+Extractor(store, engine="tensorflow").extract(load_dataset(store, "digits").shards_of("train"), prefixes)
 """
 
 

@@ -14,14 +14,13 @@ import numpy as np
 
 from transfer.activations.forward import Forward, build_forward
 from transfer.activations.inventory import Inventory, Stream
-from transfer.activations.kept import Kept, KeptRows
+from transfer.activations.kept import Kept
 from transfer.activations.prefix import Prefix, View, prefix_of
 from transfer.activations.request import Extraction, Request
 from transfer.activations.rows import Piece, RowBatch, image_rows, kept_rows, seen_as
 from transfer.backbone.backbone import Backbone
 from transfer.config import Config
 from transfer.dataset.manifest import Shard
-from transfer.progress import progress
 from transfer.storage import Store
 
 logger = logging.getLogger(__name__)
@@ -29,22 +28,6 @@ logger = logging.getLogger(__name__)
 Engine = Literal["auto", "tensorflow", "openvino"]
 Item = TypeVar("Item")
 Outputs = tuple[Piece, list[np.ndarray]]
-
-
-def extract(
-    store: Store, shards: Sequence[Shard], prefixes: Sequence[Prefix], *, engine: Engine = "auto"
-) -> Extraction:
-    """Compute and keep the outputs of each prefix for each shard, where they are not kept yet.
-
-    A shard is committed as soon as its last image is through, so a killed job goes on with the next one. Raises
-    StorageError, CorruptObjectError for a damaged image shard, BackboneError for outputs that cannot be kept.
-    """
-    extractor = Extractor(store, engine=engine)
-    images = sum(stream.rows for stream in extractor.plan(shards, prefixes))
-    if not images:
-        return extractor.extract(shards, prefixes)
-    with progress("frozen part", total=images) as advance:
-        return extractor.extract(shards, prefixes, advance=advance)
 
 
 def prefixes_of(config: Config, backbone: Backbone, requests: Iterable[Request]) -> dict[str, list[Prefix]]:
@@ -63,15 +46,6 @@ def prefixes_of(config: Config, backbone: Backbone, requests: Iterable[Request])
                 view = View(config.augmentation, seed=config.training.seed, index=request.view)
             found.setdefault(request.split, []).append(prefix.seen_as(view))
     return found
-
-
-def open_kept(store: Store, prefix: Prefix, shards: Sequence[Shard]) -> list[KeptRows]:
-    """What is kept of a prefix for each shard.
-
-    Raises ObjectNotFoundError where nothing is kept, CorruptObjectError where it is damaged, StorageError.
-    """
-    kept = Kept(store, prefix)
-    return [kept.open(shard) for shard in shards]
 
 
 class Extractor:
@@ -103,10 +77,14 @@ class Extractor:
         advance: Callable[[int], None] = lambda _: None,
         rows: int | None = None,
     ) -> Extraction:
-        """Compute and keep what is missing, as the function `extract` does.
+        """Compute and keep the outputs of each prefix for each shard, where they are not kept yet.
 
-        `advance` is called with the number of images whenever some are done. `rows`: images that will come in this
-        call and later ones, which decides how much measuring is worth while (default: those of this call).
+        A shard is committed as soon as its last image is through, so a killed job goes on with the next one. `advance`
+        is called with the number of images whenever some are done. `rows`: images that will come in this call and
+        later ones, which decides how much measuring is worth while (default: those of this call).
+
+        Raises StorageError, CorruptObjectError for a damaged image shard, ActivationsError for outputs that cannot be
+        kept.
         """
         done = Extraction()
         # A second round follows only where a kept output that a stream starts from turns out damaged.
