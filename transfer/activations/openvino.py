@@ -44,7 +44,7 @@ class OpenVinoEngine:
                 f"The network computes in {reduced}, and OpenVINO is used for float32 only.",
                 advice="Run it with TensorFlow.",
             )
-        self._model = _convert(function.graph)
+        self._model = _convert(function)
         self._row_shape = row_shape
         hints: list[Hint] = ["LATENCY", "THROUGHPUT"]
         if _thread_count() > FEW_CPUS:
@@ -87,16 +87,20 @@ class _OpenVinoRunner:
             self._requests.put(request)
 
 
-def _convert(graph: Any) -> Any:
-    """The OpenVINO model of a TensorFlow graph."""
+def _convert(function: Any) -> Any:
+    """The OpenVINO model of a concrete function, with its outputs in their order."""
     with _without_telemetry():
+        import openvino
         from openvino.frontend import FrontEndManager
         from openvino.frontend.tensorflow.graph_iterator import GraphIteratorTFGraph
     # What `openvino.convert_model` does, without its reports to Intel.
     frontend = FrontEndManager().load_by_framework("tf")
-    operations = GraphIteratorTFGraph(graph, share_weights=False)  # OpenVINO alone does not keep it alive.
+    operations = GraphIteratorTFGraph(function.graph, share_weights=False)  # OpenVINO alone does not keep it alive.
     try:
-        return frontend.convert(frontend.load(operations))
+        model = frontend.convert(frontend.load(operations))
+        # It takes whatever nobody uses for an output, too: sizes that a layer asked for while it was traced.
+        results = [model.output(output.name).get_node() for output in function.outputs]
+        return openvino.Model(results, model.get_parameters())
     except Exception as error:
         raise _refused(error) from error
 
