@@ -16,7 +16,7 @@ from transfer.activations.choice import Choice, Rates, choose, flops_of, measure
 from transfer.activations.extract import Extractor, prefixes_of
 from transfer.activations.kept import Kept
 from transfer.activations.prefix import Prefix
-from transfer.activations.request import Extraction, requests_of
+from transfer.activations.request import Extraction, Request, requests_of
 from transfer.config import PhaseConfig
 from transfer.dataset.manifest import Dataset, Shard
 from transfer.errors import AlreadyExistsError, TrainingError
@@ -64,6 +64,11 @@ class Inputs:
         with progress("frozen part", total=images) as advance:
             done = [self._extractor.extract(*each, advance=advance, rows=images) for each in wanted]
         return Extraction.sum(done)
+
+    def requests(self) -> list[Request]:
+        """What is to be kept, as a driver without TensorFlow can pass it on."""
+        phases = zip(self._run.config.phases, self.choices, strict=True)
+        return [request for phase, choice in phases if choice.kept for request in requests_of(self._run.config, phase)]
 
     def claim(self) -> None:
         """Note that an attempt at this run relies on what is kept, so that `transfer cache gc` leaves it alone."""

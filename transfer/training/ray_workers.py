@@ -14,10 +14,15 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.collective import broadcast_from_rank_zero
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
+from transfer.activations.ray_extract import extract_on_cluster
+from transfer.activations.request import Request
+from transfer.cluster import run_where
 from transfer.config import Config, StorageConfig
+from transfer.dataset.manifest import Dataset, load_dataset
 from transfer.errors import DivergedError, TrainingError, TransferError
+from transfer.storage import open_store
 from transfer.training.ray_backend import TensorFlowBackendConfig
-from transfer.training.run import Run
+from transfer.training.run import Run, load_run
 
 # Some S3 services refuse checksums in trailers, which recent SDKs send unless told otherwise.
 _WORKER_ENVIRONMENT = {
@@ -38,6 +43,11 @@ def train_on_workers(run: Run) -> None:
     resources = {"CPU": workers.cpus_per_worker}
     if workers.gpus_per_worker:
         resources["GPU"] = workers.gpus_per_worker
+    if workers.replicas > 1:
+        # A single replica sees to it itself.
+        dataset = load_dataset(run.store, run.dataset_name, run.dataset_number)
+        requests = run_where(workers, _choose_inputs, run.config, run.id, dataset)
+        extract_on_cluster(run.config, dataset, requests)
     trainer = DataParallelTrainer(
         _worker_main,
         train_loop_config={"config": run.config.model_dump(mode="json"), "run": _describe(run)},
@@ -62,6 +72,19 @@ def train_on_workers(run: Run) -> None:
         raise outcome
 
 
+def _choose_inputs(config: Config, run_id: str, dataset: Dataset) -> list[Request]:
+    """What is to be kept for a run; decided in a process with TensorFlow."""
+    from transfer.backbone.precision import set_precision
+    from transfer.training.inputs import Inputs
+    from transfer.training.model import build_model
+
+    run = load_run(open_store(config.storage), run_id, config)
+    set_precision(config.training.mixed_precision)
+    inputs = Inputs(run, dataset, build_model(config, dataset.classes))
+    inputs.claim()
+    return inputs.requests()
+
+
 def ray_storage_path(storage: StorageConfig) -> str:
     """Where Ray Train keeps its own state: beside everything else, as a URI without credentials."""
     if not storage.uri.startswith("s3://"):
@@ -83,9 +106,7 @@ def _worker_main(settings: dict[str, Any]) -> TransferError | None:
     # Before anything else: a multi-worker strategy must set TensorFlow's runtime up first.
     strategy = create_strategy()
 
-    from transfer.dataset.manifest import load_dataset
     from transfer.dataset.order import WorkerSlice
-    from transfer.storage import open_store
     from transfer.training.checkpoints import Checkpoints
     from transfer.training.loop import train
 
