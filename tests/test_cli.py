@@ -25,7 +25,10 @@ def config(tmp_path):
 
 
 HEAVY = {"tensorflow", "keras", "ray", "pyarrow", "numpy", "boto3", "sklearn", "matplotlib"}
-COMMANDS = ["ingest", "train", "evaluate", "publish", "predict", "inspect", "demo", "config check", "config show"]
+COMMANDS = [
+    *("ingest", "train", "evaluate", "publish", "predict", "inspect", "demo", "config check", "config show"),
+    *("cache ls", "cache gc", "cache verify"),
+]
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS, "config schema"])
@@ -112,3 +115,30 @@ def test_a_network_that_cannot_be_used_is_found_before_images_are_read(config, t
     assert said in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "storage/shards").exists()
+
+
+def test_what_is_kept_is_shown_cleaned_up_and_verified(config, tmp_path):
+    settings = ["--set", "activations=always", "--set", "publish.enabled=false"]
+    assert transfer("train", config, *settings).returncode == 0
+    (listed, *_) = json.loads(transfer("cache", "ls", config, "--json").stdout)["kept"]
+    assert listed["kept"]["images"] == listed["reachable"]["images"] > 0
+    assert transfer("cache", "verify", config).returncode == 0
+
+    content = next((tmp_path / "storage/activations").rglob("*.arrow"))
+    content.chmod(0o644)
+    content.write_bytes(content.read_bytes()[:-1])
+    done = transfer("cache", "verify", config)
+    assert done.returncode == 3
+    assert content.name in done.stdout
+    assert "what is kept: 1." in done.stderr
+    assert transfer("cache", "verify", config, "--remove").returncode == 0
+    assert not content.exists()
+
+    prefix = ["--prefix", listed["prefix"][:8]]
+    would = transfer("cache", "gc", config, *prefix)
+    assert "would go" in would.stdout
+    assert listed["prefix"] in transfer("cache", "ls", config, "--json").stdout
+    done = transfer("cache", "gc", config, *prefix, "--remove", "--json")
+    assert json.loads(done.stdout)["removed"] is True
+    assert listed["prefix"] not in transfer("cache", "ls", config, "--json").stdout
+    assert transfer("cache", "gc", config, *prefix).returncode == 8

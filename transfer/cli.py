@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import sys
-from collections.abc import Callable
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from transfer.errors import TransferError
-
-if TYPE_CHECKING:
-    from transfer.config import Config
+from transfer.cli_cache import cache_app
+from transfer.cli_common import AsJson, ConfigPath, Overrides, errors_explained, load, run
 
 app = typer.Typer(
     help="Transfer learning for images: a folder of images in, a published SavedModel out.",
@@ -26,12 +20,8 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="Check, show and document configurations.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
+app.add_typer(cache_app, name="cache")
 
-ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML configuration.")]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key, as in phases.0.epochs=3.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, everything else on stderr.")]
 RunId = Annotated[str, typer.Option("--run-id", help="The run, as `transfer train` printed it.")]
 
 
@@ -42,7 +32,7 @@ def ingest(config: ConfigPath, overrides: Overrides = None, json: AsJson = False
     def work() -> dict[str, Any]:
         from transfer import pipeline
 
-        dataset = pipeline.ingest(_load(config, overrides))
+        dataset = pipeline.ingest(load(config, overrides))
         return {
             "dataset": dataset.reference,
             "classes": dataset.classes,
@@ -51,7 +41,7 @@ def ingest(config: ConfigPath, overrides: Overrides = None, json: AsJson = False
             "rejects": dataset.rejects,
         }
 
-    _run(work, json)
+    run(work, json)
 
 
 @app.command()
@@ -66,7 +56,7 @@ def train(
     def work() -> dict[str, Any]:
         from transfer import pipeline
 
-        outcome = pipeline.train(_load(config, overrides), run_id=run_id)
+        outcome = pipeline.train(load(config, overrides), run_id=run_id)
         version = outcome.version
         return {
             "run": outcome.run.id,
@@ -79,7 +69,7 @@ def train(
             "model": f"{outcome.run.store.uri}/{version.folder}" if version else None,
         }
 
-    _run(work, json)
+    run(work, json)
 
 
 @app.command()
@@ -95,11 +85,11 @@ def evaluate(
     def work() -> dict[str, Any]:
         from transfer import pipeline
 
-        report, uri = pipeline.evaluate(_load(config, overrides), run_id=run_id, split=split)
+        report, uri = pipeline.evaluate(load(config, overrides), run_id=run_id, split=split)
         metrics = report.metrics
         return {"run": run_id, "split": report.split, "accuracy": metrics.accuracy, "loss": metrics.loss, "report": uri}
 
-    _run(work, json)
+    run(work, json)
 
 
 @app.command()
@@ -109,11 +99,11 @@ def publish(config: ConfigPath, run_id: RunId, overrides: Overrides = None, json
     def work() -> dict[str, Any]:
         from transfer import pipeline
 
-        loaded = _load(config, overrides)
+        loaded = load(config, overrides)
         version = pipeline.publish(loaded, run_id=run_id)
         return {"run": run_id, "version": version.number, "model": f"{loaded.storage.uri}/{version.folder}"}
 
-    _run(work, json)
+    run(work, json)
 
 
 @app.command()
@@ -130,9 +120,9 @@ def predict(
     def work() -> dict[str, Any]:
         from transfer import pipeline
 
-        return vars(pipeline.predict(_load(config, overrides), images=images, output=output, version=version))
+        return vars(pipeline.predict(load(config, overrides), images=images, output=output, version=version))
 
-    _run(work, json)
+    run(work, json)
 
 
 @app.command()
@@ -151,7 +141,7 @@ def inspect(
 
         storage = None
         if network.endswith((".yaml", ".yml")):
-            loaded = _load(Path(network), overrides)
+            loaded = load(Path(network), overrides)
             base, storage = loaded.base, loaded.storage
         else:
             # Its structure does not depend on the weights, and random ones need no download.
@@ -159,7 +149,7 @@ def inspect(
         rows = describe(load_backbone(base, storage=storage))
         return {"network": base.model, "blocks": rows if json else [_for_people(row) for row in rows]}
 
-    _run(work, json)
+    run(work, json)
 
 
 def _for_people(row: dict[str, Any]) -> dict[str, Any]:
@@ -189,7 +179,7 @@ def demo(
 
         return run_demo(output)
 
-    _run(work, json)
+    run(work, json)
 
 
 @config_app.command("check")
@@ -199,23 +189,23 @@ def config_check(config: ConfigPath, overrides: Overrides = None, json: AsJson =
     def work() -> dict[str, Any]:
         from transfer import pipeline
 
-        loaded = _load(config, overrides)
+        loaded = load(config, overrides)
         pipeline.check(loaded)
         return {"config": str(config), "valid": True, "storage": loaded.storage.uri}
 
-    _run(work, json)
+    run(work, json)
 
 
 @config_app.command("show")
 def config_show(config: ConfigPath, overrides: Overrides = None, json: AsJson = False) -> None:
     """Print the whole configuration, defaults included."""
     if json:
-        _run(lambda: _load(config, overrides).model_dump(mode="json"), json)
+        run(lambda: load(config, overrides).model_dump(mode="json"), json)
         return
     from transfer.config.reference import render
 
-    with _errors_explained():
-        sys.stdout.write(render(_load(config, overrides)))
+    with errors_explained():
+        sys.stdout.write(render(load(config, overrides)))
 
 
 @config_app.command("schema")
@@ -229,55 +219,3 @@ def config_schema() -> None:
 def main() -> None:
     """Entry point of the command."""
     app()
-
-
-def _load(path: Path, overrides: list[str] | None) -> Config:
-    from transfer.config import load_config
-
-    return load_config(path, overrides or [])
-
-
-def _run(work: Callable[[], dict[str, Any]], as_json: bool) -> None:
-    """Do a command's work, then print what came out of it."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("transfer").setLevel(logging.INFO)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    with _errors_explained(), _stdout_kept_clean() as stdout:
-        answer = work()
-        if as_json:
-            import json
-
-            stdout.write(json.dumps(answer) + "\n")
-        else:
-            from transfer.printing import show
-
-            show(answer, stdout)
-
-
-@contextmanager
-def _errors_explained() -> Any:
-    try:
-        yield
-    except TransferError as error:
-        sys.stderr.write(f"Error: {error.message}\n")
-        if error.advice:
-            sys.stderr.write(f"  {error.advice}\n")
-        sys.exit(error.exit_code)
-
-
-@contextmanager
-def _stdout_kept_clean() -> Any:
-    """Send what libraries and Ray's workers print to stderr; the answer alone goes to stdout.
-
-    Done on the file descriptor: TensorFlow and Ray print from C++ and from other processes, too.
-    """
-    sys.stdout.flush()
-    kept = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        with os.fdopen(os.dup(kept), "w", encoding="utf-8") as stdout:
-            yield stdout
-    finally:
-        sys.stdout.flush()
-        os.dup2(kept, 1)
-        os.close(kept)

@@ -17,7 +17,7 @@ def show(answer: dict[str, Any], stream: TextIO) -> None:
     for name, value in answer.items():
         if isinstance(value, list) and value and isinstance(value[0], dict):
             tables.append(_table(value))
-        elif value is not None and value != {}:
+        elif value not in (None, {}, []):
             console.print(f"{name.replace('_', ' '):<{width}}  {_text(value)}", soft_wrap=True, markup=False)
     for table in tables:
         console.print(table)

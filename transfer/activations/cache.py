@@ -190,7 +190,7 @@ def _plan(folder: Folder, usage: Usage, *, is_named: bool, seen: Container[str])
     left = [_left_for(run, needed.get(run, set()), orphans if run in relying else set()) for run in usage.runs]
     unreadable = sum(folder.entries[shard] is None for shard in rest)
     if unreadable:
-        why = f"{unreadable} entries do not read, which may name them (see `transfer cache verify`)"
+        why = f"they may belong to entries that do not read: {unreadable} (see `transfer cache verify`)"
         left.append(LeftAlone(why, run=None, shards=0, orphans=len(orphans)))
     if relying or unreadable:
         orphans = set()

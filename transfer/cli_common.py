@@ -1,0 +1,78 @@
+"""What all commands have in common: options, and how answers and errors are printed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from transfer.errors import TransferError
+
+if TYPE_CHECKING:
+    from transfer.config import Config
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML configuration.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key, as in phases.0.epochs=3.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, everything else on stderr.")]
+
+
+def load(path: Path, overrides: list[str] | None) -> Config:
+    """The configuration with its overrides."""
+    from transfer.config import load_config
+
+    return load_config(path, overrides or [])
+
+
+def run(work: Callable[[], dict[str, Any]], as_json: bool) -> None:
+    """Do a command's work, then print what came out of it."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("transfer").setLevel(logging.INFO)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    with errors_explained(), _stdout_kept_clean() as stdout:
+        answer = work()
+        if as_json:
+            import json
+
+            stdout.write(json.dumps(answer) + "\n")
+        else:
+            from transfer.printing import show
+
+            show(answer, stdout)
+
+
+@contextmanager
+def errors_explained() -> Any:
+    """End the process with the error's message, advice and exit code, when there is one that a user can act on."""
+    try:
+        yield
+    except TransferError as error:
+        sys.stderr.write(f"Error: {error.message}\n")
+        if error.advice:
+            sys.stderr.write(f"  {error.advice}\n")
+        sys.exit(error.exit_code)
+
+
+@contextmanager
+def _stdout_kept_clean() -> Any:
+    """Send what libraries and Ray's workers print to stderr; the answer alone goes to stdout.
+
+    Done on the file descriptor: TensorFlow and Ray print from C++ and from other processes, too.
+    """
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with os.fdopen(os.dup(kept), "w", encoding="utf-8") as stdout:
+            yield stdout
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
