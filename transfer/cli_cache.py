@@ -94,7 +94,7 @@ def verify(
         found = verify_all(store, remove=remove)
         damaged.extend(found.damaged)
         answer = {"storage": store.uri, "objects": found.objects, "size_bytes": found.size_bytes}
-        rows = [{"name": damage.name, "found": damage.found} for damage in found.damaged]
+        rows = [vars(damage) if json else _damage_in_short(damage) for damage in found.damaged]
         return answer | {"damaged": len(rows), "removed": remove and bool(rows), "damage": rows}
 
     run(work, json)
@@ -173,6 +173,11 @@ def _collection_in_short(found: Collection, *, remove: bool) -> dict[str, Any]:
             for each in cleanup.left_alone
         ],
     }
+
+
+def _damage_in_short(damage: Damage) -> dict[str, Any]:
+    _, prefix, name = damage.name.split("/")
+    return {"prefix": prefix[:12], "object": name, "found": damage.found}
 
 
 def _described(of: Summary | Cleanup) -> dict[str, Any]:

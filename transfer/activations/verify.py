@@ -79,11 +79,12 @@ def _check(store: Store, folder: Folder, *, remove: bool) -> Iterator[tuple[str,
     for shard, entry in folder.entries.items():
         if entry:
             naming.setdefault(entry.sha256, []).append(shard)
-    if folder.description is None:
-        name = description_name(folder.prefix)
-        if remove:
+    name = description_name(folder.prefix)
+    if name in folder.sizes:
+        is_damaged = folder.description is None
+        if is_damaged and remove:
             store.remove(name)
-        yield name, "its bytes do not match the SHA-256 that they carry"
+        yield name, "its bytes do not match the SHA-256 that they carry" if is_damaged else ""
     with ThreadPoolExecutor(PARALLEL) as pool:
         yield from pool.map(check_entry, folder.entries)
         yield from pool.map(check_content, sorted(folder.contents | naming.keys()))
