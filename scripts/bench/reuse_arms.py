@@ -1,0 +1,320 @@
+"""One arm of `scripts.bench.reuse` in a process of its own: `python -m scripts.bench.reuse_arms '<task as JSON>'`.
+
+Ends with a line of JSON: `seconds` by phase, when the arm `ended`, its peak memory, and what the arm itself tells. The
+phases `load` (imports and the network) and `build` (compiling the forward pass) are its start, all others its work.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scripts.bench.common import CLASSES
+from scripts.bench.stopwatch import PeakMemory, Stopwatch
+from transfer.config import Config, parse_config
+
+BATCH = 32
+DROPOUT = 0.2
+
+
+@dataclass(frozen=True)
+class Task:
+    """What an arm is to do."""
+
+    arm: str
+    images: str
+    """Folder of class folders."""
+    network: str
+    """The `.keras` file of the base; made by the arm `prepare`."""
+    application: str
+    """The network's name in keras.applications."""
+    image_size: int
+    epochs: int
+    learning_rate: float
+    storage: str
+    shard_size_bytes: int
+    heads: str
+    """Folder where an arm leaves its trained head, which the arm `evaluate` finds there."""
+    head: str = ""
+    """Name of the head, without a suffix."""
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO)
+    task = Task(**json.loads(sys.argv[1]))
+    watch, memory = Stopwatch(), PeakMemory()
+    told = ARMS[task.arm](task, watch)
+    print(json.dumps({"seconds": watch.seconds, "ended": watch.ended, "memory_mib": memory.stop(), **told}))
+
+
+def tutorial(task: Task, watch: Stopwatch) -> dict[str, Any]:
+    """What TensorFlow's tutorial on transfer learning does: `fit` over images, the base frozen."""
+    with watch("load"):
+        import keras
+
+        base = keras.models.load_model(task.network, compile=False)
+        base.trainable = False
+        inputs = keras.Input((task.image_size, task.image_size, 3))
+        features = base(keras.layers.Rescaling(1 / 127.5, -1)(inputs), training=False)
+        features = keras.layers.GlobalAveragePooling2D()(features)
+        outputs = keras.layers.Dense(CLASSES)(keras.layers.Dropout(DROPOUT)(features))
+        model = compiled(task, keras.Model(inputs, outputs))
+    with watch("list files"):
+        images = image_dataset(task, shuffle=True)
+    with watch("build"):
+        # The first step compiles the whole training step; what it trained is undone.
+        variables = [*model.trainable_variables, *model.optimizer.variables]
+        before = [variable.numpy() for variable in variables]
+        model.fit(images.take(1), verbose=0)
+        for variable, value in zip(variables, before, strict=True):
+            variable.assign(value)
+    with watch("train"):
+        model.fit(images, epochs=task.epochs, verbose=0)
+    save_head(task, *model.layers[-1].get_weights())
+    return {}
+
+
+def careful(task: Task, watch: Stopwatch) -> dict[str, Any]:
+    """What a careful person writes: features once by `predict`, then `fit` of a head on arrays."""
+    with watch("load"):
+        import keras
+
+        extractor = pooled_network(task)
+        head = compiled(
+            task,
+            keras.Sequential(
+                [keras.Input(extractor.output_shape[1:]), keras.layers.Dropout(DROPOUT), keras.layers.Dense(CLASSES)]
+            ),
+        )
+    with watch("list files"):
+        images = image_dataset(task, shuffle=False)
+        labels = labels_of(images)
+        pixels = images.map(lambda image, _: image)
+    with watch("build"):
+        extractor.predict(pixels.take(1), verbose=0)
+    with watch("forward"):
+        features = extractor.predict(pixels, verbose=0)
+    with watch("train"):
+        head.fit(features, labels, batch_size=BATCH, epochs=task.epochs, verbose=0)
+    save_head(task, *head.layers[-1].get_weights())
+    return {}
+
+
+def bare(task: Task, watch: Stopwatch) -> dict[str, Any]:
+    """One pass over all images with this project's forward pass, and nothing else: its outputs are thrown away."""
+    with watch("load"):
+        from transfer.activations.forward import build_forward
+        from transfer.activations.prefix import prefix_of
+        from transfer.backbone.load import load_backbone
+        from transfer.backbone.pooling import pooled
+
+        prefix = prefix_of(pooled(load_backbone(config_of(task).base), "average"), 0, map_dtype="float32")
+    with watch("list files"):
+        paths = sorted(map(str, Path(task.images).rglob("*.jpg")))
+    with watch("build"):
+        forward = build_forward([prefix], rows=len(paths))
+    with watch("forward"):
+        for _ in forward.map(decoded(paths, task.image_size, forward.batch_size)):
+            pass
+    return {"engine": forward.engine}
+
+
+def bare_openvino(task: Task, watch: Stopwatch) -> dict[str, Any]:
+    """The same with OpenVINO alone, on the Keras model as it is."""
+    with watch("load"):
+        # OpenVINO reports conversions to Google Analytics if it finds this package; None says that there is none.
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+        import openvino
+        import tensorflow as tf
+
+        network = pooled_network(task)
+    with watch("list files"):
+        paths = sorted(map(str, Path(task.images).rglob("*.jpg")))
+    with watch("build"):
+        shape = [BATCH, task.image_size, task.image_size, 3]
+        function = tf.function(partial(network, training=False))
+        model = openvino.convert_model(function.get_concrete_function(tf.TensorSpec(shape, tf.float32)))
+        hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+        request = openvino.Core().compile_model(model, "CPU", hints).create_infer_request()
+    with watch("forward"):
+        for batch in decoded(paths, task.image_size, BATCH):
+            rows = np.resize(batch, shape) if len(batch) < BATCH else batch
+            request.infer([rows], share_inputs=True)
+    return {"engine": "openvino"}
+
+
+def ours(task: Task, watch: Stopwatch) -> dict[str, Any]:
+    """This library, in this process: what `transfer train` does between ingest and evaluation."""
+    with watch("load"):
+        from transfer.activations import extract, prefix
+        from transfer.activations.request import Extraction
+        from transfer.dataset.manifest import load_dataset
+        from transfer.storage import open_store
+        from transfer.training import loop
+        from transfer.training.checkpoints import Checkpoints
+        from transfer.training.inputs import Inputs
+        from transfer.training.run import open_run
+        from transfer.training.strategy import create_strategy
+
+        extractions: list[Extraction] = []
+        extract_inputs = Inputs.extract
+
+        def noted(inputs: Inputs) -> Extraction:
+            extractions.append(extract_inputs(inputs))
+            return extractions[-1]
+
+        Inputs.extract = noted
+        watch.watch(loop, "build_model", "load")
+        watch.watch(extract, "build_forward", "build")
+        watch.watch(prefix, "network_digest", "digest")
+        watch.watch(Inputs, "_choose", "choose")
+        watch.watch(Inputs, "extract", "extract")
+        watch.watch(loop._Trainer, "run_from", "train")  # noqa: SLF001 - measured from outside
+        watch.watch(Checkpoints, "save", "checkpoints")
+        watch.watch(loop, "write_events", "checkpoints")
+    epochs_s: list[float] = []
+    with watch("rest"):
+        config = config_of(task)
+        store = open_store(config.storage)
+        dataset = load_dataset(store, config.dataset_name)
+        run = open_run(store, config, dataset)
+        model = loop.train(run, dataset, strategy=create_strategy(), on_epoch=lambda row: epochs_s.append(row.seconds))
+    save_head(task, *model.head.get_layer("logits").get_weights())
+    (extraction,) = extractions
+    return {"extraction": asdict(extraction), "epochs_s": epochs_s, "choice": run.inputs.read(1)["phases"][0]}
+
+
+def ingest(task: Task, watch: Stopwatch) -> dict[str, Any]:
+    """Bring the images into storage."""
+    with watch("load"):
+        from transfer.dataset.ingest import ingest as ingest_dataset
+        from transfer.storage import open_store
+    with watch("ingest"):
+        config = config_of(task)
+        dataset = ingest_dataset(config, open_store(config.storage))
+    return {"images": dataset.rows("train")}
+
+
+def prepare(task: Task, _: Stopwatch) -> dict[str, Any]:
+    """A base with random weights, for want of pretrained ones, whose BatchNorms have seen some of the images.
+
+    Without that its activations would have no sane scale, and no head could be trained on them.
+    """
+    import keras
+
+    keras.utils.set_random_seed(0)
+    size = task.image_size
+    network = getattr(keras.applications, task.application)(
+        weights=None, include_top=False, input_shape=(size, size, 3)
+    )
+    norms = [layer for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0  # The statistics become exactly those of one batch.
+    for batch in image_dataset(task, shuffle=True).rebatch(64).take(1):
+        network(batch[0] / 127.5 - 1.0, training=True)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    network.save(task.network)
+    return {}
+
+
+def evaluate(task: Task, _: Stopwatch) -> dict[str, Any]:
+    """Accuracy of every head on all images, behind the plain Keras base."""
+    images = image_dataset(task, shuffle=False)
+    labels = labels_of(images)
+    features = pooled_network(task).predict(images.map(lambda image, _: image), verbose=0)
+    accuracy = {}
+    for path in sorted(Path(task.heads).glob("*.npz")):
+        with np.load(path) as head:
+            answers = np.argmax(features @ head["kernel"] + head["bias"], axis=-1)
+        accuracy[path.stem] = float(np.mean(answers == labels))
+    return {"accuracy": accuracy}
+
+
+def config_of(task: Task) -> Config:
+    """The configuration that does what the other arms do: no augmentation, nothing held out, a head for all epochs."""
+    held_out = {"validation": 0.0, "test": 0.0}
+    return parse_config(
+        {
+            "name": "bench",
+            "storage": task.storage,
+            "dataset": {"source": task.images, "shard_size_bytes": task.shard_size_bytes, **held_out},
+            "base": {"model": task.network, "image_size": task.image_size, "preprocessing": "-1..1"},
+            "head": {"dropout": DROPOUT},
+            "phases": [{"unfreeze": 0, "epochs": task.epochs, "learning_rate": task.learning_rate}],
+            "training": {"batch_size": BATCH},
+            "publish": {"enabled": False},
+        }
+    )
+
+
+def image_dataset(task: Task, *, shuffle: bool) -> Any:
+    """Images as the tutorial reads them; `image_dataset_from_directory` prefetches by itself."""
+    import keras
+
+    size = (task.image_size, task.image_size)
+    return keras.utils.image_dataset_from_directory(
+        task.images, image_size=size, batch_size=BATCH, shuffle=shuffle, seed=0, verbose=False
+    )
+
+
+def labels_of(images: Any) -> np.ndarray:
+    """Labels of a dataset that is not shuffled, int32 [images]."""
+    return np.array([images.class_names.index(Path(path).parent.name) for path in images.file_paths], np.int32)
+
+
+def decoded(paths: list[str], size: int, batch_size: int) -> Iterator[np.ndarray]:
+    """Images from files with tf.data and nothing else, float32 [batch, size, size, 3]."""
+    import tensorflow as tf
+
+    def load(path: tf.Tensor) -> tf.Tensor:
+        return tf.image.resize(tf.io.decode_jpeg(tf.io.read_file(path), channels=3), (size, size))
+
+    images = tf.data.Dataset.from_tensor_slices(paths).map(load, num_parallel_calls=tf.data.AUTOTUNE)
+    return images.batch(batch_size).prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
+
+
+def pooled_network(task: Task) -> Any:
+    """The base in plain Keras, from pixels to pooled features."""
+    import keras
+
+    base = keras.models.load_model(task.network, compile=False)
+    inputs = keras.Input((task.image_size, task.image_size, 3))
+    features = base(keras.layers.Rescaling(1 / 127.5, -1)(inputs), training=False)
+    return keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(features))
+
+
+def compiled(task: Task, model: Any) -> Any:
+    import keras
+
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(task.learning_rate), loss, metrics=["accuracy"])
+    return model
+
+
+def save_head(task: Task, kernel: np.ndarray, bias: np.ndarray) -> None:
+    np.savez(Path(task.heads) / f"{task.head}.npz", kernel=kernel, bias=bias)
+
+
+ARMS: dict[str, Callable[[Task, Stopwatch], dict[str, Any]]] = {
+    "tutorial": tutorial,
+    "careful": careful,
+    "bare": bare,
+    "bare-openvino": bare_openvino,
+    "ours": ours,
+    "ingest": ingest,
+    "prepare": prepare,
+    "evaluate": evaluate,
+}
+
+if __name__ == "__main__":
+    main()
