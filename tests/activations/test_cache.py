@@ -206,6 +206,14 @@ def test_a_name_does_not_take_from_a_run_what_it_relies_on(cache):
     assert not list(cache.list(f"activations/{OTHER}/"))
 
 
+def test_an_earlier_cut_from_which_a_run_may_start_is_left_alone_for_it(cache):
+    start_run(cache, "running", [OTHER], number=1)
+    (cleanup,) = collect_garbage(cache, remove=True).cleanups
+    assert [(left.run, left.shards, left.orphans) for left in cleanup.left_alone] == [("running", 1, 0)]
+    assert kept_shards(cache, ONE) == {"a", "b", "c"}
+    assert summarize(cache)[0].orphans == 0
+
+
 def test_the_description_stays_for_a_run_that_is_about_to_write(cache):
     start_run(cache, "running", [OTHER], number=1)
     cache.remove(entry_name(OTHER, digest("a")))
@@ -398,6 +406,18 @@ def test_damaged_content_takes_all_entries_that_name_it(each_cache):
     verify(each_cache, remove=True)
     assert not each_cache.exists(entry_name(ONE, digest("a")))
     assert not each_cache.exists(entry_name(ONE, digest("d")))
+
+
+def test_what_a_job_discards_while_it_is_verified_is_not_damaged(folder_storage):
+    class Discarding(LocalStore):
+        def size(self, name):
+            self.remove(entry_name(ONE, digest("a")))
+            self.remove(name)
+            return super().size(name)
+
+    store = Discarding(Path(folder_storage.uri))
+    keep(store, ONE, "a")
+    assert verify(store).damaged == ()
 
 
 def test_a_copy_on_this_machine_does_not_hide_that_the_bucket_is_damaged(s3_storage):
