@@ -50,10 +50,10 @@ def new_run(digits, run_id, **changes):
 
 @pytest.fixture(scope="module")
 def in_one_process(digits, tmp_path_factory):
-    """Final weights of the run trained in a process of its own, without Ray."""
+    """Final weights of the run trained from pixels in a process of its own, without Ray."""
     from transfer.config.reference import render
 
-    run = new_run(digits, "one-process")
+    run = new_run(digits, "one-process", activations="never")
     path = tmp_path_factory.mktemp("config") / "config.yaml"
     path.write_text(render(run.config))
     subprocess.run([sys.executable, "-c", TRAIN_HERE, path, run.id], check=True, capture_output=True)
@@ -65,8 +65,10 @@ def largest_difference(left, right):
 
 
 def test_two_ray_workers_end_with_the_weights_of_one_process(ray_cluster, digits, in_one_process):
-    run = new_run(digits, "two-workers", workers=WORKERS)
+    """What they train on is computed on the cluster first: nothing is kept yet."""
+    run = new_run(digits, "two-workers", workers=WORKERS, activations={"keep": "always", "engine": "tensorflow"})
     train_on_workers(run)
+    assert [choice["kept"] for choice in run.inputs.read(1)["phases"]] == [True, True]
     final = Checkpoints(run).complete()
     assert largest_difference(final.weights, in_one_process.weights) < TOLERANCE
     for here, there in zip(in_one_process.progress.history, final.progress.history, strict=True):
@@ -126,7 +128,7 @@ def test_divergence_is_an_answer_and_not_retried(ray_cluster, digits):
 
 
 def test_a_cluster_that_is_too_small_is_named_in_time(ray_cluster, digits):
-    run = new_run(digits, "too-large", workers={"count": 16, "start_timeout_s": 1.0})
+    run = new_run(digits, "too-large", workers={"count": 16, "start_timeout_s": 1.0}, activations="never")
     with pytest.raises(TrainingError, match="16 workers"):
         train_on_workers(run)
 

@@ -10,6 +10,7 @@ import logging
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 
 from transfer.activations.batches import KeptSplit
 from transfer.activations.choice import Choice, Rates, choose, flops_of, measure
@@ -51,7 +52,19 @@ class Inputs:
             {} if reason else prefixes_of(config, model.backbone, requests_of(config, phase))
             for phase, reason in zip(config.phases, self._reasons, strict=True)
         ]
-        self.choices = self._recorded_choices()
+
+    @cached_property
+    def choices(self) -> list[Choice]:
+        """How each phase gets its frozen part's output: as the run began, or decided now if this is its beginning."""
+        log = self._run.inputs
+        if not log.numbers():
+            choices = self._choose()
+            for index, choice in enumerate(choices):
+                logger.info("Phase %d trains %s", index + 1, choice.explained)
+            # Another worker may be first: its choices count.
+            with suppress(AlreadyExistsError):
+                log.append({"phases": [choice.model_dump(mode="json") for choice in choices]}, number=1)
+        return [Choice.model_validate(choice) for choice in log.read(1)["phases"]]
 
     def extract(self) -> Extraction:
         """Compute, in this process, what the phases will need and is not kept yet."""
@@ -71,8 +84,12 @@ class Inputs:
         return [request for phase, choice in phases if choice.kept for request in requests_of(self._run.config, phase)]
 
     def claim(self) -> None:
-        """Note that an attempt at this run relies on what is kept, so that `transfer cache gc` leaves it alone."""
-        digests = sorted(prefix.digest for _, prefixes in self._wanted() for prefix in prefixes)
+        """Note what an attempt at this run may rely on, so that `transfer cache gc` leaves it alone.
+
+        To be called before anything looks at what is kept.
+        """
+        prefixes = [prefix for phase in self._prefixes for of_split in phase.values() for prefix in of_split]
+        digests = sorted({prefix.digest for prefix in prefixes})
         if digests:
             started = datetime.now(UTC).isoformat(timespec="seconds")
             self._run.uses.append({"prefixes": digests, "started": started})
@@ -117,18 +134,6 @@ class Inputs:
 
     def _shards(self, splits: tuple[str, ...]) -> list[Shard]:
         return [shard for split in splits for shard in self._dataset.shards_of(split)]
-
-    def _recorded_choices(self) -> list[Choice]:
-        """The choices that the run began with; made and recorded if this is its beginning."""
-        log = self._run.inputs
-        if not log.numbers():
-            choices = self._choose()
-            for index, choice in enumerate(choices):
-                logger.info("Phase %d trains %s", index + 1, choice.explained)
-            # Another worker may be first: its choices count.
-            with suppress(AlreadyExistsError):
-                log.append({"phases": [choice.model_dump(mode="json") for choice in choices]}, number=1)
-        return [Choice.model_validate(choice) for choice in log.read(1)["phases"]]
 
     def _choose(self) -> list[Choice]:
         rates = None
