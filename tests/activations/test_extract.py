@@ -17,7 +17,7 @@ from transfer.activations.inventory import Inventory
 from transfer.activations.kept import Kept
 from transfer.activations.prefix import View
 from transfer.activations.request import Extraction, Request
-from transfer.activations.rows import _augment, _seed, image_rows
+from transfer.activations.rows import Piece, RowBatch, _augment, _seed, image_rows, seen_as
 from transfer.backbone.load import load_backbone
 from transfer.backbone.pooling import pooled
 from transfer.config import ActivationsConfig, AugmentationConfig
@@ -173,6 +173,15 @@ def test_each_shard_starts_at_the_nearest_cut_that_is_kept_for_it(digits, reques
     assert streams[shards[2],].start is None
 
 
+def test_an_extractor_starts_from_what_it_has_kept_itself(digits, request_prefixes):
+    store, dataset = digits
+    shards = dataset.shards_of("train")[:1]
+    extractor = Extractor(store, engine="tensorflow")
+    maps, vectors = request_prefixes(2, 0)
+    extractor.extract(shards, [maps])
+    assert extractor.extract(shards, [vectors]).shards_resumed == 1
+
+
 def test_outputs_that_start_at_the_same_place_are_one_pass_over_all_their_shards(digits, request_prefixes):
     store, dataset = digits
     shards = dataset.shards_of("train")
@@ -267,6 +276,14 @@ def test_views_differ_from_each_other_and_from_the_images(digits, request_prefix
     for index, one in enumerate(values):
         for other in values[:index]:
             assert (np.abs(one - other).max(axis=1) > 0).all()
+
+
+def test_each_row_of_a_shard_is_changed_in_its_own_way(ingested):
+    shard = ingested[1].shards[0].model_copy(update={"rows": 70})
+    one = np.random.default_rng(0).uniform(0, 255, (32, 32, 3)).astype(np.float32)
+    batch = RowBatch(np.stack([one] * 70), (Piece(shard, 0, np.zeros(70, np.int32)),))
+    (viewed,) = seen_as(View(AUGMENTATION, seed=0, index=0), iter([batch]), image_size=32)
+    assert len(np.unique(viewed.values.reshape(70, -1), axis=0)) == 70
 
 
 def test_views_of_a_prefix_share_its_forward_pass(digits, request_prefixes, monkeypatch):

@@ -25,7 +25,8 @@ def network():
     keras.utils.set_random_seed(0)
     pixels = keras.Input((8, 8, 3))
     maps = keras.layers.Conv2D(4, 3, strides=2, name="maps")(pixels)
-    return keras.Model(pixels, keras.layers.GlobalAveragePooling2D(name="vectors")(maps))
+    ends = [keras.layers.GlobalAveragePooling2D(name="vectors")(maps), keras.layers.Flatten(name="flat")(maps)]
+    return keras.Model(pixels, ends)
 
 
 def prefix_at(network, layer, **options):
@@ -203,15 +204,20 @@ def test_what_is_half_gone_is_discarded_as_a_whole(folder, network, gone):
     assert kept.shards() == set()
 
 
-def test_content_of_another_shape_or_length_is_named(folder, network):
-    store, path = folder
-    prefix = prefix_at(network, "vectors")
-    kept = kept_with_rows(store, prefix)
+def test_content_of_another_length_is_named(folder, network):
+    store, _ = folder
+    kept = kept_with_rows(store, prefix_at(network, "vectors"))
     with pytest.raises(CorruptObjectError, match="23 rows, expected 24"):
         kept.open(shard_of(rows=ROWS + 1))
-    # What another version of the code might have left under this prefix.
-    other = prefix_at(network, "maps")
-    (path / "activations" / prefix.digest).rename(path / "activations" / other.digest)
+
+
+@pytest.mark.parametrize("layer", ["vectors", "flat"])
+def test_content_of_another_shape_is_named(folder, network, layer):
+    """What another version of the code might have left under this prefix, even if it is as many numbers."""
+    store, path = folder
+    maps, other = prefix_at(network, "maps"), prefix_at(network, layer)
+    kept_with_rows(store, maps)
+    (path / "activations" / maps.digest).rename(path / "activations" / other.digest)
     with pytest.raises(CorruptObjectError, match="does not read as activations of shape"):
         Kept(store, other).open(shard_of())
 

@@ -47,27 +47,28 @@ class Inventory:
     def add(self, prefix: Prefix, shard: Shard) -> None:
         """Note that they are."""
         self._of(prefix).add(shard.sha256)
-        self._described.setdefault(prefix.digest, description_of(prefix))
+        if (description := description_of(prefix)) not in self._described:
+            self._described.append(description)
 
     def remove(self, prefix: Prefix, shard: Shard) -> None:
         """Note that they are not any more."""
         self._of(prefix).discard(shard.sha256)
 
     def starts(self, prefix: Prefix) -> list[Prefix]:
-        """Earlier cuts of the very same network whose outputs are kept in float32, the nearest one first.
+        """Earlier cuts whose outputs may be kept in float32, the nearest one first.
 
-        Other jobs left them, so they are known by their descriptions; the digest then decides whether one is the same.
+        Other jobs may have left them, so they are looked for by their descriptions. `has` then goes by the digest, and
+        so finds nothing where the description is that of a network with other weights.
         """
         nodes = nodes_in_order(prefix.network)
-        named = {description["cut"] for description in self._described.values()}
+        named = {description["cut"] for description in self._described}
         inner = [
             cut.tensor
             for cut in cut_points(nodes, prefix.network.outputs[0])[:-1]
             if nodes[cut.position].name in named and not nodes[cut.position].is_input
         ]
         candidates = [self._cut_at(tensor, prefix) for tensor in reversed(inner)]
-        described = list(self._described.values())
-        return [start for start in candidates if description_of(start) in described and start.digest in self._described]
+        return [start for start in candidates if description_of(start) in self._described]
 
     def plan(self, shards: Sequence[Shard], prefixes: Sequence[Prefix]) -> list[Stream]:
         """Streams after which everything is kept. Each output is computed from the nearest cut that its shard has kept.
@@ -100,13 +101,13 @@ class Inventory:
         return self._starts[key]
 
     @cached_property
-    def _described(self) -> dict[str, dict[str, Any]]:
-        """The description of each prefix of which something is kept, by its digest."""
-        found = {}
+    def _described(self) -> list[dict[str, Any]]:
+        """The descriptions of all prefixes of which something is kept."""
+        found = []
         for item in self._store.list(f"{ROOT}/"):
             if item.name.endswith("/prefix.json"):
                 try:
-                    found[item.name.split("/")[1]] = read_document(self._store, item.name)
+                    found.append(read_document(self._store, item.name))
                 except (CorruptObjectError, ObjectNotFoundError):
                     continue  # It only spares work, and may be removed at any time.
         return found
