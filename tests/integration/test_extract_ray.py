@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -55,8 +56,8 @@ def asked(dataset):
     return sum(len(dataset.shards_of(request.split)) for request in REQUESTS)
 
 
-def actor_processes():
-    """Process ids of the actors, by their titles."""
+def actor_processes(method=""):
+    """Process ids of the actors, or of those at work on a method, by their titles."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -64,7 +65,7 @@ def actor_processes():
                 title = (entry / "cmdline").read_bytes()
             except OSError:
                 continue
-            if title.startswith(b"ray::ExtractionActor"):
+            if title.startswith(f"ray::ExtractionActor{method}".encode()):
                 found.append(int(entry.name))
     return sorted(found)
 
@@ -74,10 +75,11 @@ def kill_one_in_the_middle(store, killed):
     until = time.monotonic() + LONGEST_WAIT_S
     while not killed and time.monotonic() < until:
         kept = sum(item.name.endswith(".arrow") for item in store.list("activations/"))
-        at_work = [pid for pid in actor_processes() if b".extract" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        at_work = actor_processes(".extract")
         if kept and at_work:
-            os.kill(at_work[-1], signal.SIGKILL)
-            killed.append(kept)
+            with suppress(ProcessLookupError):
+                os.kill(at_work[-1], signal.SIGKILL)
+                killed.append(at_work[-1])
         time.sleep(0.01)
 
 
@@ -150,7 +152,8 @@ def test_actors_that_keep_dying_are_an_error_that_says_so(ray_cluster, ingested)
     def kill_all():
         while not done.is_set():
             for pid in actor_processes():
-                os.kill(pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             time.sleep(0.05)
 
     killer = threading.Thread(target=kill_all, daemon=True)
