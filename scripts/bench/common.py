@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 CLASSES = 4
-GRIDS = ((3, 4), (6, 8), (12, 16), (24, 32))
+GRIDS = ((2, 3), (6, 8), (18, 24), (48, 64))
 """Of the random fields that images are made of, from coarse to fine; one for each class where classes differ."""
 
 

@@ -34,6 +34,7 @@ from pathlib import Path
 
 import numpy as np
 
+from scripts.bench.common import ratio, timed, write_jpegs
 from transfer.config import Config, parse_config
 
 SIZE = 224
@@ -53,7 +54,7 @@ def main() -> None:
 
 
 def measure(folder: Path, endpoint: str, options: argparse.Namespace) -> dict:
-    write_jpegs(folder / "images", options.images)
+    write_jpegs(folder / "images", range(options.images))
     ingest_s = [timed(partial(ingest, folder, endpoint, round_)) for round_ in range(options.rounds)]
     write_tfrecords(folder)
     passes = {arm: arm_of(arm, folder, endpoint) for arm in ARMS}
@@ -80,10 +81,6 @@ def measure(folder: Path, endpoint: str, options: argparse.Namespace) -> dict:
         "peak_memory_mib": memory,
         "parity": parity(passes),
     }
-
-
-def ratio(left: list[float], right: list[float]) -> float:
-    return statistics.median(a / b for a, b in zip(left, right, strict=True))
 
 
 def parity(passes: dict[str, Callable[[], Iterator[np.ndarray]]]) -> dict[str, bool]:
@@ -158,12 +155,6 @@ def middle_rate(batches: Iterator[np.ndarray]) -> float:
     return sum(count for count, _ in middle[1:]) / (middle[-1][1] - middle[0][1])
 
 
-def timed(work: Callable[[], None]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
 def config_for(folder: Path, where: str, endpoint: str, name: str = "bench") -> Config:
     bucket = {"uri": "s3://bench/data", "endpoint_url": endpoint, "cache_folder": str(folder / "cache")}
     storage = {"uri": str(folder / "storage")} if where == "folder" else bucket
@@ -188,21 +179,6 @@ def ingest(folder: Path, endpoint: str, round_: int) -> None:
             "c = parse_config(json.loads(sys.argv[1])); ingest(c, open_store(c.storage))"
         )
         subprocess.run([sys.executable, "-c", code, config.model_dump_json()], check=True, stderr=subprocess.DEVNULL)
-
-
-def write_jpegs(folder: Path, count: int) -> None:
-    """Photographs would be better; smooth random fields with some texture compress and decode much like them."""
-    from PIL import Image
-
-    random = np.random.default_rng(0)
-    for index in range(count):
-        path = folder / f"class-{index % 4}" / f"{index:06d}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        coarse = Image.fromarray(random.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize(
-            (320, 240), Image.Resampling.BICUBIC
-        )
-        noisy = np.asarray(coarse, np.int16) + random.integers(-12, 13, (240, 320, 1), dtype=np.int16)
-        Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(path, quality=85)
 
 
 def write_tfrecords(folder: Path) -> None:

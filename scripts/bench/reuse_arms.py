@@ -118,7 +118,7 @@ def bare(task: Task, watch: Stopwatch) -> dict[str, Any]:
 
         prefix = prefix_of(pooled(load_backbone(config_of(task).base), "average"), 0, map_dtype="float32")
     with watch("list files"):
-        paths = sorted(map(str, Path(task.images).rglob("*.jpg")))
+        paths = paths_of(task)
     with watch("build"):
         forward = build_forward([prefix], rows=len(paths))
     with watch("forward"):
@@ -137,7 +137,7 @@ def bare_openvino(task: Task, watch: Stopwatch) -> dict[str, Any]:
 
         network = pooled_network(task)
     with watch("list files"):
-        paths = sorted(map(str, Path(task.images).rglob("*.jpg")))
+        paths = paths_of(task)
     with watch("build"):
         shape = [BATCH, task.image_size, task.image_size, 3]
         function = tf.function(partial(network, training=False))
@@ -250,7 +250,7 @@ def config_of(task: Task) -> Config:
             "dataset": {"source": task.images, "shard_size_bytes": task.shard_size_bytes, **held_out},
             "base": {"model": task.network, "image_size": task.image_size, "preprocessing": "-1..1"},
             "head": {"dropout": DROPOUT},
-            "phases": [{"unfreeze": 0, "epochs": task.epochs, "learning_rate": task.learning_rate}],
+            "phases": [{"epochs": task.epochs, "learning_rate": task.learning_rate, "schedule": {"kind": "cosine"}}],
             "training": {"batch_size": BATCH},
             "publish": {"enabled": False},
         }
@@ -265,6 +265,10 @@ def image_dataset(task: Task, *, shuffle: bool) -> Any:
     return keras.utils.image_dataset_from_directory(
         task.images, image_size=size, batch_size=BATCH, shuffle=shuffle, seed=0, verbose=False
     )
+
+
+def paths_of(task: Task) -> list[str]:
+    return sorted(map(str, Path(task.images).rglob("*.jpg")))
 
 
 def labels_of(images: Any) -> np.ndarray:
@@ -294,10 +298,13 @@ def pooled_network(task: Task) -> Any:
 
 
 def compiled(task: Task, model: Any) -> Any:
+    """The model, to be trained as this library does it in the other arms; a constant rate would leave more noise."""
     import keras
 
+    steps = task.epochs * -(-len(paths_of(task)) // BATCH)
+    schedule = keras.optimizers.schedules.CosineDecay(task.learning_rate, steps, alpha=0.01)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(task.learning_rate), loss, metrics=["accuracy"])
+    model.compile(keras.optimizers.Adam(schedule), loss, metrics=["accuracy"])
     return model
 
 

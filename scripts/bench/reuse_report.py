@@ -35,10 +35,12 @@ def report(result: dict[str, Any]) -> str:
     ]
     for network, figures in result["networks"].items():
         lines += ["", network, *_network(figures)]
-    memory = result["memory"]
-    lines += ["", f"Peak memory of ours-cold ({memory['images']})"]
-    for images, peak in memory["peak_mib"].items():
-        lines.append(f"  {int(images):>7,} images{peak['anonymous']:>8,.0f} MiB anonymous{peak['resident']:>8,.0f} MiB")
+    if memory := result["memory"]:
+        lines += ["", f"Peak memory of ours-cold ({memory['images']})"]
+        lines += [
+            f"  {int(images):>7,} images{peak['anonymous']:>8,.0f} MiB anonymous{peak['resident']:>8,.0f} MiB resident"
+            for images, peak in memory["peak_mib"].items()
+        ]
     return "\n".join(lines)
 
 
