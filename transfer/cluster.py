@@ -11,6 +11,12 @@ from transfer.errors import TransferError
 
 Answer = TypeVar("Answer")
 
+S3_ENVIRONMENT = {
+    "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+    "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+}
+"""For every worker: some S3 services refuse checksums in trailers, which recent SDKs send unless told otherwise."""
+
 
 def connect() -> None:
     """Connect to the cluster that RAY_ADDRESS names (as in a submitted job), or start a local one. Safe to repeat.

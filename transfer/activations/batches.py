@@ -6,6 +6,7 @@ near as any other. It is the order of `dataset/batches.py` whenever the split fi
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -60,7 +61,7 @@ class KeptSplit:
         part_of = np.searchsorted(self._starts, rows, side="right") - 1
         by_part = np.argsort(part_of, kind="stable")
         edges = np.flatnonzero(np.diff(part_of[by_part], prepend=-1, append=-1))
-        for start, end in zip(edges[:-1], edges[1:], strict=True):
+        for start, end in itertools.pairwise(edges):
             places = by_part[start:end]
             part = part_of[places[0]]
             out[places] = self._parts[part][rows[places] - self._starts[part]]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 import ray
 
 from transfer.activations.request import Extraction, Request
+from transfer.cluster import S3_ENVIRONMENT
 from transfer.config import Config
 from transfer.dataset.manifest import Dataset, Shard
 from transfer.errors import ActivationsError, TransferError
@@ -25,12 +26,7 @@ if TYPE_CHECKING:
     from transfer.activations.extract import Extractor
     from transfer.activations.prefix import Prefix
 
-# Some S3 services refuse checksums in trailers, which recent SDKs send unless told otherwise.
-_ENVIRONMENT = {
-    "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
-    "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
-    "TF_CPP_MIN_LOG_LEVEL": "2",
-}
+_ENVIRONMENT = {**S3_ENVIRONMENT, "TF_CPP_MIN_LOG_LEVEL": "2"}
 # Ray hides no GPU from an actor that asked for none, and TensorFlow takes all the memory of those it sees.
 _NO_GPU = {"CUDA_VISIBLE_DEVICES": "-1"}
 

@@ -16,19 +16,13 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from transfer.activations.ray_extract import extract_on_cluster
 from transfer.activations.request import Request
-from transfer.cluster import run_where
+from transfer.cluster import S3_ENVIRONMENT, run_where
 from transfer.config import Config, StorageConfig
 from transfer.dataset.manifest import Dataset, load_dataset
 from transfer.errors import DivergedError, TrainingError, TransferError
 from transfer.storage import open_store
 from transfer.training.ray_backend import TensorFlowBackendConfig
 from transfer.training.run import Run, load_run
-
-# Some S3 services refuse checksums in trailers, which recent SDKs send unless told otherwise.
-_WORKER_ENVIRONMENT = {
-    "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
-    "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
-}
 
 
 def train_on_workers(run: Run) -> None:
@@ -38,7 +32,7 @@ def train_on_workers(run: Run) -> None:
     """
     workers = run.config.workers
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(workers.start_timeout_s)
-    for name, value in _WORKER_ENVIRONMENT.items():
+    for name, value in S3_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     resources = {"CPU": workers.cpus_per_worker}
     if workers.gpus_per_worker:
@@ -61,7 +55,7 @@ def train_on_workers(run: Run) -> None:
             name=f"{run.id}-{time.time_ns():x}",
             storage_path=ray_storage_path(run.config.storage),
             failure_config=FailureConfig(max_failures=workers.max_failures, controller_failure_limit=0),
-            worker_runtime_env={"env_vars": _WORKER_ENVIRONMENT},
+            worker_runtime_env={"env_vars": S3_ENVIRONMENT},
         ),
     )
     try:
