@@ -2,12 +2,21 @@
 
 import pytest
 
-from transfer.activations.choice import Rates, choose
+from transfer.activations.choice import Rates, choose, smaller_than_images
+from transfer.dataset.manifest import Shard
 
 RATES = Rates(decode_images_per_s=1000, forward_images_per_s=100, write_bytes_per_s=100e6, read_bytes_per_s=500e6)
 VECTOR = {"row_bytes": 5_120, "flops_share": 1.0}
 EARLY_MAP = {"row_bytes": 4_800_000, "flops_share": 0.02}
 CASE = {"images": 1000, "missing": 1000, "epochs": 10}
+
+
+def test_what_is_smaller_than_the_images_is_kept_without_measuring():
+    shards = [
+        Shard(name=n, sha256=n, split="train", rows=10, size_bytes=size) for n, size in (("a", 80_000), ("b", 120_000))
+    ]
+    assert smaller_than_images(10_000, shards).reason == "9.77 KiB an image, and the image itself has 9.77 KiB"
+    assert smaller_than_images(10_001, shards) is None
 
 
 def test_vectors_are_kept():

@@ -143,7 +143,9 @@ def test_the_measured_choice_is_recorded_with_its_numbers_and_followed(digits, t
     run, dataset = new_run(digits, "measured", storage=storage, phases=phases(0, 1))
     trained_weights(run, dataset)
     choices = run.inputs.read(1)["phases"]
-    assert choices[0]["rates"]["forward_images_per_s"] > 0
+    assert (choices[0]["kept"], choices[0]["rates"]) == (True, None)
+    assert "the image itself has" in choices[0]["reason"]
+    assert choices[1]["rates"]["forward_images_per_s"] > 0
     assert "to compute in each of 2 epochs" in choices[1]["reason"]
     kept_shards = len({path.parent for path in storage.rglob("*.arrow")})
     assert kept_shards == sum(choice["kept"] for choice in choices)

@@ -5,14 +5,16 @@ For a phase of E epochs over N images, of which M are not kept yet:
     keep      M · (decode + forward + bytes / write) + E · N · bytes / read
     recompute E · N · (decode + forward)
 
-Pooled vectors are nearly always kept. Large maps near the image may not be: there the frozen part is cheap, and its
-output is many times larger than the image.
+Nothing has to be measured where the output is smaller than the encoded image: then an epoch from pixels reads more
+bytes, before it has decoded any. So pooled vectors are kept. Large maps near the image may not be: there the frozen
+part is cheap, and its output is many times larger than the image.
 """
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -57,6 +59,17 @@ class Choice(BaseModel):
     def explained(self) -> str:
         """One sentence for people."""
         return f"{'on what is kept of its frozen part' if self.kept else 'from pixels'}: {self.reason}."
+
+
+def smaller_than_images(row_bytes: int, shards: Sequence[Shard]) -> Choice | None:
+    """Keep, without measuring, what is smaller than the encoded images: an epoch from pixels reads more than that.
+
+    None where it is larger.
+    """
+    image_bytes = sum(shard.size_bytes for shard in shards) / sum(shard.rows for shard in shards)
+    if row_bytes > image_bytes:
+        return None
+    return Choice(kept=True, reason=f"{_size(row_bytes)} an image, and the image itself has {_size(image_bytes)}")
 
 
 def choose(*, rates: Rates, row_bytes: int, flops_share: float, images: int, missing: int, epochs: int) -> Choice:

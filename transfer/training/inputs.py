@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 
 from transfer.activations.batches import KeptSplit
-from transfer.activations.choice import Choice, Rates, choose, flops_of, measure
+from transfer.activations.choice import Choice, Rates, choose, flops_of, measure, smaller_than_images
 from transfer.activations.extract import Extractor, prefixes_of
 from transfer.activations.kept import Kept
 from transfer.activations.prefix import Prefix
@@ -154,9 +154,10 @@ class Inputs:
             return Choice(kept=True, reason="activations.keep is `always`")
         if prefixes["train"][0].view is not None:
             return Choice(kept=True, reason=f"augmentation.views is {len(prefixes['train'])}")
-        if not self._missing_images(prefixes["validation"][0]):
+        prefix = prefixes["validation"][0]
+        if not self._missing_images(prefix):
             return Choice(kept=True, reason="all of it is kept already")
-        return None
+        return smaller_than_images(prefix.row_bytes, self._shards(_SPLITS))
 
     def _measured(self, rates: Rates, phase: PhaseConfig, prefix: Prefix) -> Choice:
         return choose(
