@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import tensorflow as tf
@@ -70,10 +71,12 @@ class PhaseProgram:
         self._clip_norm = phase.optimizer.clip_norm
         self._class_weights = tf.constant(class_weights, tf.float32)
         self._augmentation = augmentation
-        self._train_step = tf.function(lambda batch, *at: self.strategy.run(self._train_replica, (batch, *at)))
-        self._evaluate_step = tf.function(lambda batch: self.strategy.run(self._evaluate_replica, (batch,)))
-        self._train_steps = tf.function(self._train_chunk)
-        self._evaluate_steps = tf.function(self._evaluate_chunk)
+        # Nothing here needs autograph, which would first rewrite the source of everything that is called.
+        compiled = partial(tf.function, autograph=False)
+        self._train_step = compiled(lambda batch, *at: self.strategy.run(self._train_replica, (batch, *at)))
+        self._evaluate_step = compiled(lambda batch: self.strategy.run(self._evaluate_replica, (batch,)))
+        self._train_steps = compiled(self._train_chunk)
+        self._evaluate_steps = compiled(self._evaluate_chunk)
 
     def train_step(self, batch: Iterator[Batch], *, real_images: int, global_step: int) -> tf.Tensor:
         """Train on one global batch, of which `batch` yields one part for each replica of this worker.
