@@ -201,6 +201,7 @@ def figures_of(outcomes: dict[str, list[Outcome]], parity: dict[str, Any]) -> di
     return {
         "parity": parity,
         "bare": fastest,
+        "engine": {arm: sorted({outcome["engine"] for outcome in outcomes[arm]}) for arm in ("ours-cold", fastest)},
         **{key: {arm: statistics.median(found) for arm, found in arms.items()} for key, arms in values.items()},
         "ratio": ratios(values["work_s"]),
         "ratio_with_start": ratios(values["total_s"]),

@@ -49,6 +49,8 @@ def _network(figures: dict[str, Any]) -> Iterator[str]:
     accuracies = ", ".join(f"{arm} {value:.3f}" for arm, value in parity["accuracy"].items())
     verdict = "agree" if parity["agree"] else "DO NOT AGREE"
     yield f"  accuracies {verdict}: spread {parity['spread']:.3f}, tolerance {parity['tolerance']:.3f} ({accuracies})"
+    engines = ", ".join(f"{arm} {' and '.join(engines)}" for arm, engines in figures["engine"].items())
+    yield f"  forward pass of {engines}"
     yield f"  {'median seconds':<24}{'work':>9}{'start':>9}{'(compile)':>11}{'all':>9}"
     for arm in figures["work_s"]:
         work, start, build, total = (figures[key][arm] for key in ("work_s", "start_s", "build_s", "total_s"))
