@@ -38,8 +38,8 @@ from pathlib import Path
 from typing import Any
 
 from scripts.bench.common import ratio, write_jpegs
-from scripts.bench.reuse_arms import Task
 from scripts.bench.reuse_report import report
+from scripts.bench.reuse_task import Task
 
 NETWORKS = ("MobileNetV2", "ResNet50")
 LEARNING_RATE = 3e-3
