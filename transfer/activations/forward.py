@@ -21,10 +21,11 @@ logger = logging.getLogger(__name__)
 
 CHECKED_ROWS = 2
 """Of the first batch, compared with the plain Keras call: as few as tell a mix-up of rows, for that call is slow."""
-TOLERANCE = 2e-5
+TOLERANCE = 1e-4
 """Largest difference from the plain Keras call, as a share of the largest magnitude in that output.
 
-Float32 rounding gives up to 6e-6 in the families of keras.applications, one with a smaller precision 5e-4 and more.
+Far below what half precision costs (5e-4 and more). Not tighter, because rounding alone comes near: on one network of
+random weights, plain Keras was 1.9e-5 away from the same network in float64, and OpenVINO 1.6e-5.
 """
 LARGEST_BATCH_BYTES = 64 * 1024**2
 MEASURING_SHARE = 0.03
