@@ -7,12 +7,12 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.digits import digits_config, write_some_digits
+from tests.processes import processes_titled
 from transfer.activations.ray_extract import extract_on_cluster
 from transfer.activations.request import Extraction, Request
 from transfer.config import WorkersConfig
@@ -57,17 +57,8 @@ def asked(dataset):
 
 
 def actor_processes(method=""):
-    """Process ids of the actors, or of those at work on a method, by their titles."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                title = (entry / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if title.startswith(f"ray::ExtractionActor{method}".encode()):
-                found.append(int(entry.name))
-    return sorted(found)
+    """Process ids of the actors, or of those at work on a method."""
+    return processes_titled(lambda title: title.startswith(f"ray::ExtractionActor{method}".encode()))
 
 
 def kill_one_in_the_middle(store, killed):

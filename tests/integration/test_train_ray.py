@@ -6,12 +6,12 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.digits import digits_config, ingest_some_digits
+from tests.processes import processes_titled
 from transfer.errors import DivergedError, TrainingError
 from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoints
@@ -77,17 +77,8 @@ def test_two_ray_workers_end_with_the_weights_of_one_process(ray_cluster, digits
 
 
 def worker_processes():
-    """Process ids of the Ray Train workers, by their titles."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                title = (entry / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if title.startswith(b"ray::") and b"RayTrainWorker" in title.replace(b"_", b""):
-                found.append(int(entry.name))
-    return sorted(found)
+    """Process ids of the Ray Train workers."""
+    return processes_titled(lambda title: title.startswith(b"ray::") and b"RayTrainWorker" in title.replace(b"_", b""))
 
 
 def test_a_worker_killed_in_the_middle_of_an_epoch_changes_nothing(ray_cluster, digits, in_one_process):
