@@ -7,14 +7,12 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from itertools import islice
 from typing import Literal, TypeVar
 
 import numpy as np
 
-from transfer.activations.forward import Forward, batch_size_for, build_forward
+from transfer.activations.forward import Forward, build_forward
 from transfer.activations.inventory import Inventory, Stream
 from transfer.activations.kept import Kept
 from transfer.activations.prefix import Prefix, View, prefix_of
@@ -98,14 +96,13 @@ class Extractor:
 
     def _run(self, stream: Stream, advance: Callable[[int], None], rows: int) -> Extraction:
         started = time.perf_counter()
-        row_batches = self._rows(stream)
         forward = self.forward(stream.prefixes, start=stream.start, rows=rows)
         built = time.perf_counter()
         waiting: deque[tuple[Piece, ...]] = deque()
         reading, computing = _Watch(), _Watch()
 
         def values() -> Iterator[np.ndarray]:
-            for batch in reading.over(row_batches):
+            for batch in reading.over(self._rows(stream, forward.batch_size)):
                 waiting.append(batch.pieces)
                 yield batch.values
 
@@ -144,9 +141,8 @@ class Extractor:
             self._inventory.add(prefix, shard)
         return shard
 
-    def _rows(self, stream: Stream) -> Iterator[RowBatch]:
+    def _rows(self, stream: Stream, batch_size: int) -> Iterator[RowBatch]:
         start = stream.start
-        batch_size = batch_size_for(stream.prefixes[0], start=start)
         if start is not None:
             return kept_rows(
                 Kept(self._store, start),
@@ -155,22 +151,8 @@ class Extractor:
                 on_damaged=lambda shard: self._inventory.remove(start, shard),
             )
         prefix = stream.prefixes[0]
-        # Building the input takes as long as building the forward pass, so it begins now.
-        images = _begun(image_rows(self._store, stream.shards, image_size=prefix.image_size, batch_size=batch_size))
+        images = image_rows(self._store, stream.shards, image_size=prefix.image_size, batch_size=batch_size)
         return seen_as(prefix.view, images, image_size=prefix.image_size) if prefix.view else images
-
-
-def _begun(items: Iterator[Item]) -> Iterator[Item]:
-    """The same items; the first one is fetched in a thread of its own from now on."""
-    pool = ThreadPoolExecutor(1)
-    first = pool.submit(lambda: list(islice(items, 1)))
-    pool.shutdown(wait=False)
-
-    def all_items() -> Iterator[Item]:
-        yield from first.result()
-        yield from items
-
-    return all_items()
 
 
 def _to_end_of_shard(first: Outputs, rest: Iterator[Outputs]) -> Iterator[Outputs]:

@@ -14,7 +14,7 @@ import numpy as np
 from transfer.activations.engines import Engine, Runner, Setting, TensorFlowEngine, run, sees_gpu
 from transfer.activations.openvino import OpenVinoEngine, is_installed
 from transfer.activations.prefix import Prefix
-from transfer.activations.tracing import Pass, row_shape
+from transfer.activations.tracing import Pass
 from transfer.errors import ActivationsError
 
 logger = logging.getLogger(__name__)
@@ -135,12 +135,6 @@ class Forward:
         return seconds
 
 
-def batch_size_for(prefix: Prefix, *, start: Prefix | None = None) -> int:
-    """Rows to hand over at a time to a forward pass from pixels, or from the kept output of `start`, to a prefix."""
-    row_bytes = prod(row_shape(prefix, start)) * np.dtype(np.float32).itemsize
-    return max(1, min(256 if sees_gpu() else 64, LARGEST_BATCH_BYTES // row_bytes))
-
-
 def build_forward(
     prefixes: Sequence[Prefix],
     *,
@@ -158,7 +152,8 @@ def build_forward(
     """
     work = Pass(prefixes, start)
     function = work.trace()
-    batch_size = batch_size_for(prefixes[0], start=start)
+    row_bytes = prod(work.row_shape) * np.dtype(np.float32).itemsize
+    batch_size = max(1, min(256 if sees_gpu() else 64, LARGEST_BATCH_BYTES // row_bytes))
     tensorflow = TensorFlowEngine(function, largest=batch_size)
 
     def forward(chosen: Engine, otherwise: Engine | None) -> Forward:

@@ -22,7 +22,7 @@ class Pass:
 
     def __init__(self, prefixes: Sequence[Prefix], start: Prefix | None) -> None:
         first = prefixes[0]
-        self.row_shape = row_shape(first, start)
+        self.row_shape = start.shape if start else (first.image_size, first.image_size, 3)
         """Shape of the input for one image."""
         self.name = (first.base, *self.row_shape, start.cut if start else "", *(prefix.cut for prefix in prefixes))
         """What decides how fast it runs; weights do not."""
@@ -51,8 +51,3 @@ class Pass:
 
     def _prepared(self, rows: tf.Tensor) -> tf.Tensor:
         return tf.cast(rows, self._entry.dtype) if self._start else self._prefixes[0].preprocess(rows)
-
-
-def row_shape(prefix: Prefix, start: Prefix | None) -> tuple[int, ...]:
-    """Shape of what a pass to `prefix` takes in for one image: pixels, or the output of an earlier cut."""
-    return start.shape if start else (prefix.image_size, prefix.image_size, 3)
