@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from transfer.activations.layout import (
-    DESCRIPTION,
     ROOT,
     Entry,
     content_name,
@@ -89,7 +88,7 @@ def _read(store: Store, prefix: str, sizes: dict[str, int]) -> Folder:
     return Folder(
         prefix=prefix,
         sizes=sizes,
-        description=_description(store, prefix) if f"{folder_of(prefix)}/{DESCRIPTION}" in sizes else {},
+        description=_description(store, prefix) if description_name(prefix) in sizes else {},
         entries=entries,
         contents=frozenset(digest for digest, kind in named if kind == "arrow"),
     )
