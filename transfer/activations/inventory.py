@@ -10,7 +10,7 @@ from typing import Any
 import keras
 
 from transfer.activations.kept import Kept, description_of
-from transfer.activations.layout import ROOT
+from transfer.activations.layout import DESCRIPTION, ROOT
 from transfer.activations.prefix import Prefix, View
 from transfer.backbone.graph import cut_points, nodes_in_order
 from transfer.dataset.manifest import Shard
@@ -105,7 +105,7 @@ class Inventory:
         """The descriptions of all prefixes of which something is kept."""
         found = []
         for item in self._store.list(f"{ROOT}/"):
-            if item.name.endswith("/prefix.json"):
+            if item.name.endswith(f"/{DESCRIPTION}"):
                 try:
                     found.append(read_document(self._store, item.name))
                 except (CorruptObjectError, ObjectNotFoundError):

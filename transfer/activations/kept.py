@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from transfer.activations.layout import (
+    DESCRIPTION,
     Entry,
     content_name,
     description_name,
@@ -65,7 +66,7 @@ class Kept:
     def shards(self) -> set[str]:
         """SHA-256 of each image shard for which there is an entry. One listing."""
         names = (item.name.removeprefix(f"{self._folder}/") for item in self._store.list(f"{self._folder}/"))
-        return {name.removesuffix(".json") for name in names if name.endswith(".json") and name != "prefix.json"}
+        return {name.removesuffix(".json") for name in names if name.endswith(".json") and name != DESCRIPTION}
 
     def open(self, shard: Shard) -> KeptRows:
         """The rows kept for an image shard, their bytes verified.
