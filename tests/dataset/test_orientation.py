@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 from tests.dataset import images
 from transfer.dataset.decode import decode_image
-from transfer.dataset.orientation import apply_orientation, exif_orientation
+from transfer.dataset.orientation import _may_be_turned, apply_orientation, exif_orientation, is_plain_jpeg
 
 ORIENTATIONS = range(1, 9)
 JPEG = images.encode(images.picture(), "JPEG")
@@ -210,3 +210,15 @@ def test_a_long_png_is_walked_to_its_end():
     text = struct.pack(">I", 0) + b"teSt" + struct.pack(">I", 0)
     image_bytes = PNG[:33] + text * 2_000 + images.chunk(b"eXIf", images.tiff_block(3)) + PNG[33:]
     assert orientation_of(image_bytes) == 3
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=1200))
+def test_what_may_be_turned_is_the_same_in_python_and_in_the_graph(noise):
+    files = [JPEG, PNG, jpeg_with(images.tiff_block(6)), b"", noise, JPEG[:22] + noise, JPEG[:300] + noise]
+    # One byte changed in the header that both look at.
+    files += [JPEG[:place] + bytes([JPEG[place] ^ 1]) + JPEG[place + 1 :] for place in range(24)]
+    # EXIF at the edge of what both look at.
+    files += [JPEG[:22].ljust(place, b"x") + b"Exif\0\0" for place in (1017, 1018, 1019)]
+    assert is_plain_jpeg(JPEG)
+    assert [is_plain_jpeg(file) for file in files] == [not _may_be_turned(tf.constant(file)) for file in files]

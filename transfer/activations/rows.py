@@ -16,9 +16,8 @@ from transfer.activations.prefix import View
 from transfer.augmentation.layers import Augmentation
 from transfer.augmentation.randomness import StepRandomness, step_randomness
 from transfer.config import AugmentationConfig
-from transfer.dataset.batches import image_batches
 from transfer.dataset.manifest import Shard
-from transfer.dataset.shards import read_shard
+from transfer.dataset.stored import stored_images
 from transfer.storage import Store
 
 VIEW_BLOCK_ROWS = 32
@@ -50,21 +49,11 @@ class RowBatch:
 def image_rows(store: Store, shards: Sequence[Shard], *, image_size: int, batch_size: int) -> Iterator[RowBatch]:
     """All images of some shards as float32 [rows, image_size, image_size, 3] in 0..255, one shard after the other.
 
-    Holds at most two shards in memory. Raises CorruptObjectError, ObjectNotFoundError, StorageError.
+    Raises CorruptObjectError, ObjectNotFoundError, StorageError.
     """
-    # A window of one byte is a window of one shard.
-    batches = image_batches(store, shards, image_size=image_size, batch_size=batch_size, window_size_bytes=1)
     divider = _Divider(shards)
-    try:
-        for batch in batches:
-            # Those that only fill up the last batch come last.
-            real = slice(np.count_nonzero(batch["real"].numpy()))
-            yield RowBatch(batch["images"].numpy()[real], divider.pieces(batch["labels"].numpy()[real]))
-    except tf.errors.OpError:
-        # tf.data keeps no more than the text of what reading raised; reading once more raises the error itself.
-        for shard in divider.shards:
-            read_shard(store, shard)
-        raise
+    for images, labels in stored_images(store, shards, image_size=image_size, batch_size=batch_size):
+        yield RowBatch(images, divider.pieces(labels))
 
 
 def kept_rows(
@@ -135,21 +124,20 @@ class _Divider:
     """Divides rows that come one after the other among the shards that they come from."""
 
     def __init__(self, shards: Sequence[Shard]) -> None:
-        self.shards = list(shards)
-        """From which rows are still to come."""
+        self._shards = list(shards)
         self._row = 0
 
     def pieces(self, labels: np.ndarray) -> tuple[Piece, ...]:
         """Where the next rows belong, given their labels."""
         pieces = []
         while len(labels):
-            shard = self.shards[0]
+            shard = self._shards[0]
             piece = Piece(shard, self._row, labels[: shard.rows - self._row])
             pieces.append(piece)
             labels = labels[len(piece.labels) :]
             self._row = piece.stop
             if piece.stop == shard.rows:
-                self.shards.pop(0)
+                self._shards.pop(0)
                 self._row = 0
         return tuple(pieces)
 

@@ -116,14 +116,14 @@ def _filling(positions: Sequence[int]) -> Rows:
 
 def _chunks(table: pa.Table, rows: np.ndarray, positions: np.ndarray, size: int = 256) -> Iterator[Rows]:
     """Cut the chosen rows of a window into pieces small enough to hand over without a second copy of the window."""
-    images = _BinaryColumn(table["image"])
+    images = BinaryColumn(table["image"])
     facts = np.stack([table["label"].to_numpy()[rows], np.ones(len(rows)), positions], axis=1).astype(np.int32)
     for start in range(0, len(rows), size):
         chosen = slice(start, start + size)
         yield np.array([images[row] for row in rows[chosen].tolist()], dtype=object), facts[chosen]
 
 
-class _BinaryColumn:
+class BinaryColumn:
     """Values of a column of bytes by row. Arrow's own `take` takes twenty times as long for values of 20 KB."""
 
     def __init__(self, column: pa.ChunkedArray) -> None:

@@ -31,7 +31,17 @@ def load_image(image_bytes: tf.Tensor, image_size: int) -> tf.Tensor:
 
     Bilinear, without antialiasing; the aspect ratio is not kept. Raises what `decode_image` raises.
     """
-    return tf.image.resize(decode_image(image_bytes), [image_size, image_size], method="bilinear", antialias=False)
+    return _resized(decode_image(image_bytes), image_size)
+
+
+@tf.autograph.experimental.do_not_convert
+def load_plain_jpeg(image_bytes: tf.Tensor, image_size: int) -> tf.Tensor:
+    """What `load_image` gives for bytes that `is_plain_jpeg`, by a graph that is built in a tenth of the time."""
+    return _resized(_decode(image_bytes, channels=3), image_size)
+
+
+def _resized(image: tf.Tensor, image_size: int) -> tf.Tensor:
+    return tf.image.resize(image, [image_size, image_size], method="bilinear", antialias=False)
 
 
 def _decode(image_bytes: tf.Tensor, *, channels: int) -> tf.Tensor:

@@ -16,6 +16,9 @@ _MAX_SEGMENTS = 1_000
 _MAX_CHUNKS = 100_000
 # A JPEG that starts with its tables has its first scan within this many bytes: 4 tables of each kind take under 1 KiB.
 _PLAIN_HEADER_BYTES = 1_024
+_JFIF_START = b"\xff\xd8\xff\xe0\0\x10"
+_TABLES = b"\xff\xdb"
+_EXIF = b"Exif\0\0"
 _ORIENTATION_TAG = 0x0112
 
 Block = tuple[tf.Tensor, tf.Tensor]  # start and length in bytes, int64 []; length 0: there is none
@@ -78,8 +81,15 @@ def _may_be_turned(image_bytes: tf.Tensor) -> tf.Tensor:
     head = tf.strings.substr(image_bytes, 0, _PLAIN_HEADER_BYTES)
     octets = tf.io.decode_raw(tf.strings.substr(head, 0, 22), tf.uint8, fixed_length=22)
     markers_and_length = tf.gather(octets, [0, 1, 2, 3, 4, 5, 20, 21])
-    is_plain = tf.reduce_all(markers_and_length == [0xFF, 0xD8, 0xFF, 0xE0, 0, 16, 0xFF, 0xDB])
-    return ~is_plain | _contains(head, b"Exif\0\0")
+    is_plain = tf.reduce_all(markers_and_length == list(_JFIF_START + _TABLES))
+    return ~is_plain | _contains(head, _EXIF)
+
+
+def is_plain_jpeg(image_bytes: bytes) -> bool:
+    """The opposite of `_may_be_turned` in Python, for bytes that never were a tensor: such a JPEG is upright."""
+    head = image_bytes[:_PLAIN_HEADER_BYTES]
+    goes_straight = (head[:6], head[20:22]) == (_JFIF_START, _TABLES)
+    return goes_straight and _EXIF not in head
 
 
 def _contains(text: tf.Tensor, part: bytes) -> tf.Tensor:
@@ -113,7 +123,7 @@ def _jpeg_exif(image_bytes: tf.Tensor) -> Block:
     """The TIFF block in the first EXIF segment before the first scan."""
 
     def is_exif(window: tf.Tensor) -> tf.Tensor:
-        return (window[1] == 0xE1) & tf.reduce_all(window[4:] == list(b"Exif\0\0"))
+        return (window[1] == 0xE1) & tf.reduce_all(window[4:] == list(_EXIF))
 
     def goes_on(_: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
         # Below 0xC0 and from 0xD0 to 0xDA stand markers without a length, and the scan, where metadata ends.
@@ -179,7 +189,7 @@ def _chunk(
             goes_on, step, [start, read_bytes(image_bytes, start, 8)], maximum_iterations=_MAX_CHUNKS
         )
         # Some writers keep the prefix that belongs to JPEG.
-        has_prefix = tf.reduce_all(read_bytes(image_bytes, position + 8, 6) == list(b"Exif\0\0"))
+        has_prefix = tf.reduce_all(read_bytes(image_bytes, position + 8, 6) == list(_EXIF))
         prefix = tf.where(has_prefix, tf.constant(6, tf.int64), 0)
         return position + 8 + prefix, tf.where(is_named(window), length_of(window) - prefix, 0)
 
