@@ -1,0 +1,1 @@
+"""Sweeps: Ray Tune searches a space of configurations; trials share everything that is the same."""

@@ -1,0 +1,66 @@
+"""What a sweep leaves in storage.
+
+sweeps/<sweep id>/sweep.json            configuration and dataset version
+sweeps/<sweep id>/started/<n>.json      the values of trial n, when it was first started
+sweeps/<sweep id>/trials/<n>.json       what came out of trial n, when it ended
+sweeps/<sweep id>/results/<k>.json      the whole sweep, each time one ended; names the files beside it by digest
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from transfer.training.history import EpochRow
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class TrialRecord(_Record):
+    """One trial that ended."""
+
+    number: int
+    """From 1, in the order in which trials were made."""
+    values: dict[str, Any]
+    """What it tried, by dotted key of the configuration."""
+    run_id: str
+    status: Literal["finished", "stopped", "failed"]
+    """`stopped`: by the scheduler or by a budget, before its last epoch."""
+    reason: str | None = None
+    """Why it failed or was stopped."""
+    rows: tuple[EpochRow, ...] = ()
+    """Its epochs; those of cross-validated trials are means over folds."""
+    value: float | None = None
+    """The sweep's metric on the validation split for the weights that the trial ended with; None when it failed."""
+    depth: list[int | str]
+    """`unfreeze` of each phase."""
+    trained_flops: float = 0.0
+    """Multiply-adds that its trained part takes for one image in one pass, the largest of its phases."""
+    packed_with: int = 1
+    """Trials that were trained together as one program, itself included."""
+
+    @property
+    def seconds(self) -> float:
+        """Time that its epochs took; of a packed trial, its share."""
+        return sum(row.seconds for row in self.rows) / self.packed_with
+
+
+class SweepResult(_Record):
+    """A sweep that ended: what was tried, and what won."""
+
+    id: str
+    name: str
+    dataset: str
+    metric: Literal["accuracy", "loss"]
+    search: str
+    scheduler: str
+    trials: tuple[TrialRecord, ...]
+    winner: int | None
+    """Number of the trial that won, chosen on the validation split only."""
+    ended_by: str
+    """Why the sweep ended: every trial ended, a budget was spent, or the target was reached."""
+    seconds: float
+    """From the first trial's start, of the attempt that ended it."""
