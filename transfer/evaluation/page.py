@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from transfer.evaluation import charts
 from transfer.evaluation.metrics import ClassMetrics, Metrics
 from transfer.evaluation.report import Report
+from transfer.evaluation.templates import page_environment
 from transfer.evaluation.thumbnails import make_thumbnail
 
 # Longer tables continue in a part that is folded away.
@@ -48,19 +48,12 @@ class ClassCounts:
 
 def render(report: Report, thumbnails: Mapping[str, bytes]) -> str:
     """Fill the template. What comes from the user is escaped by Jinja or, inside charts, by matplotlib."""
-    environment = Environment(
-        loader=PackageLoader("transfer", "evaluation"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(percent=_percent, number=_number)
     metrics = report.metrics
     names = [row.name for row in metrics.per_class]
     splits = _splits(report.counts)
     return (
-        environment.get_template("report.html.j2")
+        page_environment()
+        .get_template("report.html.j2")
         .render(
             report=report,
             metrics=metrics,
@@ -131,18 +124,3 @@ def _fewest_first(counts: Mapping[str, Mapping[str, int]], splits: list[str]) ->
 
 def _thumbnail(thumbnails: Mapping[str, bytes], key: str) -> object:
     return make_thumbnail(thumbnails[key]) if key in thumbnails else None
-
-
-def _percent(share: float, digits: int = 1) -> str:
-    """`96.4 %`. Only what is exactly all is written as 100 %, and only what is exactly nothing as 0 %."""
-    step = 10.0**-digits
-    value = 100.0 * share
-    if share < 1 and value > 100 - step / 2:
-        return f">{100 - step:.{digits}f}\u202f%"
-    if share > 0 and value < step / 2:
-        return f"<{step:.{digits}f}\u202f%"
-    return f"{value:.{digits}f}\u202f%"
-
-
-def _number(value: int) -> str:
-    return f"{value:,}"
