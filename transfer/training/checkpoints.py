@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import keras
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from transfer.errors import CorruptObjectError, ObjectNotFoundError, TrainingError
-from transfer.storage import put_content
+from transfer.storage import Store, put_content
 from transfer.training.history import EpochRow
 from transfer.training.run import Run
 
 logger = logging.getLogger(__name__)
+
+Found = TypeVar("Found")
 
 
 class Progress(BaseModel):
@@ -65,7 +67,12 @@ class Checkpoints:
         self._log = run.checkpoints
 
     def save(
-        self, number: int, progress: Progress, *, weights: Sequence[keras.Variable], optimizer: Sequence[keras.Variable]
+        self,
+        number: int,
+        progress: Progress,
+        *,
+        weights: Sequence[keras.Variable | np.ndarray],
+        optimizer: Sequence[keras.Variable | np.ndarray],
     ) -> None:
         """Write checkpoint `number`. Only the chief (rank 0) calls this.
 
@@ -73,8 +80,8 @@ class Checkpoints:
         """
         document = {
             "progress": progress.model_dump(mode="json"),
-            "weights": self._put_arrays(weights),
-            "optimizer": self._put_arrays(optimizer),
+            "weights": put_arrays(self._run.store, self._run.prefix, weights),
+            "optimizer": put_arrays(self._run.store, self._run.prefix, optimizer),
         }
         self._log.append(document, number=number)
 
@@ -84,14 +91,7 @@ class Checkpoints:
 
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint whose bytes are all intact, or None. Damaged ones are logged and passed over."""
-        for number in reversed(self.numbers()):
-            try:
-                return self.read(number)
-            except (CorruptObjectError, ObjectNotFoundError) as error:
-                logger.warning(
-                    "Checkpoint %d of run %s is damaged: %s Using the one before.", number, self._run.id, error
-                )
-        return None
+        return newest_intact(self.read, self.numbers(), of=f"run {self._run.id}")
 
     def read(self, number: int) -> Checkpoint:
         """Read one checkpoint. Raises CorruptObjectError when its bytes are not what their digests promise."""
@@ -99,8 +99,8 @@ class Checkpoints:
         return Checkpoint(
             number=number,
             progress=Progress.model_validate(document["progress"]),
-            weights=self._read_arrays(document["weights"]),
-            optimizer=self._read_arrays(document["optimizer"]),
+            weights=read_arrays(self._run.store, self._run.prefix, document["weights"]),
+            optimizer=read_arrays(self._run.store, self._run.prefix, document["optimizer"]),
         )
 
     def complete(self) -> Checkpoint:
@@ -113,18 +113,31 @@ class Checkpoints:
             )
         return checkpoint
 
-    def _put_arrays(self, variables: Sequence[keras.Variable]) -> str:
-        buffer = io.BytesIO()
-        # Named by position: Keras's own variable names count what was built before in the same process.
-        arrays: dict[str, Any] = {f"{index:05d}": np.asarray(variable) for index, variable in enumerate(variables)}
-        np.savez(buffer, **arrays)
-        _, digest = put_content(self._run.store, f"{self._run.prefix}/arrays", ".npz", buffer.getvalue())
-        return digest
 
-    def _read_arrays(self, digest: str) -> list[np.ndarray]:
-        data = self._run.store.read_verified(f"{self._run.prefix}/arrays/{digest}.npz", digest)
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            return [arrays[name] for name in sorted(arrays.files)]
+def newest_intact(read: Callable[[int], Found], numbers: Sequence[int], *, of: str) -> Found | None:
+    """What `read` gives for the last of these checkpoint numbers whose bytes are intact; None where none is."""
+    for number in reversed(numbers):
+        try:
+            return read(number)
+        except (CorruptObjectError, ObjectNotFoundError) as error:
+            logger.warning("Checkpoint %d of %s is damaged: %s Using the one before.", number, of, error)
+    return None
+
+
+def put_arrays(store: Store, folder: str, arrays: Sequence[np.ndarray | keras.Variable]) -> str:
+    """Put arrays into one immutable file below `folder`. Returns its SHA-256. Raises StorageError."""
+    buffer = io.BytesIO()
+    # Named by position: Keras's own variable names count what was built before in the same process.
+    named: dict[str, Any] = {f"{index:05d}": np.asarray(array) for index, array in enumerate(arrays)}
+    np.savez(buffer, **named)
+    return put_content(store, f"{folder}/arrays", ".npz", buffer.getvalue())[1]
+
+
+def read_arrays(store: Store, folder: str, digest: str) -> list[np.ndarray]:
+    """Arrays that `put_arrays` put there. Raises CorruptObjectError, ObjectNotFoundError, StorageError."""
+    data = store.read_verified(f"{folder}/arrays/{digest}.npz", digest)
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        return [arrays[name] for name in sorted(arrays.files)]
 
 
 def assign(variables: Sequence[keras.Variable], arrays: Sequence[np.ndarray]) -> None:

@@ -1,8 +1,9 @@
-"""TensorBoard event files of a run: one small immutable file an epoch, since nothing in storage is appended to."""
+"""TensorBoard event files of a run: small immutable files, since nothing in storage is appended to."""
 
 from __future__ import annotations
 
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from tensorboardX import SummaryWriter
@@ -12,23 +13,28 @@ from transfer.training.history import EpochRow
 from transfer.training.run import Run
 
 
-def write_events(run: Run, row: EpochRow) -> None:
-    """Write an epoch's figures to `<run>/tensorboard`. An epoch that was written before a restart is left as it is."""
-    scalars = {
+def write_events(run: Run, *rows: EpochRow) -> None:
+    """Write the figures of consecutive epochs to a file in `<run>/tensorboard`, named by the last of them.
+
+    What was written before a restart is left as it is.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        with SummaryWriter(folder) as writer:
+            for row in rows:
+                for name, value in _scalars(row).items():
+                    if value is not None:
+                        writer.add_scalar(name, value, row.epoch)
+        (written,) = Path(folder).iterdir()
+        # TensorBoard reads a folder's event files in the order of their names.
+        with suppress(AlreadyExistsError):
+            run.store.put(f"{run.prefix}/tensorboard/events.out.tfevents.{rows[-1].epoch:08d}", written)
+
+
+def _scalars(row: EpochRow) -> dict[str, float | None]:
+    return {
         "epoch_loss/train": row.loss,
         "epoch_loss/validation": row.validation_loss,
         "epoch_accuracy/train": row.accuracy,
         "epoch_accuracy/validation": row.validation_accuracy,
         "learning_rate": row.learning_rate,
     }
-    with tempfile.TemporaryDirectory() as folder:
-        with SummaryWriter(folder) as writer:
-            for name, value in scalars.items():
-                if value is not None:
-                    writer.add_scalar(name, value, row.epoch)
-        (written,) = Path(folder).iterdir()
-        # TensorBoard reads a folder's event files in the order of their names.
-        try:
-            run.store.put(f"{run.prefix}/tensorboard/events.out.tfevents.{row.epoch:08d}", written)
-        except AlreadyExistsError:
-            return
