@@ -1,6 +1,6 @@
 """The configuration: typed models, reading YAML with overrides, rendering, and the generated reference."""
 
-from transfer.config.loading import load_config, parse_config
+from transfer.config.loading import load_config, parse_config, set_key
 from transfer.config.models import (
     ActivationsConfig,
     AugmentationConfig,
@@ -17,6 +17,7 @@ from transfer.config.models import (
     TrainingConfig,
     WorkersConfig,
 )
+from transfer.config.sweep import DomainConfig, SchedulerConfig, SweepConfig
 
 __all__ = [
     "ActivationsConfig",
@@ -24,15 +25,19 @@ __all__ = [
     "BaseNetworkConfig",
     "Config",
     "DatasetConfig",
+    "DomainConfig",
     "EarlyStoppingConfig",
     "HeadConfig",
     "OptimizerConfig",
     "PhaseConfig",
     "PublishConfig",
     "ScheduleConfig",
+    "SchedulerConfig",
     "StorageConfig",
+    "SweepConfig",
     "TrainingConfig",
     "WorkersConfig",
     "load_config",
     "parse_config",
+    "set_key",
 ]

@@ -72,32 +72,53 @@ def _parse(text: str, name: str) -> Any:
         raise ConfigError(f"{name} is not readable as YAML: {error}") from None
 
 
+def set_key(document: dict[str, Any], key: str, value: Any, *, name: str) -> None:
+    """Put a value into a configuration's document at a dotted key (`phases.0.epochs`), in place.
+
+    Raises ConfigError, which begins with `name`, where the key leads nowhere: into a value, or past a list's end.
+    """
+    *parents, last = _parts(key)
+    target: Any = document
+    for part in parents:
+        target = _section_at(target, part) if isinstance(target, dict) else _element(target, part, name)
+    if isinstance(target, dict):
+        target[last] = value
+    else:
+        _element(target, last, name)
+        target[int(last)] = value
+
+
 def _apply(document: dict[str, Any], override: str) -> None:
     key, separator, value = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"--set got `{override}`, expected `dotted.key=value`.")
-    *parents, last = key.split(".")
-    target: Any = document
-    for index, part in enumerate(parents):
-        if isinstance(target, dict):
-            # `storage: folder` and `optimizer: adam` are short for a section; setting a key inside spells it out.
-            if isinstance(target.get(part), str) and part in ("storage", "optimizer"):
-                target[part] = {"uri" if part == "storage" else "name": target[part]}
-            target = target.setdefault(part, {})
-        else:
-            target = _element(target, part, ".".join(parents[: index + 1]))
-    if isinstance(target, dict):
-        target[last] = _parse(value, f"--set {key}")
-    else:
-        _element(target, last, key)
-        target[int(last)] = _parse(value, f"--set {key}")
+    set_key(document, key, _parse(value, f"--set {key}"), name=f"--set {key}")
 
 
-def _element(target: Any, part: str, key: str) -> Any:
+def _parts(key: str) -> list[str]:
+    # Keys of a sweep's space are dotted keys themselves.
+    if key.startswith("sweep.space."):
+        return ["sweep", "space", key.removeprefix("sweep.space.")]
+    return key.split(".")
+
+
+# `storage: folder` and `optimizer: adam` are short for a section; setting a key inside spells it out.
+_SHORT_FORMS = {"storage": "uri", "activations": "keep", "optimizer": "name", "scheduler": "kind"}
+
+
+def _section_at(parent: dict[str, Any], name: str) -> Any:
+    if isinstance(parent.get(name), str) and name in _SHORT_FORMS:
+        parent[name] = {_SHORT_FORMS[name]: parent[name]}
+    if parent.get(name) is None:
+        parent[name] = {}
+    return parent[name]
+
+
+def _element(target: Any, part: str, name: str) -> Any:
     if isinstance(target, list) and part.isdigit() and int(part) < len(target):
         return target[int(part)]
     found = f"a list of {len(target)}" if isinstance(target, list) else f"`{target}`"
-    raise ConfigError(f"--set {key}: `{part}` does not fit, {found} stands there.")
+    raise ConfigError(f"{name}: `{part}` does not fit, {found} stands there.")
 
 
 def _explain(error: ValidationError) -> Iterator[str]:
@@ -135,6 +156,6 @@ def _fields_at(model: type[BaseModel], location: Sequence[int | str]) -> list[st
 def _section_in(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    if get_origin(annotation) in (list, Union, types.UnionType):
+    if get_origin(annotation) in (list, dict, Union, types.UnionType):
         return next((found for member in get_args(annotation) if (found := _section_in(member))), None)
     return None

@@ -8,17 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-PositiveFloat = Annotated[float, Field(gt=0.0)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
-
-
-class Section(BaseModel):
-    """A part of the configuration: immutable, unknown keys refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+from transfer.config.section import Fraction, Name, PositiveFloat, Section
+from transfer.config.sweep import SweepConfig
 
 
 class StorageConfig(Section):
@@ -314,6 +307,8 @@ class Config(Section):
     training: TrainingConfig = TrainingConfig()
     workers: WorkersConfig = WorkersConfig()
     publish: PublishConfig = PublishConfig()
+    sweep: SweepConfig | None = None
+    """What `transfer sweep` searches; other jobs do not read it."""
 
     @field_validator("storage", mode="before")
     @classmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_origin
 
 import yaml
 from pydantic import BaseModel
@@ -29,8 +29,8 @@ def reference_page() -> str:
     lines = [
         "# Configuration reference",
         "",
-        "Generated from `transfer/config/models.py` by `make docs`. Unknown keys are refused; durations, sizes and",
-        "angles carry their unit in the name. Any key can be set on the command line: `--set phases.0.epochs=3`.",
+        "Generated from the models in `transfer/config/` by `make docs`. Unknown keys are refused; durations, sizes",
+        "and angles carry their unit in the name. Any key can be set on the command line: `--set phases.0.epochs=3`.",
         "",
     ]
     for path, model in _sections(Config, ""):
@@ -66,7 +66,7 @@ def _default(field: Any) -> str:
 def _type(annotation: Any) -> str:
     section = _section_in(annotation)
     if section is not None:
-        return "list of sections" if "list" in str(annotation) else "section"
+        return {list: "list of sections", dict: "map of sections"}.get(get_origin(annotation), "section")
     schema = _schema_of(annotation)
     return schema.replace("|", "\\|")
 

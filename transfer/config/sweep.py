@@ -1,0 +1,210 @@
+"""The `sweep` section: which keys are searched, over what, how, and when it ends."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from transfer.config.section import PositiveFloat, Section
+
+MAX_TRIALS = 10_000
+
+# Keys that a sweep may not search, and why.
+_NOT_SEARCHED = {
+    "name": "all trials belong to one model",
+    "storage": "all trials share one storage",
+    "dataset": "trials can only be compared on the same images",
+    "activations": "it decides how a trial is computed, not what it learns",
+    "workers": "it decides where a trial is computed, not what it learns",
+    "publish": "only the winner is published",
+    "sweep": "a sweep does not search itself",
+}
+
+
+class DomainConfig(Section):
+    """Values of one key: exactly one of these. A plain list is short for `{choices: …}`."""
+
+    choices: Annotated[list[Any], Field(min_length=1)] | None = None
+    """These values."""
+    uniform: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
+    """Numbers between two ends, all equally likely."""
+    log_uniform: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
+    """Numbers between two ends above zero, each order of magnitude equally likely."""
+    integers: Annotated[list[int], Field(min_length=2, max_length=2)] | None = None
+    """Whole numbers between two ends, both included."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _choices_from_list(cls, value: object) -> object:
+        if isinstance(value, list):
+            return {"choices": value}
+        if not isinstance(value, dict | DomainConfig):
+            # Pydantic explains ValueError only.
+            raise ValueError("expected a list of choices, or one of uniform, log_uniform and integers")  # noqa: TRY004
+        return value
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> DomainConfig:
+        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(given) != 1:
+            known = ", ".join(f"`{name}`" for name in type(self).model_fields)
+            raise ValueError(f"{len(given)} of {known} are given, expected exactly one")
+        if self.ends is not None and not self.ends[0] < self.ends[1]:
+            raise ValueError(f"{given[0]} is {list(self.ends)}, and its first end must be below its second")
+        if self.log_uniform is not None and self.log_uniform[0] <= 0:
+            raise ValueError(f"log_uniform is {self.log_uniform}, and both ends must be above zero")
+        return self
+
+    @property
+    def ends(self) -> tuple[float, float] | None:
+        """Lowest and highest value; None for choices."""
+        pair = self.uniform or self.log_uniform or self.integers
+        return None if pair is None else (pair[0], pair[1])
+
+    @property
+    def size(self) -> int | None:
+        """How many values there are; None where they are continuous."""
+        if self.choices is not None:
+            return len(self.choices)
+        return None if self.integers is None else self.integers[1] - self.integers[0] + 1
+
+
+# Options of each scheduler, with their defaults.
+_SCHEDULERS: dict[str, dict[str, float]] = {
+    "none": {},
+    "asha": {"grace_epochs": 1, "reduction_factor": 3},
+    "median": {"grace_epochs": 1, "min_trials": 3},
+    "pbt": {"interval_epochs": 1, "quantile": 0.25},
+}
+
+
+class SchedulerConfig(Section):
+    """Who stops trials early. A plain string is short for `{kind: …}`; options of another kind are refused."""
+
+    kind: Literal["none", "asha", "median", "pbt"] = "none"
+    """`none`: every trial runs all its epochs. `asha`: asynchronous successive halving. `median`: a trial ends when its
+    best is below the median of the others' running means. `pbt`: population based training, where the worst trials go
+    on from the weights of the best with changed values."""
+    grace_epochs: Annotated[int, Field(ge=1)] | None = None
+    """`asha` and `median`: no trial is stopped before so many epochs. Default: 1."""
+    reduction_factor: Annotated[int, Field(ge=2)] | None = None
+    """`asha`: one of so many trials goes on at each rung; rungs are that factor apart. Default: 3."""
+    min_trials: Annotated[int, Field(ge=1)] | None = None
+    """`median`: no trial is stopped before so many others have come as far. Default: 3."""
+    interval_epochs: Annotated[int, Field(ge=1)] | None = None
+    """`pbt`: the worst copy the best every so many epochs. Default: 1."""
+    quantile: Annotated[float, Field(gt=0.0, le=0.5)] | None = None
+    """`pbt`: share of the trials that is the best, and that is the worst. Default: 0.25."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _options_of_its_kind(cls, value: object) -> object:
+        value = {"kind": value} if isinstance(value, str) else value
+        if not isinstance(value, dict) or str(value.get("kind", "none")) not in _SCHEDULERS:
+            return value  # the field's own check explains it
+        kind = value.get("kind", "none")
+        for name in cls.model_fields:
+            if name != "kind" and name not in _SCHEDULERS[kind] and value.get(name) is not None:
+                owners = " and ".join(f"`{owner}`" for owner, options in _SCHEDULERS.items() if name in options)
+                raise ValueError(f"{name} is an option of {owners}, and the scheduler is `{kind}`")
+        return {**value, **{name: default for name, default in _SCHEDULERS[kind].items() if value.get(name) is None}}
+
+
+class SweepConfig(Section):
+    """A search over keys of this configuration, with Ray Tune."""
+
+    space: Annotated[dict[str, DomainConfig], Field(min_length=1)]
+    """What is searched: for each dotted key of this configuration (`phases.0.learning_rate`) its values."""
+    search: Literal["grid", "random", "optuna"] = "random"
+    """`grid`: every combination. `random`: combinations drawn by `seed`. `optuna`: drawn by Optuna's TPE sampler from
+    the results so far (needs the extra `optuna`)."""
+    trials: Annotated[int, Field(ge=1, le=MAX_TRIALS)] | None = None
+    """How many combinations `random` and `optuna` try. Default: 16. Not for `grid`, which tries all."""
+    scheduler: SchedulerConfig = SchedulerConfig()
+    metric: Literal["accuracy", "loss"] = "accuracy"
+    """What decides, on the validation split."""
+    max_epochs: Annotated[int, Field(ge=1)] | None = None
+    """Budget: end the sweep after so many epochs over all trials. Default: none."""
+    max_seconds: PositiveFloat | None = None
+    """Budget: end the sweep when an attempt at it has run for so long. Default: none."""
+    target: Annotated[float, Field(ge=0.0)] | None = None
+    """End the sweep once a trial's metric is this good. Default: none."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Decides what is tried. `training.seed` decides how a trial learns, the same for all unless it is searched."""
+    max_failures: Annotated[int, Field(ge=0)] = 1
+    """A trial that fails is tried again so often, then recorded as failed; the sweep goes on."""
+    folds: Annotated[int, Field(ge=0)] = 0
+    """`k`: judge a trial by the mean over k trainings, each validated on another k-th of training and validation split
+    together. `0`: by the validation split."""
+    concurrency: Annotated[int, Field(ge=1)] | None = None
+    """Trials in flight at a time. Default: as many as the cluster can run."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _trials_but_for_grid(cls, value: object) -> object:
+        if isinstance(value, dict) and value.get("search") != "grid" and value.get("trials") is None:
+            return {**value, "trials": 16}
+        return value
+
+    @field_validator("space")
+    @classmethod
+    def _keys_may_be_searched(cls, space: dict[str, DomainConfig]) -> dict[str, DomainConfig]:
+        for key in space:
+            reason = _NOT_SEARCHED.get(key.partition(".")[0])
+            if reason is not None:
+                raise ValueError(f"`{key}` cannot be searched: {reason}")
+            inner = next((other for other in space if other.startswith(f"{key}.")), None)
+            if inner is not None:
+                raise ValueError(f"`{key}` and `{inner}` are both searched, and one is a part of the other")
+        return space
+
+    @field_validator("folds")
+    @classmethod
+    def _folds_are_several(cls, folds: int) -> int:
+        if folds == 1:
+            raise ValueError("folds is 1 and must be 0 (the validation split) or at least 2")
+        return folds
+
+    @model_validator(mode="after")
+    def _search_fits_space(self) -> SweepConfig:
+        if self.search != "grid":
+            return self
+        if self.trials is not None:
+            raise ValueError(f"trials is {self.trials}, and `search: grid` tries every combination; leave it out")
+        for key, domain in self.space.items():
+            if domain.size is None:
+                raise ValueError(f"`{key}` is continuous, and `search: grid` needs choices or integers for every key")
+        if (self.combinations or 0) > MAX_TRIALS:
+            raise ValueError(f"the grid has {self.combinations} combinations and at most {MAX_TRIALS} are allowed")
+        return self
+
+    @model_validator(mode="after")
+    def _scheduler_fits_search(self) -> SweepConfig:
+        if self.scheduler.kind == "pbt":
+            if self.search != "random":
+                raise ValueError(f"search is `{self.search}`, and `scheduler: pbt` begins with `random` values")
+            if self.folds:
+                raise ValueError(f"folds is {self.folds}, and `scheduler: pbt` needs trials of one training: 0")
+        return self
+
+    @model_validator(mode="after")
+    def _target_can_be_reached(self) -> SweepConfig:
+        if self.metric == "accuracy" and self.target is not None and self.target > 1.0:
+            raise ValueError(f"target is {self.target:g} and an accuracy is at most 1")
+        return self
+
+    @property
+    def combinations(self) -> int | None:
+        """How many different trials there are; None where a key is continuous."""
+        total = 1
+        for domain in self.space.values():
+            if domain.size is None:
+                return None
+            total *= domain.size
+        return total
+
+    @property
+    def trial_count(self) -> int:
+        """Trials that the sweep makes; a combination is not tried twice."""
+        return min(count for count in (self.trials, self.combinations) if count is not None)

@@ -1,0 +1,225 @@
+"""What a sweep tries: values for keys of the configuration, and the configuration that they make.
+
+Every draw is a hash of the sweep's seed, the trial's number and the key. So it is the same on any machine and in any
+version of Python, and a sweep of more trials begins with the same ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from transfer.config import Config, DomainConfig, SweepConfig, parse_config, set_key
+from transfer.errors import ConfigError
+
+# What may change between two epochs of one training: these decide neither what is trained nor on what.
+_CHANGES_IN_TRAINING = (
+    "phases.*.learning_rate",
+    "phases.*.optimizer.weight_decay",
+    "phases.*.optimizer.momentum",
+    "phases.*.optimizer.clip_norm",
+    "head.dropout",
+    "head.l2",
+    "training.label_smoothing",
+)
+# A share from the inside of a domain: an integer only by accident, whatever the ends.
+_INNER_SHARE = 0.381966
+# Draws are rounded, so that the last bits of a machine's powers do not make another run of a trial.
+_DIGITS = 6
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One combination of values, and the run that it stands for."""
+
+    number: int
+    """From 1."""
+    values: dict[str, Any]
+    """By dotted key of the configuration."""
+    config: Config
+    """The sweep's configuration with the values in place, and without its section `sweep`."""
+
+
+def sweep_of(config: Config) -> SweepConfig:
+    """The section `sweep`. Raises ConfigError where there is none."""
+    if config.sweep is None:
+        raise ConfigError(
+            f"The configuration `{config.name}` has no section `sweep`.",
+            advice="Say what is searched: sweep: {space: {phases.0.learning_rate: [1.0e-4, 1.0e-3]}}.",
+        )
+    return config.sweep
+
+
+def with_values(config: Config, values: Mapping[str, Any]) -> Config:
+    """The configuration of one trial. Raises ConfigError, naming the key, where a value does not fit."""
+    document = config.model_dump(mode="json", exclude={"sweep"})
+    for key, value in values.items():
+        set_key(document, key, value, name=f"sweep.space.{key}")
+    shown = ", ".join(f"{key}={value}" for key, value in values.items())
+    return parse_config(document, name=f"sweep.space: with {shown}, `{config.name}`")
+
+
+def make_trial(config: Config, number: int, values: Mapping[str, Any]) -> Trial:
+    """A trial of these values. Raises ConfigError as `with_values` does."""
+    return Trial(number, dict(values), with_values(config, values))
+
+
+def space_of(config: Config) -> dict[str, DomainConfig]:
+    """The domain of each key, with its choices as the configuration reads them: YAML's `1e-3`, a text, as a number."""
+    return {key: _as_read(config, key, domain) for key, domain in sweep_of(config).space.items()}
+
+
+def check_space(config: Config) -> None:
+    """Raise ConfigError, before anything is spent, where the sweep cannot be run or part of it would do nothing.
+
+    Every key must exist, and every choice and both ends of every domain must give a valid configuration.
+    """
+    for key, domain in space_of(config).items():
+        for index, value in enumerate(_probes(domain)):
+            with_values(config, {key: value})
+            if domain.choices is not None and value in domain.choices[:index]:
+                raise ConfigError(f"sweep.space.{key}: `{value}` stands twice.", advice="Give each choice once.")
+    _check_scheduler(config, sweep_of(config))
+
+
+def fixed_trials(config: Config) -> list[Trial] | None:
+    """All trials of a grid or a random search; None where values depend on results (Optuna, population based)."""
+    sweep = sweep_of(config)
+    if sweep.search == "optuna" or sweep.scheduler.kind == "pbt":
+        return None
+    values = _grid(space_of(config)) if sweep.search == "grid" else drawn(config)
+    return [make_trial(config, number, found) for number, found in enumerate(values, start=1)]
+
+
+def drawn(config: Config) -> list[dict[str, Any]]:
+    """Values of each trial of a random search, no combination twice."""
+    sweep, space = sweep_of(config), space_of(config)
+    found: list[dict[str, Any]] = []
+    taken: set[str] = set()
+    for number in range(1, sweep.trial_count + 1):
+        found.append(draw(space, sweep.seed, number, taken))
+        taken.add(repr(found[-1]))
+    return found
+
+
+def draw(space: Mapping[str, DomainConfig], seed: int, number: int, taken: Container[str] = ()) -> dict[str, Any]:
+    """Random values for a trial. `taken` holds the `repr` of what is tried already; something must be left."""
+    for attempt in itertools.count():
+        values = {key: at(domain, share(seed, number, attempt, key)) for key, domain in space.items()}
+        if repr(values) not in taken:
+            break
+    return values
+
+
+def share(*decided_by: object) -> float:
+    """A number in [0, 1) that looks random and is decided by the arguments alone."""
+    digest = hashlib.sha256("\n".join(map(str, decided_by)).encode()).digest()
+    return (int.from_bytes(digest[:8], "big") >> 11) / 2**53
+
+
+def at(domain: DomainConfig, share: float) -> Any:
+    """The value that lies at a share (0 up to 1) of the way through a domain."""
+    if domain.choices is not None:
+        return domain.choices[int(share * len(domain.choices))]
+    if domain.integers is not None:
+        first, last = domain.integers
+        return first + int(share * (last - first + 1))
+    if domain.log_uniform is not None:
+        low, high = domain.log_uniform
+        return clipped(domain, low * (high / low) ** share)
+    low, high = domain.uniform or (0.0, 1.0)
+    return clipped(domain, low + share * (high - low))
+
+
+def clipped(domain: DomainConfig, value: float) -> float:
+    """A number, rounded and moved into a domain that has ends."""
+    rounded = round(value) if domain.integers is not None else float(f"{value:.{_DIGITS}g}")
+    low, high = domain.ends or (rounded, rounded)
+    return min(max(rounded, low), high)
+
+
+def longest_epochs(config: Config) -> int:
+    """Epochs of the longest trial that the space allows, over all its phases."""
+    longest = config
+    for key, domain in sweep_of(config).space.items():
+        candidates = [with_values(longest, {key: value}) for value in _probes(domain)]
+        longest = max(candidates, key=_epochs)
+    return _epochs(longest)
+
+
+def _epochs(config: Config) -> int:
+    return sum(phase.epochs for phase in config.phases)
+
+
+def _grid(space: Mapping[str, DomainConfig]) -> Iterator[dict[str, Any]]:
+    for combination in itertools.product(*(_all_of(domain) for domain in space.values())):
+        yield dict(zip(space, combination, strict=True))
+
+
+def _all_of(domain: DomainConfig) -> Sequence[Any]:
+    if domain.choices is not None:
+        return domain.choices
+    low, high = domain.integers or (0, -1)
+    return range(low, high + 1)
+
+
+def _probes(domain: DomainConfig) -> list[Any]:
+    return domain.choices if domain.choices is not None else [*(domain.ends or ()), at(domain, _INNER_SHARE)]
+
+
+def _as_read(config: Config, key: str, domain: DomainConfig) -> DomainConfig:
+    if domain.choices is None:
+        return domain
+    choices = []
+    for given in domain.choices:
+        found: Any = with_values(config, {key: given}).model_dump(mode="json")
+        for part in key.split("."):
+            found = found[int(part)] if isinstance(found, list) else found[part]
+        # Short forms (`optimizer: adam`) and whole sections stay as they were written.
+        choices.append(given if isinstance(found, dict | list) else found)
+    return domain.model_copy(update={"choices": choices})
+
+
+def _check_scheduler(config: Config, sweep: SweepConfig) -> None:
+    scheduler, epochs = sweep.scheduler, longest_epochs(config)
+    for option in ("grace_epochs", "interval_epochs"):
+        value = getattr(scheduler, option)
+        if value is not None and value >= epochs:
+            raise ConfigError(
+                f"sweep.scheduler.{option} is {value} and the longest trial has {epochs} epochs: `{scheduler.kind}` "
+                "would never act.",
+                advice=f"Give {option} below the epochs of the phases, or `scheduler: none`.",
+            )
+    others = sweep.trial_count - 1
+    if scheduler.min_trials is not None and scheduler.min_trials > others:
+        raise ConfigError(
+            f"sweep.scheduler.min_trials is {scheduler.min_trials} and a trial has {others} others: `median` would "
+            "never act.",
+            advice="Give fewer min_trials or more trials, or `scheduler: none`.",
+        )
+    if scheduler.kind == "pbt":
+        _check_population(config, sweep)
+
+
+def _check_population(config: Config, sweep: SweepConfig) -> None:
+    if sweep.trial_count < 2:
+        raise ConfigError(
+            "sweep.scheduler is `pbt` and there is one trial, which has nobody to copy.", advice="Give more trials."
+        )
+    if config.workers.count > 1:
+        raise ConfigError(
+            f"sweep.scheduler is `pbt` and workers.count is {config.workers.count}: it moves weights between trials of "
+            "one worker.",
+            advice="Give workers.count 0 or 1, or another scheduler.",
+        )
+    for key in sweep.space:
+        if not any(fnmatchcase(key, pattern) for pattern in _CHANGES_IN_TRAINING):
+            raise ConfigError(
+                f"sweep.space.{key} cannot change in the middle of a training, which `scheduler: pbt` does; what can: "
+                f"{', '.join(_CHANGES_IN_TRAINING)}.",
+                advice="Leave the key out, or give another scheduler.",
+            )
