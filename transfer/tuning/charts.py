@@ -1,0 +1,226 @@
+"""A sweep's charts, as SVG: parallel coordinates, the metric against a learning rate, the metric against seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from transfer.evaluation.svg import (
+    CARD,
+    INK,
+    LINE,
+    MUTED,
+    RIGHT,
+    SERIES,
+    VARIABLES,
+    WRONG,
+    name_axes,
+    new_figure,
+    printable,
+    to_svg,
+)
+from transfer.tuning.records import TrialRecord
+from transfer.tuning.words import best_first, depth_text, value_text
+
+# Only numbers that differ by more may be drawn on a logarithmic axis.
+_LOG_SPREAD = 20
+# Up to this many different numbers each has its own place, at equal distances: choices, rather than a range.
+_MAX_CHOICES = 6
+_MAX_TICKS = 20
+_AXIS_WIDTH = 128
+# Parts of a learning rate's range of which the line shows the best trial.
+_RATE_BINS = 24
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """Where the values of a key stand on its axis: `places` of the trials, and ticks, all in 0..1."""
+
+    places: list[float]
+    ticks: list[tuple[float, str]]
+
+
+def depth_colors(trials: Sequence[TrialRecord]) -> dict[str, str]:
+    """A stand-in color for each unfreeze depth, the cheapest first; those beyond the sixth share one."""
+    cost = {depth_text(trial.depth): trial.trained_flops for trial in trials}
+    ordered = sorted(cost, key=lambda depth: (cost[depth], depth))
+    return {depth: SERIES[index] if index < len(SERIES) else MUTED for index, depth in enumerate(ordered)}
+
+
+def variable_of(color: str) -> str:
+    """The CSS value that a stand-in color becomes."""
+    return f"var({VARIABLES[color]})"
+
+
+def parallel_coordinates(trials: Sequence[TrialRecord], keys: Sequence[str], metric: str, *, winner: int | None) -> str:
+    """Draw each trial as a line through its values, up to the metric; one that failed ends before, with a cross."""
+    ranked = [trial for trial in best_first(trials, metric, winner=winner) if trial.value is not None]
+    failed = [trial for trial in trials if trial.value is None]
+    drawn = [*ranked, *failed]
+    scales = [_scale([trial.values.get(key) for trial in drawn]) for key in keys]
+    if ranked:
+        scales.append(_metric_scale([trial.value for trial in ranked if trial.value is not None], metric))
+    width = max(1080, _AXIS_WIDTH * len(scales))
+    figure, axes = new_figure(width=width, height=360, left=70, right=70, top=52, bottom=20)
+    axes.set_xlim(0, max(len(scales) - 1, 1))
+    axes.set_ylim(0, 1)
+    axes.axis("off")
+    lines = [[scale.places[index] for scale in scales[: len(keys)]] for index in range(len(drawn))]
+    style: dict[str, Any] = {"clip_on": False, "solid_capstyle": "round"}
+    for places in lines[len(ranked) :]:
+        axes.plot(places, color=WRONG, linewidth=1.2, alpha=0.7, dashes=(4, 3), **style)
+        axes.plot(len(keys) - 1, places[-1], "x", color=WRONG, markersize=7, markeredgewidth=1.6, clip_on=False)
+    # The best ones last, over the others.
+    for index in reversed(range(len(ranked))):
+        places = [*lines[index], scales[-1].places[index]]
+        if ranked[index].number == winner:
+            axes.plot(places, color=INK, linewidth=2.6, marker="o", markersize=5, **style)
+        else:
+            axes.plot(places, color=RIGHT, linewidth=1.4, alpha=_strength(index, len(ranked)), **style)
+    for index, (scale, key) in enumerate(zip(scales, [*keys, metric], strict=False)):
+        _draw_axis(axes, index, scale, key)
+    return to_svg(figure, "parallel-coordinates")
+
+
+def rate_chart(trials: Sequence[TrialRecord], key: str, metric: str, colors: dict[str, str], *, width: int) -> str:
+    """Draw the metric against a learning rate: a dot a trial, for each depth a line through the best at each rate.
+
+    A trial that failed is a cross at the bottom. `width`: in CSS pixels.
+    """
+    figure, axes = new_figure(width=width, height=300, left=56, right=12, top=10, bottom=42)
+    trials = [trial for trial in trials if _is_number(trial.values.get(key))]
+    for depth, color in colors.items():
+        of_depth = [trial for trial in trials if depth_text(trial.depth) == depth]
+        ended = [(float(trial.values[key]), trial.value) for trial in of_depth if trial.value is not None]
+        if ended:
+            axes.plot(*zip(*ended, strict=True), "o", color=color, markersize=4, alpha=0.75, clip_on=False)
+            axes.plot(*zip(*_best_at_each(ended, metric), strict=True), color=color, linewidth=1.8, clip_on=False)
+        failed = [float(trial.values[key]) for trial in of_depth if trial.value is None]
+        if failed:
+            place = {"transform": axes.get_xaxis_transform(), "clip_on": False}
+            axes.plot(failed, [0.02] * len(failed), "x", color=color, markersize=6, markeredgewidth=1.5, **place)
+    _scale_horizontal(axes, [float(trial.values[key]) for trial in trials])
+    _scale_metric(axes, metric)
+    name_axes(axes, key, "")
+    return to_svg(figure, "rate-" + "".join(letter if letter.isalnum() else "-" for letter in key))
+
+
+def cost_chart(trials: Sequence[TrialRecord], metric: str, colors: dict[str, str]) -> str:
+    """Draw the metric against the seconds of each trial; the ring of a packed one is empty."""
+    figure, axes = new_figure(width=540, height=300, left=56, right=12, top=10, bottom=42)
+    for trial in trials:
+        if trial.value is not None:
+            color = colors[depth_text(trial.depth)]
+            inside = CARD if trial.packed_with > 1 else color
+            ring: dict[str, Any] = {"markeredgecolor": color, "markerfacecolor": inside, "markeredgewidth": 1.5}
+            axes.plot(trial.seconds, trial.value, "o", markersize=6, alpha=0.85, clip_on=False, **ring)
+    _scale_horizontal(axes, [trial.seconds for trial in trials if trial.value is not None])
+    _scale_metric(axes, metric)
+    name_axes(axes, "seconds", "")
+    return to_svg(figure, "cost")
+
+
+def _scale(values: list[Any]) -> _Scale:
+    """Numbers from a range on a linear or logarithmic axis; anything else, and few numbers, at equal distances."""
+    distinct = sorted({value_text(value): value for value in values}.values(), key=_order)
+    if all(map(_is_number, distinct)) and len(distinct) > _MAX_CHOICES:
+        return _numeric(values, log=_is_log(values), text=value_text)
+    texts = [value_text(value) for value in distinct]
+    place = {text: (index / (len(texts) - 1) if len(texts) > 1 else 0.5) for index, text in enumerate(texts)}
+    ticks = [(place[text], printable(text, length=18)) for text in texts] if len(texts) <= _MAX_TICKS else []
+    return _Scale([place[value_text(value)] for value in values], ticks)
+
+
+def _metric_scale(values: list[float], metric: str) -> _Scale:
+    """The better values stand higher."""
+    if metric == "accuracy":
+        return _numeric(values, log=False, text=_as_percent)
+    scale = _numeric(values, log=_is_log(values), text=value_text)
+    return _Scale([1 - place for place in scale.places], [(1 - place, text) for place, text in scale.ticks])
+
+
+def _numeric(values: list[Any], *, log: bool, text: Any) -> _Scale:
+    numbers = np.array(values, float)
+    low, high = float(numbers.min()), float(numbers.max())
+    if low == high:
+        return _Scale([0.5] * len(values), [(0.5, text(low))])
+    candidates = (LogLocator(numticks=8) if log else MaxNLocator(nbins=5)).tick_values(low, high)
+    inside = [tick for tick in candidates if low * (1 - 1e-9) <= tick <= high * (1 + 1e-9) or low <= tick <= high]
+    bent = np.log if log else np.asarray
+
+    def place(of: Any) -> Any:
+        return (bent(of) - bent(low)) / (bent(high) - bent(low))
+
+    return _Scale(list(place(numbers)), [(float(np.clip(place(tick), 0, 1)), text(float(tick))) for tick in inside])
+
+
+def _draw_axis(axes: Axes, index: int, scale: _Scale, key: str) -> None:
+    axes.plot([index, index], [0, 1], color=LINE, linewidth=1.5, zorder=1)
+    box = {"facecolor": CARD, "alpha": 0.7, "linewidth": 0, "pad": 1.5}
+    words: dict[str, Any] = {"parse_math": False, "annotation_clip": False, "zorder": 5}
+    for place, text in scale.ticks:
+        beside: dict[str, Any] = {"xytext": (7, 0), "textcoords": "offset points", "va": "center_baseline"}
+        axes.annotate(text, (index, place), color=MUTED, fontsize=11, bbox=box, **beside, **words)
+    above, _, last = key.rpartition(".")
+    axes.annotate(printable(last, length=18), (index, 1.055), color=INK, fontsize=12, ha="center", **words)
+    axes.annotate(printable(above, length=20), (index, 1.115), color=MUTED, fontsize=10, ha="center", **words)
+
+
+def _strength(rank: int, count: int) -> float:
+    """How opaque the line of a trial is: the better, the more; many trials are fainter."""
+    quality = 1 - rank / max(count, 2)
+    return round((0.08 if count > 60 else 0.2) + 0.7 * quality**2, 3)
+
+
+def _best_at_each(points: list[tuple[float, float]], metric: str) -> list[tuple[float, float]]:
+    """The best point of each part of the range, by rising rate."""
+    rates = np.array([rate for rate, _ in points])
+    span = np.log(rates.max() / rates.min()) if rates.min() > 0 else 0.0
+    sign = 1 if metric == "accuracy" else -1
+    best: dict[int, tuple[float, float]] = {}
+    for rate, value in sorted(points):
+        part = int(_RATE_BINS * np.log(rate / rates.min()) / span) if span else 0
+        if part not in best or sign * value > sign * best[part][1]:
+            best[part] = (rate, value)
+    return list(best.values())
+
+
+def _scale_horizontal(axes: Axes, values: list[float]) -> None:
+    if values and _is_log(values):
+        axes.set_xscale("log")
+        axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: value_text(float(value))))
+    axes.grid(axis="both", color=LINE, linewidth=1)
+
+
+def _scale_metric(axes: Axes, metric: str) -> None:
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
+    if metric == "accuracy":
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _as_percent(value)))
+        axes.set_ylim(top=min(axes.get_ylim()[1], 1.0 + 0.03 * (1.0 - axes.get_ylim()[0])))
+
+
+def _as_percent(share: float) -> str:
+    return f"{100 * share:.4g} %"
+
+
+def _is_log(values: Sequence[Any]) -> bool:
+    """Whether numbers span orders of magnitude and lie rather there than evenly between their ends."""
+    low, high = min(values), max(values)
+    return low > 0 and high / low > _LOG_SPREAD and float(np.median(values)) < (low + high) / 4
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _order(value: Any) -> tuple[bool, float, str]:
+    """Numbers first, by size; the rest by its text."""
+    return (not _is_number(value), float(value) if _is_number(value) else 0.0, value_text(value))

@@ -1,0 +1,160 @@
+"""A sweep as one HTML page, in the look of a run's report: what won, what was tried, what it cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import quote
+
+import numpy as np
+from markupsafe import Markup
+
+from transfer.evaluation.templates import page_environment
+from transfer.tuning import charts
+from transfer.tuning.records import SweepResult, TrialRecord
+from transfer.tuning.words import best_first, depth_text, keys_of, metric_text, short_names, value_text
+
+# Longer tables continue in a part that is folded away.
+_OPEN_ROWS = 40
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """One trial in the table. `flops_share`: of all multiply-adds that the sweep trained; None where none are known."""
+
+    record: TrialRecord
+    values: tuple[str, ...]
+    value: str
+    seconds_share: float
+    flops_share: float | None
+    href: str
+
+
+@dataclass(frozen=True)
+class DepthRow:
+    """All trials of one unfreeze depth. Shares are of the whole sweep."""
+
+    name: str
+    color: str
+    trials: int
+    packed: int
+    best: str
+    seconds: float
+    seconds_share: float
+    flops_share: float | None
+
+
+def render(result: SweepResult, *, runs: str = "../../../runs") -> str:
+    """One self-contained HTML page: no script, nothing loaded from anywhere, the same text for the same result.
+
+    `runs`: where the folder of runs lies, seen from the page; by default the page lies in `sweeps/<id>/results/`.
+    """
+    trials = best_first(result.trials, result.metric, winner=result.winner)
+    ended = [trial for trial in trials if trial.value is not None]
+    winner = next((trial for trial in trials if trial.number == result.winner), None)
+    keys = keys_of(trial.values for trial in result.trials)
+    colors = charts.depth_colors(trials)
+    rows = _rows(trials, keys, result.metric, runs=runs)
+    return (
+        page_environment("tuning")
+        .get_template("sweep.html.j2")
+        .render(
+            result=result,
+            winner=winner,
+            winner_values=[(key, value_text(value)) for key, value in winner.values.items()] if winner else [],
+            winner_href=_href(winner, runs) if winner else None,
+            best=metric_text(winner.value, result.metric) if winner else None,
+            behind=_behind(winner, ended, result.metric),
+            middle=_middle(ended, result.metric),
+            counts={status: sum(t.status == status for t in trials) for status in ("finished", "stopped", "failed")},
+            names=[(key, name) for key, name in short_names(keys).items()],
+            packed=any(trial.packed_with > 1 for trial in trials),
+            depths=_depths(rows, result.metric, colors),
+            coordinates=_drawn(charts.parallel_coordinates(trials, keys, result.metric, winner=result.winner))
+            if trials and keys
+            else None,
+            rate_charts=_rate_charts(trials, keys, result.metric, colors) if ended else [],
+            cost=_drawn(charts.cost_chart(trials, result.metric, colors)) if ended else None,
+            rows=rows,
+            open_rows=_OPEN_ROWS,
+        )
+        .lstrip()
+    )
+
+
+def _rows(trials: list[TrialRecord], keys: list[str], metric: str, *, runs: str) -> list[TrialRow]:
+    longest = max((trial.seconds for trial in trials), default=0.0)
+    flops = sum(map(_trained, trials))
+    return [
+        TrialRow(
+            record=trial,
+            values=tuple(value_text(trial.values[key]) if key in trial.values else "" for key in keys),
+            value=metric_text(trial.value, metric),
+            seconds_share=trial.seconds / longest if longest else 0.0,
+            flops_share=_trained(trial) / flops if flops else None,
+            href=_href(trial, runs),
+        )
+        for trial in trials
+    ]
+
+
+def _depths(rows: list[TrialRow], metric: str, colors: dict[str, str]) -> list[DepthRow]:
+    seconds = sum(row.record.seconds for row in rows) or 1.0
+    found = []
+    for depth, color in colors.items():
+        of_depth = [row for row in rows if depth_text(row.record.depth) == depth]
+        spent = sum(row.record.seconds for row in of_depth)
+        known = [row.flops_share for row in of_depth if row.flops_share is not None]
+        found.append(
+            DepthRow(
+                name=depth,
+                color=charts.variable_of(color),
+                trials=len(of_depth),
+                packed=sum(row.record.packed_with > 1 for row in of_depth),
+                best=metric_text(best_first([row.record for row in of_depth], metric)[0].value, metric),
+                seconds=spent,
+                seconds_share=spent / seconds,
+                flops_share=sum(known) if known else None,
+            )
+        )
+    return found
+
+
+def _rate_charts(
+    trials: list[TrialRecord], keys: list[str], metric: str, colors: dict[str, str]
+) -> list[tuple[str, Markup]]:
+    rates = [key for key in keys if key.endswith(".learning_rate")]
+    width = 1080 if len(rates) == 1 else 540
+    return [(key, _drawn(charts.rate_chart(trials, key, metric, colors, width=width))) for key in rates]
+
+
+def _behind(winner: TrialRecord | None, ended: list[TrialRecord], metric: str) -> tuple[TrialRecord, str, str] | None:
+    """The runner-up, its value, and by how much it is behind, in words."""
+    others = [trial for trial in ended if winner and trial.number != winner.number]
+    if not winner or not others or winner.value is None or others[0].value is None:
+        return None
+    second = others[0]
+    gap = abs(winner.value - second.value) if second.value is not None else 0.0
+    words = f"{100 * gap:.1f} points behind" if metric == "accuracy" else f"{gap:.4f} behind"
+    return second, metric_text(second.value, metric), words if gap else "equal"
+
+
+def _middle(ended: list[TrialRecord], metric: str) -> tuple[str, str, str] | None:
+    """The median of the trials' values and the quartiles around it, the worse one first."""
+    if len(ended) < 2:
+        return None
+    low, median, high = np.percentile([trial.value for trial in ended if trial.value is not None], [25, 50, 75])
+    worse, better = (low, high) if metric == "accuracy" else (high, low)
+    return metric_text(float(median), metric), metric_text(float(worse), metric), metric_text(float(better), metric)
+
+
+def _trained(trial: TrialRecord) -> float:
+    """Multiply-adds for one image, over the trial's epochs."""
+    return trial.trained_flops * len(trial.rows)
+
+
+def _href(trial: TrialRecord, runs: str) -> str:
+    return f"{runs}/{quote(trial.run_id)}/run.json"
+
+
+def _drawn(svg: str) -> Markup:
+    return Markup(svg)  # noqa: S704 - matplotlib escapes the values and keys in it
