@@ -27,7 +27,7 @@ def config(tmp_path):
 HEAVY = {"tensorflow", "keras", "ray", "pyarrow", "numpy", "boto3", "sklearn", "matplotlib"}
 COMMANDS = [
     *("ingest", "train", "evaluate", "publish", "predict", "inspect", "demo", "config check", "config show"),
-    *("cache ls", "cache gc", "cache verify"),
+    *("cache ls", "cache gc", "cache verify", "lr-find"),
 ]
 
 
@@ -42,10 +42,10 @@ def test_help_loads_none_of_the_heavy_packages(command):
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
-@pytest.mark.parametrize("job", ["ingest", "train", "evaluate", "publish", "predict"])
+@pytest.mark.parametrize("job", ["ingest", "train", "evaluate", "publish", "predict", "lr_find"])
 def test_every_job_takes_what_its_command_takes(job):
     by_job = subprocess.run([sys.executable, "-m", f"jobs.{job}", "--help"], capture_output=True, text=True, check=True)
-    assert by_job.stdout == transfer(job, "--help").stdout.replace("python -m transfer", "transfer")
+    assert by_job.stdout == transfer(job.replace("_", "-"), "--help").stdout.replace("python -m transfer", "transfer")
 
 
 def test_a_mistake_ends_with_a_sentence_and_a_code_and_no_traceback(config):
@@ -142,3 +142,16 @@ def test_what_is_kept_is_shown_cleaned_up_and_verified(config, tmp_path):
     assert json.loads(done.stdout)["removed"] is True
     assert listed["prefix"] not in transfer("cache", "ls", config, "--json").stdout
     assert transfer("cache", "gc", config, *prefix).returncode == 8
+
+
+def test_lr_find_suggests_a_rate_that_can_be_set(config):
+    done = transfer("lr-find", config, "--steps", 60, "--json")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert len(answer["rates"]) == len(answer["losses"]) == answer["steps"]
+    assert Path(answer["page"]).exists()
+    shown = transfer("config", "show", config, "--set", answer["set"], "--json")
+    assert json.loads(shown.stdout)["phases"][0]["learning_rate"] == pytest.approx(answer["suggestion"], rel=0.06)
+    again = transfer("lr-find", config, "--steps", 60)
+    assert "was made before" in again.stderr
+    assert answer["set"] in again.stdout

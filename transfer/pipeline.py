@@ -19,6 +19,7 @@ from transfer.registry.predict import predict as predict_images
 from transfer.registry.versions import ModelVersion, load_version, promote
 from transfer.storage import Store, open_store, probe
 from transfer.training.run import Run, load_run, open_run
+from transfer.tuning.lr_find import FoundRate, check_range, find_rate
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +86,21 @@ def predict(config: Config, *, images: str, output: str, version: int | None = N
     if config.workers.count:
         connect()
     return run_where(config.workers, _predict, config, images, output, version)
+
+
+def lr_find(
+    config: Config, *, phase: int = 0, low: float = 1e-7, high: float = 10.0, steps: int = 200
+) -> tuple[FoundRate, str]:
+    """Suggest a learning rate for a phase (from 0); returns how it was found and where its page is.
+
+    The same test again is found, not made again. No run and no model is changed.
+    """
+    check_range(config, phase=phase, low=low, high=high, steps=steps)
+    check(config)
+    store = open_store(config.storage)
+    dataset = ingest_dataset(config, store)
+    found, page = run_where(config.workers, _lr_find, config, dataset.number, phase, low, high, steps)
+    return found, f"{store.uri}/{page}"
 
 
 def _storage(config: Config) -> Store:
@@ -163,6 +179,14 @@ def _publish(config: Config, run_id: str, report_number: int | None) -> int:
 
 def _predict(config: Config, images: str, output: str, version: int | None) -> PredictOutcome:
     return predict_images(config, images=images, output=output, version=version)
+
+
+def _lr_find(
+    config: Config, dataset_number: int, phase: int, low: float, high: float, steps: int
+) -> tuple[FoundRate, str]:
+    store = open_store(config.storage)
+    dataset = load_dataset(store, config.dataset_name, dataset_number)
+    return find_rate(store, config, dataset, phase=phase, low=low, high=high, steps=steps)
 
 
 def _open(config: Config, run_id: str) -> tuple[Run, Dataset]:

@@ -96,15 +96,19 @@ class KeptSamples(Samples):
         worker: WorkerSlice,
         epochs: Iterable[int],
         start_step: int,
+        max_steps: int = MAX_STEPS,
     ) -> None:
-        """`views`: the training split, once for each kept view; epoch e trains on view e modulo their number."""
+        """`views`: the training split, once for each kept view; epoch e trains on view e modulo their number.
+
+        `max_steps`: most steps of training in one call.
+        """
         self._train = KeptBatches(
             ((epoch, views[epoch % len(views)]) for epoch in epochs),
             batch_size=training.batch_size,
             worker=worker,
             seed=training.seed,
             start_step=start_step,
-            max_steps=MAX_STEPS,
+            max_steps=max_steps,
         )
         self._validation_steps = steps_per_epoch(len(validation), training.batch_size) if validation else 0
         if validation:

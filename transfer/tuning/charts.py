@@ -102,7 +102,7 @@ def rate_chart(trials: Sequence[TrialRecord], key: str, metric: str, colors: dic
             axes.plot(*zip(*_best_at_each(ended, metric), strict=True), color=color, linewidth=1.8, clip_on=False)
         failed = [float(trial.values[key]) for trial in of_depth if trial.value is None]
         if failed:
-            place = {"transform": axes.get_xaxis_transform(), "clip_on": False}
+            place: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "clip_on": False}
             axes.plot(failed, [0.02] * len(failed), "x", color=color, markersize=6, markeredgewidth=1.5, **place)
     _scale_horizontal(axes, [float(trial.values[key]) for trial in trials])
     _scale_metric(axes, metric)
@@ -214,7 +214,7 @@ def _as_percent(share: float) -> str:
 def _is_log(values: Sequence[Any]) -> bool:
     """Whether numbers span orders of magnitude and lie rather there than evenly between their ends."""
     low, high = min(values), max(values)
-    return low > 0 and high / low > _LOG_SPREAD and float(np.median(values)) < (low + high) / 4
+    return bool(low > 0 and high / low > _LOG_SPREAD and np.median(values) < (low + high) / 4)
 
 
 def _is_number(value: Any) -> bool:
