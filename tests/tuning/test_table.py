@@ -1,0 +1,140 @@
+"""What a sweep shows while it runs, on a terminal and in a log."""
+
+import io
+import os
+import pty
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from tests.tuning.records import failed, trial
+from transfer.tuning.table import TrialTable
+
+ROOT = Path(__file__).parents[2]
+ROW = trial(1).rows[0]
+
+
+def shown(table, height=40, width=100):
+    """The table as a terminal of this size would show it, line by line."""
+    console = Console(file=io.StringIO(), width=width, height=height)
+    console.print(table.rendered(height=height))
+    return [line.rstrip() for line in console.file.getvalue().splitlines() if line.strip()]
+
+
+def test_off_a_terminal_each_trial_that_ends_is_a_line(capsys):
+    with TrialTable("accuracy", total=3) as table:
+        table.started(1, {"phases.0.learning_rate": 1e-4})
+        table.epoch(1, ROW, 0.4)
+        table.ended(trial(1, value=0.5))
+        table.ended(failed(2, reason="out of\nmemory"))
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.splitlines() == [
+        "trial 1/3: phases.0.learning_rate=0.0001: accuracy 50.0 %, finished, 3 epochs, 6.0 s, best so far",
+        "trial 2/3: phases.0.learning_rate=0.01: failed (out of memory), 0 epochs, 0.0 s",
+    ]
+
+
+def test_the_best_is_first_and_marked_then_what_runs_then_the_rest_by_value():
+    table = TrialTable("accuracy")
+    for number, value in ((1, 0.5), (2, 0.9), (3, 0.7)):
+        table.ended(trial(number, value=value))
+    table.ended(failed(4))
+    for number in (5, 6):
+        table.started(number, {"phases.0.learning_rate": 1.0})
+    table.epoch(6, ROW, 0.95)
+    lines = shown(table)
+    assert [int(re.match(r"\s*(?:★ )?(\d+)", line)[1]) for line in lines[1:-1]] == [2, 5, 6, 3, 1, 4]
+    assert lines[1].lstrip().startswith("★ 2")
+    assert sum("★" in line for line in lines) == 1
+    assert "4 trials ended, 2 running" in lines[-1]
+
+
+def test_the_lowest_loss_is_the_best():
+    table = TrialTable("loss")
+    for number, value in ((1, 0.5), (2, 0.1), (3, 0.7)):
+        table.ended(trial(number, value=value))
+    assert "★ 2" in shown(table)[1]
+
+
+def test_the_table_is_never_higher_than_the_terminal():
+    table = TrialTable("accuracy", total=200)
+    for number in range(1, 151):
+        table.ended(trial(number, value=number / 200))
+    table.started(151, {})
+    lines = shown(table, height=12)
+    assert len(lines) <= 12
+    assert "★ 150" in lines[1]
+    assert "151" in lines[2]
+    assert "150 of 200 trials ended, 1 running; 143 more are not shown" in lines[-1]
+
+
+def test_a_trial_that_is_started_again_counts_anew():
+    table = TrialTable("accuracy")
+    table.started(1, {"a": 1})
+    table.epoch(1, ROW, 0.4)
+    table.epoch(1, ROW, 0.5)
+    table.started(1, {"a": 1})
+    table.epoch(1, ROW, 0.4)
+    line = shown(table)[1].split()
+    assert line == ["1", "1", "1", "40.0", "%", "running", "2.0"]
+
+
+def test_values_and_reasons_are_text_not_markup():
+    table = TrialTable("accuracy")
+    table.ended(failed(1, {"a.[b]": "[red]x[/]"}, reason="[bold]no[/bold]"))
+    assert "[red]x[/]" in "".join(shown(table))
+    assert "[bold]no[/bold]" in "".join(shown(table))
+
+
+@pytest.fixture
+def on_a_terminal():
+    """Run code with standard error on a terminal of 80 × 15; returns all that was written to it, and to stdout."""
+
+    def run(code):
+        main, side = pty.openpty()
+        environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80", "LINES": "15"}
+        with subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(code)],
+            stdout=subprocess.PIPE,
+            stderr=side,
+            cwd=ROOT,
+            env=environment,
+        ) as process:
+            os.close(side)
+            seen = b""
+            try:
+                while data := os.read(main, 65536):
+                    seen += data
+            except OSError:
+                pass  # How a terminal says that nobody writes to it any more.
+            out = process.stdout.read()
+        assert process.returncode == 0, seen.decode()
+        return seen.decode(), out.decode()
+
+    return run
+
+
+def test_on_a_terminal_the_table_is_live_and_logs_stand_above_it(on_a_terminal):
+    seen, out = on_a_terminal("""
+        import logging, sys
+        from tests.tuning.records import trial
+        from transfer.tuning.table import TrialTable
+        logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.INFO)
+        with TrialTable("accuracy", total=2) as table:
+            table.started(1, {"head.dropout": 0.1})
+            logging.info("said meanwhile")
+            table.ended(trial(1, {"head.dropout": 0.1}, value=0.5))
+        logging.info("said after")
+    """)
+    assert out == ""
+    assert "\x1b[" in seen
+    last = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", seen)
+    assert last.index("said meanwhile") < last.rindex("★ 1") < last.index("said after")
+    assert "1 of 2 trials ended, 0 running" in last
+    assert "trial 1/2:" not in last

@@ -1,0 +1,178 @@
+"""The trials of a sweep as they come along: a live table on a terminal, a line a trial in a log. Always on stderr."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from transfer.training.history import EpochRow
+from transfer.tuning.records import TrialRecord
+from transfer.tuning.words import is_better, metric_text, short_names, value_text
+
+# Lines of a terminal that are not trials: the header, the line that counts the rest, and the prompt to come.
+_OTHER_LINES = 4
+
+
+@dataclass
+class _Shown:
+    """What is known of one trial so far."""
+
+    number: int
+    values: dict[str, Any]
+    epochs: int = 0
+    value: float | None = None
+    status: str = "running"
+    seconds: float = 0.0
+    reason: str | None = None
+
+    def see(self, record: TrialRecord) -> None:
+        self.epochs, self.value, self.seconds = len(record.rows), record.value, record.seconds
+        self.status, self.reason = record.status, record.reason
+
+
+class TrialTable:
+    """Shows the trials of a sweep while the block runs. All calls come from one thread.
+
+    A trial may be started again, after it was interrupted or failed: its epochs then count anew.
+    """
+
+    def __init__(self, metric: Literal["accuracy", "loss"], *, total: int | None = None) -> None:
+        """`total`: trials that the sweep will have, where that is known."""
+        self.metric = metric
+        self.total = total
+        self._trials: dict[int, _Shown] = {}
+        self._live: Live | None = None
+        self._handlers: list[logging.StreamHandler[Any]] = []
+
+    def __enter__(self) -> Self:
+        if sys.stderr.isatty():
+            on_stderr = [each for each in logging.getLogger().handlers if isinstance(each, logging.StreamHandler)]
+            self._handlers = [handler for handler in on_stderr if handler.stream is sys.stderr]
+            console = Console(stderr=True)
+            self._live = Live(self.rendered(height=console.height), console=console, vertical_overflow="crop")
+            self._live.start()
+            self._point_handlers()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.stop()
+            self._point_handlers()
+
+    def started(self, number: int, values: dict[str, Any]) -> None:
+        """A trial begins."""
+        self._trials[number] = _Shown(number, values)
+        self._refresh()
+
+    def epoch(self, number: int, row: EpochRow, value: float | None) -> None:
+        """A trial has finished one more epoch, after which the metric is `value`."""
+        trial = self._trials[number]
+        trial.epochs += 1
+        trial.seconds += row.seconds
+        trial.value = value
+        self._refresh()
+
+    def ended(self, record: TrialRecord) -> None:
+        """A trial has ended; it need not have been announced."""
+        trial = self._trials.setdefault(record.number, _Shown(record.number, record.values))
+        trial.see(record)
+        if self._live is None:
+            print(self._line(trial), file=sys.stderr, flush=True)  # noqa: T201 - off a terminal this is the table
+        self._refresh()
+
+    def _point_handlers(self) -> None:
+        """Log to what is standard error now: while the table stands, that prints above it rather than into it."""
+        for handler in self._handlers:
+            handler.setStream(sys.stderr)
+
+    def _refresh(self) -> None:
+        if self._live:
+            self._live.update(self.rendered(height=self._live.console.height))
+
+    def _best(self) -> _Shown | None:
+        best: _Shown | None = None
+        for trial in self._trials.values():
+            if trial.value is not None and trial.status != "running":
+                better = best is None or best.value is None or is_better(trial.value, best.value, self.metric)
+                best = trial if better else best
+        return best
+
+    def _in_order(self, best: _Shown | None) -> list[_Shown]:
+        """The best one, those that run, then the others by value; those without one last."""
+
+        def place(trial: _Shown) -> tuple[bool, bool, bool, float, int]:
+            value = trial.value or 0.0
+            if trial.status == "running":
+                # In the order in which they were made: rows that change places cannot be read.
+                return trial is not best, False, False, 0.0, trial.number
+            better = -value if self.metric == "accuracy" else value
+            return trial is not best, True, trial.value is None, better, trial.number
+
+        return sorted(self._trials.values(), key=place)
+
+    def rendered(self, *, height: int) -> Table:
+        """The table for a terminal of so many lines: the best trial, those that run, and as many others as fit."""
+        table = Table(header_style="bold", box=None, padding=(0, 1))
+        keys = list(dict.fromkeys(key for trial in self._trials.values() for key in trial.values))
+        names = short_names(keys)
+        # On a narrow terminal the values give way.
+        table.add_column("trial", justify="right", no_wrap=True, min_width=5)
+        for key in keys:
+            table.add_column(Text(names[key]), no_wrap=True, overflow="ellipsis")
+        table.add_column("epoch", justify="right", no_wrap=True, min_width=5)
+        table.add_column(self.metric, justify="right", no_wrap=True, min_width=8)
+        table.add_column("status", no_wrap=True, overflow="ellipsis", min_width=8, ratio=1)
+        table.add_column("seconds", justify="right", no_wrap=True, min_width=7)
+        best = self._best()
+        trials = self._in_order(best)
+        room = max(height - _OTHER_LINES, 1)
+        for trial in trials[:room]:
+            table.add_row(*self._cells(trial, keys, best), style=_style(trial, best))
+        table.caption = self._caption(trials, hidden=len(trials[room:]))
+        table.caption_justify = "left"
+        return table
+
+    def _cells(self, trial: _Shown, keys: list[str], best: _Shown | None) -> list[Text]:
+        status = f"{trial.status}: {trial.reason}" if trial.reason else trial.status
+        texts = [
+            f"★ {trial.number}" if trial is best else str(trial.number),
+            *(value_text(trial.values[key]) if key in trial.values else "" for key in keys),
+            str(trial.epochs),
+            metric_text(trial.value, self.metric),
+            status,
+            f"{trial.seconds:.1f}",
+        ]
+        # As Text, for values and reasons are no markup; in one line, for they may have several.
+        return [Text(" ".join(text.split())) for text in texts]
+
+    def _caption(self, trials: list[_Shown], *, hidden: int) -> Text:
+        running = sum(trial.status == "running" for trial in trials)
+        of_total = f" of {self.total}" if self.total else ""
+        text = f"{len(trials) - running}{of_total} trials ended, {running} running"
+        return Text(f"{text}; {hidden} more are not shown" if hidden else text)
+
+    def _line(self, trial: _Shown) -> str:
+        values = ", ".join(f"{key}={value_text(value)}" for key, value in trial.values.items())
+        of_total = f"/{self.total}" if self.total else ""
+        result = f"{self.metric} {metric_text(trial.value, self.metric)}, " if trial.value is not None else ""
+        best = ", best so far" if trial is self._best() else ""
+        status = f"{trial.status} ({trial.reason})" if trial.reason else trial.status
+        epochs = f"{trial.epochs} epoch{'s' if trial.epochs != 1 else ''}"
+        line = f"trial {trial.number}{of_total}: {values}: {result}{status}, {epochs}, {trial.seconds:.1f} s{best}"
+        return " ".join(line.split())
+
+
+def _style(trial: _Shown, best: _Shown | None) -> str:
+    if trial is best:
+        return "bold green"
+    return {"running": "", "failed": "red"}.get(trial.status, "dim")
