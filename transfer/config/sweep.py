@@ -139,6 +139,9 @@ class SweepConfig(Section):
     together. `0`: by the validation split."""
     concurrency: Annotated[int, Field(ge=1)] | None = None
     """Trials in flight at a time. Default: as many as the cluster can run."""
+    mlflow: str | None = None
+    """Also log each trial that ended to MLflow at this tracking URI, `http://…` or `sqlite:///…` (needs the extra
+    `mlflow`)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -186,6 +189,8 @@ class SweepConfig(Section):
                 raise ValueError(f"search is `{self.search}`, and `scheduler: pbt` begins with `random` values")
             if self.folds:
                 raise ValueError(f"folds is {self.folds}, and `scheduler: pbt` needs trials of one training: 0")
+            if self.concurrency is not None:
+                raise ValueError(f"concurrency is {self.concurrency}, and `scheduler: pbt` keeps all trials in flight")
         return self
 
     @model_validator(mode="after")

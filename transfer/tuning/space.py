@@ -107,10 +107,14 @@ def drawn(config: Config) -> list[dict[str, Any]]:
 
 
 def draw(space: Mapping[str, DomainConfig], seed: int, number: int, taken: Container[str] = ()) -> dict[str, Any]:
-    """Random values for a trial. `taken` holds the `repr` of what is tried already; something must be left."""
+    """Random values for a trial. `taken` holds the `repr` of combinations not to repeat; one must be left.
+
+    Continuous values are not watched: they hardly ever repeat, and a narrow domain has no other ones left.
+    """
+    finite = all(domain.size is not None for domain in space.values())
     for attempt in itertools.count():
         values = {key: at(domain, share(seed, number, attempt, key)) for key, domain in space.items()}
-        if repr(values) not in taken:
+        if not finite or repr(values) not in taken:
             break
     return values
 
