@@ -22,7 +22,7 @@ ROW = trial(1).rows[0]
 def shown(table, height=40, width=100):
     """The table as a terminal of this size would show it, line by line."""
     console = Console(file=io.StringIO(), width=width, height=height)
-    console.print(table.rendered(height=height))
+    console.print(table.rendered(height=height, width=width))
     return [line.rstrip() for line in console.file.getvalue().splitlines() if line.strip()]
 
 
@@ -72,6 +72,17 @@ def test_the_table_is_never_higher_than_the_terminal():
     assert "★ 150" in lines[1]
     assert "151" in lines[2]
     assert "150 of 200 trials ended, 1 running; 143 more are not shown" in lines[-1]
+
+
+def test_on_a_narrow_terminal_values_give_way_to_what_came_out():
+    table = TrialTable("accuracy")
+    keys = [f"head.a_rather_long_name_{index}" for index in range(6)]
+    for number in range(1, 4):
+        table.ended(trial(number, dict.fromkeys(keys, 0.123456), value=0.1 * number))
+    for width in (100, 80, 70):
+        lines = shown(table, width=width)
+        assert max(map(len, lines)) <= width
+        assert "30.0 %  finished      6.0" in lines[1].replace("\u202f", " ")
 
 
 def test_a_trial_that_is_started_again_counts_anew():

@@ -15,10 +15,12 @@ from rich.text import Text
 
 from transfer.training.history import EpochRow
 from transfer.tuning.records import TrialRecord
-from transfer.tuning.words import is_better, metric_text, short_names, value_text
+from transfer.tuning.words import is_better, keys_of, metric_text, short_names, value_text
 
 # Lines of a terminal that are not trials: the header, the line that counts the rest, and the prompt to come.
 _OTHER_LINES = 4
+# Columns of a terminal that are not values: trial, epoch, metric, status, seconds, and the space around each.
+_OTHER_COLUMNS = 46
 
 
 @dataclass
@@ -57,7 +59,7 @@ class TrialTable:
             on_stderr = [each for each in logging.getLogger().handlers if isinstance(each, logging.StreamHandler)]
             self._handlers = [handler for handler in on_stderr if handler.stream is sys.stderr]
             console = Console(stderr=True)
-            self._live = Live(self.rendered(height=console.height), console=console, vertical_overflow="crop")
+            self._live = Live(self.rendered(**_size(console)), console=console, vertical_overflow="crop")
             self._live.start()
             self._point_handlers()
         return self
@@ -97,7 +99,7 @@ class TrialTable:
 
     def _refresh(self) -> None:
         if self._live:
-            self._live.update(self.rendered(height=self._live.console.height))
+            self._live.update(self.rendered(**_size(self._live.console)))
 
     def _best(self) -> _Shown | None:
         best: _Shown | None = None
@@ -120,25 +122,28 @@ class TrialTable:
 
         return sorted(self._trials.values(), key=place)
 
-    def rendered(self, *, height: int) -> Table:
-        """The table for a terminal of so many lines: the best trial, those that run, and as many others as fit."""
-        table = Table(header_style="bold", box=None, padding=(0, 1))
-        keys = list(dict.fromkeys(key for trial in self._trials.values() for key in trial.values))
-        names = short_names(keys)
-        # On a narrow terminal the values give way.
-        table.add_column("trial", justify="right", no_wrap=True, min_width=5)
-        for key in keys:
-            table.add_column(Text(names[key]), no_wrap=True, overflow="ellipsis")
-        table.add_column("epoch", justify="right", no_wrap=True, min_width=5)
-        table.add_column(self.metric, justify="right", no_wrap=True, min_width=8)
-        table.add_column("status", no_wrap=True, overflow="ellipsis", min_width=8, ratio=1)
-        table.add_column("seconds", justify="right", no_wrap=True, min_width=7)
+    def rendered(self, *, height: int, width: int) -> Table:
+        """The table for a terminal of this size: the best trial, those that run, and as many others as fit."""
+        keys = keys_of(trial.values for trial in self._trials.values())
         best = self._best()
         trials = self._in_order(best)
-        room = max(height - _OTHER_LINES, 1)
-        for trial in trials[:room]:
-            table.add_row(*self._cells(trial, keys, best), style=_style(trial, best))
-        table.caption = self._caption(trials, hidden=len(trials[room:]))
+        shown = trials[: max(height - _OTHER_LINES, 1)]
+        rows = [self._cells(trial, keys, best) for trial in shown]
+        heads = [Text(short_names(keys)[key]) for key in keys]
+        longest = [max((len(row[index]) for row in rows), default=0) for index in range(1, len(keys) + 1)]
+        widths = _fitted(longest, [len(head) for head in heads], room=width - _OTHER_COLUMNS)
+
+        table = Table(header_style="bold", box=None, padding=(0, 1))
+        table.add_column("trial", justify="right", no_wrap=True)
+        for head, column_width in zip(heads, widths, strict=True):
+            table.add_column(head, no_wrap=True, overflow="ellipsis", width=column_width)
+        table.add_column("epoch", justify="right", no_wrap=True)
+        table.add_column(self.metric, justify="right", no_wrap=True)
+        table.add_column("status", no_wrap=True, overflow="ellipsis", ratio=1)
+        table.add_column("seconds", justify="right", no_wrap=True)
+        for trial, row in zip(shown, rows, strict=True):
+            table.add_row(*row, style=_style(trial, best))
+        table.caption = self._caption(trials, hidden=len(trials) - len(shown))
         table.caption_justify = "left"
         return table
 
@@ -170,6 +175,20 @@ class TrialTable:
         epochs = f"{trial.epochs} epoch{'s' if trial.epochs != 1 else ''}"
         line = f"trial {trial.number}{of_total}: {values}: {result}{status}, {epochs}, {trial.seconds:.1f} s{best}"
         return " ".join(line.split())
+
+
+def _size(console: Console) -> dict[str, int]:
+    return {"height": console.height, "width": console.width}
+
+
+def _fitted(cells: list[int], heads: list[int], *, room: int) -> list[int]:
+    """Widths of columns that fit beside each other, with a space on either side: heads are cut first, then cells."""
+    widths = [max(pair) for pair in zip(cells, heads, strict=True)]
+    while widths and sum(widths) + 2 * len(widths) > room and max(widths) > 1:
+        cut = [width if width > cell else 0 for width, cell in zip(widths, cells, strict=True)]
+        cut = cut if any(cut) else widths
+        widths[cut.index(max(cut))] -= 1
+    return widths
 
 
 def _style(trial: _Shown, best: _Shown | None) -> str:
