@@ -11,9 +11,10 @@ from tests.digits import digits_config, ingest_some_digits
 from tests.replicas import two_replicas
 from transfer.errors import ConfigError, DivergedError, TrainingError
 from transfer.storage import open_store
+from transfer.training.balance import class_weights
 from transfer.training.checkpoints import Checkpoints, assign
 from transfer.training.history import EpochRow
-from transfer.training.loop import class_weights, train
+from transfer.training.loop import train
 from transfer.training.restore import restore_model
 from transfer.training.run import open_run
 

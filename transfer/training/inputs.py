@@ -41,11 +41,15 @@ class KeptInputs:
 class Inputs:
     """Where the phases of a run get their frozen part's output from."""
 
-    def __init__(self, run: Run, dataset: Dataset, model: TransferModel) -> None:
-        """Call it before any weight is trained: what is kept belongs to the pretrained network."""
+    def __init__(self, run: Run, dataset: Dataset, model: TransferModel, *, sharing: int = 1) -> None:
+        """Call it before any weight is trained: what is kept belongs to the pretrained network.
+
+        `sharing`: runs that will train on the same frozen part, which makes keeping its output more worth while.
+        """
         config = run.config
         self._run = run
         self._dataset = dataset
+        self._sharing = sharing
         self._extractor = Extractor(run.store, engine=config.activations.engine)
         self._reasons = [_why_not_kept(run, index, model) for index in range(len(config.phases))]
         self._prefixes = [
@@ -166,7 +170,7 @@ class Inputs:
             flops_share=flops_of(prefix) / max(flops_of(other) for other in self._plain_prefixes()),
             images=sum(self._dataset.rows(split) for split in _SPLITS),
             missing=self._missing_images(prefix),
-            epochs=phase.epochs,
+            epochs=self._sharing * phase.epochs,
         )
 
     def _measure(self) -> Rates:

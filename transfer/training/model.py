@@ -85,11 +85,20 @@ def build_model(config: Config, classes: list[str]) -> TransferModel:
 
     Raises BackboneError when the base cannot be loaded, ConfigError when the head does not fit the classes.
     """
-    backbone = pooled(load_backbone(config.base, storage=config.storage), config.head.pooling)
-    head = build_head(
+    backbone = build_backbone(config)
+    return TransferModel(backbone, build_head_for(backbone, config, classes), classes)
+
+
+def build_backbone(config: Config) -> Backbone:
+    """The pretrained base, pooled as the head wants it. Raises BackboneError when it cannot be loaded."""
+    return pooled(load_backbone(config.base, storage=config.storage), config.head.pooling)
+
+
+def build_head_for(backbone: Backbone, config: Config, classes: list[str]) -> keras.Model:
+    """A new head, with the first weights that the seed decides. Raises ConfigError when it does not fit the classes."""
+    return build_head(
         config.head,
         feature_shape=tuple(backbone.network.output_shape[1:]),
         class_count=len(classes),
         seed=config.training.seed,
     )
-    return TransferModel(backbone, head, classes)

@@ -16,7 +16,15 @@ class PhaseSchedule(keras.optimizers.schedules.LearningRateSchedule):
     Depends on the step only, so a resumed optimiser goes on where it was.
     """
 
-    def __init__(self, *, peak: float, kind: str, warmup_steps: int, total_steps: int, final_share: float) -> None:
+    def __init__(
+        self,
+        *,
+        peak: float | tf.Variable | tf.Tensor,
+        kind: str,
+        warmup_steps: int,
+        total_steps: int,
+        final_share: float,
+    ) -> None:
         self.peak = peak
         self.kind = kind
         self.warmup_steps = warmup_steps
@@ -24,7 +32,7 @@ class PhaseSchedule(keras.optimizers.schedules.LearningRateSchedule):
         self.final_share = final_share
 
     def __call__(self, step: tf.Tensor) -> tf.Tensor:
-        """The learning rate, a float32 scalar, of step `step`, which counts from 0 within the phase."""
+        """The learning rate, float32 of the shape of `peak`, of step `step`, which counts from 0 within the phase."""
         done = tf.cast(step, tf.float32)
         decay_steps = max(self.total_steps - self.warmup_steps, 1)
         progress = tf.clip_by_value((done - self.warmup_steps) / decay_steps, 0.0, 1.0)
@@ -43,10 +51,23 @@ class PhaseSchedule(keras.optimizers.schedules.LearningRateSchedule):
         return dict(vars(self))
 
 
-def build_optimizer(phase: PhaseConfig, *, steps_per_epoch: int, loss_scaling: bool) -> keras.optimizers.Optimizer:
-    """The phase's optimiser. Clipping is left to the step, which sees gradients of all replicas together."""
+def build_optimizer(
+    phase: PhaseConfig,
+    *,
+    learning_rate: tf.Variable | tf.Tensor,
+    weight_decay: tf.Tensor | None = None,
+    steps_per_epoch: int,
+    loss_scaling: bool = False,
+) -> keras.optimizers.Optimizer:
+    """The phase's optimiser. `learning_rate` holds the peak, a float32 scalar; `weight_decay` None is the phase's own.
+
+    What Keras computes from these two it computes element by element. So with both of them [trials, 1, 1], one
+    optimiser updates variables [trials, …, …] as an optimiser of its own would update each slice.
+
+    Clipping is left to the step, which sees gradients of all replicas together.
+    """
     schedule = PhaseSchedule(
-        peak=phase.learning_rate,
+        peak=learning_rate,
         kind=phase.schedule.kind,
         warmup_steps=round(phase.schedule.warmup_epochs * steps_per_epoch),
         total_steps=phase.epochs * steps_per_epoch,
@@ -56,7 +77,8 @@ def build_optimizer(phase: PhaseConfig, *, steps_per_epoch: int, loss_scaling: b
     if chosen.name == "sgd":
         optimizer = keras.optimizers.SGD(schedule, momentum=chosen.momentum, nesterov=chosen.nesterov)
     elif chosen.name == "adamw":
-        optimizer = keras.optimizers.AdamW(schedule, weight_decay=chosen.weight_decay)
+        decay = chosen.weight_decay if weight_decay is None else weight_decay
+        optimizer = keras.optimizers.AdamW(schedule, weight_decay=decay)
     else:
         optimizer = keras.optimizers.Adam(schedule)
     # float16 gradients underflow without loss scaling; bfloat16 has float32's range and needs none.

@@ -61,10 +61,17 @@ class PhaseProgram:
     ) -> None:
         """`class_weights`: float32 [classes]."""
         self.strategy = tf.distribute.get_strategy()
+        # A variable, so that the compiled steps serve other learning rates, too.
+        self._learning_rate = tf.Variable(phase.learning_rate, trainable=False, dtype=tf.float32)
+        self._seed = training.seed
         self.optimizer = build_optimizer(
-            phase, steps_per_epoch=steps_per_epoch, loss_scaling=training.mixed_precision == "float16"
+            phase,
+            learning_rate=self._learning_rate,
+            steps_per_epoch=steps_per_epoch,
+            loss_scaling=training.mixed_precision == "float16",
         )
         self.optimizer.build(split.variables)
+        self._fresh_optimizer = [np.array(variable) for variable in self.optimizer.variables]
         self._split = split
         self._variables = [variable.value for variable in split.variables]
         self._training = training
@@ -78,6 +85,13 @@ class PhaseProgram:
         self._train_steps = compiled(self._train_chunk)
         self._evaluate_steps = compiled(self._evaluate_chunk)
 
+    def start(self, *, learning_rate: float, seed: int) -> None:
+        """Begin a phase anew: with this peak learning rate, this seed, and a fresh optimiser."""
+        self._learning_rate.assign(learning_rate)
+        self._seed = seed
+        for variable, value in zip(self.optimizer.variables, self._fresh_optimizer, strict=True):
+            variable.assign(value)
+
     def train_step(self, batch: Iterator[Batch], *, real_images: int, global_step: int) -> tf.Tensor:
         """Train on one global batch, of which `batch` yields one part for each replica of this worker.
 
@@ -85,14 +99,13 @@ class PhaseProgram:
         Returns this worker's loss, correct answers and images: float32 [replicas of this worker, 3].
         """
         totals = self._train_step(
-            self._per_replica(batch), tf.constant(real_images, tf.float32), tf.constant(global_step)
+            self._per_replica(batch), tf.constant(real_images, tf.float32), self._place(global_step)
         )
-        return tf.stack(self.strategy.experimental_local_results(totals))
+        return self._local(totals)
 
     def evaluate_step(self, batch: Iterator[Batch]) -> tf.Tensor:
         """Evaluate one global batch without training. Returns what `train_step` does."""
-        totals = self._evaluate_step(self._per_replica(batch))
-        return tf.stack(self.strategy.experimental_local_results(totals))
+        return self._local(self._evaluate_step(self._per_replica(batch)))
 
     def train_steps(self, chunk: Chunk, *, global_step: int) -> tf.Tensor:
         """Train on all steps of a chunk of kept activations in one call, the first of which is `global_step`.
@@ -103,7 +116,7 @@ class PhaseProgram:
             self._chunk_per_replica(chunk),
             tf.constant(chunk.real_images),
             tf.constant(chunk.steps),
-            tf.constant(global_step),
+            self._place(global_step),
         )
 
     def evaluate_steps(self, chunk: Chunk) -> tf.Tensor:
@@ -142,56 +155,54 @@ class PhaseProgram:
         return values
 
     def _train_chunk(
-        self, chunk: dict[str, tf.Tensor], real_images: tf.Tensor, steps: tf.Tensor, global_step: tf.Tensor
+        self, chunk: dict[str, tf.Tensor], real_images: tf.Tensor, steps: tf.Tensor, first: tf.Tensor
     ) -> tf.Tensor:
         def one(index: tf.Tensor) -> tf.Tensor:
-            def on_replica(part: dict[str, tf.Tensor], real: tf.Tensor, step: tf.Tensor) -> tf.Tensor:
-                return self._train_replica(_step_of(part, index), real, step)
+            def on_replica(part: dict[str, tf.Tensor], real: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
+                return self._train_replica(_step_of(part, index), real, place)
 
-            return self.strategy.run(on_replica, (chunk, real_images[index], global_step + index))
+            place = first + tf.stack([0, index])
+            return self._local(self.strategy.run(on_replica, (chunk, real_images[index], place)))
 
-        return self._summed(one, steps, replicas=self._local_count(chunk))
+        return sum_steps(one, steps, rows=self._local_count(chunk))
 
     def _evaluate_chunk(self, chunk: dict[str, tf.Tensor], steps: tf.Tensor) -> tf.Tensor:
         def one(index: tf.Tensor) -> tf.Tensor:
-            return self.strategy.run(lambda part: self._evaluate_replica(_step_of(part, index)), (chunk,))
+            return self._local(self.strategy.run(lambda part: self._evaluate_replica(_step_of(part, index)), (chunk,)))
 
-        return self._summed(one, steps, replicas=self._local_count(chunk))
+        return sum_steps(one, steps, rows=self._local_count(chunk))
+
+    def _local(self, values: tf.Tensor) -> tf.Tensor:
+        """What the replicas of this worker answered, stacked."""
+        return tf.stack(self.strategy.experimental_local_results(values))
 
     def _local_count(self, values: dict[str, tf.Tensor]) -> int:
         """How many replicas of this worker have a part of `values`."""
         return len(self.strategy.experimental_local_results(values))
 
-    def _summed(self, one: Callable[[tf.Tensor], tf.Tensor], steps: tf.Tensor, *, replicas: int) -> tf.Tensor:
-        """Run `one` for each step within the graph and sum up what it answers, float64 [replicas of this worker, 3]."""
+    def _place(self, global_step: int) -> tf.Tensor:
+        """What keys the random numbers of a step: int32 [2]."""
+        return tf.constant([self._seed, global_step], tf.int32)
 
-        def body(index: tf.Tensor, totals: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            answers = tf.stack(self.strategy.experimental_local_results(one(index)))
-            return index + 1, totals + tf.cast(answers, tf.float64)
-
-        start = (tf.constant(0), tf.zeros((replicas, 3), tf.float64))
-        # One step at a time: each one starts from the weights that the one before leaves.
-        return tf.while_loop(lambda index, _: index < steps, body, start, parallel_iterations=1)[1]
-
-    def _train_replica(self, batch: Batch, real_images: tf.Tensor, global_step: tf.Tensor) -> tf.Tensor:
-        seed = tf.stack([self._training.seed, tf.cast(global_step, tf.int32)])
+    def _train_replica(self, batch: Batch, real_images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         with step_randomness(StepRandomness(seed, batch["positions"], self._training.batch_size)):
             activations = self._activations(batch, self._augmentation)
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(self._variables)
                 logits = self._split.logits(activations, training=True)
-                losses = self._losses(batch["labels"], logits, smoothing=self._training.label_smoothing)
+                losses = cross_entropy(batch["labels"], logits, smoothing=self._training.label_smoothing)
                 weights = batch["real"] * tf.gather(self._class_weights, batch["labels"])
                 replicas = self.strategy.num_replicas_in_sync
                 loss = tf.reduce_sum(losses * weights) / real_images + self._split.regularization() / replicas
                 objective = self.optimizer.scale_loss(loss)
             gradients = tape.gradient(objective, self._variables)
         self.optimizer.apply_gradients(zip(self._clipped(gradients), self._variables, strict=True))
-        return self._totals(batch, logits, losses)
+        return totals_of(batch["labels"], batch["real"], logits, losses)
 
     def _evaluate_replica(self, batch: Batch) -> tf.Tensor:
         logits = self._split.logits(self._activations(batch, None), training=False)
-        return self._totals(batch, logits, self._losses(batch["labels"], logits, smoothing=0.0))
+        losses = cross_entropy(batch["labels"], logits, smoothing=0.0)
+        return totals_of(batch["labels"], batch["real"], logits, losses)
 
     def _activations(self, batch: Batch, augmentation: Augmentation | None) -> tf.Tensor:
         """The frozen part's output: what was kept of it, or computed from the images."""
@@ -199,20 +210,6 @@ class PhaseProgram:
             return tf.cast(batch["activations"], tf.float32)
         images = batch["images"]
         return self._split.activations(augmentation(images) if augmentation else images)
-
-    @staticmethod
-    def _losses(labels: tf.Tensor, logits: tf.Tensor, *, smoothing: float) -> tf.Tensor:
-        classes = logits.shape[-1]
-        targets = tf.one_hot(labels, classes) * (1.0 - smoothing) + smoothing / classes
-        return tf.nn.softmax_cross_entropy_with_logits(targets, logits)
-
-    @staticmethod
-    def _totals(batch: Batch, logits: tf.Tensor, losses: tf.Tensor) -> tf.Tensor:
-        real = batch["real"]
-        correct = tf.cast(tf.equal(tf.argmax(logits, axis=-1, output_type=tf.int32), batch["labels"]), tf.float32)
-        # A row that only fills up the batch may have any loss, even NaN; multiplying by zero would keep a NaN.
-        losses = tf.where(real > 0, losses, 0.0)
-        return tf.stack([tf.reduce_sum(losses), tf.reduce_sum(correct * real), tf.reduce_sum(real)])
 
     def _clipped(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
         """Gradients scaled so that the norm of their sum over replicas is at most the phase's `clip_norm`.
@@ -225,18 +222,42 @@ class PhaseProgram:
         summed = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
         scale = getattr(self.optimizer, "dynamic_scale", 1.0)
         limit = tf.cast(self._clip_norm * scale, tf.float32)
-        # Not finite: the loss scale was too high, and the optimiser skips the step itself.
-        norm = tf.linalg.global_norm(summed)
-        factor = tf.where(tf.math.is_finite(norm), limit / tf.maximum(norm, limit), 1.0)
+        factor = clip_factor(tf.linalg.global_norm(summed), limit)
         return [gradient * factor for gradient in gradients]
+
+
+def cross_entropy(labels: tf.Tensor, logits: tf.Tensor, *, smoothing: float | tf.Tensor) -> tf.Tensor:
+    """Cross-entropy of each row, float32 [..., rows], for labels [..., rows] and logits [..., rows, classes]."""
+    classes = logits.shape[-1]
+    targets = tf.one_hot(labels, classes) * (1.0 - smoothing) + smoothing / classes
+    return tf.nn.softmax_cross_entropy_with_logits(targets, logits)
+
+
+def totals_of(labels: tf.Tensor, real: tf.Tensor, logits: tf.Tensor, losses: tf.Tensor) -> tf.Tensor:
+    """Sums over the real rows, [..., 3]: loss, correct answers and images. All but `logits` are [..., rows]."""
+    correct = tf.cast(tf.equal(tf.argmax(logits, axis=-1, output_type=tf.int32), labels), tf.float32)
+    # A row that only fills up the batch may have any loss, even NaN; multiplying by zero would keep a NaN.
+    losses = tf.where(real > 0, losses, 0.0)
+    return tf.stack([tf.reduce_sum(value, axis=-1) for value in (losses, correct * real, real)], axis=-1)
+
+
+def clip_factor(norm: tf.Tensor, limit: tf.Tensor | float) -> tf.Tensor:
+    """What gradients of this norm are to be multiplied with so that it is at most `limit`."""
+    # Not finite: the loss scale was too high, and the optimiser skips the step itself.
+    return tf.where(tf.math.is_finite(norm), limit / tf.maximum(norm, limit), 1.0)
+
+
+def sum_steps(one: Callable[[tf.Tensor], tf.Tensor], steps: tf.Tensor, *, rows: int) -> tf.Tensor:
+    """Run `one`, which answers [rows, 3], for each step within the graph and sum up its answers, float64 [rows, 3]."""
+
+    def body(index: tf.Tensor, totals: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return index + 1, totals + tf.cast(one(index), tf.float64)
+
+    start = (tf.constant(0), tf.zeros((rows, 3), tf.float64))
+    # One step at a time: each one starts from the weights that the one before leaves.
+    return tf.while_loop(lambda index, _: index < steps, body, start, parallel_iterations=1)[1]
 
 
 def _step_of(part: dict[str, tf.Tensor], index: tf.Tensor) -> Batch:
     """One step's batch of a replica's part of a chunk."""
     return {name: value if name == "positions" else tf.gather(value, index) for name, value in part.items()}
-
-
-def balanced_class_weights(counts: np.ndarray) -> np.ndarray:
-    """Weights float32 [classes] by inverse frequency, `n / (classes * count)` as in scikit-learn's `balanced`."""
-    expected = np.sum(counts) / len(counts)
-    return np.asarray(expected / np.maximum(counts, 1), np.float32)

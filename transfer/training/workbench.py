@@ -1,0 +1,134 @@
+"""What the runs that are trained in one process share: the network, its first weights, and compiled steps.
+
+A run on its own has a workbench to itself. In a sweep, loading the network and compiling a step would take longer than
+many a trial.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Protocol, TypeVar
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from transfer.augmentation.layers import Augmentation
+from transfer.backbone.backbone import Backbone
+from transfer.backbone.precision import set_precision
+from transfer.config import AugmentationConfig, Config, PhaseConfig, TrainingConfig
+from transfer.training.model import TransferModel, build_backbone, build_head_for
+from transfer.training.step import PhaseProgram
+
+MAX_BACKBONES = 2
+MAX_HEADS = 8
+MAX_PROGRAMS = 8
+"""Of each; what was not used for longest is given up."""
+
+Made = TypeVar("Made")
+
+
+class Turn(Protocol):
+    """Somebody who trains on a workbench, and can make room for somebody else."""
+
+    def suspend(self) -> None:
+        """Copy all state out of the shared variables."""
+
+
+class Workbench:
+    """Models and programs, each made when it is first asked for. Those who train on them take turns."""
+
+    def __init__(self, strategy: tf.distribute.Strategy) -> None:
+        self.strategy = strategy
+        self._backbones: OrderedDict[Hashable, Backbone] = OrderedDict()
+        self._heads: OrderedDict[Hashable, keras.Model] = OrderedDict()
+        self._programs: OrderedDict[Hashable, PhaseProgram] = OrderedDict()
+        self._pretrained: dict[int, tuple[keras.Variable, np.ndarray]] = {}
+        """By id: variables of a base that some run trains, and what they were before."""
+        self._turn: Turn | None = None
+
+    def take_turn(self, who: Turn) -> bool:
+        """Let `who` use the shared variables, after suspending whoever does now. False if `who` does already."""
+        if self._turn is who:
+            return False
+        if self._turn is not None:
+            self._turn.suspend()
+        self._turn = who
+        return True
+
+    def model(self, config: Config, classes: list[str]) -> TransferModel:
+        """The untrained model of a configuration. To be called in one's turn, within the strategy's scope.
+
+        Raises what `build_model` raises.
+        """
+        set_precision(config.training.mixed_precision)
+        of_backbone = (
+            config.base.model_dump_json(),
+            config.storage.model_dump_json(),
+            config.head.pooling,
+            config.training.mixed_precision,
+        )
+        backbone = _made(self._backbones, of_backbone, lambda: build_backbone(config), MAX_BACKBONES)
+        for variable, value in self._pretrained.values():
+            variable.assign(value)
+        first = build_head_for(backbone, config, classes)
+        of_head = (id(backbone), config.head.model_dump_json(), len(classes), config.training.mixed_precision)
+        head = _made(self._heads, of_head, lambda: first, MAX_HEADS)
+        if head is not first:
+            for variable, value in zip(head.variables, first.variables, strict=True):
+                variable.assign(value)
+        return TransferModel(backbone, head, classes)
+
+    def will_train(self, model: TransferModel, variables: Sequence[keras.Variable]) -> None:
+        """Note what variables of the base are before they are trained, so that `model` can bring that back."""
+        of_base = {id(variable) for variable in model.backbone.network.variables}
+        for variable in variables:
+            if id(variable) in of_base and id(variable) not in self._pretrained:
+                self._pretrained[id(variable)] = (variable, np.array(variable))
+
+    def program(
+        self,
+        model: TransferModel,
+        phase: PhaseConfig,
+        training: TrainingConfig,
+        *,
+        augmentation: AugmentationConfig | None,
+        class_weights: np.ndarray,
+        steps_per_epoch: int,
+    ) -> PhaseProgram:
+        """The steps of a phase, ready for the first one. To be called in one's turn, within the strategy's scope."""
+        split = model.split(phase.unfreeze)
+
+        def build() -> PhaseProgram:
+            return PhaseProgram(
+                split,
+                phase=phase,
+                training=training,
+                class_weights=class_weights,
+                augmentation=Augmentation(augmentation) if augmentation else None,
+                steps_per_epoch=steps_per_epoch,
+            )
+
+        # Neither the learning rate nor the seed is compiled in.
+        of_program = (
+            id(model.head),
+            phase.model_copy(update={"learning_rate": 1.0}).model_dump_json(),
+            training.model_copy(update={"seed": 0}).model_dump_json(),
+            augmentation and augmentation.model_dump_json(),
+            class_weights.tobytes(),
+            steps_per_epoch,
+        )
+        program = _made(self._programs, of_program, build, MAX_PROGRAMS)
+        program.start(learning_rate=phase.learning_rate, seed=training.seed)
+        return program
+
+
+def _made(shelf: OrderedDict[Any, Made], key: Hashable, make: Callable[[], Made], most: int) -> Made:
+    """What the shelf has for a key, made now if it has nothing."""
+    if key not in shelf:
+        shelf[key] = make()
+        if len(shelf) > most:
+            shelf.popitem(last=False)
+    shelf.move_to_end(key)
+    return shelf[key]
