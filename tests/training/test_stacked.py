@@ -7,9 +7,11 @@ import pytest
 import tensorflow as tf
 
 from tests.digits import digits_config, ingest_some_digits, write_some_digits
+from transfer.activations.batches import KeptBatches
 from transfer.dataset.ingest import ingest
-from transfer.errors import ConfigError
+from transfer.errors import ConfigError, TrainingError
 from transfer.storage import open_store
+from transfer.training import stacked
 from transfer.training.checkpoints import Checkpoints
 from transfer.training.inputs import Inputs
 from transfer.training.loop import train
@@ -65,9 +67,7 @@ def configured(digits, *, phase=None, head=None, training=None, **sections):
 
 def with_changes(common, changes):
     """Sections of `common` with those of one trial put in."""
-    return {
-        section: {**common.get(section, {}), **changes.get(section, {})} for section in sorted({*common, *changes})
-    }
+    return {section: {**common.get(section, {}), **changes.get(section, {})} for section in sorted({*common, *changes})}
 
 
 def new_run(digits, run_id, config):
@@ -167,3 +167,202 @@ def test_each_trial_of_a_pack_ends_as_it_would_alone(digits, common, trials, req
     trained_together(digits, runs)
     for run in runs:
         assert_as_alone(digits, run)
+
+
+def test_one_sigmoid_is_packed_too(two_digits):
+    runs = new_runs(two_digits, "sigmoid", {"head": {"output": "sigmoid", "hidden": [4]}}, RATES)
+    trained_together(two_digits, runs)
+    for run in runs:
+        assert_as_alone(two_digits, run)
+
+
+def test_a_pack_needs_no_validation_split(digits_to_train_on_only):
+    runs = new_runs(digits_to_train_on_only, "unvalidated", {}, THREE[:2])
+    trained_together(digits_to_train_on_only, runs)
+    for run in runs:
+        assert_as_alone(digits_to_train_on_only, run)
+
+
+def test_early_stopping_without_a_validation_split_is_refused(digits_to_train_on_only):
+    common = {"phase": {"early_stopping": {"patience_epochs": 1}}}
+    pack = pack_of(digits_to_train_on_only, new_runs(digits_to_train_on_only, "unwatched", common, RATES))
+    with pytest.raises(ConfigError, match="early_stopping needs a validation split"):
+        pack.next_epoch()
+
+
+PATIENT = {"phase": {"epochs": 8, "early_stopping": {"metric": "loss", "patience_epochs": 2}}}
+
+
+def test_a_trial_that_stops_early_goes_back_to_its_best_epoch_while_others_go_on(digits):
+    runs = new_runs(digits, "early", PATIENT, [{"phase": {"learning_rate": rate}} for rate in (0.05, 1e-3)])
+    pack = trained_together(digits, runs)
+    hasty, steady = (len(pack.histories[run.id]) for run in runs)
+    assert hasty < steady == 8
+    for run in runs:
+        assert_as_alone(digits, run)
+
+
+def diverging(digits, name, others):
+    """Runs of which the second diverges at once."""
+    sgd = {"phase": {"optimizer": {"name": "sgd"}, "epochs": 3}}
+    trials = [{"phase": {"learning_rate": rate}} for rate in (1e-2, 1e38, *others)]
+    return new_runs(digits, name, sgd, trials)
+
+
+def test_a_trial_that_diverges_fails_and_leaves_the_others_as_they_are(digits):
+    runs = diverging(digits, "diverging", [3e-2])
+    pack = pack_of(digits, runs)
+    assert list(pack.next_epoch()) == [runs[0].id, runs[2].id]
+    assert list(pack.failures) == [runs[1].id]
+    assert "Lower the phase's learning_rate" in str(pack.failures[runs[1].id])
+    while pack.live:
+        pack.next_epoch()
+    assert_as_alone(digits, runs[0])
+    assert_as_alone(digits, runs[2])
+    assert Checkpoints(runs[1]).numbers() == []
+
+
+def test_trials_that_are_stopped_leave_the_others_as_they_are(digits):
+    """Also when the stack is made anew without the stopped ones."""
+    trials = [{"training": {"seed": number % 2}, "head": {"dropout": 0.1 * number}} for number in range(6)]
+    runs = new_runs(digits, "stopped", {"phase": {"epochs": 4}}, trials)
+    pack = pack_of(digits, runs)
+    pack.next_epoch()
+    sizes, gone = [], set()
+    for stopped in (runs[:1], runs[1:4], runs[4:5]):
+        for run in stopped:
+            pack.stop(run.id)
+            gone.add(run.id)
+        assert list(pack.next_epoch()) == [run.id for run in runs if run.id not in gone]
+        sizes.append(len(pack._stacked))
+    assert sizes == [6, 2, 2]
+    assert_as_alone(digits, runs[5])
+    assert [len(pack.histories[run.id]) for run in runs] == [1, 2, 2, 2, 3, 4]
+
+
+def test_a_stopped_trial_can_go_on_alone_to_where_it_would_have_come(digits):
+    common = {"phase": {"epochs": 4, "early_stopping": {"metric": "loss", "patience_epochs": 3}}}
+    runs = new_runs(digits, "going-on", common, [{"phase": {"learning_rate": rate}} for rate in (3e-3, 0.1)])
+    pack = pack_of(digits, runs)
+    for _ in range(3):
+        pack.next_epoch()
+    for run in runs:
+        pack.stop(run.id)
+        with pytest.raises(TrainingError, match="is not finished"):
+            Checkpoints(run).complete()
+        train(run, digits[1], strategy=tf.distribute.get_strategy(), start=Checkpoints(run).newest())
+        assert_as_alone(digits, run)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", SGD], ids=["adam", "sgd"])
+def test_a_pack_that_was_killed_goes_on_as_if_it_had_not_been(digits, optimizer):
+    common = {"phase": {**PATIENT["phase"], "optimizer": optimizer}}
+    rates = [{"phase": {"learning_rate": rate}, "training": {"seed": seed}} for seed, rate in enumerate((0.05, 1e-2))]
+    name = f"killed-{optimizer if isinstance(optimizer, str) else optimizer['name']}"
+    whole = trained_together(digits, new_runs(digits, f"{name}-whole", common, rates))
+    runs = new_runs(digits, name, common, rates)
+    for _ in range(2):
+        pack_of(digits, runs).next_epoch()
+    pack = trained_together(digits, runs)
+    for run, expected in zip(runs, whole.histories, strict=True):
+        assert [row.loss for row in pack.histories[run.id]] == [row.loss for row in whole.histories[expected]]
+        of_whole = new_run(digits, expected, run.config)
+        weights = [Checkpoints(each).complete().weights for each in (run, of_whole)]
+        assert relative_difference(*weights) < 1e-6
+
+
+def test_a_pack_that_was_killed_goes_on_with_some_of_its_trials(digits):
+    runs = new_runs(digits, "fewer", {}, THREE)
+    pack_of(digits, runs, folder="packs/fewer").next_epoch()
+    pack = pack_of(digits, runs[1:], folder="packs/fewer")
+    assert [len(rows) for rows in pack.histories.values()] == [1, 1]
+    while pack.live:
+        pack.next_epoch()
+    assert_as_alone(digits, runs[2])
+
+
+def test_a_pack_with_a_trial_that_its_checkpoint_lacks_begins_anew(digits):
+    runs = new_runs(digits, "more", {}, THREE)
+    pack_of(digits, runs[:2], folder="packs/more").next_epoch()
+    pack = trained_together(digits, runs, folder="packs/more")
+    assert {len(rows) for rows in pack.histories.values()} == {EPOCHS}
+    assert_as_alone(digits, runs[0])
+
+
+def test_failed_stopped_and_finished_trials_stay_what_they_are_after_a_restart(digits):
+    runs = diverging(digits, "restarted", [3e-2])
+    pack = pack_of(digits, runs)
+    pack.next_epoch()
+    pack.stop(runs[2].id)
+    pack.next_epoch()
+    again = pack_of(digits, runs)
+    assert again.live == [runs[0].id]
+    assert {run_id: str(error) for run_id, error in again.failures.items()} == {
+        runs[1].id: str(pack.failures[runs[1].id])
+    }
+    assert again.histories == pack.histories
+    assert list(again.next_epoch()) == [runs[0].id]
+    assert pack_of(digits, runs).next_epoch() == {}
+    assert Checkpoints(runs[0]).numbers() == [1]
+
+
+def test_a_trial_that_had_ended_when_its_pack_was_killed_is_not_written_twice(digits, monkeypatch):
+    runs = new_runs(digits, "killed-late", {"phase": {"epochs": 1}}, RATES)
+    pack = pack_of(digits, runs)
+    monkeypatch.setattr(pack._checkpoints, "save", raise_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        pack.next_epoch()
+    weights = Checkpoints(runs[0]).complete().weights
+    trained_together(digits, runs)
+    assert [Checkpoints(run).numbers() for run in runs] == [[1], [1]]
+    assert relative_difference(Checkpoints(runs[0]).complete().weights, weights) == 0
+
+
+def raise_interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def test_a_damaged_checkpoint_of_a_pack_is_passed_over(digits, caplog):
+    runs = new_runs(digits, "damaged-pack", {}, RATES)
+    pack = pack_of(digits, runs)
+    pack.next_epoch()
+    pack.next_epoch()
+    folder = digits[0].parent / "storage" / "packs" / runs[0].id
+    (folder / "checkpoints" / "00000002.json").write_text("{}")
+    again = pack_of(digits, runs)
+    assert "Checkpoint 2 of pack" in caplog.text
+    assert [len(rows) for rows in again.histories.values()] == [1, 1]
+
+
+def test_a_finished_trial_is_a_finished_run(digits):
+    runs = new_runs(digits, "finished", {"training": {"seed": 5}}, RATES)
+    pack = trained_together(digits, runs)
+    for run in runs:
+        model, checkpoint = restore_model(run, digits[1])
+        trained = [np.asarray(variable) for variable in model.head.trainable_variables]
+        assert relative_difference(trained, checkpoint.weights) == 0
+        (file,) = run.store.list(f"{run.prefix}/tensorboard")
+        path = f"{run.store.uri.removeprefix('file://')}/{file.name}"
+        events = [event for event in tf.compat.v1.train.summary_iterator(path) if event.summary.value]
+        losses = [v.simple_value for event in events for v in event.summary.value if v.tag == "epoch_loss/train"]
+        np.testing.assert_allclose(losses, [row.loss for row in pack.histories[run.id]], rtol=1e-6)
+
+
+def test_the_streams_of_several_seeds_share_the_room_of_one(digits, monkeypatch):
+    trials = [{"training": {"seed": seed}} for seed in range(3)]
+    roomy = new_runs(digits, "roomy", {"phase": {"epochs": 1}}, trials)
+    row_bytes = trained_together(digits, roomy)._kept.train[0].row_bytes
+    taken = []
+
+    def noted(stream, limit, *, next_chunk=KeptBatches.next_chunk):
+        taken.append(next_chunk(stream, limit))
+        return taken[-1]
+
+    monkeypatch.setattr(stacked, "CHUNK_SIZE_BYTES", 6 * 20 * row_bytes)
+    monkeypatch.setattr(KeptBatches, "next_chunk", noted)
+    tight = new_runs(digits, "tight", {"phase": {"epochs": 1}}, trials)
+    trained_together(digits, tight)
+    assert [len(chunk.activations) for chunk in taken[:3]] == [2, 2, 2]
+    for run, other in zip(tight, roomy, strict=True):
+        weights = [Checkpoints(each).complete().weights for each in (run, other)]
+        assert relative_difference(*weights) == 0

@@ -100,7 +100,7 @@ class Pack:
         with ThreadPoolExecutor(WRITERS) as pool:
             list(pool.map(Member.leave, [member for member in self._stacked if member.is_live and member.has_ended]))
         self._checkpoints.save(list(self._members.values()))
-        return rows
+        return {run_id: rows[run_id] for run_id in self._members if run_id in rows}
 
     def stop(self, run_id: str) -> None:
         """Train a trial no further; its run can go on alone from where it stands."""
