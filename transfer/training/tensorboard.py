@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from contextlib import suppress
 from pathlib import Path
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.summary import scalar
 
 from transfer.errors import AlreadyExistsError
 from transfer.training.history import EpochRow
@@ -19,11 +22,13 @@ def write_events(run: Run, *rows: EpochRow) -> None:
     What was written before a restart is left as it is.
     """
     with tempfile.TemporaryDirectory() as folder:
-        with SummaryWriter(folder) as writer:
-            for row in rows:
-                for name, value in _scalars(row).items():
-                    if value is not None:
-                        writer.add_scalar(name, value, row.epoch)
+        # SummaryWriter would start a thread for each run, and keep it in mind until the process ends.
+        writer = EventsWriter(f"{folder}/events")
+        for row in rows:
+            for name, value in _scalars(row).items():
+                if value is not None:
+                    writer.write_event(Event(wall_time=time.time(), step=row.epoch, summary=scalar(name, value)))
+        writer.close()
         (written,) = Path(folder).iterdir()
         # TensorBoard reads a folder's event files in the order of their names.
         with suppress(AlreadyExistsError):
