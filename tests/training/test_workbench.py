@@ -83,8 +83,10 @@ def test_runs_one_after_the_other_on_a_workbench_learn_what_each_learns_alone(di
         assert_same(rows, weights_of(training), alone(each, dataset))
 
 
-def test_runs_that_take_turns_learn_what_each_learns_alone(digits):
+@pytest.mark.parametrize("keep", ["auto", "never"])
+def test_runs_that_take_turns_learn_what_each_learns_alone(digits, keep):
     config, dataset = digits
+    config = config.model_copy(update={"activations": config.activations.model_copy(update={"keep": keep})})
     workbench = Workbench(tf.distribute.get_strategy())
     configs = [changed(config, learning_rate=1e-3), changed(config, learning_rate=1e-2, unfreeze=(1, 2))]
     trainings = [open_training(each, dataset, workbench) for each in configs]

@@ -7,6 +7,7 @@ runs/<run id>/uses/<n>.json          for each attempt: since when, and the diges
 from __future__ import annotations
 
 import logging
+from collections.abc import Container
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -70,10 +71,10 @@ class Inputs:
                 log.append({"phases": [choice.model_dump(mode="json") for choice in choices]}, number=1)
         return [Choice.model_validate(choice) for choice in log.read(1)["phases"]]
 
-    def extract(self) -> Extraction:
-        """Compute, in this process, what the phases will need and is not kept yet."""
+    def extract(self, phases: Container[int] | None = None) -> Extraction:
+        """Compute, in this process, what some phases (default: all) will need and is not kept yet."""
         self.claim()
-        wanted = self._wanted()
+        wanted = self._wanted(phases)
         plans = [self._extractor.plan(shards, prefixes) for shards, prefixes in wanted]
         images = sum(work.rows for plan in plans for work in plan)
         if not images:
@@ -82,10 +83,11 @@ class Inputs:
             done = [self._extractor.extract(*each, advance=advance, rows=images) for each in wanted]
         return Extraction.sum(done)
 
-    def requests(self) -> list[Request]:
-        """What is to be kept, as a driver without TensorFlow can pass it on."""
-        phases = zip(self._run.config.phases, self.choices, strict=True)
-        return [request for phase, choice in phases if choice.kept for request in requests_of(self._run.config, phase)]
+    def requests(self, phases: Container[int] | None = None) -> list[Request]:
+        """What is to be kept for some phases (default: all), as a driver without TensorFlow can pass it on."""
+        config = self._run.config
+        asked = [index for index, choice in enumerate(self.choices) if choice.kept and (not phases or index in phases)]
+        return [request for index in asked for request in requests_of(config, config.phases[index])]
 
     def claim(self) -> None:
         """Note what an attempt at this run may rely on, so that `transfer cache gc` leaves it alone.
@@ -122,12 +124,13 @@ class Inputs:
             )
         return KeptSplit(shards, [row for row in rows if row is not None])
 
-    def _wanted(self) -> list[tuple[list[Shard], list[Prefix]]]:
+    def _wanted(self, phases: Container[int] | None) -> list[tuple[list[Shard], list[Prefix]]]:
         """The prefixes that are to be kept, with the shards that they are needed for: one pass over the images each."""
         splits: dict[str, set[str]] = {}
         prefixes: dict[str, Prefix] = {}
-        for phase, choice in zip(self._prefixes, self.choices, strict=True):
-            for split, of_split in phase.items() if choice.kept else ():
+        for index, (phase, choice) in enumerate(zip(self._prefixes, self.choices, strict=True)):
+            is_asked = choice.kept and (phases is None or index in phases)
+            for split, of_split in phase.items() if is_asked else ():
                 for prefix in of_split:
                     prefixes[prefix.digest] = prefix
                     splits.setdefault(prefix.digest, set()).add(split)

@@ -68,11 +68,15 @@ class Training:
         worker: WorkerSlice | None = None,
         start: Checkpoint | None = None,
         sharing: int = 1,
+        extract_ahead: bool = True,
     ) -> None:
         """Get ready to go on from `start`, or to begin. The frozen part's output is computed, where it is to be kept.
 
-        `sharing`: runs that will train on the same frozen part. Raises BackboneError when the base cannot be loaded,
-        ConfigError when the batch cannot be divided among the replicas.
+        `sharing`: runs that will train on the same frozen part. `extract_ahead`: for all phases in one pass over the
+        images; else for each phase when it begins, which it may never do.
+
+        Raises BackboneError when the base cannot be loaded, ConfigError when the batch cannot be divided among the
+        replicas.
         """
         replicas, batch_size = workbench.strategy.num_replicas_in_sync, run.config.training.batch_size
         if batch_size % replicas:
@@ -87,6 +91,7 @@ class Training:
         self.worker = worker or WorkerSlice()
         self.is_chief = self.worker.index == 0
         self.workbench = workbench
+        self._extract_ahead = extract_ahead
         self.checkpoints = Checkpoints(run)
         # Counted, not looked up at each save: all workers must agree on it, and only the chief has just written.
         self.next_checkpoint = (self.checkpoints.numbers() or [0])[-1] + 1
@@ -102,8 +107,9 @@ class Training:
             self.weights = self.model.variables_of([phase.unfreeze for phase in self.config.phases])
             workbench.will_train(self.model, self.weights)
             self.inputs = Inputs(run, dataset, self.model, sharing=sharing)
-            if self.worker.count == 1:
-                # A group's driver has seen to it before the group started: here each worker would do all of it.
+            # A group's driver has seen to it before the group started: here each worker would do all of it.
+            self._extracts = self.worker.count == 1
+            if self._extracts and extract_ahead:
                 self.inputs.extract()
             self._resume()
         if start is not None:
@@ -236,6 +242,8 @@ class Training:
     def _samples_of(self, progress: Progress) -> Samples:
         """What the rest of the present phase trains on."""
         phase = self.config.phases[progress.phase]
+        if self._extracts and not self._extract_ahead:
+            self.inputs.extract([progress.phase])
         epoch = len(progress.history)
         rest: dict[str, Any] = {
             "training": self.config.training,

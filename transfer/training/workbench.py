@@ -49,16 +49,21 @@ class Workbench:
         self._turn: Turn | None = None
 
     def take_turn(self, who: Turn) -> bool:
-        """Let `who` use the shared variables, after suspending whoever does now. False if `who` does already."""
+        """Let `who` use the shared variables, after suspending whoever does now. False if `who` does already.
+
+        The base is then as it was pretrained. To be called within the strategy's scope, like all that follows.
+        """
         if self._turn is who:
             return False
         if self._turn is not None:
             self._turn.suspend()
         self._turn = who
+        for variable, value in self._pretrained.values():
+            variable.assign(value)
         return True
 
     def model(self, config: Config, classes: list[str]) -> TransferModel:
-        """The untrained model of a configuration. To be called in one's turn, within the strategy's scope.
+        """The untrained model of a configuration. To be called when one's turn begins.
 
         Raises what `build_model` raises.
         """
@@ -70,8 +75,6 @@ class Workbench:
             config.training.mixed_precision,
         )
         backbone = _made(self._backbones, of_backbone, lambda: build_backbone(config), MAX_BACKBONES)
-        for variable, value in self._pretrained.values():
-            variable.assign(value)
         first = build_head_for(backbone, config, classes)
         of_head = (id(backbone), config.head.model_dump_json(), len(classes), config.training.mixed_precision)
         head = _made(self._heads, of_head, lambda: first, MAX_HEADS)
@@ -97,7 +100,7 @@ class Workbench:
         class_weights: np.ndarray,
         steps_per_epoch: int,
     ) -> PhaseProgram:
-        """The steps of a phase, ready for the first one. To be called in one's turn, within the strategy's scope."""
+        """The steps of a phase, ready for the first one. To be called in one's turn."""
         split = model.split(phase.unfreeze)
 
         def build() -> PhaseProgram:
