@@ -139,13 +139,22 @@ def test_on_a_terminal_the_table_is_live_and_logs_stand_above_it(on_a_terminal):
         logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.INFO)
         with TrialTable("accuracy", total=2) as table:
             table.started(1, {"head.dropout": 0.1})
+            table._live.refresh()
             logging.info("said meanwhile")
             table.ended(trial(1, {"head.dropout": 0.1}, value=0.5))
         logging.info("said after")
     """)
     assert out == ""
-    assert "\x1b[" in seen
+    # The table is erased first, and drawn again below.
+    assert re.search(r"\x1b\[2K(\x1b\[[0-9;]*m)*said meanwhile", seen)
     last = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", seen)
     assert last.index("said meanwhile") < last.rindex("★ 1") < last.index("said after")
     assert "1 of 2 trials ended, 0 running" in last
     assert "trial 1/2:" not in last
+
+
+def test_neither_the_table_nor_the_page_needs_ray_or_tensorflow():
+    code = (
+        "import sys, transfer.tuning.table, transfer.tuning.page; assert not {'ray', 'tensorflow'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
