@@ -83,3 +83,18 @@ def fault_proxy(s3_server):
 def faulty_storage(s3_storage, fault_proxy):
     """A prefix in a fresh bucket, reached through the fault proxy."""
     return s3_storage.model_copy(update={"endpoint_url": fault_proxy.url})
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(s3_server):
+    """One local Ray cluster for all tests that need one, with token authentication, as users get it.
+
+    It starts after the S3 server, whose credentials the workers find in the environment that they inherit.
+    """
+    import ray
+
+    from transfer.cluster import connect
+
+    connect()
+    yield
+    ray.shutdown()

@@ -1,0 +1,222 @@
+"""Real experiments of Ray Tune, with trials that only look their result up."""
+
+import subprocess
+import sys
+
+import pytest
+
+from transfer.config import parse_config
+from transfer.errors import ConfigError
+from transfer.tuning import search
+from transfer.tuning.space import drawn
+
+MINIMAL = {"name": "n", "storage": "s3://b/p", "dataset": {"source": "digits"}, "base": {"model": "MobileNetV2"}}
+RATE = {"phases.0.learning_rate": {"log_uniform": [1e-5, 1e-1]}}
+EPOCHS = 6
+
+
+def config_of(space=RATE, **options):
+    return parse_config({**MINIMAL, "phases": [{"epochs": EPOCHS}], "sweep": {"space": space, **options}})
+
+
+def tune_sweep(config, folder, *, value, earlier=(), together=1):
+    """Run the sweep's trials through Tune; `value(params, epoch)` is what one reports. Returns results and stopper."""
+    from ray import tune
+
+    def trainable(params):
+        import json
+        import tempfile
+        from pathlib import Path
+
+        first = 1
+        if checkpoint := tune.get_checkpoint():
+            with checkpoint.as_directory() as state:
+                first = json.loads(Path(state, "state.json").read_text()) + 1
+        for epoch in range(first, EPOCHS + 1):
+            with tempfile.TemporaryDirectory() as state:
+                Path(state, "state.json").write_text(json.dumps(epoch))
+                reported = {search.METRIC: value(params, epoch), search.TIME: epoch}
+                tune.report(reported, checkpoint=tune.Checkpoint.from_directory(state))
+
+    class Results(tune.Callback):
+        def __init__(self):
+            self.last = {}
+
+        def on_trial_result(self, *, result, **_):
+            self.last[result["config"]["trial"]] = result
+
+    results, stopper = Results(), search.stopper(config)
+    tune.Tuner(
+        trainable,
+        param_space=search.param_space(config),
+        tune_config=tune.TuneConfig(
+            metric=search.METRIC,
+            mode=search.MODE,
+            search_alg=search.searcher(config, earlier),
+            scheduler=search.scheduler(config),
+            num_samples=search.num_samples(config),
+            max_concurrent_trials=together,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(storage_path=str(folder), stop=stopper, callbacks=[results], verbose=0),
+    ).fit()
+    return results.last, stopper
+
+
+def epochs_of(results):
+    return [results[number][search.TIME] for number in sorted(results)]
+
+
+def values_of(results):
+    return [results[number]["config"]["values"] for number in sorted(results)]
+
+
+@pytest.fixture
+def no_result_files(monkeypatch):
+    """Tune's own files of results stay open where a sweep is ended."""
+    monkeypatch.setenv("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+
+
+@pytest.mark.usefixtures("ray_cluster", "no_result_files")
+class TestExperiments:
+    def test_without_a_scheduler_every_trial_runs_all_its_epochs(self, tmp_path):
+        results, stopper = tune_sweep(config_of(trials=3), tmp_path, value=lambda params, _: -params["trial"])
+        assert epochs_of(results) == [EPOCHS] * 3
+        assert stopper.reason is None
+
+    def test_asha_stops_the_worse_at_its_rungs_and_nobody_at_the_last_epoch(self, tmp_path):
+        # Rungs are at 2 and, as 4 is the last before the end, at 4 epochs; the fourth trial is good only at first.
+        def value(params, epoch):
+            return {1: 0.5, 2: 0.4, 3: 0.6, 4: 0.7 if epoch < 4 else 0.1}[params["trial"]]
+
+        options = {"kind": "asha", "grace_epochs": 2, "reduction_factor": 2}
+        results, _ = tune_sweep(config_of(trials=4, scheduler=options), tmp_path, value=value)
+        assert epochs_of(results) == [EPOCHS, 2, EPOCHS, 4]
+
+    def test_the_median_rule_waits_for_its_trials_and_epochs(self, tmp_path):
+        options = {"kind": "median", "grace_epochs": 3, "min_trials": 2}
+        config = config_of(trials=4, scheduler=options)
+        results, _ = tune_sweep(config, tmp_path, value=lambda params, _: -params["trial"])
+        assert epochs_of(results) == [EPOCHS, EPOCHS, 3, 3]
+
+    def test_a_budget_of_epochs_ends_the_sweep_in_the_middle_of_a_trial(self, tmp_path):
+        config = config_of(trials=4, max_epochs=EPOCHS + 2)
+        results, stopper = tune_sweep(config, tmp_path, value=lambda params, _: -params["trial"])
+        assert epochs_of(results) == [EPOCHS, 2]
+        assert stopper.reason == f"the budget of {EPOCHS + 2} epochs is spent"
+
+    def test_optuna_goes_on_after_an_interruption_as_it_would_have_without(self, tmp_path):
+        config = config_of({**RATE, "phases.0.unfreeze": [0, 1, 3]}, search="optuna", trials=13)
+
+        def value(params, _):
+            return -abs(params["values"]["phases.0.learning_rate"] - 0.003)
+
+        whole, _ = tune_sweep(config, tmp_path / "whole", value=value)
+        assert epochs_of(whole) == [EPOCHS] * 13
+        resumed, _ = tune_sweep(config, tmp_path / "resumed", value=value, earlier=values_of(whole)[:11])
+        assert values_of(resumed) == values_of(whole)
+
+    def test_the_worst_of_a_population_go_on_from_the_best_with_changed_values(self, tmp_path):
+        config = config_of(
+            {**RATE, "head.dropout": [0.0, 0.1, 0.2]}, scheduler={"kind": "pbt", "interval_epochs": 2}, trials=4
+        )
+
+        def value(params, _):
+            return params["values"]["phases.0.learning_rate"]
+
+        results, _ = tune_sweep(config, tmp_path / "first", value=value, together=None)
+        assert sorted(results) == [1, 2, 3, 4]
+        assert epochs_of(results) == [EPOCHS] * 4
+        first = [values["phases.0.learning_rate"] for values in drawn(config)]
+        last = [values["phases.0.learning_rate"] for values in values_of(results)]
+        assert max(last) > max(first)
+        assert min(last) > 4 * min(first)
+        assert max(last) <= 0.1
+        again, _ = tune_sweep(config, tmp_path / "again", value=value, together=None)
+        assert values_of(again) == values_of(results)
+
+
+def suggestions(config, earlier=(), *, count):
+    found = search.searcher(config, earlier)
+    answers = []
+    for index in range(count):
+        answers.append(found.suggest(f"id{index}"))
+        found.on_trial_complete(f"id{index}", {search.METRIC: -answers[-1]["values"]["phases.0.learning_rate"]})
+    return answers
+
+
+def test_optuna_suggests_the_same_for_the_same_seed():
+    config = config_of(search="optuna")
+    first = suggestions(config, count=14)
+    assert [answer["trial"] for answer in first] == list(range(1, 15))
+    assert len({answer["values"]["phases.0.learning_rate"] for answer in first}) == 14
+    assert suggestions(config, count=14) == first
+    assert suggestions(config_of(search="optuna", seed=1), count=14) != first
+
+
+def test_optuna_draws_from_where_results_were_good():
+    tried = [answer["values"]["phases.0.learning_rate"] for answer in suggestions(config_of(search="optuna"), count=40)]
+    assert sorted(tried[-15:])[7] < sorted(tried[:10])[5] / 5
+
+
+def test_optuna_tries_every_combination_before_it_would_repeat_one():
+    space = {
+        "phases.0.learning_rate": [1e-4, "1e-3"],
+        "head.hidden": [[8], [8, 8]],
+        "training.seed": {"integers": [1, 3]},
+    }
+    answers = suggestions(config_of(space, search="optuna"), count=12)
+    assert len({repr(answer["values"]) for answer in answers}) == 12
+    assert {answer["values"]["phases.0.learning_rate"] for answer in answers} == {1e-4, 1e-3}
+
+
+def test_searches_that_know_their_trials_need_no_searcher():
+    assert search.searcher(config_of()) is None
+    assert search.param_space(config_of(trials=3)) == {"trial": {"grid_search": [1, 2, 3]}}
+
+
+def test_without_optuna_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(ConfigError, match=r"pip install 'transfer\[optuna\]'"):
+        search.searcher(config_of(search="optuna"))
+
+
+def result(trial, epoch, value=0.0):
+    return {"config": {"trial": trial}, search.TIME: epoch, search.METRIC: value}
+
+
+def test_an_epoch_that_is_reported_again_is_counted_once():
+    stopper = search.stopper(config_of(max_epochs=3))
+    assert not any(stopper("id", result(trial, epoch)) for trial, epoch in [(1, 1), (1, 2), (1, 1), (1, 2)])
+    assert stopper("id", result(2, 1))
+    assert stopper.stop_all()
+
+
+def test_a_budget_of_seconds_ends_the_sweep_without_a_result():
+    stopper = search.stopper(config_of(max_seconds=1e-6))
+    assert stopper.stop_all()
+    assert stopper.reason == "the budget of 1e-06 seconds is spent"
+    assert not search.stopper(config_of(max_seconds=1e6)).stop_all()
+
+
+@pytest.mark.parametrize(("metric", "reached", "missed"), [("accuracy", 0.9, 0.89), ("loss", -0.9, -0.91)])
+def test_a_target_ends_the_sweep_once_a_trial_is_as_good(metric, reached, missed):
+    stopper = search.stopper(config_of(metric=metric, target=0.9))
+    assert not stopper("id", result(4, 1, missed))
+    assert stopper("id", result(7, 1, reached))
+    assert stopper.reason == f"trial 7 reached the target, {metric} 0.9"
+
+
+def modules_loaded_by(module):
+    program = f"import sys, {module}\nprint(' '.join(sys.modules))"
+    return set(
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    )
+
+
+def test_neither_tensorflow_nor_ray_is_needed_to_know_the_trials():
+    assert not modules_loaded_by("transfer.tuning.space") & {"tensorflow", "keras", "ray", "optuna"}
+
+
+def test_the_search_loads_neither_tensorflow_nor_optuna():
+    assert not modules_loaded_by("transfer.tuning.search") & {"tensorflow", "keras", "optuna"}
