@@ -161,7 +161,7 @@ def _numeric(values: list[Any], *, log: bool, text: Any) -> _Scale:
 
 def _draw_axis(axes: Axes, index: int, scale: _Scale, key: str) -> None:
     axes.plot([index, index], [0, 1], color=LINE, linewidth=1.5, zorder=1)
-    box = {"facecolor": CARD, "alpha": 0.7, "linewidth": 0, "pad": 1.5}
+    box = {"facecolor": CARD, "alpha": 0.85, "linewidth": 0, "pad": 1.5}
     words: dict[str, Any] = {"parse_math": False, "annotation_clip": False, "zorder": 5}
     for place, text in scale.ticks:
         beside: dict[str, Any] = {"xytext": (7, 0), "textcoords": "offset points", "va": "center_baseline"}
