@@ -289,6 +289,17 @@ def test_a_pack_with_a_trial_that_its_checkpoint_lacks_begins_anew(digits):
     assert_as_alone(digits, runs[0])
 
 
+def test_a_run_that_was_finished_before_is_not_trained_again(digits):
+    runs = new_runs(digits, "before", {}, RATES)
+    train(runs[0], digits[1], strategy=tf.distribute.get_strategy())
+    pack = pack_of(digits, runs)
+    assert pack.live == [runs[1].id]
+    assert pack.histories[runs[0].id] == Checkpoints(runs[0]).complete().progress.history
+    while pack.live:
+        assert list(pack.next_epoch()) == [runs[1].id]
+    assert_as_alone(digits, runs[1])
+
+
 def test_failed_stopped_and_finished_trials_stay_what_they_are_after_a_restart(digits):
     runs = diverging(digits, "restarted", [3e-2])
     pack = pack_of(digits, runs)

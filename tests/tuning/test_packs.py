@@ -79,6 +79,13 @@ def test_a_phase_that_leaves_augmentation_out_can_be_packed():
     assert key_of(augmentation={"flip": "horizontal"}, phase={"augment": False}) is not None
 
 
+def test_trials_that_train_on_views_fit_together_when_these_are_drawn_from_the_same_seed():
+    views = {"flip": "horizontal", "views": 2}
+    one, other = (key_of(augmentation=views, training={"batch_size": 16, "seed": seed}) for seed in (1, 2))
+    assert one != other
+    assert one == key_of(augmentation=views, training={"batch_size": 16, "seed": 1}, phase={"learning_rate": 0.1})
+
+
 def test_deciding_what_fits_together_needs_no_tensorflow():
     code = "import sys, transfer.tuning.packs; sys.exit('tensorflow' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

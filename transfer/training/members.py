@@ -110,6 +110,14 @@ class Member:
         write_events(self.run, *self.now.progress.history)
 
 
+def finished(run: Run) -> Member | None:
+    """A run that is finished, as a member with nothing left to do; None for one that is not."""
+    newest = run.checkpoints.latest()
+    if newest is None or not newest[1]["progress"]["complete"]:
+        return None
+    return Member(run, Stand(Progress.model_validate(newest[1]["progress"]), _NOTHING), is_live=False)
+
+
 class PackCheckpoints:
     """Writes and reads checkpoints of whole packs."""
 

@@ -21,7 +21,7 @@ from transfer.training.checkpoints import Progress
 from transfer.training.head import build_head
 from transfer.training.history import EpochRow
 from transfer.training.inputs import KeptInputs
-from transfer.training.members import Member, PackCheckpoints, Stand
+from transfer.training.members import Member, PackCheckpoints, Stand, finished
 from transfer.training.run import Run
 from transfer.training.samples import MAX_STEPS
 from transfer.training.stacked_head import HeadState, StackedHeads
@@ -29,8 +29,8 @@ from transfer.training.step import Totals
 
 logger = logging.getLogger(__name__)
 
-WRITERS = 8
-"""Threads that write what trials leave behind: in a bucket each object takes a round trip."""
+THREADS = 8
+"""That read and write what belongs to single runs: in a bucket each object takes a round trip."""
 
 
 class Pack:
@@ -97,7 +97,7 @@ class Pack:
                 )
                 if row:
                     rows[member.run.id] = row
-        with ThreadPoolExecutor(WRITERS) as pool:
+        with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(Member.leave, [member for member in self._stacked if member.is_live and member.has_ended]))
         self._checkpoints.save(list(self._members.values()))
         return {run_id: rows[run_id] for run_id in self._members if run_id in rows}
@@ -109,19 +109,25 @@ class Pack:
             member.leave()
 
     def _fresh(self, runs: Sequence[Run]) -> list[Member]:
-        """Members with the first weights that their seeds decide."""
-        first: dict[int, HeadState] = {}
-        for run in runs:
-            seed = run.config.training.seed
-            if seed not in first:
-                head = build_head(
-                    run.config.head,
-                    feature_shape=self._kept.train[0].shape,
-                    class_count=len(self._dataset.classes),
-                    seed=seed,
-                )
-                first[seed] = HeadState([np.array(variable) for variable in head.trainable_variables], [])
-        return [Member(run, Stand(Progress(), first[run.config.training.seed])) for run in runs]
+        """Members at the start of their phase; runs that were finished before, by whomever, are so here."""
+        with ThreadPoolExecutor(THREADS) as pool:
+            done = list(pool.map(finished, runs))
+        first = {run.config.training.seed: run for run, member in zip(runs, done, strict=True) if member is None}
+        states = {seed: self._first_state(run) for seed, run in first.items()}
+        return [
+            member or Member(run, Stand(Progress(), states[run.config.training.seed]))
+            for run, member in zip(runs, done, strict=True)
+        ]
+
+    def _first_state(self, run: Run) -> HeadState:
+        """The first weights that the run's seed decides."""
+        head = build_head(
+            run.config.head,
+            feature_shape=self._kept.train[0].shape,
+            class_count=len(self._dataset.classes),
+            seed=run.config.training.seed,
+        )
+        return HeadState([np.array(variable) for variable in head.trainable_variables], [])
 
     def _progress(self) -> Progress:
         """How far the live members have come: all of them equally."""

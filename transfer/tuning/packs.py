@@ -27,21 +27,21 @@ def pack_key(config: Config) -> str | None:
 
     A trial can be packed when it trains nothing but its head, in one phase, on what is kept of the frozen part. Two
     trials of one dataset version with the same key differ only in learning rate, weight decay, dropout, L2 penalty,
-    label smoothing and seed.
+    label smoothing and seed, so they train on the same kept output.
     """
-    if not _is_packable(config):
-        return None
-    common = config.model_dump(mode="json", exclude=_MAY_DIFFER)
-    return hashlib.sha256(json.dumps(common, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _is_packable(config: Config) -> bool:
-    phase, augmentation = config.phases[0], config.augmentation
-    augmented_anew = phase.augment and augmentation.is_active and not augmentation.views
-    return (
+    phase = config.phases[0]
+    augmented = phase.augment and config.augmentation.is_active
+    packable = (
         len(config.phases) == 1
         and phase.unfreeze == 0
         and config.training.mixed_precision == "off"
         and config.activations.keep != "never"
-        and not augmented_anew
+        and (not augmented or config.augmentation.views > 0)
     )
+    if not packable:
+        return None
+    common = config.model_dump(mode="json", exclude=_MAY_DIFFER)
+    if augmented:
+        # The seed decides the views, too, and so what is kept of them.
+        common["views_seed"] = config.training.seed
+    return hashlib.sha256(json.dumps(common, sort_keys=True).encode()).hexdigest()[:16]
