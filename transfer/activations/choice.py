@@ -21,8 +21,6 @@ from pydantic import BaseModel, ConfigDict
 
 from transfer.activations.forward import Forward
 from transfer.activations.prefix import Prefix
-from transfer.backbone.flops import multiply_adds
-from transfer.backbone.graph import nodes_in_order
 from transfer.dataset.decode import load_image
 from transfer.dataset.manifest import Shard
 from transfer.dataset.shards import read_shard
@@ -105,11 +103,6 @@ def measure(store: Store, shard: Shard, forward: Forward, prefix: Prefix) -> Rat
         write_bytes_per_s=write,
         read_bytes_per_s=read,
     )
-
-
-def flops_of(prefix: Prefix) -> int:
-    """Multiply-adds of a frozen part for one image."""
-    return sum(multiply_adds(node) for node in nodes_in_order(prefix.network))
 
 
 def _size(size_bytes: float) -> str:

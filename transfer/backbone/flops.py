@@ -14,6 +14,11 @@ import keras
 from transfer.backbone.graph import Node, nodes_in_order
 
 
+def network_flops(network: keras.Model) -> int:
+    """Multiply-adds of a network for one image."""
+    return sum(multiply_adds(node) for node in nodes_in_order(network))
+
+
 def multiply_adds(node: Node) -> int:
     """Multiply-adds of one call of a layer for one image.
 
@@ -21,7 +26,7 @@ def multiply_adds(node: Node) -> int:
     """
     layer = node.operation
     if isinstance(layer, keras.Model) and layer.inputs:
-        return sum(multiply_adds(inner) for inner in nodes_in_order(layer))
+        return network_flops(layer)
     if isinstance(layer, keras.layers.SeparableConv2D):
         return _positions(node.outputs[0]) * (_size(layer.depthwise_kernel) + _size(layer.pointwise_kernel))
     if isinstance(layer, keras.layers.Conv2DTranspose):

@@ -7,7 +7,7 @@ import math
 from transfer.config import EarlyStoppingConfig, PhaseConfig
 from transfer.errors import ConfigError, DivergedError
 from transfer.training.checkpoints import Progress
-from transfer.training.history import EpochRow
+from transfer.training.history import EpochRow, watched
 from transfer.training.step import Totals
 
 
@@ -54,13 +54,12 @@ def checked(totals: Totals, progress: Progress) -> Totals:
 
 def _watch(rule: EarlyStoppingConfig, progress: Progress, row: EpochRow, *, checkpoint: int) -> Progress:
     """Note whether this epoch is the phase's best so far."""
-    value = row.validation_loss if rule.metric == "loss" else row.validation_accuracy
-    if value is None:
+    score = watched(rule, row)
+    if score is None:
         raise ConfigError(
             "early_stopping needs a validation split, and the dataset has none.",
             advice="Set dataset.validation above 0 or remove early_stopping.",
         )
-    score = -value if rule.metric == "loss" else value
     if progress.best_score is None or score > progress.best_score + rule.min_delta:
         return progress.model_copy(update={"best_score": score, "best_checkpoint": checkpoint, "epochs_since_best": 0})
     return progress.model_copy(update={"epochs_since_best": progress.epochs_since_best + 1})

@@ -14,11 +14,12 @@ from datetime import UTC, datetime
 from functools import cached_property
 
 from transfer.activations.batches import KeptSplit
-from transfer.activations.choice import Choice, Rates, choose, flops_of, measure, smaller_than_images
+from transfer.activations.choice import Choice, Rates, choose, measure, smaller_than_images
 from transfer.activations.extract import Extractor, prefixes_of
 from transfer.activations.kept import Kept
 from transfer.activations.prefix import Prefix
 from transfer.activations.request import Extraction, Request, requests_of
+from transfer.backbone.flops import network_flops
 from transfer.config import PhaseConfig
 from transfer.dataset.manifest import Dataset, Shard
 from transfer.errors import AlreadyExistsError, TrainingError
@@ -167,10 +168,11 @@ class Inputs:
         return smaller_than_images(prefix.row_bytes, self._shards(_SPLITS))
 
     def _measured(self, rates: Rates, phase: PhaseConfig, prefix: Prefix) -> Choice:
+        most = max(network_flops(other.network) for other in self._plain_prefixes())
         return choose(
             rates=rates,
             row_bytes=prefix.row_bytes,
-            flops_share=flops_of(prefix) / max(flops_of(other) for other in self._plain_prefixes()),
+            flops_share=network_flops(prefix.network) / most,
             images=sum(self._dataset.rows(split) for split in _SPLITS),
             missing=self._missing_images(prefix),
             epochs=self._sharing * phase.epochs,

@@ -258,6 +258,7 @@ class Training:
         replicas = self.workbench.strategy.num_replicas_in_sync
         return ImageSamples(self.run.store, self.dataset, image_size=image_size, replicas=replicas, **rest)
 
+
 def _is_due(step: int, every: int | None) -> bool:
     """The one rule for "is it time?"."""
     return every is not None and step % every == 0

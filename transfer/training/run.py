@@ -23,7 +23,7 @@ from transfer.errors import AlreadyExistsError, RunConflictError, TrainingError
 from transfer.storage import Log, Store, put_document, read_document
 
 # What may change between two attempts of the same run without changing what is learned.
-_NOT_LEARNED = ("storage", "workers", "publish")
+_NOT_LEARNED = {"storage", "workers", "publish", "sweep"}
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Run:
 
 def run_id_for(config: Config, dataset: Dataset) -> str:
     """A name decided by what would be trained, so that repeating a command continues or finds its run."""
-    digest = hashlib.sha256(_canonical(_identity(config, dataset)).encode()).hexdigest()
+    digest = hashlib.sha256(_canonical(identity(config, dataset)).encode()).hexdigest()
     return f"{config.name}-{digest[:12]}"
 
 
@@ -78,9 +78,9 @@ def open_run(store: Store, config: Config, dataset: Dataset, *, run_id: str | No
     Raises RunConflictError, listing the differing keys, when `run_id` was started with another configuration.
     """
     run_id = run_id or run_id_for(config, dataset)
-    identity = _identity(config, dataset)
+    learned = identity(config, dataset)
     document = {
-        "identity": identity,
+        "identity": learned,
         "config": config.model_dump(mode="json"),
         "dataset": {"name": dataset.name, "number": dataset.number},
         "versions": {package: version(package) for package in ("keras", "ray", "tensorflow", "transfer")},
@@ -89,7 +89,7 @@ def open_run(store: Store, config: Config, dataset: Dataset, *, run_id: str | No
         put_document(store, f"runs/{run_id}/run.json", document)
     except AlreadyExistsError:
         found = read_document(store, f"runs/{run_id}/run.json")["identity"]
-        differing = _differing_keys(found, identity)
+        differing = _differing_keys(found, learned)
         if differing:
             raise RunConflictError(
                 f"Run `{run_id}` was started with another configuration; different: {', '.join(differing)}.",
@@ -109,12 +109,13 @@ def load_run(store: Store, run_id: str, config: Config) -> Run:
             f"There is no run `{run_id}` in {store.uri}.", advice="`transfer train` prints the run id it works on."
         )
     document = read_document(store, name)
-    kept = Config.model_validate({**document["config"], **{k: getattr(config, k).model_dump() for k in _NOT_LEARNED}})
+    kept = Config.model_validate({**document["config"], **config.model_dump(mode="json", include=_NOT_LEARNED)})
     return Run(store, run_id, kept, document["dataset"]["name"], document["dataset"]["number"])
 
 
-def _identity(config: Config, dataset: Dataset) -> dict[str, Any]:
-    learned = config.model_dump(mode="json", exclude=set(_NOT_LEARNED))
+def identity(config: Config, dataset: Dataset) -> dict[str, Any]:
+    """What decides what a run learns."""
+    learned = config.model_dump(mode="json", exclude=_NOT_LEARNED)
     # The dataset version says which images were used; where they once came from does not matter any more.
     learned["dataset"] = dataset.reference
     return learned

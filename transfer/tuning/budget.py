@@ -15,6 +15,7 @@ class Budget(Stopper):
 
     def __init__(self, sweep: SweepConfig) -> None:
         self.reason: str | None = None
+        self.is_out_of_time = False
         self._sweep = sweep
         self._started = time.monotonic()
         # An epoch that is reported again, by a trial that was resumed or retried, is counted once.
@@ -35,6 +36,7 @@ class Budget(Stopper):
         limit = self._sweep.max_seconds
         if self.reason is None and limit is not None and time.monotonic() - self._started >= limit:
             self.reason = f"the budget of {limit:g} seconds is spent"
+            self.is_out_of_time = True
         return self.reason is not None
 
 

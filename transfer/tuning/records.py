@@ -1,10 +1,4 @@
-"""What a sweep leaves in storage.
-
-sweeps/<sweep id>/sweep.json            configuration and dataset version
-sweeps/<sweep id>/started/<n>.json      the values of trial n, when it was first started
-sweeps/<sweep id>/trials/<n>.json       what came out of trial n, when it ended
-sweeps/<sweep id>/results/<k>.json      the whole sweep, each time one ended; names the files beside it by digest
-"""
+"""What is written down of trials and of whole sweeps."""
 
 from __future__ import annotations
 
@@ -62,5 +56,7 @@ class SweepResult(_Record):
     """Number of the trial that won, chosen on the validation split only."""
     ended_by: str
     """Why the sweep ended: every trial ended, a budget was spent, or the target was reached."""
+    is_final: bool = True
+    """Whether another attempt would add nothing; one that only ran out of time can go on."""
     seconds: float
     """From the first trial's start, of the attempt that ended it."""

@@ -1,0 +1,157 @@
+"""The driver of a sweep: Ray Tune, the hosts that train for it, and what is written down. It imports no TensorFlow."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray import tune
+
+from transfer.activations.request import Extraction
+from transfer.cluster import S3_ENVIRONMENT
+from transfer.config import Config
+from transfer.dataset.manifest import Dataset
+from transfer.errors import DatasetError, TrainingError, TransferError
+from transfer.storage import Store
+from transfer.tuning.client import TuneTrial
+from transfer.tuning.host import TrialHost
+from transfer.tuning.notes import Notes
+from transfer.tuning.records import SweepResult, TrialRecord
+from transfer.tuning.search import METRIC, MODE, num_samples, param_space, scheduler, searcher, stopper
+from transfer.tuning.space import Trial, fixed_trials, sweep_of
+from transfer.tuning.sweep import Sweep, SweepRecords, open_sweep
+
+logger = logging.getLogger(__name__)
+
+# Of the machine itself, which Ray counts as 1 whatever it has: Tune's trials neither take a CPU from what trains nor
+# wait for one, and they stay on the driver's machine.
+_SLIVER = 0.001
+
+
+@dataclass(frozen=True)
+class SweepOutcome:
+    """A sweep that ended, and where its page is."""
+
+    result: SweepResult
+    page_uri: str
+
+    @property
+    def winner(self) -> TrialRecord:
+        """The trial that won."""
+        return next(trial for trial in self.result.trials if trial.number == self.result.winner)
+
+
+def run_sweep(config: Config, dataset: Dataset, store: Store) -> SweepOutcome:
+    """Run a sweep to its end, or go on with one that was interrupted. A finished one is found.
+
+    Raises TrainingError when every trial failed, DatasetError without a validation split, and what preparing raises.
+    """
+    if not dataset.rows("validation"):
+        raise DatasetError(
+            f"A sweep compares trials on the validation split, and {dataset.reference} has none.",
+            advice="Set dataset.validation above 0 and ingest again.",
+        )
+    sweep = open_sweep(store, config, dataset)
+    records = SweepRecords(sweep)
+    found = records.result()
+    if found is not None and found[0].is_final:
+        logger.info("Sweep %s is finished already.", sweep.id)
+        return SweepOutcome(*found)
+    logger.info("Sweep %s on dataset %s.", sweep.id, dataset.reference)
+    trials = fixed_trials(config)
+    hosts = _start_hosts(sweep, trials)
+    try:
+        _extract(hosts)
+        started = time.monotonic()
+        result = _tune(sweep, records, hosts, trials).result(seconds=time.monotonic() - started)
+    finally:
+        for host in hosts:
+            ray.kill(host)
+    if result.winner is None:
+        reasons = "; ".join(f"trial {trial.number}: {trial.reason}" for trial in result.trials[:3])
+        raise TrainingError(f"No trial of sweep {sweep.id} has a result. {reasons}", advice="Change what is searched.")
+    return SweepOutcome(result, records.put_result(result))
+
+
+def _tune(sweep: Sweep, records: SweepRecords, hosts: Sequence[Any], trials: Sequence[Trial] | None) -> Notes:
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    # Tune would go on after Ctrl-C until all trials have answered.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    config = sweep.config
+    settings = sweep_of(config)
+    by_number = {trial.number: trial for trial in trials or ()}
+    budget = stopper(config)
+    trainable = tune.with_parameters(TuneTrial, sweep=sweep, hosts=list(hosts), trials=by_number)
+    # A population lives together; those that have no host wait, paused. Other searches make trials as hosts get free.
+    is_population = settings.scheduler.kind == "pbt"
+    share = 1 / len(hosts) - _SLIVER if is_population else _SLIVER
+    here = f"node:{ray.util.get_node_ip_address()}"
+    with Notes(sweep, records, budget, by_number) as notes, tempfile.TemporaryDirectory(prefix="transfer-") as folder:
+        tuner = tune.Tuner(
+            tune.with_resources(trainable, tune.PlacementGroupFactory([{here: share}])),
+            param_space=param_space(config),
+            tune_config=tune.TuneConfig(
+                metric=METRIC,
+                mode=MODE,
+                scheduler=scheduler(config),
+                search_alg=searcher(config, records.started()),
+                num_samples=num_samples(config),
+                max_concurrent_trials=None if is_population else len(hosts),
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                # What Tune itself would go on from is pickled and never read: a sweep's own records decide that.
+                storage_path=folder,
+                failure_config=tune.FailureConfig(max_failures=settings.max_failures),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                stop=budget,
+                callbacks=[notes],
+                verbose=0,
+            ),
+        )
+        tuner.fit()
+    return notes
+
+
+def _start_hosts(sweep: Sweep, trials: Sequence[Trial] | None) -> list[Any]:
+    config = sweep.config
+    workers = config.workers
+    cluster = ray.cluster_resources()
+    if workers.count == 0:
+        # In this process, if it were not for Ray: one host with all that the machine has.
+        count, cpus, gpus = 1, cluster.get("CPU", 1.0), int(cluster.get("GPU", 0))
+    else:
+        cpus, gpus = workers.cpus_per_worker, workers.gpus_per_worker
+        room = int(cluster.get("CPU", 0) // cpus)
+        count = min(room, int(cluster.get("GPU", 0) // gpus)) if gpus else room
+    settings = sweep_of(config)
+    count = max(1, min(count, settings.concurrency or count, settings.trial_count))
+    environment = {**S3_ENVIRONMENT, "TF_CPP_MIN_LOG_LEVEL": "2", **({} if gpus else {"CUDA_VISIBLE_DEVICES": "-1"})}
+    create = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=-1, runtime_env={"env_vars": environment})(TrialHost)
+    hosts = [create.remote(sweep, trials) for _ in range(count)]
+    ready, _ = ray.wait([host.ready.remote() for host in hosts], num_returns=1, timeout=workers.start_timeout_s)
+    if not ready:
+        raise TrainingError(
+            f"No process that trains trials started in {workers.start_timeout_s:g} s.",
+            advice=f"Each needs {cpus:g} CPU and {gpus} GPU (see `ray status`), or set workers.start_timeout_s higher.",
+        )
+    return hosts
+
+
+def _extract(hosts: Sequence[Any]) -> Extraction:
+    """Have the hosts compute, in one pass over the images, what trials will need of the frozen part."""
+    try:
+        requests = ray.get(hosts[0].requests.remote())
+        parts = [host.extract.remote(requests, part, len(hosts)) for part, host in enumerate(hosts)]
+        return Extraction.sum(ray.get(parts))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, TransferError):
+            raise error.cause from None
+        raise

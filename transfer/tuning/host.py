@@ -1,0 +1,187 @@
+"""What trains the trials of a sweep, in a process that outlives them.
+
+A host keeps TensorFlow, the network, the compiled steps and the kept activations from one trial to the next. Trials
+that `tuning/packs.py` finds fit to be trained together are one program. TensorFlow is imported when a host is first
+asked for something, never where it is described.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from transfer.activations.request import Extraction, Request
+from transfer.config import Config
+from transfer.dataset.manifest import Dataset
+from transfer.training.run import Run, open_run
+from transfer.tuning.at_work import Alone, AtWork, Branch, Packed, TrialState
+from transfer.tuning.packs import pack_key
+from transfer.tuning.space import Trial
+from transfer.tuning.sweep import Sweep
+
+if TYPE_CHECKING:
+    from transfer.training.model import TransferModel
+    from transfer.training.stacked import Pack
+    from transfer.training.workbench import Workbench
+
+
+class TrialHost:
+    """Trains trials, an epoch whenever it is asked for one. `trials`: all of them, where they are known."""
+
+    def __init__(self, sweep: Sweep, trials: Sequence[Trial] | None) -> None:
+        # Nothing that can fail: an error of a constructor reaches the driver as text only.
+        self._sweep = sweep
+        self._trials = {trial.number: trial for trial in trials or ()}
+        self._packs = Counter(pack_key(trial.config) for trial in self._trials.values())
+        self._open: dict[str, AtWork] = {}
+        self._pack_of: dict[str, Pack] = {}
+
+    def ready(self) -> None:
+        """Answers when the process is there."""
+
+    def requests(self) -> list[Request]:
+        """What trials need of the frozen part, as far as they are known: where all of them will come by, all of it."""
+        from transfer.training.inputs import Inputs
+
+        found: dict[Request, None] = {}
+        seen: set[str] = set()
+        for trial in self._trials.values():
+            depths = str([phase.unfreeze for phase in trial.config.phases])
+            if depths in seen:
+                continue
+            seen.add(depths)
+            inputs = Inputs(
+                self._run(trial), self._dataset, self._model(trial.config), sharing=self._sharing(trial.config)
+            )
+            found.update(dict.fromkeys(inputs.requests(None if self._sees_all_phases else [0])))
+        return list(found)
+
+    def extract(self, requests: Sequence[Request], part: int, of: int) -> Extraction:
+        """Compute what is requested and not kept yet, for one of so many parts of the images."""
+        from transfer.activations.extract import Extractor, prefixes_of
+        from transfer.progress import progress
+
+        config = self._sweep.config
+        extractor = Extractor(self._sweep.store, engine=config.activations.engine)
+        by_split = prefixes_of(config, self._model(config).backbone, requests)
+        wanted = [(self._dataset.shards_of(split)[part::of], prefixes) for split, prefixes in by_split.items()]
+        images = sum(stream.rows for shards, prefixes in wanted for stream in extractor.plan(shards, prefixes))
+        if not images:
+            return Extraction()
+        with progress("frozen part", total=images) as advance:
+            done = [extractor.extract(*each, advance=advance, rows=images) for each in wanted]
+        return Extraction.sum(done)
+
+    def advance(self, trial: Trial, epochs: int, branch: Branch | None = None) -> TrialState:
+        """Train a trial until it has come so many epochs, or to its end. Raises what training raises.
+
+        `branch`: for a trial that took another's weights, where it goes on from.
+        """
+        run = self._run(trial, branch)
+        if run.id not in self._open:
+            self._open[run.id] = self._start(trial, run, branch)
+        at_work = self._open[run.id]
+        while not at_work.ended and len(at_work.rows) < epochs:
+            at_work.next_epoch()
+        state = at_work.state()
+        if state.complete:
+            del self._open[run.id]
+        return state
+
+    def stop(self, trial: Trial, branch: Branch | None = None) -> None:
+        """Train a trial no further. Its run could go on from its newest checkpoint."""
+        at_work = self._open.pop(self._run(trial, branch).id, None)
+        if at_work is not None:
+            at_work.stop()
+
+    @cached_property
+    def _workbench(self) -> Workbench:
+        from transfer.training.strategy import create_strategy
+        from transfer.training.workbench import Workbench
+
+        return Workbench(create_strategy())
+
+    def suspend(self) -> None:
+        """Nothing of the host's own is in the network's variables."""
+
+    def _model(self, config: Config) -> TransferModel:
+        """The untrained model; whoever trains has been suspended."""
+        with self._workbench.strategy.scope():
+            self._workbench.take_turn(self)
+            return self._workbench.model(config, self._dataset.classes)
+
+    @cached_property
+    def _dataset(self) -> Dataset:
+        return self._sweep.dataset
+
+    @property
+    def _sees_all_phases(self) -> bool:
+        """Whether every trial comes to all of its phases, so that one pass over the images can serve all of them."""
+        sweep = self._sweep.config.sweep
+        return sweep is not None and sweep.scheduler.kind == "none"
+
+    def _sharing(self, config: Config) -> int:
+        """How many trials train on the same frozen part as one with that configuration, as far as is known."""
+        depths = [phase.unfreeze for phase in config.phases]
+        others = ([phase.unfreeze for phase in trial.config.phases] for trial in self._trials.values())
+        return max(sum(found == depths for found in others), 1)
+
+    def _run(self, trial: Trial, branch: Branch | None = None) -> Run:
+        return open_run(self._sweep.store, trial.config, self._dataset, run_id=_run_id(self._sweep, trial, branch))
+
+    def _start(self, trial: Trial, run: Run, branch: Branch | None) -> AtWork:
+        flops, key = self._flops(trial), pack_key(trial.config)
+        if key is not None and self._packs[key] > 1:
+            return Packed(run, self._pack(key), flops, size=self._packs[key])
+        from transfer.training.checkpoints import Checkpoints
+        from transfer.training.loop import Training
+
+        checkpoints = Checkpoints(run)
+        start = checkpoints.newest()
+        if start is None and branch is not None:
+            origin = Run(run.store, branch.run_id, run.config, run.dataset_name, run.dataset_number)
+            start = Checkpoints(origin).read(branch.checkpoint)
+        training = Training(
+            run,
+            self._dataset,
+            workbench=self._workbench,
+            start=start,
+            sharing=self._sharing(trial.config),
+            extract_ahead=self._sees_all_phases,
+        )
+        return Alone(training, flops)
+
+    def _pack(self, key: str) -> Pack:
+        """The pack of all trials with that key."""
+        from transfer.training.inputs import Inputs
+        from transfer.training.stacked import Pack
+
+        if key not in self._pack_of:
+            trials = [trial for trial in self._trials.values() if pack_key(trial.config) == key]
+            runs = [self._run(trial) for trial in trials]
+            inputs = Inputs(runs[0], self._dataset, self._model(trials[0].config), sharing=len(runs))
+            inputs.extract()
+            kept = inputs.open(0)
+            if kept is None:
+                raise RuntimeError(f"pack {key} is trained from pixels")
+            self._pack_of[key] = Pack(runs, self._dataset, kept, folder=f"{self._sweep.folder}/packs/{key}")
+        return self._pack_of[key]
+
+    def _flops(self, trial: Trial) -> float:
+        """Multiply-adds of a trial's trained part for an image, of the phase that trains most."""
+        from transfer.backbone.flops import network_flops
+
+        model = self._model(trial.config)
+        parts = [model.backbone.cut(phase.unfreeze)[1] for phase in trial.config.phases]
+        return float(max(network_flops(part) if part else 0 for part in parts) + network_flops(model.head))
+
+
+def _run_id(sweep: Sweep, trial: Trial, branch: Branch | None) -> str | None:
+    """The id of a trial's run where it is not the one that its configuration decides."""
+    if branch is None:
+        return None
+    came_from = f"{sweep.id} {trial.number} {sorted(trial.values.items())} {branch}"
+    return f"{sweep.config.name}-{hashlib.sha256(came_from.encode()).hexdigest()[:12]}"

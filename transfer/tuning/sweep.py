@@ -1,0 +1,116 @@
+"""A sweep in storage: one search over one configuration on one dataset version.
+
+sweeps/<sweep id>/sweep.json                  configuration and dataset version
+sweeps/<sweep id>/started/<n>.json            values of trial n, as it was first started
+sweeps/<sweep id>/trials/<n>/<k>.json         what came out of trial n; a later attempt may take it further
+sweeps/<sweep id>/packs/<pack key>/…          checkpoints of trials that are trained together
+sweeps/<sweep id>/results/<k>.json            the whole sweep, each time that it ended; names the page beside it
+sweeps/<sweep id>/results/<sha256>.html       the page
+
+Each trial is a run of its own (`training/run.py`), so its checkpoints lie there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from transfer.config import Config
+from transfer.dataset.manifest import Dataset, load_dataset
+from transfer.errors import AlreadyExistsError
+from transfer.storage import Log, Store, open_store, put_content, put_document
+from transfer.training.run import identity
+from transfer.tuning.page import render
+from transfer.tuning.records import SweepResult, TrialRecord
+from transfer.tuning.space import sweep_of
+
+# What may change between two attempts of the same sweep without changing what is tried.
+_NOT_TRIED = {"concurrency", "max_failures", "mlflow"}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep, as any of its processes can open it."""
+
+    id: str
+    config: Config
+    dataset_name: str
+    dataset_number: int
+
+    @property
+    def folder(self) -> str:
+        """In the store."""
+        return f"sweeps/{self.id}"
+
+    @property
+    def store(self) -> Store:
+        """The sweep's storage, opened anew: this object travels between processes."""
+        return open_store(self.config.storage)
+
+    @property
+    def dataset(self) -> Dataset:
+        """The dataset version that all trials are trained on."""
+        return load_dataset(self.store, self.dataset_name, self.dataset_number)
+
+
+def open_sweep(store: Store, config: Config, dataset: Dataset) -> Sweep:
+    """Start the sweep, or find the one of the same configuration and dataset version."""
+    tried = sweep_of(config).model_dump(mode="json", exclude=_NOT_TRIED)
+    described = {"learned": identity(config, dataset), "sweep": tried}
+    text = json.dumps(described, sort_keys=True, separators=(",", ":"))
+    sweep_id = f"{config.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    put_document(store, f"sweeps/{sweep_id}/sweep.json", {**described, "dataset": dataset.reference})
+    return Sweep(sweep_id, config, dataset.name, dataset.number)
+
+
+class SweepRecords:
+    """Reads and writes what a sweep leaves in storage. Only its driver writes."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self._store = sweep.store
+        self._folder = sweep.folder
+        self._started = Log(self._store, f"{sweep.folder}/started")
+        self._results = Log(self._store, f"{sweep.folder}/results")
+
+    def started(self) -> list[dict[str, Any]]:
+        """Values of the trials that were started, by their numbers, without gaps from 1 on."""
+        return [self._started.read(number)["values"] for number in self._started.numbers()]
+
+    def note_start(self, number: int, values: dict[str, Any]) -> None:
+        """Write down that a trial was started. It may have been before."""
+        try:
+            self._started.append({"values": values}, number=number)
+        except AlreadyExistsError:
+            # Values of a population change while it is trained; its first ones count.
+            return
+
+    def trial(self, number: int) -> TrialRecord | None:
+        """What came out of a trial so far."""
+        found = self._trial(number).latest()
+        return TrialRecord.model_validate(found[1]) if found else None
+
+    def note_end(self, record: TrialRecord) -> None:
+        """Write down what came out of a trial, unless that is written already."""
+        if self.trial(record.number) != record:
+            self._trial(record.number).append(record.model_dump(mode="json"))
+
+    def result(self) -> tuple[SweepResult, str] | None:
+        """The newest result and the address of its page."""
+        found = self._results.latest()
+        if found is None:
+            return None
+        return SweepResult.model_validate(found[1]["result"]), self._page_uri(found[1]["page"])
+
+    def put_result(self, result: SweepResult) -> str:
+        """Write a result and its page; returns the page's address."""
+        _, digest = put_content(self._store, f"{self._folder}/results", ".html", render(result).encode())
+        self._results.append({"result": result.model_dump(mode="json"), "page": digest})
+        return self._page_uri(digest)
+
+    def _trial(self, number: int) -> Log:
+        return Log(self._store, f"{self._folder}/trials/{number:08d}")
+
+    def _page_uri(self, digest: str) -> str:
+        return f"{self._store.uri}/{self._folder}/results/{digest}.html"
