@@ -1,4 +1,4 @@
-"""The command `transfer lr-find`: what helps to choose a configuration."""
+"""The commands `transfer sweep` and `transfer lr-find`: what helps to choose a configuration."""
 
 from __future__ import annotations
 
@@ -9,6 +9,36 @@ import typer
 from transfer.cli_common import AsJson, ConfigPath, Overrides, load, run
 
 tuning_app = typer.Typer()
+STATUSES = ("finished", "stopped", "failed")
+
+
+@tuning_app.command()
+def sweep(config: ConfigPath, overrides: Overrides = None, json: AsJson = False) -> None:
+    """Search the space in section `sweep`, and publish what wins. Repeat it to go on with an interrupted sweep."""
+
+    def work() -> dict[str, Any]:
+        from transfer import pipeline
+
+        outcome, won = pipeline.sweep(load(config, overrides))
+        result, winner = outcome.result, outcome.winner
+        count = {status: sum(trial.status == status for trial in result.trials) for status in STATUSES}
+        return {
+            "sweep": result.id,
+            "dataset": result.dataset,
+            "trials": count,
+            "winner": winner.values,
+            f"validation {result.metric}": winner.value,
+            "run": won.run.id,
+            "split": won.report.split,
+            "accuracy": won.report.metrics.accuracy,
+            "loss": won.report.metrics.loss,
+            "page": outcome.page_uri,
+            "report": won.report_uri,
+            "version": won.version.number if won.version else None,
+            "model": f"{won.run.store.uri}/{won.version.folder}" if won.version else None,
+        }
+
+    run(work, json)
 
 
 @tuning_app.command("lr-find")

@@ -1,4 +1,4 @@
-"""The jobs, as plain functions of a configuration: ingest, train, evaluate, publish, predict.
+"""The jobs, as plain functions of a configuration: ingest, train, sweep, evaluate, publish, predict.
 
 Each can be repeated: what is already done is found and not done again.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from transfer.cluster import connect, run_where
 from transfer.config import Config
@@ -20,6 +21,10 @@ from transfer.registry.versions import ModelVersion, load_version, promote
 from transfer.storage import Store, open_store, probe
 from transfer.training.run import Run, load_run, open_run
 from transfer.tuning.lr_find import FoundRate, check_range, find_rate
+from transfer.tuning.space import check_space, with_values
+
+if TYPE_CHECKING:
+    from transfer.tuning.driver import SweepOutcome
 
 logger = logging.getLogger(__name__)
 
@@ -63,11 +68,27 @@ def train(config: Config, *, run_id: str | None = None) -> TrainOutcome:
     dataset = ingest_dataset(config, store)
     run = open_run(store, config, dataset, run_id=run_id)
     logger.info("Run %s on dataset %s.", run.id, dataset.reference)
-    _fit(run, dataset)
-    number = run.newest_report() or run_where(config.workers, _evaluate, config, run.id, None)
-    report, uri = _report(run, number)
-    version = _publish_and_promote(config, run, number) if config.publish.enabled else None
-    return TrainOutcome(run, dataset, report, uri, version)
+    return _finish(run, dataset)
+
+
+def sweep(config: Config) -> tuple[SweepOutcome, TrainOutcome]:
+    """Search the configuration's `sweep.space`, then evaluate, publish and promote the winner like a single run.
+
+    Repeating it goes on with an interrupted sweep, and finds a finished one.
+    """
+    # Late: it loads Ray Tune, which no other job needs.
+    from transfer.tuning.driver import run_sweep
+
+    check_space(config)
+    connect()
+    store = _storage(config)
+    check_source_and_files(config)
+    dataset = ingest_dataset(config, store)
+    outcome = run_sweep(config, dataset, store)
+    winner = outcome.winner
+    logger.info("Trial %d won: %s.", winner.number, winner.values)
+    run = open_run(store, with_values(config, winner.values), dataset, run_id=winner.run_id or None)
+    return outcome, _finish(run, dataset)
 
 
 def evaluate(config: Config, *, run_id: str, split: str | None = None) -> tuple[Report, str]:
@@ -110,6 +131,16 @@ def _storage(config: Config) -> Store:
     store = open_store(config.storage)
     probe(store, single_writer=config.storage.single_writer)
     return store
+
+
+def _finish(run: Run, dataset: Dataset) -> TrainOutcome:
+    """Train what is left of a run, evaluate it, publish it."""
+    config = run.config
+    _fit(run, dataset)
+    number = run.newest_report() or run_where(config.workers, _evaluate, config, run.id, None)
+    report, uri = _report(run, number)
+    version = _publish_and_promote(config, run, number) if config.publish.enabled else None
+    return TrainOutcome(run, dataset, report, uri, version)
 
 
 def _fit(run: Run, dataset: Dataset) -> None:

@@ -22,7 +22,6 @@ from transfer.dataset.manifest import Dataset, load_dataset
 from transfer.errors import AlreadyExistsError
 from transfer.storage import Log, Store, open_store, put_content, put_document
 from transfer.training.run import identity
-from transfer.tuning.page import render
 from transfer.tuning.records import SweepResult, TrialRecord
 from transfer.tuning.space import sweep_of
 
@@ -105,6 +104,8 @@ class SweepRecords:
 
     def put_result(self, result: SweepResult) -> str:
         """Write a result and its page; returns the page's address."""
+        from transfer.tuning.page import render
+
         _, digest = put_content(self._store, f"{self._folder}/results", ".html", render(result).encode())
         self._results.append({"result": result.model_dump(mode="json"), "page": digest})
         return self._page_uri(digest)
