@@ -202,15 +202,16 @@ def test_a_trial_that_stops_early_goes_back_to_its_best_epoch_while_others_go_on
         assert_as_alone(digits, run)
 
 
-def diverging(digits, name, others):
-    """Runs of which the second diverges at once."""
-    sgd = {"phase": {"optimizer": {"name": "sgd"}, "epochs": 3}}
-    trials = [{"phase": {"learning_rate": rate}} for rate in (1e-2, 1e38, *others)]
-    return new_runs(digits, name, sgd, trials)
+def diverging(digits, name, **common):
+    """Three runs, of which the second diverges in its first step."""
+    common = {"phase": {"optimizer": "sgd", "epochs": 3}, **common}
+    return new_runs(digits, name, common, [{"phase": {"learning_rate": rate}} for rate in (1e-2, 1e38, 3e-2)])
 
 
-def test_a_trial_that_diverges_fails_and_leaves_the_others_as_they_are(digits):
-    runs = diverging(digits, "diverging", [3e-2])
+@pytest.mark.parametrize("dataset", ["digits", "digits_to_train_on_only"])
+def test_a_trial_that_diverges_fails_and_leaves_the_others_as_they_are(dataset, request):
+    digits = request.getfixturevalue(dataset)
+    runs = diverging(digits, "diverging")
     pack = pack_of(digits, runs)
     assert list(pack.next_epoch()) == [runs[0].id, runs[2].id]
     assert list(pack.failures) == [runs[1].id]
@@ -220,6 +221,13 @@ def test_a_trial_that_diverges_fails_and_leaves_the_others_as_they_are(digits):
     assert_as_alone(digits, runs[0])
     assert_as_alone(digits, runs[2])
     assert Checkpoints(runs[1]).numbers() == []
+
+
+def test_a_trial_that_diverges_in_the_last_step_of_an_epoch_is_found_out_in_validation(digits):
+    runs = diverging(digits, "diverging-late", training={"batch_size": 1000})
+    pack = pack_of(digits, runs)
+    assert list(pack.next_epoch()) == [runs[0].id, runs[2].id]
+    assert list(pack.failures) == [runs[1].id]
 
 
 def test_trials_that_are_stopped_leave_the_others_as_they_are(digits):
@@ -240,13 +248,14 @@ def test_trials_that_are_stopped_leave_the_others_as_they_are(digits):
     assert [len(pack.histories[run.id]) for run in runs] == [1, 2, 2, 2, 3, 4]
 
 
-def test_a_stopped_trial_can_go_on_alone_to_where_it_would_have_come(digits):
-    common = {"phase": {"epochs": 4, "early_stopping": {"metric": "loss", "patience_epochs": 3}}}
-    runs = new_runs(digits, "going-on", common, [{"phase": {"learning_rate": rate}} for rate in (3e-3, 0.1)])
+@pytest.mark.parametrize("min_delta", [0.0, 0.4, 10.0], ids=["each-epoch-better", "second-best", "first-best"])
+def test_a_stopped_trial_can_go_on_alone_to_where_it_would_have_come(digits, min_delta):
+    stopping = {"metric": "loss", "patience_epochs": 3, "min_delta": min_delta}
+    runs = new_runs(digits, f"going-on-{min_delta:g}", {"phase": {"epochs": 3, "early_stopping": stopping}}, THREE)
     pack = pack_of(digits, runs)
-    for _ in range(3):
-        pack.next_epoch()
-    for run in runs:
+    pack.next_epoch()
+    pack.next_epoch()
+    for run in runs[1:]:
         pack.stop(run.id)
         with pytest.raises(TrainingError, match="is not finished"):
             Checkpoints(run).complete()
@@ -254,11 +263,14 @@ def test_a_stopped_trial_can_go_on_alone_to_where_it_would_have_come(digits):
         assert_as_alone(digits, run)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", SGD], ids=["adam", "sgd"])
-def test_a_pack_that_was_killed_goes_on_as_if_it_had_not_been(digits, optimizer):
-    common = {"phase": {**PATIENT["phase"], "optimizer": optimizer}}
+@pytest.mark.parametrize(
+    ("optimizer", "min_delta"), [("adam", 0.0), (SGD, 10.0)], ids=["adam-later-epochs-better", "sgd-first-epoch-best"]
+)
+def test_a_pack_that_was_killed_goes_on_as_if_it_had_not_been(digits, optimizer, min_delta, request):
+    stopping = {"metric": "loss", "patience_epochs": 3, "min_delta": min_delta}
+    common = {"phase": {"optimizer": optimizer, "epochs": 6, "early_stopping": stopping}}
     rates = [{"phase": {"learning_rate": rate}, "training": {"seed": seed}} for seed, rate in enumerate((0.05, 1e-2))]
-    name = f"killed-{optimizer if isinstance(optimizer, str) else optimizer['name']}"
+    name = f"killed-{request.node.callspec.id}"
     whole = trained_together(digits, new_runs(digits, f"{name}-whole", common, rates))
     runs = new_runs(digits, name, common, rates)
     for _ in range(2):
@@ -301,7 +313,7 @@ def test_a_run_that_was_finished_before_is_not_trained_again(digits):
 
 
 def test_failed_stopped_and_finished_trials_stay_what_they_are_after_a_restart(digits):
-    runs = diverging(digits, "restarted", [3e-2])
+    runs = diverging(digits, "restarted")
     pack = pack_of(digits, runs)
     pack.next_epoch()
     pack.stop(runs[2].id)
