@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,22 +13,34 @@ from transfer.tuning.space import drawn
 
 MINIMAL = {"name": "n", "storage": "s3://b/p", "dataset": {"source": "digits"}, "base": {"model": "MobileNetV2"}}
 RATE = {"phases.0.learning_rate": {"log_uniform": [1e-5, 1e-1]}}
-EPOCHS = 6
+EPOCHS = 8
 
 
 def config_of(space=RATE, **options):
     return parse_config({**MINIMAL, "phases": [{"epochs": EPOCHS}], "sweep": {"space": space, **options}})
 
 
-def tune_sweep(config, folder, *, value, earlier=(), together=1):
-    """Run the sweep's trials through Tune; `value(params, epoch)` is what one reports. Returns results and stopper."""
+def tune_sweep(config, folder, *, value, earlier=(), cpus=None):
+    """Run the sweep's trials through Tune, one at a time unless `cpus` says what one takes.
+
+    `value(params, epoch)` is what a trial reports. Returns each trial's last result, the numbers of the trials in the
+    order in which their function was started and came to its end, and why the sweep was ended.
+    """
+    import ray
     from ray import tune
+
+    folder.mkdir(exist_ok=True)
+
+    def note(name, params):
+        with (folder / name).open("a") as notes:
+            notes.write(f"{params['trial']}\n")
 
     def trainable(params):
         import json
         import tempfile
         from pathlib import Path
 
+        note("started", params)
         first = 1
         if checkpoint := tune.get_checkpoint():
             with checkpoint.as_directory() as state:
@@ -37,6 +50,7 @@ def tune_sweep(config, folder, *, value, earlier=(), together=1):
                 Path(state, "state.json").write_text(json.dumps(epoch))
                 reported = {search.METRIC: value(params, epoch), search.TIME: epoch}
                 tune.report(reported, checkpoint=tune.Checkpoint.from_directory(state))
+        note("ended", params)
 
     class Results(tune.Callback):
         def __init__(self):
@@ -47,7 +61,7 @@ def tune_sweep(config, folder, *, value, earlier=(), together=1):
 
     results, stopper = Results(), search.stopper(config)
     tune.Tuner(
-        trainable,
+        tune.with_resources(trainable, {"cpu": cpus or ray.cluster_resources()["CPU"]}),
         param_space=search.param_space(config),
         tune_config=tune.TuneConfig(
             metric=search.METRIC,
@@ -55,20 +69,22 @@ def tune_sweep(config, folder, *, value, earlier=(), together=1):
             search_alg=search.searcher(config, earlier),
             scheduler=search.scheduler(config),
             num_samples=search.num_samples(config),
-            max_concurrent_trials=together,
+            # Or Optuna is asked for the next trial before the one that runs has a result.
+            max_concurrent_trials=1 if config.sweep.search == "optuna" else None,
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(storage_path=str(folder), stop=stopper, callbacks=[results], verbose=0),
     ).fit()
-    return results.last, stopper
+    started, ended = ([int(line) for line in (folder / name).read_text().split()] for name in ("started", "ended"))
+    return SimpleNamespace(last=results.last, started=started, ended=ended, reason=stopper.reason)
 
 
-def epochs_of(results):
-    return [results[number][search.TIME] for number in sorted(results)]
+def epochs_of(sweep):
+    return [sweep.last[number][search.TIME] for number in sorted(sweep.last)]
 
 
-def values_of(results):
-    return [results[number]["config"]["values"] for number in sorted(results)]
+def values_of(sweep):
+    return [sweep.last[number]["config"]["values"] for number in sorted(sweep.last)]
 
 
 @pytest.fixture
@@ -80,30 +96,32 @@ def no_result_files(monkeypatch):
 @pytest.mark.usefixtures("ray_cluster", "no_result_files")
 class TestExperiments:
     def test_without_a_scheduler_every_trial_runs_all_its_epochs(self, tmp_path):
-        results, stopper = tune_sweep(config_of(trials=3), tmp_path, value=lambda params, _: -params["trial"])
-        assert epochs_of(results) == [EPOCHS] * 3
-        assert stopper.reason is None
+        sweep = tune_sweep(config_of(trials=3), tmp_path, value=lambda params, _: -params["trial"])
+        assert epochs_of(sweep) == [EPOCHS] * 3
+        assert sweep.reason is None
 
     def test_asha_stops_the_worse_at_its_rungs_and_nobody_at_the_last_epoch(self, tmp_path):
-        # Rungs are at 2 and, as 4 is the last before the end, at 4 epochs; the fourth trial is good only at first.
+        # Rungs are at 2 and 4 epochs; 8 would be the next, and is the end.
         def value(params, epoch):
-            return {1: 0.5, 2: 0.4, 3: 0.6, 4: 0.7 if epoch < 4 else 0.1}[params["trial"]]
+            return {1: 0.5, 2: 0.4, 3: 0.6 if epoch < 8 else 0.1, 4: 0.7 if epoch < 4 else 0.1}[params["trial"]]
 
         options = {"kind": "asha", "grace_epochs": 2, "reduction_factor": 2}
-        results, _ = tune_sweep(config_of(trials=4, scheduler=options), tmp_path, value=value)
-        assert epochs_of(results) == [EPOCHS, 2, EPOCHS, 4]
+        sweep = tune_sweep(config_of(trials=4, scheduler=options), tmp_path, value=value)
+        assert epochs_of(sweep) == [EPOCHS, 2, EPOCHS, 4]
+        assert sweep.ended == [1, 3]
 
-    def test_the_median_rule_waits_for_its_trials_and_epochs(self, tmp_path):
+    def test_the_median_rule_waits_for_its_trials_and_epochs_and_pauses_nobody(self, tmp_path):
         options = {"kind": "median", "grace_epochs": 3, "min_trials": 2}
         config = config_of(trials=4, scheduler=options)
-        results, _ = tune_sweep(config, tmp_path, value=lambda params, _: -params["trial"])
-        assert epochs_of(results) == [EPOCHS, EPOCHS, 3, 3]
+        sweep = tune_sweep(config, tmp_path, value=lambda params, _: -params["trial"])
+        assert epochs_of(sweep) == [EPOCHS, EPOCHS, 3, 3]
+        assert sweep.started == [1, 2, 3, 4]
 
     def test_a_budget_of_epochs_ends_the_sweep_in_the_middle_of_a_trial(self, tmp_path):
         config = config_of(trials=4, max_epochs=EPOCHS + 2)
-        results, stopper = tune_sweep(config, tmp_path, value=lambda params, _: -params["trial"])
-        assert epochs_of(results) == [EPOCHS, 2]
-        assert stopper.reason == f"the budget of {EPOCHS + 2} epochs is spent"
+        sweep = tune_sweep(config, tmp_path, value=lambda params, _: -params["trial"])
+        assert epochs_of(sweep) == [EPOCHS, 2]
+        assert sweep.reason == f"the budget of {EPOCHS + 2} epochs is spent"
 
     def test_optuna_goes_on_after_an_interruption_as_it_would_have_without(self, tmp_path):
         config = config_of({**RATE, "phases.0.unfreeze": [0, 1, 3]}, search="optuna", trials=13)
@@ -111,29 +129,29 @@ class TestExperiments:
         def value(params, _):
             return -abs(params["values"]["phases.0.learning_rate"] - 0.003)
 
-        whole, _ = tune_sweep(config, tmp_path / "whole", value=value)
+        whole = tune_sweep(config, tmp_path / "whole", value=value)
         assert epochs_of(whole) == [EPOCHS] * 13
-        resumed, _ = tune_sweep(config, tmp_path / "resumed", value=value, earlier=values_of(whole)[:11])
+        resumed = tune_sweep(config, tmp_path / "resumed", value=value, earlier=values_of(whole)[:11])
         assert values_of(resumed) == values_of(whole)
 
     def test_the_worst_of_a_population_go_on_from_the_best_with_changed_values(self, tmp_path):
-        config = config_of(
-            {**RATE, "head.dropout": [0.0, 0.1, 0.2]}, scheduler={"kind": "pbt", "interval_epochs": 2}, trials=4
-        )
+        options = {"kind": "pbt", "interval_epochs": 4, "quantile": 0.5}
+        config = config_of({**RATE, "head.dropout": [0.0, 0.1, 0.2]}, scheduler=options, trials=4)
 
         def value(params, _):
             return params["values"]["phases.0.learning_rate"]
 
-        results, _ = tune_sweep(config, tmp_path / "first", value=value, together=None)
-        assert sorted(results) == [1, 2, 3, 4]
-        assert epochs_of(results) == [EPOCHS] * 4
+        sweep = tune_sweep(config, tmp_path / "first", value=value, cpus=0.25)
+        assert epochs_of(sweep) == [EPOCHS] * 4
+        # Once at the beginning and once after the copying at 4 epochs; at 8, the end, nothing is left to be trained.
+        assert sorted(sweep.started) == [1, 1, 2, 2, 3, 3, 4, 4]
         first = [values["phases.0.learning_rate"] for values in drawn(config)]
-        last = [values["phases.0.learning_rate"] for values in values_of(results)]
-        assert max(last) > max(first)
-        assert min(last) > 4 * min(first)
-        assert max(last) <= 0.1
-        again, _ = tune_sweep(config, tmp_path / "again", value=value, together=None)
-        assert values_of(again) == values_of(results)
+        last = [values["phases.0.learning_rate"] for values in values_of(sweep)]
+        best, worst = sorted(range(4), key=first.__getitem__)[2:], sorted(range(4), key=first.__getitem__)[:2]
+        assert [last[index] for index in best] == [first[index] for index in best]
+        assert not {last[index] for index in worst} & set(first)
+        again = tune_sweep(config, tmp_path / "again", value=value, cpus=0.25)
+        assert values_of(again) == values_of(sweep)
 
 
 def suggestions(config, earlier=(), *, count):
@@ -152,6 +170,14 @@ def test_optuna_suggests_the_same_for_the_same_seed():
     assert len({answer["values"]["phases.0.learning_rate"] for answer in first}) == 14
     assert suggestions(config, count=14) == first
     assert suggestions(config_of(search="optuna", seed=1), count=14) != first
+
+
+def test_optuna_begins_with_the_values_of_an_earlier_attempt():
+    space = {**RATE, "phases.0.optimizer": ["adam", "sgd"], "training.seed": {"integers": [0, 9]}}
+    earlier = [{"phases.0.learning_rate": 0.0123, "phases.0.optimizer": "sgd", "training.seed": 9}]
+    answers = suggestions(config_of(space, search="optuna"), earlier, count=2)
+    assert answers[0] == {"trial": 1, "values": earlier[0]}
+    assert answers[1]["values"] != earlier[0]
 
 
 def test_optuna_draws_from_where_results_were_good():
