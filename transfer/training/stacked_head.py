@@ -1,9 +1,9 @@
 """The heads of several trials, trained side by side as one program.
 
-A step on a head takes less time than starting its operations, so a step on many heads takes little more than one. The
-weights of all trials are stacked, [trials, in, out], and everything that the trials differ in is a tensor along that
-axis. No number of one trial ever meets one of another: each ends with the weights that it would have alone, but for
-rounding, and one that diverges leaves the others as they are.
+Most of a step on one head goes into starting its operations: on 32 heads of 1,280 inputs and 10 classes a step takes
+four times as long as on one. The weights of all trials are stacked, [trials, in, out], and everything that the trials
+differ in is a tensor along that axis. No number of one trial ever meets one of another: each ends with the weights that
+it would have alone, but for rounding, and one that diverges leaves the others as they are.
 """
 
 from __future__ import annotations
