@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from scripts.bench.common import CLASSES
+from scripts.bench.plain_keras import random_base
 from scripts.bench.reuse_task import (
     BATCH,
     DROPOUT,
@@ -202,26 +203,8 @@ def ingest(task: Task, watch: Stopwatch) -> dict[str, Any]:
 
 
 def prepare(task: Task, _: Stopwatch) -> dict[str, Any]:
-    """A base with random weights, for want of pretrained ones, whose BatchNorms have seen some of the images.
-
-    Without that its activations would have no sane scale, and no head could be trained on them.
-    """
-    import keras
-
-    keras.utils.set_random_seed(0)
-    size = task.image_size
-    network = getattr(keras.applications, task.application)(
-        weights=None, include_top=False, input_shape=(size, size, 3)
-    )
-    norms = [layer for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0  # The statistics become exactly those of one batch.
-    for batch in image_dataset(task, shuffle=True).rebatch(64).take(1):
-        network(batch[0] / 127.5 - 1.0, training=True)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    network.save(task.network)
+    """The base."""
+    random_base(task.application, task.image_size, image_dataset(task, shuffle=True)).save(task.network)
     return {}
 
 

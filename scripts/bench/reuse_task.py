@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from scripts.bench.plain_keras import compiled_with_cosine, images_in
 from transfer.config import Config, parse_config
 
 BATCH = 32
@@ -55,13 +56,8 @@ def config_of(task: Task) -> Config:
 
 
 def image_dataset(task: Task, *, shuffle: bool) -> Any:
-    """Images as the tutorial reads them; `image_dataset_from_directory` prefetches by itself."""
-    import keras
-
-    size = (task.image_size, task.image_size)
-    return keras.utils.image_dataset_from_directory(
-        task.images, image_size=size, batch_size=BATCH, shuffle=shuffle, seed=0, verbose=False
-    )
+    """Images as the tutorial reads them."""
+    return images_in(Path(task.images), task.image_size, batch_size=BATCH, shuffle=shuffle)
 
 
 def paths_of(task: Task) -> list[str]:
@@ -95,14 +91,10 @@ def pooled_network(task: Task) -> Any:
 
 
 def compiled(task: Task, model: Any) -> Any:
-    """The model, to be trained as this library does it in the other arms; a constant rate would leave more noise."""
-    import keras
-
-    steps = task.epochs * -(-len(paths_of(task)) // BATCH)
-    schedule = keras.optimizers.schedules.CosineDecay(task.learning_rate, steps, alpha=0.01)
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(schedule), loss, metrics=["accuracy"])
-    return model
+    """The model, to be trained as this library does it in the other arms."""
+    return compiled_with_cosine(
+        model, learning_rate=task.learning_rate, steps=task.epochs * -(-len(paths_of(task)) // BATCH)
+    )
 
 
 def save_head(task: Task, kernel: np.ndarray, bias: np.ndarray) -> None:
