@@ -31,6 +31,13 @@ def connect() -> None:
         ray.init(include_dashboard=False, log_to_driver=True, logging_level="warning")
 
 
+def anywhere() -> Any:
+    """Where tasks and actors are put: also when a trial of Ray Tune starts them, not into what that has reserved."""
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    return PlacementGroupSchedulingStrategy(placement_group=None)
+
+
 def run_where(workers: WorkersConfig, function: Callable[..., Answer], *arguments: Any) -> Answer:
     """Call `function(*arguments)` here when `workers.count` is 0, else as one Ray task with a worker's resources.
 
@@ -41,7 +48,9 @@ def run_where(workers: WorkersConfig, function: Callable[..., Answer], *argument
         return function(*arguments)
     import ray
 
-    task = ray.remote(num_cpus=workers.cpus_per_worker, num_gpus=workers.gpus_per_worker)(function)
+    task = ray.remote(
+        num_cpus=workers.cpus_per_worker, num_gpus=workers.gpus_per_worker, scheduling_strategy=anywhere()
+    )(function)
     try:
         answer: Answer = ray.get(task.remote(*arguments))
     except ray.exceptions.RayTaskError as error:

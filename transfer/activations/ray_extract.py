@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 import ray
 
 from transfer.activations.request import Extraction, Request
-from transfer.cluster import S3_ENVIRONMENT
+from transfer.cluster import S3_ENVIRONMENT, anywhere
 from transfer.config import Config
 from transfer.dataset.manifest import Dataset, Shard
 from transfer.errors import ActivationsError, TransferError
@@ -143,6 +143,7 @@ class _Crew:
         create = ray.remote(
             num_cpus=cpus,
             num_gpus=gpus,
+            scheduling_strategy=anywhere(),
             runtime_env={"env_vars": _ENVIRONMENT if gpus else {**_ENVIRONMENT, **_NO_GPU}},
         )(ExtractionActor)
         actor = create.remote(*self._arguments)

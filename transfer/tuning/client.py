@@ -19,6 +19,7 @@ from ray import tune
 from transfer.errors import TrainingError, TransferError
 from transfer.training.history import EpochRow, row_kept
 from transfer.tuning.at_work import Branch, TrialState
+from transfer.tuning.group import GroupTrial
 from transfer.tuning.records import TrialRecord
 from transfer.tuning.search import METRIC, TIME
 from transfer.tuning.space import Trial, make_trial, sweep_of
@@ -40,13 +41,15 @@ class TuneTrial(tune.Trainable):
         sweep: Sweep | None = None,
         hosts: Sequence[Any] = (),
         trials: Mapping[int, Trial] | None = None,
+        flops: Mapping[int, float] | None = None,
     ) -> None:
-        """`trials`: by number, where all of them are known."""
+        """`trials`: by number, where all of them are known. Without hosts a trial has a group of workers to itself."""
         if sweep is None:
             raise ValueError("TuneTrial needs the sweep it belongs to")
         self._sweep = sweep
         self._hosts = hosts
         self._trials = trials or {}
+        self._flops = flops or {}
         self._records = SweepRecords(sweep)
         self._trial: Trial | None = None
         self._branch: Branch | None = None
@@ -75,7 +78,7 @@ class TuneTrial(tune.Trainable):
 
     def cleanup(self) -> None:
         """Leave the trial; if it has not ended, its host trains it no further."""
-        if self._trial is not None and self._is_at_host and not self._state.complete:
+        if self._host and self._trial is not None and self._is_at_host and not self._state.complete:
             ray.get(self._host.stop.remote(self._trial, self._branch))
         self._trial = None
 
@@ -102,7 +105,8 @@ class TuneTrial(tune.Trainable):
     def _begin(self, config: dict[str, Any]) -> None:
         number = config["trial"]
         self._trial = self._trials.get(number) or make_trial(self._sweep.config, number, config["values"])
-        self._host = self._hosts[number % len(self._hosts)]
+        self._host = self._hosts[number % len(self._hosts)] if self._hosts else None
+        self._group: GroupTrial | None = None
         self._branch = None
         self._is_at_host = False
         self._epochs = 0
@@ -116,6 +120,9 @@ class TuneTrial(tune.Trainable):
 
     def _advanced(self) -> TrialState:
         self._is_at_host = True
+        if self._host is None:
+            self._group = self._group or GroupTrial(self._sweep, self._sweep.dataset, self._of)
+            return self._group.advance(self._epochs)
         try:
             state: TrialState = ray.get(self._host.advance.remote(self._of, self._epochs, self._branch))
         except ray.exceptions.RayTaskError as error:
@@ -132,6 +139,8 @@ class TuneTrial(tune.Trainable):
 
     def _await_host(self) -> None:
         """Wait until the host's next process is there, so that another attempt finds it."""
+        if self._host is None:
+            return
         deadline = time.monotonic() + self._sweep.config.workers.start_timeout_s
         while time.monotonic() < deadline:
             try:
@@ -150,7 +159,8 @@ class TuneTrial(tune.Trainable):
 
     def _report(self, result: dict[str, Any]) -> dict[str, Any]:
         state = self._state
-        facts = {name: getattr(state, name) for name in ("run_id", "trained_flops", "packed_with")}
+        flops = state.trained_flops or self._flops.get(self._of.number, 0.0)
+        facts = {"run_id": state.run_id, "trained_flops": flops, "packed_with": state.packed_with}
         return {TIME: self._epochs, **facts, **result}
 
 

@@ -6,21 +6,21 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray import tune
 
-from transfer.activations.request import Extraction
-from transfer.cluster import S3_ENVIRONMENT
+from transfer.activations.ray_extract import extract_on_cluster
+from transfer.cluster import S3_ENVIRONMENT, run_where
 from transfer.config import Config
 from transfer.dataset.manifest import Dataset
 from transfer.errors import DatasetError, TrainingError, TransferError
 from transfer.storage import Store
 from transfer.tuning.client import TuneTrial
-from transfer.tuning.host import TrialHost
+from transfer.tuning.host import Survey, TrialHost, survey
 from transfer.tuning.notes import Notes
 from transfer.tuning.records import SweepResult, TrialRecord
 from transfer.tuning.search import METRIC, MODE, num_samples, param_space, scheduler, searcher, stopper
@@ -65,11 +65,11 @@ def run_sweep(config: Config, dataset: Dataset, store: Store) -> SweepOutcome:
         return SweepOutcome(*found)
     logger.info("Sweep %s on dataset %s.", sweep.id, dataset.reference)
     trials = fixed_trials(config)
-    hosts = _start_hosts(sweep, trials)
+    hosts = _start_hosts(sweep, trials) if config.workers.count < 2 else []
     try:
-        _extract(hosts)
+        flops = _extract(hosts) if hosts else _extract_for_groups(sweep, trials or [])
         started = time.monotonic()
-        result = _tune(sweep, records, hosts, trials).result(seconds=time.monotonic() - started)
+        result = _tune(sweep, records, hosts, trials, flops).result(seconds=time.monotonic() - started)
     finally:
         for host in hosts:
             ray.kill(host)
@@ -79,7 +79,13 @@ def run_sweep(config: Config, dataset: Dataset, store: Store) -> SweepOutcome:
     return SweepOutcome(result, records.put_result(result))
 
 
-def _tune(sweep: Sweep, records: SweepRecords, hosts: Sequence[Any], trials: Sequence[Trial] | None) -> Notes:
+def _tune(
+    sweep: Sweep,
+    records: SweepRecords,
+    hosts: Sequence[Any],
+    trials: Sequence[Trial] | None,
+    flops: Mapping[int, float],
+) -> Notes:
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     # Tune would go on after Ctrl-C until all trials have answered.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
@@ -88,10 +94,11 @@ def _tune(sweep: Sweep, records: SweepRecords, hosts: Sequence[Any], trials: Seq
     settings = sweep_of(config)
     by_number = {trial.number: trial for trial in trials or ()}
     budget = stopper(config)
-    trainable = tune.with_parameters(TuneTrial, sweep=sweep, hosts=list(hosts), trials=by_number)
+    trainable = tune.with_parameters(TuneTrial, sweep=sweep, hosts=list(hosts), trials=by_number, flops=flops)
     # A population lives together; those that have no host wait, paused. Other searches make trials as hosts get free.
     is_population = settings.scheduler.kind == "pbt"
-    share = 1 / len(hosts) - _SLIVER if is_population else _SLIVER
+    room = len(hosts) or _room(config, config.workers.count)
+    share = 1 / room - _SLIVER if is_population else _SLIVER
     here = f"node:{ray.util.get_node_ip_address()}"
     with Notes(sweep, records, budget, by_number) as notes, tempfile.TemporaryDirectory(prefix="transfer-") as folder:
         tuner = tune.Tuner(
@@ -103,8 +110,9 @@ def _tune(sweep: Sweep, records: SweepRecords, hosts: Sequence[Any], trials: Seq
                 scheduler=scheduler(config),
                 search_alg=searcher(config, records.started()),
                 num_samples=num_samples(config),
-                max_concurrent_trials=None if is_population else len(hosts),
-                reuse_actors=True,
+                max_concurrent_trials=None if is_population else room,
+                # One that drives a group of workers takes them along when it ends.
+                reuse_actors=bool(hosts),
             ),
             run_config=tune.RunConfig(
                 # What Tune itself would go on from is pickled and never read: a sweep's own records decide that.
@@ -121,18 +129,14 @@ def _tune(sweep: Sweep, records: SweepRecords, hosts: Sequence[Any], trials: Seq
 
 
 def _start_hosts(sweep: Sweep, trials: Sequence[Trial] | None) -> list[Any]:
-    config = sweep.config
-    workers = config.workers
-    cluster = ray.cluster_resources()
+    workers = sweep.config.workers
+    cpus, gpus = workers.cpus_per_worker, workers.gpus_per_worker
     if workers.count == 0:
         # In this process, if it were not for Ray: one host with all that the machine has.
-        count, cpus, gpus = 1, cluster.get("CPU", 1.0), int(cluster.get("GPU", 0))
+        count, cpus = 1, ray.cluster_resources().get("CPU", 1.0)
+        gpus = int(ray.cluster_resources().get("GPU", 0))
     else:
-        cpus, gpus = workers.cpus_per_worker, workers.gpus_per_worker
-        room = int(cluster.get("CPU", 0) // cpus)
-        count = min(room, int(cluster.get("GPU", 0) // gpus)) if gpus else room
-    settings = sweep_of(config)
-    count = max(1, min(count, settings.concurrency or count, settings.trial_count))
+        count = _room(sweep.config, 1)
     environment = {**S3_ENVIRONMENT, "TF_CPP_MIN_LOG_LEVEL": "2", **({} if gpus else {"CUDA_VISIBLE_DEVICES": "-1"})}
     create = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=-1, runtime_env={"env_vars": environment})(TrialHost)
     hosts = [create.remote(sweep, trials) for _ in range(count)]
@@ -145,13 +149,33 @@ def _start_hosts(sweep: Sweep, trials: Sequence[Trial] | None) -> list[Any]:
     return hosts
 
 
-def _extract(hosts: Sequence[Any]) -> Extraction:
-    """Have the hosts compute, in one pass over the images, what trials will need of the frozen part."""
+def _room(config: Config, workers: int) -> int:
+    """How many trials of so many workers each the cluster can run at a time, and is asked to."""
+    resources, needed = ray.cluster_resources(), config.workers
+    room = int(resources.get("CPU", 0) // (workers * needed.cpus_per_worker))
+    if needed.gpus_per_worker:
+        room = min(room, int(resources.get("GPU", 0) // (workers * needed.gpus_per_worker)))
+    settings = sweep_of(config)
+    return max(1, min(room, settings.concurrency or room, settings.trial_count))
+
+
+def _extract(hosts: Sequence[Any]) -> dict[int, float]:
+    """Have the hosts compute, in one pass over the images, what trials will need of the frozen part.
+
+    Returns each trial's multiply-adds, as far as trials are known.
+    """
     try:
-        requests = ray.get(hosts[0].requests.remote())
-        parts = [host.extract.remote(requests, part, len(hosts)) for part, host in enumerate(hosts)]
-        return Extraction.sum(ray.get(parts))
+        found: Survey = ray.get(hosts[0].survey.remote())
+        ray.get([host.extract.remote(found.requests, part, len(hosts)) for part, host in enumerate(hosts)])
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, TransferError):
             raise error.cause from None
         raise
+    return found.flops
+
+
+def _extract_for_groups(sweep: Sweep, trials: Sequence[Trial]) -> dict[int, float]:
+    """The same where each trial has a group of workers to itself."""
+    found = run_where(sweep.config.workers, survey, sweep, trials)
+    extract_on_cluster(sweep.config, sweep.dataset, found.requests)
+    return found.flops

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,16 @@ if TYPE_CHECKING:
     from transfer.training.workbench import Workbench
 
 
+@dataclass(frozen=True)
+class Survey:
+    """What is known of trials before the first one starts."""
+
+    requests: list[Request]
+    """What is to be kept of the frozen part for all of them together."""
+    flops: dict[int, float]
+    """By trial: multiply-adds of its trained part for an image, of the phase that trains most."""
+
+
 class TrialHost:
     """Trains trials, an epoch whenever it is asked for one. `trials`: all of them, where they are known."""
 
@@ -40,10 +51,14 @@ class TrialHost:
         self._pack_of: dict[str, Pack] = {}
 
     def ready(self) -> None:
-        """Answers when the process is there."""
+        """Answer: the process is there."""
 
-    def requests(self) -> list[Request]:
-        """What trials need of the frozen part, as far as they are known: where all of them will come by, all of it."""
+    def survey(self) -> Survey:
+        """What the trials that are known will need and cost. Raises BackboneError, ConfigError for what cannot be."""
+        return Survey(self._requests(), {number: self._flops(trial) for number, trial in self._trials.items()})
+
+    def _requests(self) -> list[Request]:
+        """What is to be kept of the frozen part: of each phase that every trial comes to."""
         from transfer.training.inputs import Inputs
 
         found: dict[Request, None] = {}
@@ -177,6 +192,11 @@ class TrialHost:
         model = self._model(trial.config)
         parts = [model.backbone.cut(phase.unfreeze)[1] for phase in trial.config.phases]
         return float(max(network_flops(part) if part else 0 for part in parts) + network_flops(model.head))
+
+
+def survey(sweep: Sweep, trials: Sequence[Trial]) -> Survey:
+    """`TrialHost.survey` in a process that ends with it."""
+    return TrialHost(sweep, trials).survey()
 
 
 def _run_id(sweep: Sweep, trial: Trial, branch: Branch | None) -> str | None:
