@@ -20,7 +20,7 @@ from transfer.dataset.manifest import Dataset
 from transfer.training.run import Run, open_run
 from transfer.tuning.at_work import Alone, AtWork, Branch, Packed, TrialState
 from transfer.tuning.packs import pack_key
-from transfer.tuning.space import Trial
+from transfer.tuning.space import Trial, depths_within_reach
 from transfer.tuning.sweep import Sweep
 
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ class TrialHost:
         self._trials = {trial.number: trial for trial in trials or ()}
         self._packs = Counter(pack_key(trial.config) for trial in self._trials.values())
         self._open: dict[str, AtWork] = {}
-        self._pack_of: dict[str, Pack] = {}
+        self._pack_of: dict[str, Pack | None] = {}
+        self._flops_of: dict[str, float] = {}
 
     def ready(self) -> None:
         """Answer: the process is there."""
@@ -61,16 +62,14 @@ class TrialHost:
         """What is to be kept of the frozen part: of each phase that every trial comes to."""
         from transfer.training.inputs import Inputs
 
+        known = [trial.config for trial in self._trials.values()] or depths_within_reach(self._sweep.config)
+        # What a trial of another base needs is computed when it starts.
+        usual = [config for config in known if _seen_by(config) == _seen_by(self._sweep.config)]
+        by_depth = {str(_depths(config)): config for config in reversed(usual)}
         found: dict[Request, None] = {}
-        seen: set[str] = set()
-        for trial in self._trials.values():
-            depths = str([phase.unfreeze for phase in trial.config.phases])
-            if depths in seen:
-                continue
-            seen.add(depths)
-            inputs = Inputs(
-                self._run(trial), self._dataset, self._model(trial.config), sharing=self._sharing(trial.config)
-            )
+        for config in reversed(by_depth.values()):
+            run = open_run(self._sweep.store, config, self._dataset)
+            inputs = Inputs(run, self._dataset, self._model(config), sharing=self._sharing(config))
             found.update(dict.fromkeys(inputs.requests(None if self._sees_all_phases else [0])))
         return list(found)
 
@@ -140,22 +139,23 @@ class TrialHost:
 
     def _sharing(self, config: Config) -> int:
         """How many trials train on the same frozen part as one with that configuration, as far as is known."""
-        depths = [phase.unfreeze for phase in config.phases]
-        others = ([phase.unfreeze for phase in trial.config.phases] for trial in self._trials.values())
-        return max(sum(found == depths for found in others), 1)
+        return max(sum(_depths(trial.config) == _depths(config) for trial in self._trials.values()), 1)
 
     def _run(self, trial: Trial, branch: Branch | None = None) -> Run:
         return open_run(self._sweep.store, trial.config, self._dataset, run_id=_run_id(self._sweep, trial, branch))
 
     def _start(self, trial: Trial, run: Run, branch: Branch | None) -> AtWork:
         flops, key = self._flops(trial), pack_key(trial.config)
-        if key is not None and self._packs[key] > 1:
-            return Packed(run, self._pack(key), flops, size=self._packs[key])
+        pack = self._pack(key) if key is not None and self._packs[key] > 1 else None
         from transfer.training.checkpoints import Checkpoints
         from transfer.training.loop import Training
 
         checkpoints = Checkpoints(run)
         start = checkpoints.newest()
+        is_complete = start is not None and start.progress.complete
+        # One that was stopped goes on alone, from what the pack left it.
+        if pack is not None and (run.id in pack.live or run.id in pack.failures or is_complete):
+            return Packed(run, pack, flops, size=self._packs[key])
         if start is None and branch is not None:
             origin = Run(run.store, branch.run_id, run.config, run.dataset_name, run.dataset_number)
             start = Checkpoints(origin).read(branch.checkpoint)
@@ -169,8 +169,8 @@ class TrialHost:
         )
         return Alone(training, flops)
 
-    def _pack(self, key: str) -> Pack:
-        """The pack of all trials with that key."""
+    def _pack(self, key: str) -> Pack | None:
+        """The pack of all trials with that key; None where it was found cheaper to train them from pixels."""
         from transfer.training.inputs import Inputs
         from transfer.training.stacked import Pack
 
@@ -180,23 +180,36 @@ class TrialHost:
             inputs = Inputs(runs[0], self._dataset, self._model(trials[0].config), sharing=len(runs))
             inputs.extract()
             kept = inputs.open(0)
-            if kept is None:
-                raise RuntimeError(f"pack {key} is trained from pixels")
-            self._pack_of[key] = Pack(runs, self._dataset, kept, folder=f"{self._sweep.folder}/packs/{key}")
+            folder = f"{self._sweep.folder}/packs/{key}"
+            self._pack_of[key] = Pack(runs, self._dataset, kept, folder=folder) if kept else None
         return self._pack_of[key]
 
     def _flops(self, trial: Trial) -> float:
         """Multiply-adds of a trial's trained part for an image, of the phase that trains most."""
         from transfer.backbone.flops import network_flops
 
-        model = self._model(trial.config)
-        parts = [model.backbone.cut(phase.unfreeze)[1] for phase in trial.config.phases]
-        return float(max(network_flops(part) if part else 0 for part in parts) + network_flops(model.head))
+        described = trial.config.model_dump_json(include={"base", "head"}) + str(_depths(trial.config))
+        if described not in self._flops_of:
+            model = self._model(trial.config)
+            parts = [model.backbone.cut(depth)[1] for depth in _depths(trial.config)]
+            flops = max(network_flops(part) if part else 0 for part in parts) + network_flops(model.head)
+            self._flops_of[described] = float(flops)
+        return self._flops_of[described]
 
 
 def survey(sweep: Sweep, trials: Sequence[Trial]) -> Survey:
     """`TrialHost.survey` in a process that ends with it."""
     return TrialHost(sweep, trials).survey()
+
+
+def _depths(config: Config) -> list[int | str]:
+    return [phase.unfreeze for phase in config.phases]
+
+
+def _seen_by(config: Config) -> tuple[object, ...]:
+    """What the frozen part's output depends on, other than its depth."""
+    training = config.training
+    return config.base, config.head.pooling, training.mixed_precision, config.augmentation, training.seed
 
 
 def _run_id(sweep: Sweep, trial: Trial, branch: Branch | None) -> str | None:

@@ -95,6 +95,13 @@ def fixed_trials(config: Config) -> list[Trial] | None:
     return [make_trial(config, number, found) for number, found in enumerate(values, start=1)]
 
 
+def depths_within_reach(config: Config) -> list[Config]:
+    """A configuration for each combination of `unfreeze` depths that the space allows."""
+    searched = {key: _all_of(domain) for key, domain in space_of(config).items() if key.endswith(".unfreeze")}
+    combinations = itertools.product(*searched.values())
+    return [with_values(config, dict(zip(searched, values, strict=True))) for values in combinations]
+
+
 def drawn(config: Config) -> list[dict[str, Any]]:
     """Values of each trial of a random search, no combination twice."""
     sweep, space = sweep_of(config), space_of(config)

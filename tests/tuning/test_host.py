@@ -1,0 +1,173 @@
+"""What trains trials, asked without Ray."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.digits import digits_config, ingest_some_digits
+from transfer.storage import open_store
+from transfer.training.checkpoints import Checkpoints
+from transfer.training.loop import train
+from transfer.training.run import load_run, open_run
+from transfer.tuning.at_work import Branch
+from transfer.tuning.host import TrialHost
+from transfer.tuning.space import fixed_trials, make_trial
+from transfer.tuning.sweep import open_sweep
+
+TOLERANCE = 1e-5
+DEPTHS_AND_RATES = {
+    "space": {"phases.0.unfreeze": [0, 1], "phases.0.learning_rate": [1e-3, 1e-2]},
+    "search": "grid",
+}
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("digits")
+    source, dataset = ingest_some_digits(folder)
+    return digits_config(source, str(folder / "storage")), dataset
+
+
+def swept(digits, name, sweep=DEPTHS_AND_RATES, epochs=2, **changes):
+    """A sweep of its own, for runs of its own."""
+    config, dataset = digits
+    phases = [{"unfreeze": 0, "epochs": epochs, "learning_rate": 1e-3}]
+    config = type(config).model_validate(
+        {**config.model_dump(), "name": name, "phases": phases, "sweep": sweep, **changes}
+    )
+    config = config.model_copy(update={"dataset": config.dataset.model_copy(update={"name": "digits"})})
+    return open_sweep(open_store(config.storage), config, dataset)
+
+
+def weights_of(sweep, run_id):
+    run = load_run(sweep.store, run_id, sweep.config)
+    return Checkpoints(run).complete().weights
+
+
+def assert_close(found, expected, tolerance=TOLERANCE):
+    for one, other in zip(found, expected, strict=True):
+        assert np.abs(one - other).max() <= tolerance * np.abs(other).max()
+
+
+def test_trials_packed_or_not_learn_what_each_learns_as_a_single_run(digits):
+    sweep = swept(digits, "single")
+    trials = fixed_trials(sweep.config)
+    host = TrialHost(sweep, trials)
+    states = [host.advance(trial, 2) for trial in trials]
+    assert [state.packed_with for state in states] == [2, 2, 1, 1]
+    assert all(state.complete and len(state.rows) == 2 for state in states)
+    assert states[0].trained_flops < states[2].trained_flops
+    for trial, state in zip(trials, states, strict=True):
+        run = open_run(sweep.store, trial.config, digits[1], run_id=f"alone-{trial.number}")
+        train(run, digits[1], strategy=tf.distribute.get_strategy())
+        assert_close(weights_of(sweep, state.run_id), Checkpoints(run).complete().weights)
+
+
+def test_everything_that_trials_need_of_the_frozen_part_is_computed_before_they_start(digits):
+    sweep = swept(digits, "before", base={**digits[0].base.model_dump(), "preprocessing": "0..1"})
+    trials = fixed_trials(sweep.config)
+    host = TrialHost(sweep, trials)
+    survey = host.survey()
+    assert {(request.split, request.unfreeze) for request in survey.requests} == {
+        (split, depth) for split in ("train", "validation") for depth in (0, 1)
+    }
+    assert survey.flops[1] == survey.flops[2] < survey.flops[3]
+    done = host.extract(survey.requests, 0, 1)
+    # One pass for both depths.
+    assert done.images == sum(digits[1].rows(split) for split in ("train", "validation"))
+    assert host.extract(survey.requests, 0, 1).images == 0
+
+
+def test_parts_of_the_images_that_several_hosts_extract_are_all_of_them(digits):
+    sweep = swept(digits, "parts", base={**digits[0].base.model_dump(), "preprocessing": "-1..1"})
+    host = TrialHost(sweep, fixed_trials(sweep.config))
+    requests = host.survey().requests
+    images = [host.extract(requests, part, 2).images for part in range(2)]
+    assert sum(images) == sum(digits[1].rows(split) for split in ("train", "validation"))
+
+
+def test_depths_that_optuna_may_come_to_are_computed_before_it_suggests_any(digits):
+    space = {"phases.0.unfreeze": [0, 2], "phases.0.learning_rate": {"log_uniform": [1e-4, 1e-2]}}
+    sweep = swept(digits, "optuna", {"space": space, "search": "optuna", "trials": 2})
+    assert {request.unfreeze for request in TrialHost(sweep, None).survey().requests} == {0, 2}
+
+
+def test_where_a_scheduler_may_stop_trials_later_phases_wait(digits):
+    sweep = swept(
+        digits,
+        "lazy",
+        {**DEPTHS_AND_RATES, "scheduler": "asha"},
+        phases=[
+            {"unfreeze": 0, "epochs": 1, "learning_rate": 1e-3},
+            {"unfreeze": 2, "epochs": 1, "learning_rate": 1e-3},
+        ],
+    )
+    trials = fixed_trials(sweep.config)
+    host = TrialHost(sweep, trials)
+    assert {request.unfreeze for request in host.survey().requests} == {0, 1}
+    assert host.advance(trials[0], 2).complete
+
+
+def test_a_host_that_died_is_replaced_by_one_that_goes_on(digits):
+    sweep = swept(digits, "dies", epochs=3)
+    trials = fixed_trials(sweep.config)
+    for trial in (trials[0], trials[2]):
+        first = TrialHost(sweep, trials).advance(trial, 1)
+        later = TrialHost(sweep, trials).advance(trial, 3)
+        assert later.rows[0] == first.rows[0]
+        assert later.complete
+    # Another trial of the pack was taken along, and is not trained again.
+    before = len(list(sweep.store.list(f"{sweep.folder}/packs")))
+    assert TrialHost(sweep, trials).advance(trials[1], 3).complete
+    assert len(list(sweep.store.list(f"{sweep.folder}/packs"))) == before
+
+
+def test_a_trial_that_is_stopped_can_go_on_and_the_others_do_not_notice(digits):
+    sweep = swept(digits, "stopped", epochs=3)
+    trials = fixed_trials(sweep.config)
+    host = TrialHost(sweep, trials)
+    for trial in trials:
+        host.advance(trial, 1)
+    host.stop(trials[0])
+    host.stop(trials[2])
+    others = [host.advance(trial, 3) for trial in (trials[1], trials[3])]
+    stopped = [host.advance(trial, 3) for trial in (trials[0], trials[2])]
+    assert all(state.complete and len(state.rows) == 3 for state in [*others, *stopped])
+    again = swept(digits, "undisturbed", epochs=3)
+    undisturbed = [TrialHost(again, trials).advance(trial, 3) for trial in fixed_trials(again.config)]
+    in_order = [stopped[0], others[0], stopped[1], others[1]]
+    for state, expected in zip(in_order, undisturbed, strict=True):
+        assert_close(weights_of(sweep, state.run_id), weights_of(again, expected.run_id))
+
+
+def test_a_diverged_trial_says_why_and_takes_no_other_along(digits):
+    rates = {"space": {"phases.0.unfreeze": [0, 1], "phases.0.learning_rate": [1e-2, 1e38]}, "search": "grid"}
+    sweep = swept(
+        digits,
+        "diverged",
+        rates,
+        training={"batch_size": 16},
+        phases=[{"unfreeze": 0, "epochs": 2, "learning_rate": 1e-3, "optimizer": "sgd"}],
+    )
+    trials = fixed_trials(sweep.config)
+    host = TrialHost(sweep, trials)
+    good, bad, other, worse = (host.advance(trial, 2) for trial in trials)
+    assert good.failure is None
+    assert other.failure is None
+    for state in (bad, worse):
+        assert state.complete
+        assert "loss became" in state.failure
+
+
+def test_a_branch_goes_on_from_another_trials_weights_with_its_own_values(digits):
+    sweep = swept(digits, "branch", {"space": {"phases.0.learning_rate": [1e-3, 1e-2]}, "scheduler": "pbt"}, epochs=3)
+    host = TrialHost(sweep, None)
+    first = make_trial(sweep.config, 1, {"phases.0.learning_rate": 1e-2})
+    origin = host.advance(first, 1)
+    moved = make_trial(sweep.config, 2, {"phases.0.learning_rate": 1e-3})
+    branch = Branch(origin.run_id, origin.checkpoint)
+    state = host.advance(moved, 3, branch)
+    assert state.run_id not in {origin.run_id, host.advance(moved, 1).run_id}
+    assert state.rows[0] == origin.rows[0]
+    assert [row.learning_rate for row in state.rows] == pytest.approx([1e-2, 1e-3, 1e-3])
+    assert state.complete
