@@ -1,7 +1,8 @@
 """Kept activations → batches, many steps at a time, in the order in which images would have come.
 
 The order of an epoch is one global permutation by (seed, epoch) over all rows: any row of a memory-mapped file is as
-near as any other. It is the order of `dataset/batches.py` whenever the split fits into the shuffle window there.
+near as any other. For a whole split it is the order of `dataset/batches.py` whenever it fits into the shuffle window
+there.
 """
 
 from __future__ import annotations
@@ -41,15 +42,17 @@ class Chunk:
 class KeptSplit:
     """What is kept of all the images of a split, as if it were one long array; it is never in memory as a whole.
 
-    `shards` and `kept` belong together, in the same order.
+    `shards` and `kept` belong together, in the same order. `only`: int64 [n], if given, which of all their rows count.
     """
 
-    def __init__(self, shards: Sequence[Shard], kept: Sequence[KeptRows]) -> None:
-        self.shards = list(shards)
+    def __init__(self, shards: Sequence[Shard], kept: Sequence[KeptRows], *, only: np.ndarray | None = None) -> None:
+        self._shards = list(shards)
+        self._only = only
         self.shape = kept[0].shape
         self._parts = [part for rows in kept for part in rows.parts()]
         self._starts = np.cumsum([0, *(len(part) for part in self._parts)])
-        self.labels = np.concatenate([rows.labels for rows in kept])
+        labels = np.concatenate([rows.labels for rows in kept])
+        self.labels = labels if only is None else labels[only]
         self.dtype = self._parts[0].dtype
         self.row_bytes = self._parts[0][0].nbytes
 
@@ -57,7 +60,8 @@ class KeptSplit:
         return len(self.labels)
 
     def take(self, rows: np.ndarray, out: np.ndarray) -> None:
-        """Copy rows (int64 [n], counted over all shards) into `out` [n, *shape], in the order given."""
+        """Copy rows (int64 [n], counted over all that are there) into `out` [n, *shape], in the order given."""
+        rows = rows if self._only is None else self._only[rows]
         part_of = np.searchsorted(self._starts, rows, side="right") - 1
         by_part = np.argsort(part_of, kind="stable")
         edges = np.flatnonzero(np.diff(part_of[by_part], prepend=-1, append=-1))
@@ -65,6 +69,15 @@ class KeptSplit:
             places = by_part[start:end]
             part = part_of[places[0]]
             out[places] = self._parts[part][rows[places] - self._starts[part]]
+
+    def order(self, *, seed: int | None, epoch: int) -> np.ndarray:
+        """Rows, int64 [rows], in the order in which an epoch visits them; `seed` None: as they are stored."""
+        if self._only is not None:
+            return np.arange(len(self)) if seed is None else np.random.default_rng([seed, epoch]).permutation(len(self))
+        (window,) = windows(self._shards, window_size_bytes=None, seed=seed, epoch=epoch)
+        starts = dict(zip((shard.sha256 for shard in self._shards), _starts(self._shards), strict=True))
+        visited: np.ndarray = np.concatenate([starts[shard.sha256] + np.arange(shard.rows) for shard in window.shards])
+        return np.take(visited, window.order)
 
 
 class KeptBatches:
@@ -97,7 +110,7 @@ class KeptBatches:
         """The next batches of the present epoch, or of the next one after its end; at most `limit` steps."""
         if self._split is None:
             epoch, self._split = next(self._epochs)
-            self._order = _order(self._split, seed=self._seed, epoch=epoch)
+            self._order = self._split.order(seed=self._seed, epoch=epoch)
         split = self._split
         epoch_steps = steps_per_epoch(len(split), self._batch_size)
         capacity = min(max(CHUNK_SIZE_BYTES // (len(self._own) * split.row_bytes), 1), self._max_steps, epoch_steps)
@@ -123,14 +136,6 @@ class KeptBatches:
         real_images = np.ones(capacity, np.float32)
         real_images[: len(steps)] = np.minimum(self._batch_size, len(split) - np.array(steps) * self._batch_size)
         return Chunk(activations, labels, real, own.astype(np.int32), real_images, len(steps))
-
-
-def _order(split: KeptSplit, *, seed: int | None, epoch: int) -> np.ndarray:
-    """Rows of a split, int64 [rows] counted over its shards as stored, in the order in which an epoch visits them."""
-    (window,) = windows(split.shards, window_size_bytes=None, seed=seed, epoch=epoch)
-    starts = dict(zip((shard.sha256 for shard in split.shards), _starts(split.shards), strict=True))
-    visited: np.ndarray = np.concatenate([starts[shard.sha256] + np.arange(shard.rows) for shard in window.shards])
-    return np.take(visited, window.order)
 
 
 def _starts(shards: Sequence[Shard]) -> np.ndarray:

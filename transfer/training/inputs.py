@@ -7,7 +7,7 @@ runs/<run id>/uses/<n>.json          for each attempt: since when, and the diges
 from __future__ import annotations
 
 import logging
-from collections.abc import Container
+from collections.abc import Container, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,14 +16,15 @@ from functools import cached_property
 from transfer.activations.batches import KeptSplit
 from transfer.activations.choice import Choice, Rates, choose, measure, smaller_than_images
 from transfer.activations.extract import Extractor, prefixes_of
-from transfer.activations.kept import Kept
+from transfer.activations.kept import Kept, KeptRows
 from transfer.activations.prefix import Prefix
 from transfer.activations.request import Extraction, Request, requests_of
 from transfer.backbone.flops import network_flops
 from transfer.config import PhaseConfig
 from transfer.dataset.manifest import Dataset, Shard
-from transfer.errors import AlreadyExistsError, TrainingError
+from transfer.errors import AlreadyExistsError, ConfigError, TrainingError
 from transfer.progress import progress
+from transfer.training.folds import FOLDED_SPLITS
 from transfer.training.model import TransferModel
 from transfer.training.run import Run
 
@@ -47,6 +48,8 @@ class Inputs:
         """Call it before any weight is trained: what is kept belongs to the pretrained network.
 
         `sharing`: runs that will train on the same frozen part, which makes keeping its output more worth while.
+
+        Raises ConfigError for the run of a fold that has a phase without a frozen part to keep, or with views.
         """
         config = run.config
         self._run = run
@@ -54,6 +57,8 @@ class Inputs:
         self._sharing = sharing
         self._extractor = Extractor(run.store, engine=config.activations.engine)
         self._reasons = [_why_not_kept(run, index, model) for index in range(len(config.phases))]
+        if run.fold is not None:
+            self._check_folds()
         self._prefixes = [
             {} if reason else prefixes_of(config, model.backbone, requests_of(config, phase))
             for phase, reason in zip(config.phases, self._reasons, strict=True)
@@ -109,21 +114,27 @@ class Inputs:
         if not self.choices[phase].kept:
             return None
         prefixes = self._prefixes[phase]
-        validation = self._split("validation", prefixes["validation"][0]) if self._dataset.rows("validation") else None
-        return KeptInputs([self._split("train", view) for view in prefixes["train"]], validation)
+        plain = prefixes["validation"][0]
+        if self._run.fold is not None:
+            both = self._kept(FOLDED_SPLITS, plain)
+            trained, validated = (KeptSplit(*both, only=rows) for rows in self._run.fold.rows(self._dataset))
+            return KeptInputs([trained], validated)
+        validation = KeptSplit(*self._kept(["validation"], plain)) if self._dataset.rows("validation") else None
+        return KeptInputs([KeptSplit(*self._kept(["train"], view)) for view in prefixes["train"]], validation)
 
-    def _split(self, split: str, prefix: Prefix) -> KeptSplit:
-        shards = self._dataset.shards_of(split)
+    def _kept(self, splits: Sequence[str], prefix: Prefix) -> tuple[list[Shard], list[KeptRows]]:
+        """What is kept of a prefix, shard by shard."""
+        shards = self._shards(splits)
         kept = Kept(self._run.store, prefix)
         rows = [kept.open_or_discard(shard) for shard in shards]
         missing = rows.count(None)
         if missing:
             raise TrainingError(
-                f"Of the {len(shards)} shards of split `{split}`, {missing} have no intact output of the frozen part "
-                f"(up to {prefix.cut}) in {self._run.store.uri}.",
+                f"Of the {len(shards)} shards of {' and '.join(splits)}, {missing} have no intact output of the frozen "
+                f"part (up to {prefix.cut}) in {self._run.store.uri}.",
                 advice="It was removed or damaged meanwhile. Repeat the command: what is missing is computed again.",
             )
-        return KeptSplit(shards, [row for row in rows if row is not None])
+        return shards, [row for row in rows if row is not None]
 
     def _wanted(self, phases: Container[int] | None) -> list[tuple[list[Shard], list[Prefix]]]:
         """The prefixes that are to be kept, with the shards that they are needed for: one pass over the images each."""
@@ -140,8 +151,21 @@ class Inputs:
             together.setdefault(tuple(sorted(needed_for)), []).append(prefixes[digest])
         return [(self._shards(needed_for), group) for needed_for, group in together.items()]
 
-    def _shards(self, splits: tuple[str, ...]) -> list[Shard]:
+    def _shards(self, splits: Iterable[str]) -> list[Shard]:
         return [shard for split in splits for shard in self._dataset.shards_of(split)]
+
+    def _check_folds(self) -> None:
+        """Raise ConfigError unless every phase can train and validate on what is kept of the same images."""
+        config = self._run.config
+        for index, (phase, reason) in enumerate(zip(config.phases, self._reasons, strict=True)):
+            views = phase.augment and config.augmentation.is_active
+            why = reason or ("images that are augmented cannot be validated on as they are" if views else None)
+            if why:
+                raise ConfigError(
+                    f"Phase {index + 1} cannot be cross-validated (sweep.folds), which rests on what is kept of the "
+                    f"frozen part: {why}.",
+                    advice="Leave such trials out of sweep.space, or set sweep.folds to 0.",
+                )
 
     def _choose(self) -> list[Choice]:
         rates = None
@@ -158,6 +182,8 @@ class Inputs:
         reason, prefixes = self._reasons[index], self._prefixes[index]
         if reason:
             return Choice(kept=False, reason=reason)
+        if self._run.fold is not None:
+            return Choice(kept=True, reason="cross-validation rests on it")
         if self._run.config.activations.keep == "always":
             return Choice(kept=True, reason="activations.keep is `always`")
         if prefixes["train"][0].view is not None:

@@ -21,6 +21,7 @@ from transfer.progress import progress as show_progress
 from transfer.training.balance import class_weights
 from transfer.training.checkpoints import Checkpoint, Checkpoints, Progress, assign
 from transfer.training.epochs import after_epoch, after_phase, checked
+from transfer.training.folds import images_of
 from transfer.training.history import EpochRow
 from transfer.training.inputs import Inputs
 from transfer.training.model import TransferModel
@@ -95,7 +96,8 @@ class Training:
         self.checkpoints = Checkpoints(run)
         # Counted, not looked up at each save: all workers must agree on it, and only the chief has just written.
         self.next_checkpoint = (self.checkpoints.numbers() or [0])[-1] + 1
-        self.steps = steps_per_epoch(dataset.rows("train"), batch_size)
+        self._images, self._validated_images = images_of(dataset, run.fold)
+        self.steps = steps_per_epoch(self._images, batch_size)
         self.progress = start.progress if start else Progress()
         self.weights: list[keras.Variable] = []
         self._suspended = start
@@ -191,10 +193,9 @@ class Training:
     def _epoch(self, program: PhaseProgram, samples: Samples, progress: Progress) -> tuple[Totals, Progress]:
         """Train the rest of an epoch. Returns its totals from its first step on."""
         training = self.config.training
-        rows = self.dataset.rows("train")
         before, results = Totals(*progress.sums), []
         title = f"phase {progress.phase + 1}, epoch {progress.epoch + 1}"
-        with show_progress(title, total=rows) if self.is_chief else _silent() as advance:
+        with show_progress(title, total=self._images) if self.is_chief else _silent() as advance:
             while progress.step < self.steps:
                 step = progress.step
                 stop = min(_next_due(step, training.checkpoint_steps), _next_due(step, MAX_STEPS), self.steps)
@@ -204,7 +205,7 @@ class Training:
                 results.append(result)
                 step += taken
                 progress = progress.model_copy(update={"step": step, "global_step": progress.global_step + taken})
-                advance(min(step * training.batch_size, rows) - (step - taken) * training.batch_size)
+                advance(min(step * training.batch_size, self._images) - (step - taken) * training.batch_size)
                 due = _is_due(step, training.checkpoint_steps) and step < self.steps
                 if due or _is_due(step, MAX_STEPS):
                     before, results = checked(before + program.sum_over_workers(results), progress), []
@@ -214,7 +215,7 @@ class Training:
         return checked(before + program.sum_over_workers(results), progress), progress
 
     def _validate(self, program: PhaseProgram, samples: Samples, progress: Progress) -> Totals | None:
-        if not self.dataset.rows("validation"):
+        if not self._validated_images:
             return None
         return checked(program.sum_over_workers(samples.validate(program)), progress)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
@@ -21,6 +21,7 @@ from transfer.config import Config
 from transfer.dataset.manifest import Dataset
 from transfer.errors import AlreadyExistsError, RunConflictError, TrainingError
 from transfer.storage import Log, Store, put_document, read_document
+from transfer.training.folds import Fold
 
 # What may change between two attempts of the same run without changing what is learned.
 _NOT_LEARNED = {"storage", "workers", "publish", "sweep"}
@@ -35,6 +36,8 @@ class Run:
     config: Config
     dataset_name: str
     dataset_number: int
+    fold: Fold | None = field(default=None, kw_only=True)
+    """What a cross-validated trial's run is validated on, instead of the validation split."""
 
     @property
     def prefix(self) -> str:
@@ -72,13 +75,18 @@ def run_id_for(config: Config, dataset: Dataset) -> str:
     return f"{config.name}-{digest[:12]}"
 
 
-def open_run(store: Store, config: Config, dataset: Dataset, *, run_id: str | None = None) -> Run:
+def open_run(
+    store: Store, config: Config, dataset: Dataset, *, run_id: str | None = None, fold: Fold | None = None
+) -> Run:
     """Start the run, or find the one that was started with the same configuration and dataset version.
 
-    Raises RunConflictError, listing the differing keys, when `run_id` was started with another configuration.
+    The run of a fold has an id of its own. Raises RunConflictError, listing the differing keys, when a run of that id
+    was started with another configuration.
     """
     run_id = run_id or run_id_for(config, dataset)
     learned = identity(config, dataset)
+    if fold is not None:
+        run_id, learned = f"{run_id}-{fold}", {**learned, "fold": str(fold)}
     document = {
         "identity": learned,
         "config": config.model_dump(mode="json"),
@@ -95,13 +103,13 @@ def open_run(store: Store, config: Config, dataset: Dataset, *, run_id: str | No
                 f"Run `{run_id}` was started with another configuration; different: {', '.join(differing)}.",
                 advice="Give another --run-id, or none, or go back to the configuration it was started with.",
             ) from None
-    return Run(store, run_id, config, dataset.name, dataset.number)
+    return Run(store, run_id, config, dataset.name, dataset.number, fold=fold)
 
 
 def load_run(store: Store, run_id: str, config: Config) -> Run:
     """Find a run by its id; `config` says where storage is, the run's own configuration says what was trained.
 
-    Raises TrainingError when there is no such run.
+    Raises TrainingError when there is no such run, or when it only served to cross-validate a trial.
     """
     name = f"runs/{run_id}/run.json"
     if not store.exists(name):
@@ -109,6 +117,11 @@ def load_run(store: Store, run_id: str, config: Config) -> Run:
             f"There is no run `{run_id}` in {store.uri}.", advice="`transfer train` prints the run id it works on."
         )
     document = read_document(store, name)
+    if "fold" in document["identity"]:
+        raise TrainingError(
+            f"Run `{run_id}` trained on all but one fold to cross-validate a trial; it is no model to use.",
+            advice="`transfer train` with the trial's values trains one on the whole training split.",
+        )
     kept = Config.model_validate({**document["config"], **config.model_dump(mode="json", include=_NOT_LEARNED)})
     return Run(store, run_id, kept, document["dataset"]["name"], document["dataset"]["number"])
 

@@ -45,7 +45,7 @@ class Pack:
         self._dataset = dataset
         self._kept = kept
         self._common = runs[0].config
-        self._steps = steps_per_epoch(dataset.rows("train"), self._common.training.batch_size)
+        self._steps = steps_per_epoch(len(kept.train[0]), self._common.training.batch_size)
         self._checkpoints = PackCheckpoints(runs[0].store, folder)
         restored = self._checkpoints.restore(runs)
         members = restored or self._fresh(runs)

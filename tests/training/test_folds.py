@@ -1,0 +1,162 @@
+"""Cross-validation: what a run of a fold trains and validates on, and that it goes on as any run does."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.digits import digits_config, ingest_some_digits
+from transfer.activations.batches import KeptSplit
+from transfer.activations.kept import Kept
+from transfer.activations.prefix import prefix_of
+from transfer.errors import ConfigError, RunConflictError, TrainingError
+from transfer.storage import open_store
+from transfer.training.checkpoints import Checkpoints
+from transfer.training.folds import Fold
+from transfer.training.inputs import Inputs
+from transfer.training.loop import train
+from transfer.training.model import build_model
+from transfer.training.run import load_run, open_run
+
+FOLDS = 3
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """A folder of digits, and a store that holds them as a dataset version."""
+    return ingest_some_digits(tmp_path_factory.mktemp("digits"))
+
+
+def new_run(digits, run_id, *, fold=None, storage=None, epochs=2, depths=(0, 1), **changes):
+    source, dataset = digits
+    phases = [{"unfreeze": depth, "epochs": epochs, "learning_rate": 1e-3} for depth in depths]
+    config = digits_config(source, str(storage or source.parent / "storage"), phases=phases, **changes)
+    return open_run(open_store(config.storage), config, dataset, run_id=run_id, fold=fold)
+
+
+def trained(run, dataset, **options):
+    train(run, dataset, strategy=tf.distribute.get_strategy(), **options)
+    return Checkpoints(run).complete()
+
+
+def opened(run, dataset):
+    inputs = Inputs(run, dataset, build_model(run.config, dataset.classes))
+    inputs.extract()
+    return inputs, inputs.open(0)
+
+
+def contents(split):
+    """Each row of a split as bytes, in the order of the split."""
+    out = np.zeros((len(split), *split.shape), split.dtype)
+    split.take(np.arange(len(split)), out)
+    return [row.tobytes() for row in out]
+
+
+def test_every_image_is_validated_on_once_and_trained_on_in_all_other_folds(digits):
+    _, dataset = digits
+    images = dataset.rows("train") + dataset.rows("validation")
+    folds = [Fold(index, FOLDS).rows(dataset) for index in range(FOLDS)]
+    assert sorted(np.concatenate([validated for _, validated in folds])) == list(range(images))
+    for training, validated in folds:
+        assert sorted([*training, *validated]) == list(range(images))
+        assert len(validated) in (images // FOLDS, images // FOLDS + 1)
+
+
+def test_which_images_are_in_a_fold_is_no_matter_of_how_they_are_stored(digits):
+    _, dataset = digits
+    _, validated = Fold(0, FOLDS).rows(dataset)
+    train_images = dataset.rows("train")
+    # Neither the first images nor those of one split.
+    assert (validated < train_images).any()
+    assert (validated >= train_images).any()
+    assert (np.diff(validated) > 1).any()
+
+
+def test_a_dataset_of_fewer_images_than_folds_is_refused(digits):
+    _, dataset = digits
+    with pytest.raises(ConfigError, match="fewer than 1000 folds"):
+        Fold(0, 1000).rows(dataset)
+
+
+def test_a_fold_trains_and_validates_on_its_images_of_both_splits(digits):
+    _, dataset = digits
+    run = new_run(digits, "splits", fold=Fold(1, FOLDS))
+    inputs, kept = opened(run, dataset)
+    prefix = prefix_of(build_model(run.config, dataset.classes).backbone, 0, map_dtype="float32")
+    shards = [shard for split in ("train", "validation") for shard in dataset.shards_of(split)]
+    rows = [Kept(run.store, prefix).open(shard) for shard in shards]
+    everything = contents(KeptSplit(shards, rows))
+    labels = np.concatenate([row.labels for row in rows])
+    training, validated = run.fold.rows(dataset)
+    assert contents(kept.train[0]) == [everything[row] for row in training]
+    assert contents(kept.validation) == [everything[row] for row in validated]
+    assert kept.train[0].labels.tolist() == labels[training].tolist()
+    assert kept.validation.labels.tolist() == labels[validated].tolist()
+    assert all(choice.kept for choice in inputs.choices)
+
+
+def test_an_epoch_visits_a_folds_images_once_in_an_order_by_seed_and_epoch(digits):
+    _, kept = opened(new_run(digits, "order", fold=Fold(0, FOLDS)), digits[1])
+    split = kept.train[0]
+    orders = [split.order(seed=seed, epoch=epoch).tolist() for seed, epoch in [(0, 0), (0, 0), (0, 1), (1, 0)]]
+    assert orders[0] == orders[1]
+    assert len({str(order) for order in orders}) == 3
+    assert all(sorted(order) == list(range(len(split))) for order in orders)
+    assert split.order(seed=None, epoch=5).tolist() == list(range(len(split)))
+
+
+def test_a_fold_learns_what_its_images_teach_and_counts_only_them(digits):
+    _, dataset = digits
+    of_one, of_other = (trained(new_run(digits, "teach", fold=Fold(n, FOLDS)), dataset) for n in (0, 1))
+    assert not np.allclose(of_one.weights[0], of_other.weights[0])
+    _, validated = Fold(0, FOLDS).rows(dataset)
+    images = of_one.progress.history[-1].validation_accuracy * len(validated)
+    assert images == pytest.approx(round(images))
+    # Two phases of two epochs each, the last batch of each epoch not full.
+    training, _ = Fold(0, FOLDS).rows(dataset)
+    assert of_one.progress.global_step == 4 * -(-len(training) // 16)
+
+
+def test_interrupted_and_resumed_in_a_fold_is_uninterrupted(digits):
+    _, dataset = digits
+    changes = {"fold": Fold(2, FOLDS), "training": {"batch_size": 16, "checkpoint_steps": 3}}
+    whole = new_run(digits, "whole", **changes)
+    expected = trained(whole, dataset)
+    starts = [Checkpoints(whole).read(number) for number in Checkpoints(whole).numbers()[:-1]]
+    in_the_middle = next(start for start in starts if start.progress.epoch == 1 and start.progress.step)
+    found = trained(new_run(digits, "cut", **changes), dataset, start=in_the_middle)
+    for one, other in zip(found.weights, expected.weights, strict=True):
+        assert np.abs(one - other).max() <= 1e-6 * np.abs(other).max()
+
+
+def test_each_fold_is_a_run_of_its_own_and_none_is_a_model_to_use(digits):
+    runs = [new_run(digits, "own", fold=fold) for fold in (None, Fold(0, 5), Fold(4, 5))]
+    assert [run.id for run in runs] == ["own", "own-fold1of5", "own-fold5of5"]
+    assert load_run(runs[0].store, "own", runs[0].config).fold is None
+    with pytest.raises(TrainingError, match="all but one fold"):
+        load_run(runs[1].store, "own-fold1of5", runs[1].config)
+    with pytest.raises(RunConflictError, match="fold"):
+        new_run(digits, "own-fold1of5")
+
+
+def test_kept_output_is_computed_however_cheap_the_images_would_be(digits):
+    run = new_run(digits, "cheap", fold=Fold(0, FOLDS), depths=(2,), activations="auto")
+    inputs, _ = opened(run, digits[1])
+    assert [choice.reason for choice in inputs.choices] == ["cross-validation rests on it"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"activations": "never"}, "Phase 1 .*activations.keep is `never`"),
+        ({"depths": (0, "all")}, "Phase 2 .*nothing is frozen"),
+        ({"depths": (1, 0)}, "Phase 2 .*trained by an earlier phase"),
+        ({"augmentation": {"flip": "horizontal"}}, "Phase 1 .*augmented anew"),
+        ({"augmentation": {"flip": "horizontal", "views": 2}}, "Phase 1 .*augmented cannot be validated on"),
+    ],
+    ids=str,
+)
+def test_a_fold_with_a_phase_that_is_not_trained_on_kept_plain_images_is_refused(digits, changes, reason):
+    _, dataset = digits
+    run = new_run(digits, None, fold=Fold(0, FOLDS), **changes)
+    with pytest.raises(ConfigError, match=reason):
+        Inputs(run, dataset, build_model(run.config, dataset.classes))
