@@ -92,6 +92,10 @@ class RegistryError(TransferError):
     exit_code = 7
 
 
+class PromotionConflictError(RegistryError):
+    """Somebody else promoted at the same time and was first."""
+
+
 class ParityError(RegistryError):
     """The exported model answers differently from the model that was evaluated."""
 
@@ -100,3 +104,9 @@ class ActivationsError(TransferError):
     """The frozen part of a network cannot be computed, kept or found as asked."""
 
     exit_code = 8
+
+
+class ClusterError(TransferError):
+    """A Ray cluster cannot be reached, or does not do as asked."""
+
+    exit_code = 9

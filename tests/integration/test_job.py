@@ -3,13 +3,9 @@
 import json
 import os
 import secrets
-import socket
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
-
-import pytest
 
 from tests.digits import digits_config, write_some_digits
 from transfer.config.reference import render
@@ -18,44 +14,6 @@ from transfer.storage import open_store
 
 ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).with_name("ray")
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@pytest.fixture(scope="module")
-def head(tmp_path_factory):
-    """A head node of its own, with dashboard and token; yields the environment that reaches it."""
-    folder = tmp_path_factory.mktemp("head")
-    token = folder / "token"
-    token.write_text(secrets.token_hex(32))
-    # Ray's sockets live below its temp dir, and the names of sockets may not be long.
-    temp = Path(tempfile.gettempdir()) / f"ray-{secrets.token_hex(4)}"
-    dashboard = free_port()
-    environment = {
-        **os.environ,
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
-        "RAY_TMPDIR": str(temp),
-        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
-    }
-    environment.pop("RAY_ADDRESS", None)
-    start = [RAY, "start", "--head", "--node-ip-address=127.0.0.1", f"--port={free_port()}", "--num-cpus=3"]
-    start += [f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", f"--temp-dir={temp}"]
-    # Another cluster of these tests, on the same address, may have the agent's usual port.
-    start += [f"--dashboard-agent-listen-port={free_port()}", "--disable-usage-stats"]
-    subprocess.run(start, env=environment, check=True, capture_output=True)
-    yield environment
-    stop = "import os, signal, pathlib\n"
-    stop += "for p in pathlib.Path('/proc').iterdir():\n"
-    stop += "    if p.name.isdigit() and int(p.name) != os.getpid():\n"
-    stop += "        try: line = (p / 'cmdline').read_bytes()\n"
-    stop += "        except OSError: continue\n"
-    stop += f"        if {str(temp)!r}.encode() in line: os.kill(int(p.name), signal.SIGKILL)\n"
-    subprocess.run([sys.executable, "-c", stop], check=True)
 
 
 def test_the_train_job_publishes_a_model_from_two_workers(head, s3_storage, tmp_path):
