@@ -28,6 +28,7 @@ HEAVY = {"tensorflow", "keras", "ray", "pyarrow", "numpy", "boto3", "sklearn", "
 COMMANDS = [
     *("ingest", "train", "evaluate", "publish", "predict", "inspect", "demo", "config check", "config show"),
     *("cache ls", "cache gc", "cache verify", "lr-find"),
+    *(f"registry {command}" for command in ("list", "show", "rollback", "pin", "unpin", "gc")),
 ]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from transfer.errors import AlreadyExistsError, CorruptObjectError, RegistryError
+from transfer.errors import CorruptObjectError, PromotionConflictError, RegistryError
 from transfer.registry.versions import (
     add_version,
     current_promotion,
@@ -157,6 +157,6 @@ def test_two_promotions_at_once_one_wins_and_the_other_is_told(store, exported, 
             return found
 
     monkeypatch.setattr(module, "Log", LogSeenTooEarly)
-    with pytest.raises(AlreadyExistsError):
+    with pytest.raises(PromotionConflictError, match=r"version 2 was, at the same time, .* \(the other one\)"):
         promote(store, first, reason="this one")
     assert load_version(store, "flowers") == second

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -246,14 +247,41 @@ def test_what_can_be_computed_again_is_removed_and_can_be_put_anew(store):
     assert store.put("activations/a/object", HELLO.upper()) is True
 
 
+def test_a_model_version_is_removed_with_its_folders_and_nothing_beside_it(storage):
+    store = open_store(storage)
+    versions = "models/flowers/versions"
+    of_first = [f"{versions}/00000001.json", *(f"{versions}/00000001/{name}" for name in ("a/b/object", "a/c", "d"))]
+    others = [f"{versions}/00000002/d", "models/flowers/versions.txt"]
+    for name in (*of_first, *others):
+        store.put(name, HELLO)
+    for name in of_first:
+        store.remove(name)
+    assert [item.name for item in store.list()] == sorted(others)
+    if not storage.uri.startswith("s3:"):
+        assert [path.name for path in Path(storage.uri, versions).iterdir()] == ["00000002"]
+    store.remove(f"{versions}/00000002/d")
+    assert store.put(f"{versions}/00000003/d", HELLO) is True
+
+
 @pytest.mark.parametrize(
-    "name", ["shards/object", "activations", "activations-of-mine/object", "activations/../shards/object", "probe"]
+    "name",
+    [
+        *("shards/object", "activations", "activations-of-mine/object", "activations/../shards/object", "probe"),
+        *("models/flowers/promotions/00000001.json", "models/flowers/retention/00000001.json"),
+        *("models/flowers/versions/00000001", "models/flowers/versions/notes/object"),
+        *("models/flowers/versions/../promotions/00000001.json", "models/a/b/versions/00000001.json"),
+        "datasets/models/flowers/versions/00000001.json",
+    ],
 )
 def test_nothing_else_can_be_removed(store, name):
-    store.put("shards/object", HELLO)
+    there = ["shards/object"]
+    if name.startswith(("models/", "datasets/")) and ".." not in name:
+        there.append(name)
+    for each in there:
+        store.put(each, HELLO)
     with pytest.raises((ValueError, StorageError)):
         store.remove(name)
-    assert [item.name for item in store.list()] == ["shards/object"]
+    assert sorted(item.name for item in store.list()) == sorted(there)
 
 
 def test_what_was_read_stays_valid_when_the_object_is_removed(store):

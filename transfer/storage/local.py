@@ -27,7 +27,7 @@ from transfer.storage.store import (
     check_prefix,
     check_probe_name,
     check_range,
-    check_recomputable_name,
+    check_removable_name,
     open_content,
     read_until_intact,
 )
@@ -105,15 +105,23 @@ class LocalStore(Store):
             path.parent.rmdir()  # Fails, as it should, while another probe is there.
 
     def remove(self, name: str) -> None:
-        path = self._path(check_recomputable_name(name))
+        path = self._path(check_removable_name(name))
         with contextlib.suppress(ObjectNotFoundError), self._errors("remove", name):
             path.unlink()
+        self._remove_empty_folders(path.parent)
 
     def _read_unverified(self, name: str) -> bytes:
         return self.read(name)
 
     def _path(self, name: str) -> Path:
         return self.folder / check_name(name)
+
+    def _remove_empty_folders(self, folder: Path) -> None:
+        """Those of a model version: a server that watches the versions takes every numbered folder for one."""
+        with contextlib.suppress(OSError):  # Not empty, or another thread was faster.
+            while _is_of_a_version(folder.relative_to(self.folder)):
+                folder.rmdir()
+                folder = folder.parent
 
     def _walk(self, folder: Path) -> Iterator[StoredObject]:
         for directory, _, files in os.walk(folder):
@@ -170,6 +178,11 @@ class LocalStore(Store):
             f"Could not {doing} {name} in {self.uri}: {error.strerror or error}.",
             advice="Check the folder's permissions, its free space, and that no file stands where a folder is needed.",
         )
+
+
+def _is_of_a_version(folder: Path) -> bool:
+    """Whether the folder is `models/<name>/versions/<00000001>` or lies in one."""
+    return folder.parts[:1] == ("models",) and folder.parts[2:3] == ("versions",) and len(folder.parts) > 3
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ from transfer.storage.store import (
     check_prefix,
     check_probe_name,
     check_range,
-    check_recomputable_name,
+    check_removable_name,
     content_sha256,
     content_size,
     open_content,
@@ -151,7 +151,7 @@ class S3Store(Store):
             self._bucket.client.delete_object(Bucket=self._bucket.name, Key=key)
 
     def remove(self, name: str) -> None:
-        key = self._bucket.key(check_recomputable_name(name))
+        key = self._bucket.key(check_removable_name(name))
         with contextlib.suppress(ClientError):  # Most services answer 204 for what is not there, some 404.
             self._bucket.call(
                 "remove",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import hashlib
 import io
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ PROBE_DIRECTORY = ".probe"
 TEMPORARY_PREFIX = ".transfer-tmp-"
 RECOMPUTABLE_DIRECTORY = "activations"
 """What lies here can be computed again from the rest of the store, so it may be removed."""
+_OF_A_MODEL_VERSION = re.compile(r"models/[^/]+/versions/[0-9]{8,}(\.json|/.+)")
 
 Content = TypeVar("Content", bytes, Path)
 
@@ -85,9 +87,13 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     def remove(self, name: str) -> None:
-        """Remove an object that can be computed again; one that is not there is no error.
+        """Remove an object that may go; one that is not there is no error. A version's folder goes with its last file.
 
-        Raises ValueError for every name outside `activations/`, StorageError.
+        That is what can be computed again (`activations/`), and the JSON and files of a model version
+        (`models/<name>/versions/<00000001>…`): each night makes one, and without retention they would fill any disk.
+        That a version is one that may go is for the caller to know; the registry marks it as removed first.
+
+        Raises ValueError for every other name, logs of promotions, pins and removals included. StorageError.
         """
 
     @abc.abstractmethod
@@ -171,10 +177,12 @@ def check_probe_name(name: str) -> str:
     return name
 
 
-def check_recomputable_name(name: str) -> str:
-    """The name, if its object can be computed again. Besides what probes wrote, nothing else is ever removed."""
-    if not check_name(name).startswith(f"{RECOMPUTABLE_DIRECTORY}/"):
-        raise ValueError(f"{name!r} is not below {RECOMPUTABLE_DIRECTORY}/: only what can be computed again is removed")
+def check_removable_name(name: str) -> str:
+    """The name, if its object may go. Besides what probes wrote, nothing else is ever removed."""
+    if not check_name(name).startswith(f"{RECOMPUTABLE_DIRECTORY}/") and not _OF_A_MODEL_VERSION.fullmatch(name):
+        raise ValueError(
+            f"{name!r} is neither below {RECOMPUTABLE_DIRECTORY}/ nor of a model version: nothing else is removed"
+        )
     return name
 
 
