@@ -152,6 +152,7 @@ def ours(task: Task, watch: Stopwatch) -> dict[str, Any]:
         from transfer.training.inputs import Inputs
         from transfer.training.run import open_run
         from transfer.training.strategy import create_strategy
+        from transfer.training.workbench import Workbench
 
         extractions: list[Extraction] = []
         extract_inputs = Inputs.extract
@@ -170,11 +171,11 @@ def ours(task: Task, watch: Stopwatch) -> dict[str, Any]:
 
         extract.build_forward = noted_forward
         watch.watch(extract, "build_forward", "build")
-        watch.watch(loop, "build_model", "load")
+        watch.watch(Workbench, "model", "load")
         watch.watch(prefix, "network_digest", "digest")
         watch.watch(Inputs, "_choose", "choose")
         watch.watch(Inputs, "extract", "extract")
-        watch.watch(loop._Trainer, "run_from", "train")  # noqa: SLF001 - measured from outside
+        watch.watch(loop.Training, "next_epoch", "train")
         watch.watch(Checkpoints, "save", "checkpoints")
         watch.watch(loop, "write_events", "checkpoints")
     epochs_s: list[float] = []
