@@ -27,6 +27,7 @@ class TrialState:
     """How far a trial has come."""
 
     run_id: str
+    """Empty for a trial whose folds are runs."""
     rows: tuple[EpochRow, ...]
     complete: bool
     checkpoint: int = 0
@@ -42,6 +43,10 @@ class AtWork(Protocol):
     @property
     def rows(self) -> tuple[EpochRow, ...]:
         """Its epochs so far."""
+
+    @property
+    def phase(self) -> int:
+        """The phase that its next epoch belongs to; after its end, one more than its last."""
 
     @property
     def ended(self) -> bool:
@@ -69,6 +74,11 @@ class Alone(AtWork):
     def rows(self) -> tuple[EpochRow, ...]:
         """Its epochs so far."""
         return self._training.progress.history
+
+    @property
+    def phase(self) -> int:
+        """The phase that its next epoch belongs to; after its end, one more than its last."""
+        return self._training.progress.phase
 
     @property
     def ended(self) -> bool:
@@ -110,6 +120,11 @@ class Packed(AtWork):
     def rows(self) -> tuple[EpochRow, ...]:
         """Its epochs so far."""
         return self._pack.histories[self._run.id]
+
+    @property
+    def phase(self) -> int:
+        """0, and 1 when it has come to its end."""
+        return int(self.ended and self._run.id not in self._pack.failures)
 
     @property
     def ended(self) -> bool:

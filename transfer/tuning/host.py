@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING
 from transfer.activations.request import Extraction, Request
 from transfer.config import Config
 from transfer.dataset.manifest import Dataset
-from transfer.training.run import Run, open_run
+from transfer.training.folds import Fold
+from transfer.training.run import Run, open_run, run_id_for
 from transfer.tuning.at_work import Alone, AtWork, Branch, Packed, TrialState
+from transfer.tuning.folded import Folded
 from transfer.tuning.packs import pack_key
-from transfer.tuning.space import Trial, depths_within_reach
+from transfer.tuning.space import Trial, depths_within_reach, sweep_of
 from transfer.tuning.sweep import Sweep
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ class TrialHost:
         self._trials = {trial.number: trial for trial in trials or ()}
         self._packs = Counter(pack_key(trial.config) for trial in self._trials.values())
         self._open: dict[str, AtWork] = {}
-        self._pack_of: dict[str, Pack | None] = {}
+        self._pack_of: dict[tuple[str, Fold | None], Pack | None] = {}
         self._flops_of: dict[str, float] = {}
 
     def ready(self) -> None:
@@ -68,7 +70,7 @@ class TrialHost:
         by_depth = {str(_depths(config)): config for config in reversed(usual)}
         found: dict[Request, None] = {}
         for config in reversed(by_depth.values()):
-            run = open_run(self._sweep.store, config, self._dataset)
+            run = open_run(self._sweep.store, config, self._dataset, fold=self._folds[0])
             inputs = Inputs(run, self._dataset, self._model(config), sharing=self._sharing(config))
             found.update(dict.fromkeys(inputs.requests(None if self._sees_all_phases else [0])))
         return list(found)
@@ -94,20 +96,21 @@ class TrialHost:
 
         `branch`: for a trial that took another's weights, where it goes on from.
         """
-        run = self._run(trial, branch)
-        if run.id not in self._open:
-            self._open[run.id] = self._start(trial, run, branch)
-        at_work = self._open[run.id]
+        run_id = self._run_id(trial, branch)
+        if run_id not in self._open:
+            self._open[run_id] = self._start(trial, branch)
+        at_work = self._open[run_id]
         while not at_work.ended and len(at_work.rows) < epochs:
             at_work.next_epoch()
         state = at_work.state()
         if state.complete:
-            del self._open[run.id]
+            # Of a trial that failed, some folds may have epochs to come.
+            self._open.pop(run_id).stop()
         return state
 
     def stop(self, trial: Trial, branch: Branch | None = None) -> None:
         """Train a trial no further. Its run could go on from its newest checkpoint."""
-        at_work = self._open.pop(self._run(trial, branch).id, None)
+        at_work = self._open.pop(self._run_id(trial, branch), None)
         if at_work is not None:
             at_work.stop()
 
@@ -141,12 +144,30 @@ class TrialHost:
         """How many trials train on the same frozen part as one with that configuration, as far as is known."""
         return max(sum(_depths(trial.config) == _depths(config) for trial in self._trials.values()), 1)
 
-    def _run(self, trial: Trial, branch: Branch | None = None) -> Run:
-        return open_run(self._sweep.store, trial.config, self._dataset, run_id=_run_id(self._sweep, trial, branch))
+    @cached_property
+    def _folds(self) -> list[Fold | None]:
+        """What a trial is validated on, each in a run of its own: None is the validation split."""
+        count = sweep_of(self._sweep.config).folds
+        return [Fold(index, count) for index in range(count)] or [None]
 
-    def _start(self, trial: Trial, run: Run, branch: Branch | None) -> AtWork:
+    def _run_id(self, trial: Trial, branch: Branch | None) -> str:
+        if branch is None:
+            return run_id_for(trial.config, self._dataset)
+        came_from = f"{self._sweep.id} {trial.number} {sorted(trial.values.items())} {branch}"
+        return f"{self._sweep.config.name}-{hashlib.sha256(came_from.encode()).hexdigest()[:12]}"
+
+    def _run(self, trial: Trial, fold: Fold | None, branch: Branch | None = None) -> Run:
+        return open_run(self._sweep.store, trial.config, self._dataset, run_id=self._run_id(trial, branch), fold=fold)
+
+    def _start(self, trial: Trial, branch: Branch | None) -> AtWork:
+        if self._folds == [None]:
+            return self._start_run(trial, self._run(trial, None, branch), branch)
+        runs = [self._run(trial, fold) for fold in self._folds]
+        return Folded([self._start_run(trial, run, None) for run in runs], trial.config.phases)
+
+    def _start_run(self, trial: Trial, run: Run, branch: Branch | None) -> AtWork:
         flops, key = self._flops(trial), pack_key(trial.config)
-        pack = self._pack(key) if key is not None and self._packs[key] > 1 else None
+        pack = self._pack(key, run.fold) if key is not None and self._packs[key] > 1 else None
         from transfer.training.checkpoints import Checkpoints
         from transfer.training.loop import Training
 
@@ -169,20 +190,20 @@ class TrialHost:
         )
         return Alone(training, flops)
 
-    def _pack(self, key: str) -> Pack | None:
+    def _pack(self, key: str, fold: Fold | None) -> Pack | None:
         """The pack of all trials with that key; None where it was found cheaper to train them from pixels."""
         from transfer.training.inputs import Inputs
         from transfer.training.stacked import Pack
 
-        if key not in self._pack_of:
+        if (key, fold) not in self._pack_of:
             trials = [trial for trial in self._trials.values() if pack_key(trial.config) == key]
-            runs = [self._run(trial) for trial in trials]
+            runs = [self._run(trial, fold) for trial in trials]
             inputs = Inputs(runs[0], self._dataset, self._model(trials[0].config), sharing=len(runs))
             inputs.extract()
             kept = inputs.open(0)
-            folder = f"{self._sweep.folder}/packs/{key}"
-            self._pack_of[key] = Pack(runs, self._dataset, kept, folder=folder) if kept else None
-        return self._pack_of[key]
+            folder = f"{self._sweep.folder}/packs/{key}" + (f"-{fold}" if fold else "")
+            self._pack_of[key, fold] = Pack(runs, self._dataset, kept, folder=folder) if kept else None
+        return self._pack_of[key, fold]
 
     def _flops(self, trial: Trial) -> float:
         """Multiply-adds of a trial's trained part for an image, of the phase that trains most."""
@@ -210,11 +231,3 @@ def _seen_by(config: Config) -> tuple[object, ...]:
     """What the frozen part's output depends on, other than its depth."""
     training = config.training
     return config.base, config.head.pooling, training.mixed_precision, config.augmentation, training.seed
-
-
-def _run_id(sweep: Sweep, trial: Trial, branch: Branch | None) -> str | None:
-    """The id of a trial's run where it is not the one that its configuration decides."""
-    if branch is None:
-        return None
-    came_from = f"{sweep.id} {trial.number} {sorted(trial.values.items())} {branch}"
-    return f"{sweep.config.name}-{hashlib.sha256(came_from.encode()).hexdigest()[:12]}"
