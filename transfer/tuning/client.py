@@ -72,9 +72,14 @@ class TuneTrial(tune.Trainable):
             return self._report({METRIC: FAILED, "done": True, "failure": state.failure})
         ends = state.complete and state.failure is None and self._epochs >= len(state.rows)
         rows = state.rows[: self._epochs]
-        row = row_kept(rows, self._of.config.phases) if ends else rows[-1]
+        # Over folds, the last row is already that of the weights that they ended with.
+        is_mean = sweep_of(self._sweep.config).folds > 0
+        row = row_kept(rows, self._of.config.phases) if ends and not is_mean else rows[-1]
+        # All of them at the end: those that a population's trial took over from another one are not what it reported.
+        reported = rows if ends else rows[-1:]
+        result = {METRIC: self._value(row), "rows": [each.model_dump() for each in reported]}
         # Tune sets `done` itself, too, where it stops a trial.
-        return self._report({METRIC: self._value(row), "done": ends, "ended": ends, "row": rows[-1].model_dump()})
+        return self._report({**result, "done": ends, "ended": ends})
 
     def cleanup(self) -> None:
         """Leave the trial; if it has not ended, its host trains it no further."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -66,13 +68,13 @@ class Notes(tune.Callback):
         **_: Any,
     ) -> None:
         """A trial has finished one more epoch."""
-        if "row" not in result:
+        if "rows" not in result:
             return
-        row = EpochRow.model_validate(result["row"])
+        rows = [EpochRow.model_validate(row) for row in result["rows"]]
         found = self._trial(trial)
-        # A trial that failed, or that a population moved, begins again with an epoch that is known.
-        self._rows[found.number] = [*self._rows[found.number][: row.epoch], row]
-        self._table.epoch(found.number, row, self._value(result))
+        # A trial that failed once reports epochs again.
+        self._rows[found.number] = [*self._rows[found.number][: rows[0].epoch], *rows]
+        self._table.epoch(found.number, rows[-1], self._value(result))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: TuneExperimentTrial, **_: Any) -> None:  # noqa: ARG002 - the signature is Tune's
         """A trial has ended, or was stopped."""
@@ -99,6 +101,7 @@ class Notes(tune.Callback):
             metric=settings.metric,
             search=settings.search,
             scheduler=settings.scheduler.kind,
+            folds=settings.folds,
             trials=trials,
             winner=winner_of(trials, settings.metric),
             ended_by=self._budget.reason or "every trial ended",
@@ -152,5 +155,8 @@ def winner_of(trials: tuple[TrialRecord, ...], metric: str) -> int | None:
 
 def _reason(trial: TuneExperimentTrial) -> str:
     """Why a trial failed, in its error's own words."""
-    lines = [line.strip() for line in str(trial.get_error() or "").splitlines() if line.strip()]
-    return lines[-1] if lines else "its process ended without a word"
+    path = trial.error_file
+    text = Path(path).read_text(encoding="utf-8") if path else ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    # A traceback ends with the error, behind the name of its class.
+    return re.sub(r"^transfer\.errors\.\w+: ", "", lines[-1]) if lines else "its process ended without a word"

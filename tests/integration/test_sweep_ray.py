@@ -1,0 +1,189 @@
+"""Sweeps on a real Ray cluster: repeated, killed, with trials that fail."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.digits import digits_config, ingest_some_digits, write_some_digits
+from tests.processes import processes_titled
+from transfer.config.reference import render
+from transfer.errors import DatasetError, TrainingError
+from transfer.storage import open_store
+from transfer.training.checkpoints import Checkpoints
+from transfer.training.run import load_run
+from transfer.tuning.driver import run_sweep
+from transfer.tuning.records import SweepResult
+
+SPACE = {"phases.0.unfreeze": [0, 1], "phases.0.learning_rate": [1e-3, 1e-2]}
+GRID = {"space": SPACE, "search": "grid"}
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    return ingest_some_digits(tmp_path_factory.mktemp("digits"))
+
+
+def swept(digits, sweep, *, name="digits", epochs=2, optimizer="adam"):
+    """Run a sweep whose trials no other test has."""
+    source, dataset = digits
+    phases = [{"unfreeze": 0, "epochs": epochs, "learning_rate": 1e-3, "optimizer": optimizer}]
+    config = digits_config(source, str(source.parent / "storage"), phases=phases, sweep=sweep)
+    config = config.model_copy(update={"name": name})
+    return config, run_sweep(config, dataset, open_store(config.storage))
+
+
+def statuses(result: SweepResult):
+    return [trial.status for trial in result.trials]
+
+
+def checkpoints_of(config, result):
+    """How many checkpoints each trial's run has."""
+    store = open_store(config.storage)
+    return [len(Checkpoints(load_run(store, trial.run_id, config)).numbers()) for trial in result.trials]
+
+
+def test_a_sweep_tries_all_and_the_best_on_the_validation_split_wins(ray_cluster, digits):
+    config, outcome = swept(digits, GRID, name="grid")
+    result = outcome.result
+    assert statuses(result) == ["finished"] * 4
+    assert [trial.packed_with for trial in result.trials] == [2, 2, 1, 1]
+    assert outcome.winner.value == max(trial.value for trial in result.trials)
+    assert all(trial.value == trial.rows[-1].validation_accuracy for trial in result.trials)
+    assert outcome.winner.run_id in Path(outcome.page_uri).read_text()
+    # Again: found, with nothing trained and no process started.
+    before = checkpoints_of(config, result)
+    _, again = swept(digits, GRID, name="grid")
+    assert again == outcome
+    assert checkpoints_of(config, result) == before
+
+
+def test_a_scheduler_stops_trials_and_the_target_ends_the_sweep(ray_cluster, digits):
+    worse_and_worse = {"phases.0.learning_rate": [1e-2, 1e-3, 1e-4, 1e-5]}
+    asha = {"space": worse_and_worse, "search": "grid", "scheduler": {"kind": "asha", "reduction_factor": 2}}
+    _, outcome = swept(digits, asha, name="asha", epochs=4)
+    assert "stopped" in statuses(outcome.result)
+    stopped = next(trial for trial in outcome.result.trials if trial.status == "stopped")
+    assert stopped.reason == "by asha"
+    assert len(stopped.rows) < 4
+    assert outcome.winner.status == "finished"
+    _, reached = swept(digits, {**GRID, "target": 0.01}, name="target", epochs=4)
+    assert "reached the target" in reached.result.ended_by
+    assert len(reached.result.trials) < 4
+
+
+def test_suggestions_and_populations_are_trained(ray_cluster, digits):
+    rates = {"phases.0.learning_rate": {"log_uniform": [1e-3, 1e-1]}}
+    _, suggested = swept(digits, {"space": rates, "search": "optuna", "trials": 3}, name="optuna")
+    assert statuses(suggested.result) == ["finished"] * 3
+    config, population = swept(digits, {"space": rates, "trials": 4, "scheduler": "pbt"}, name="pbt", epochs=3)
+    result = population.result
+    assert statuses(result) == ["finished"] * 4
+    # The worst went on from the best one's weights: they share an epoch.
+    losses = [trial.rows[0].loss for trial in result.trials]
+    assert len(set(losses)) < 4
+    assert Checkpoints(load_run(open_store(config.storage), population.winner.run_id, config)).complete()
+
+
+def test_a_failing_trial_is_recorded_and_the_sweep_goes_on(ray_cluster, digits):
+    weights = ["none", {"no such class": 2.0}]
+    space = {"training.class_weights": weights, "phases.0.learning_rate": [1e-2, 1e38]}
+    phases = [{"unfreeze": 0, "epochs": 2, "learning_rate": 1e-3, "optimizer": "sgd"}]
+    source, dataset = digits
+    grid = {"space": space, "search": "grid"}
+    config = digits_config(source, str(source.parent / "storage"), phases=phases, sweep=grid)
+    outcome = run_sweep(config, dataset, open_store(config.storage))
+    assert statuses(outcome.result) == ["finished", "failed", "failed", "failed"]
+    assert "loss became" in outcome.result.trials[1].reason
+    assert "no such class" in outcome.result.trials[2].reason
+    assert outcome.winner is outcome.result.trials[0]
+
+
+def test_a_sweep_whose_trials_all_fail_says_why(ray_cluster, digits):
+    with pytest.raises(TrainingError, match=r"No trial of sweep .* loss became"):
+        swept(
+            digits,
+            {"space": {"phases.0.learning_rate": [1e38]}, "search": "grid"},
+            name="hopeless",
+            optimizer="sgd",
+        )
+
+
+def test_without_a_validation_split_there_is_nothing_to_compare(ray_cluster, tmp_path):
+    source = write_some_digits(tmp_path / "images")
+    config = digits_config(
+        source, str(tmp_path / "storage"), dataset={"source": str(source), "validation": 0.0, "test": 0.2}, sweep=GRID
+    )
+    from transfer.dataset.ingest import ingest
+
+    store = open_store(config.storage)
+    with pytest.raises(DatasetError, match="validation split"):
+        run_sweep(config, ingest(config, store), store)
+
+
+def test_a_host_that_is_killed_is_replaced_and_its_trial_goes_on(ray_cluster, digits):
+    killed = []
+
+    def kill_once():
+        deadline = time.monotonic() + 60
+        while not killed and time.monotonic() < deadline:
+            # In an epoch: Ray sets the title to what an actor is doing.
+            for pid in processes_titled(lambda title: title.startswith(b"ray::TrialHost.advance")):
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+                return
+            time.sleep(0.005)
+
+    killer = threading.Thread(target=kill_once)
+    killer.start()
+    _, outcome = swept(digits, GRID, name="host-killed", epochs=40)
+    killer.join()
+    assert killed
+    assert statuses(outcome.result) == ["finished"] * 4
+    _, undisturbed = swept(digits, GRID, name="host-alive", epochs=40)
+    assert [trial.value for trial in outcome.result.trials] == [trial.value for trial in undisturbed.result.trials]
+
+
+def test_a_killed_sweep_goes_on_with_the_same_command_and_repeats_no_finished_trial(digits, tmp_path):
+    source, _ = digits
+    storage = str(tmp_path / "storage")
+    phases = [{"unfreeze": 0, "epochs": 30, "learning_rate": 1e-3}]
+    config = digits_config(source, storage, phases=phases, sweep=GRID, publish={"parity_images": 8})
+    path = tmp_path / "config.yaml"
+    path.write_text(render(config))
+    command = [sys.executable, "-m", "transfer", "sweep", str(path), "--json"]
+    store = open_store(config.storage)
+
+    def ended():
+        return {item.name for item in store.list("sweeps/") if "/trials/" in item.name}
+
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as sweep:
+        while len(ended()) < 2:
+            assert sweep.poll() is None
+            time.sleep(0.02)
+        # With everything that it started.
+        os.killpg(sweep.pid, signal.SIGKILL)
+    finished = ended()
+    answer = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert answer["trials"] == {"finished": 4, "stopped": 0, "failed": 0}
+    assert answer["version"] == 1
+    assert answer["winner"].keys() == SPACE.keys()
+    # What was written of trials that had ended is all there is of them.
+    assert finished <= ended()
+    assert len(ended()) == 4
+
+
+def test_the_driver_of_a_sweep_never_loads_tensorflow():
+    code = (
+        "import sys, transfer.tuning.driver, transfer.tuning.client, transfer.tuning.host, transfer.tuning.page;"
+        "assert not {'tensorflow', 'keras', 'tf_keras'} & set(sys.modules), 'TensorFlow was loaded'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
