@@ -153,3 +153,11 @@ def test_page_refers_to_nothing_outside_but_runs():
 
 def test_the_same_result_gives_the_same_page():
     assert render(sweep(grid())) == render(sweep(grid()))
+
+
+def test_trials_without_a_run_of_their_own_have_no_link():
+    html = render(sweep([trial(1, run_id="", value=0.7), trial(2, run_id="", value=0.6)], folds=5))
+    assert not [href for href in Page(html).attributes("href") if href]
+    assert "by cross-validation over 5 folds" in Page(html).text
+    assert "validation split" not in Page(html).text
+    assert "Numbers lead to" not in Page(html).text

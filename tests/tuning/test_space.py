@@ -172,3 +172,27 @@ def test_domains_keep_their_ends():
     assert space["head.dropout"].ends == (0.12345678, 0.12345679)
     (values, *_) = values_of(config_of({"head.dropout": {"uniform": [0.12345678, 0.12345679]}}))
     assert 0.12345678 <= values["head.dropout"] <= 0.12345679
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"workers": {"count": 2}}, "workers.count is 2"),
+        ({"activations": "never"}, "activations.keep is `never`"),
+        ({"augmentation": {"flip": "horizontal"}}, "a phase augments its images"),
+        ({"augmentation": {"flip": "horizontal", "views": 2}}, "a phase augments its images"),
+        ({"space": {"augmentation.flip": ["none", "horizontal"]}}, "a phase augments its images"),
+    ],
+    ids=str,
+)
+def test_folds_that_could_not_be_trained_are_refused(sections, message):
+    sweep = {"space": sections.get("space", RATE)}
+    document = {**MINIMAL, "phases": [{"epochs": 5}], **{key: sections[key] for key in sections if key != "space"}}
+    check_space(parse_config({**document, "sweep": sweep}))
+    with pytest.raises(ConfigError, match=message):
+        check_space(parse_config({**document, "sweep": {**sweep, "folds": 3}}))
+
+
+def test_folds_of_phases_that_do_not_augment_are_fine():
+    document = {**MINIMAL, "phases": [{"epochs": 5, "augment": False}], "augmentation": {"flip": "horizontal"}}
+    check_space(parse_config({**document, "sweep": {"space": RATE, "folds": 3}}))

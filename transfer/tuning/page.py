@@ -26,7 +26,7 @@ class TrialRow:
     value: str
     seconds_share: float
     flops_share: float | None
-    href: str
+    href: str | None
 
 
 @dataclass(frozen=True)
@@ -152,8 +152,9 @@ def _trained(trial: TrialRecord) -> float:
     return trial.trained_flops * len(trial.rows)
 
 
-def _href(trial: TrialRecord, runs: str) -> str:
-    return f"{runs}/{quote(trial.run_id)}/run.json"
+def _href(trial: TrialRecord, runs: str) -> str | None:
+    """Where a trial's run lies; None of one that has none of its own."""
+    return f"{runs}/{quote(trial.run_id)}/run.json" if trial.run_id else None
 
 
 def _drawn(svg: str) -> Markup:

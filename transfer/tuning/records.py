@@ -21,6 +21,7 @@ class TrialRecord(_Record):
     values: dict[str, Any]
     """What it tried, by dotted key of the configuration."""
     run_id: str
+    """Empty for a cross-validated trial, each fold of which was a run."""
     status: Literal["finished", "stopped", "failed"]
     """`stopped`: by the scheduler or by a budget, before its last epoch."""
     reason: str | None = None
@@ -51,9 +52,11 @@ class SweepResult(_Record):
     metric: Literal["accuracy", "loss"]
     search: str
     scheduler: str
+    folds: int = 0
+    """Over how many folds each trial's figures are means; 0: they are those of the validation split."""
     trials: tuple[TrialRecord, ...]
     winner: int | None
-    """Number of the trial that won, chosen on the validation split only."""
+    """Number of the trial that won; the test split has no part in it."""
     ended_by: str
     """Why the sweep ended: every trial ended, a budget was spent, or the target was reached."""
     is_final: bool = True

@@ -80,7 +80,9 @@ def check_space(config: Config) -> None:
     """
     for key, domain in space_of(config).items():
         for index, value in enumerate(_probes(domain)):
-            with_values(config, {key: value})
+            probe = with_values(config, {key: value})
+            if sweep_of(config).folds:
+                _check_folds(probe)
             if domain.choices is not None and value in domain.choices[:index]:
                 raise ConfigError(f"sweep.space.{key}: `{value}` stands twice.", advice="Give each choice once.")
     _check_scheduler(config, sweep_of(config))
@@ -193,6 +195,25 @@ def _as_read(config: Config, key: str, domain: DomainConfig) -> DomainConfig:
         # Short forms (`optimizer: adam`) and whole sections stay as they were written.
         choices.append(given if isinstance(found, dict | list) else found)
     return domain.model_copy(update={"choices": choices})
+
+
+def _check_folds(config: Config) -> None:
+    """Raise ConfigError where a trial cannot be cross-validated; how deep it may train is known with its network."""
+    if config.workers.count > 1:
+        raise ConfigError(
+            f"sweep.folds is given and workers.count is {config.workers.count}: folds are trained by one worker.",
+            advice="Give workers.count 0 or 1, or sweep.folds 0.",
+        )
+    if config.activations.keep == "never":
+        raise ConfigError(
+            "sweep.folds is given and activations.keep is `never`: folds train on what is kept of the frozen part.",
+            advice="Give activations.keep `auto` or `always`, or sweep.folds 0.",
+        )
+    if config.augmentation.is_active and any(phase.augment for phase in config.phases):
+        raise ConfigError(
+            "sweep.folds is given and a phase augments its images, which another fold validates on as they are.",
+            advice="Leave `augmentation` out, or set `augment: false` for every phase, or give sweep.folds 0.",
+        )
 
 
 def _check_scheduler(config: Config, sweep: SweepConfig) -> None:
