@@ -10,8 +10,8 @@ import typer
 
 from transfer.cli_cache import cache_app
 from transfer.cli_common import AsJson, ConfigPath, Overrides, errors_explained, load, run
-from transfer.cli_submit import submit_app
 from transfer.cli_registry import registry_app
+from transfer.cli_submit import submit_app
 from transfer.cli_tuning import tuning_app
 
 app = typer.Typer(

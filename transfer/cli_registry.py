@@ -51,14 +51,16 @@ def show(
     """Show a version: its files, where it came from, and what the promotion log says about it."""
 
     def work() -> dict[str, Any]:
-        from transfer.registry.describe import describe_version
+        from transfer.registry.describe import describe_version, promotions_about
 
         store, model = _open(config, overrides)
         shown = describe_version(store, model, version)
         answer = {"model": f"{store.uri}/{shown.version.folder}", **_in_full(shown)}
         if json:
             answer |= {"classes": shown.version.classes, "provenance": shown.version.provenance}
-        promotions = [{"promotion": number, **entry.model_dump()} for number, entry in shown.promotions]
+        promotions = [
+            {"promotion": number, **entry.model_dump()} for number, entry in promotions_about(store, shown.version)
+        ]
         if not json:
             promotions = [{**each, "replaces": str(each["replaces"] or "-")} for each in promotions]
         return answer | {"files": [file.model_dump() for file in shown.version.files], "promotions": promotions}
@@ -161,17 +163,18 @@ def _open(path: Path, overrides: list[str] | None) -> tuple[Store, str]:
     """The configuration's storage, and the name of its model."""
     from transfer.storage import open_store
 
-    config = load(path, overrides)
-    return open_store(config.storage), config.name
+    loaded = load(path, overrides)
+    return open_store(loaded.storage), loaded.name
 
 
 def _open_to_write(path: Path, overrides: list[str] | None) -> tuple[Store, str]:
     """The same, found fit to decide between two who write at once."""
-    from transfer.storage import probe
+    from transfer.storage import open_store, probe
 
-    store, model = _open(path, overrides)
-    probe(store, single_writer=load(path, overrides).storage.single_writer)
-    return store, model
+    loaded = load(path, overrides)
+    store = open_store(loaded.storage)
+    probe(store, single_writer=loaded.storage.single_writer)
+    return store, loaded.name
 
 
 def _in_full(described: DescribedVersion) -> dict[str, Any]:

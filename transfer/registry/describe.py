@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from transfer.registry.retention_log import Pin, Retention, read_retention
-from transfer.registry.rollback import list_promotions
-from transfer.registry.versions import ModelVersion, Promotion, list_versions, load_version
+from transfer.registry.retention_log import Pin, read_retention
+from transfer.registry.versions import (
+    ModelVersion,
+    Promotion,
+    current_promotion,
+    list_promotions,
+    list_versions,
+    load_version,
+)
 from transfer.storage import Store
 
 
@@ -17,27 +23,32 @@ class DescribedVersion:
     version: ModelVersion
     is_promoted: bool
     pin: Pin | None
-    promotions: tuple[tuple[int, Promotion], ...]
-    """The promotion log's entries that promoted or replaced it, oldest first, with their numbers."""
 
 
 def describe_versions(store: Store, model: str) -> list[DescribedVersion]:
     """All versions, oldest first. Raises CorruptObjectError, StorageError."""
-    now, promotions = read_retention(store, model), list_promotions(store, model)
-    return [_described(version, now, promotions) for version in list_versions(store, model)]
+    return _describe(store, model, list(list_versions(store, model)))
 
 
 def describe_version(store: Store, model: str, number: int | None = None) -> DescribedVersion:
     """A version by number, or the promoted one. Raises RegistryError when there is none."""
-    version = load_version(store, model, number)
-    return _described(version, read_retention(store, model), list_promotions(store, model))
+    (described,) = _describe(store, model, [load_version(store, model, number)])
+    return described
 
 
-def _described(version: ModelVersion, now: Retention, promotions: list[tuple[int, Promotion]]) -> DescribedVersion:
-    number = version.number
-    return DescribedVersion(
-        version=version,
-        is_promoted=bool(promotions) and promotions[-1][1].version == number,
-        pin=now.pin_of(number),
-        promotions=tuple(each for each in promotions if number in (each[1].version, each[1].replaces)),
-    )
+def promotions_about(store: Store, version: ModelVersion) -> list[tuple[int, Promotion]]:
+    """The promotion log's entries that promoted or replaced a version, oldest first, with their numbers."""
+    entries = list_promotions(store, version.model)
+    return [each for each in entries if version.number in (each[1].version, each[1].replaces)][::-1]
+
+
+def _describe(store: Store, model: str, versions: list[ModelVersion]) -> list[DescribedVersion]:
+    promoted, now = current_promotion(store, model), read_retention(store, model)
+    return [
+        DescribedVersion(
+            version=version,
+            is_promoted=promoted is not None and promoted.version == version.number,
+            pin=now.pin_of(version.number),
+        )
+        for version in versions
+    ]

@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from transfer.registry.retention_log import Retention, RetentionEntry, add_entry, now_utc, read_retention
-from transfer.registry.rollback import list_promotions
-from transfer.registry.versions import ModelVersion, Promotion, list_versions, versions_folder
+from transfer.registry.rollback import Serving, read_serving
+from transfer.registry.versions import ModelVersion, list_versions, versions_folder
 from transfer.storage import Store
 
 PARALLEL = 16
@@ -80,8 +80,7 @@ def _plan(store: Store, model: str, now: Retention, keep: int) -> Plan:
     The promotion log is read after the retention log. So a promotion that is not in it yet was announced in `now`, or
     will find that the version was removed when it is announced.
     """
-    promotions = list_promotions(store, model)
-    reasons = _reasons_to_stay(now, promotions)
+    reasons = _reasons_to_stay(now, read_serving(store, model))
     old = list(list_versions(store, model))[:-keep]
     return Plan(
         going=tuple(version for version in old if version.number not in reasons),
@@ -89,14 +88,15 @@ def _plan(store: Store, model: str, now: Retention, keep: int) -> Plan:
     )
 
 
-def _reasons_to_stay(now: Retention, promotions: list[tuple[int, Promotion]]) -> dict[int, str]:
+def _reasons_to_stay(now: Retention, serving: Serving) -> dict[int, str]:
     """Why each version that must stay does, the strongest reason if there are several."""
-    latest = promotions[-1][0] if promotions else 0
-    reasons = {each.version: "about to be promoted" for each in now.announced if each.promotion > latest}
+    reasons = {each.version: "about to be promoted" for each in now.announced if each.promotion > serving.number}
     reasons |= {pin.version: f"pinned: {pin.reason}" for pin in now.pins}
-    served = list(dict.fromkeys(promotion.version for _, promotion in reversed(promotions)))
-    reasons |= dict.fromkeys(served[1:2], "served before the present one")
-    return reasons | dict.fromkeys(served[:1], "promoted")
+    if serving.before is not None:
+        reasons[serving.before] = "served before the present one"
+    if serving.promotion is not None:
+        reasons[serving.promotion.version] = "promoted"
+    return reasons
 
 
 def _left_of(store: Store, model: str, removed: Iterable[int]) -> dict[int, list[str]]:

@@ -5,16 +5,35 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from transfer.errors import CorruptObjectError, ObjectNotFoundError, RegistryError
-from transfer.registry.versions import ModelVersion, Promotion, load_version, promote, promotions_log
+from transfer.registry.versions import ModelVersion, Promotion, list_promotions, load_version, promote
 from transfer.storage import Store
 
 
 @dataclass(frozen=True)
+class Serving:
+    """What serves, and what served before it."""
+
+    number: int
+    """Of the promotion in force; 0 when there is none."""
+    promotion: Promotion | None
+    before: int | None
+    """The last version in the promotion log that is not the present one."""
+
+
+@dataclass(frozen=True)
 class Rollback:
-    """What serves after a rollback, and whether it did before."""
+    """What serves after a rollback, and whether it is something else than before."""
 
     promotion: Promotion
     changed: bool
+
+
+def read_serving(store: Store, model: str) -> Serving:
+    """What serves now. Raises CorruptObjectError, StorageError."""
+    promotions = list_promotions(store, model)
+    number, current = next(promotions, (0, None))
+    before = (other.version for _, other in promotions if current and other.version != current.version)
+    return Serving(number, current, next(before, None))
 
 
 def roll_back(store: Store, model: str, *, reason: str, to: int | None = None) -> Rollback:
@@ -23,25 +42,24 @@ def roll_back(store: Store, model: str, *, reason: str, to: int | None = None) -
     Changes nothing when `to` serves already. Raises RegistryError when nothing served before or the version does not
     exist or is damaged, PromotionConflictError when somebody else promoted since this began.
     """
-    history = list_promotions(store, model)
-    if not history:
+    serving = read_serving(store, model)
+    if serving.promotion is None:
         raise RegistryError(
             f"No version of model `{model}` is promoted in {store.uri}, so there is nothing to go back from.",
             advice="Publish one with `transfer train` or `transfer publish`.",
         )
-    number, current = history[-1]
-    target = to if to is not None else _served_before(store, model, history)
-    if target == current.version:
-        return Rollback(current, changed=False)
+    current = serving.promotion.version
+    target = serving.before if to is None else to
+    if target is None:
+        raise RegistryError(
+            f"Version {current} is the only one of model `{model}` that ever served in {store.uri}.",
+            advice="Name the version to serve with --to; `transfer registry list` shows those that there are.",
+        )
+    if target == current:
+        return Rollback(serving.promotion, changed=False)
     version = load_version(store, model, target)
     verify_version(store, version)
-    return Rollback(promote(store, version, reason=reason, after=number), changed=True)
-
-
-def list_promotions(store: Store, model: str) -> list[tuple[int, Promotion]]:
-    """The promotion log, oldest first, with the entries' numbers."""
-    log = promotions_log(store, model)
-    return [(number, Promotion.model_validate(log.read(number))) for number in log.numbers()]
+    return Rollback(promote(store, version, reason=reason, after=serving.number), changed=True)
 
 
 def verify_version(store: Store, version: ModelVersion) -> None:
@@ -51,19 +69,6 @@ def verify_version(store: Store, version: ModelVersion) -> None:
             store.read_verified(f"{version.folder}/{file.name}", file.sha256)
         except (CorruptObjectError, ObjectNotFoundError) as error:
             raise RegistryError(
-                f"Version {version.number} of model `{version.model}` is not intact, so it was not promoted: "
-                f"{error.message}",
-                advice="Name an intact version with --to, or restore the file from a backup.",
+                f"Version {version.number} of model `{version.model}` is not intact: {error.message}",
+                advice="It was not promoted. Name an intact version with --to, or restore the file from a backup.",
             ) from error
-
-
-def _served_before(store: Store, model: str, history: list[tuple[int, Promotion]]) -> int:
-    """The last version in the log that is not the present one."""
-    _, current = history[-1]
-    for _, promotion in reversed(history):
-        if promotion.version != current.version:
-            return promotion.version
-    raise RegistryError(
-        f"Version {current.version} is the only one of model `{model}` that ever served in {store.uri}.",
-        advice="Name the version to serve with --to; `transfer registry list` shows those that there are.",
-    )

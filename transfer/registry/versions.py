@@ -183,6 +183,13 @@ def current_promotion(store: Store, model: str) -> Promotion | None:
     return Promotion.model_validate(latest[1]) if latest else None
 
 
+def list_promotions(store: Store, model: str) -> Iterator[tuple[int, Promotion]]:
+    """The promotion log with its numbers, newest first; each entry is read when it is asked for."""
+    log = promotions_log(store, model)
+    for number in reversed(log.numbers()):
+        yield number, Promotion.model_validate(log.read(number))
+
+
 def _read_version(store: Store, model: str, number: int) -> ModelVersion | None:
     try:
         return ModelVersion.model_validate(versions_log(store, model).read(number))
