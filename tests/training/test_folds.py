@@ -8,6 +8,7 @@ from tests.digits import digits_config, ingest_some_digits
 from transfer.activations.batches import KeptSplit
 from transfer.activations.kept import Kept
 from transfer.activations.prefix import prefix_of
+from transfer.activations.usage import UsageWatch
 from transfer.errors import ConfigError, RunConflictError, TrainingError
 from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoints
@@ -136,6 +137,12 @@ def test_each_fold_is_a_run_of_its_own_and_none_is_a_model_to_use(digits):
         load_run(runs[1].store, "own-fold1of5", runs[1].config)
     with pytest.raises(RunConflictError, match="fold"):
         new_run(digits, "own-fold1of5")
+
+
+def test_what_an_unfinished_fold_relies_on_is_in_use(digits):
+    run = new_run(digits, "in-use", fold=Fold(0, FOLDS))
+    opened(run, digits[1])
+    assert "in-use-fold1of3" in {found.id for found in UsageWatch(run.store).look().runs}
 
 
 def test_kept_output_is_computed_however_cheap_the_images_would_be(digits):

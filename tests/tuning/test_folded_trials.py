@@ -49,16 +49,21 @@ def run_of(sweep, trial, fold):
     return open_run(sweep.store, trial.config, sweep.dataset, fold=Fold(fold, FOLDS))
 
 
+def ends_of(sweep, trial):
+    """The last checkpoint of each of a trial's folds."""
+    return [Checkpoints(run_of(sweep, trial, fold)).complete() for fold in range(FOLDS)]
+
+
 def trained_by_hand(digits, name, trial):
-    """Histories of a trial's folds, each trained by a call of its own, as runs of another name."""
+    """The last checkpoint of each fold, trained by a call of its own, as runs of another name."""
     _, dataset = digits
-    histories = []
+    ends = []
     for fold in range(FOLDS):
         config = trial.config.model_copy(update={"name": name})
         run = open_run(open_store(config.storage), config, dataset, fold=Fold(fold, FOLDS))
         train(run, dataset, strategy=tf.distribute.get_strategy())
-        histories.append(Checkpoints(run).complete().progress.history)
-    return histories
+        ends.append(Checkpoints(run).complete())
+    return ends
 
 
 def assert_rows_close(rows, expected):
@@ -86,14 +91,18 @@ def test_a_trials_figures_are_the_means_of_its_folds_each_trained_by_hand(digits
         assert state.run_id == ""
         assert state.packed_with == len(trials)
         assert state.trained_flops > 0
-        assert_means(state.rows, trained_by_hand(digits, f"{name}-hand", trial))
+        by_hand = trained_by_hand(digits, f"{name}-hand", trial)
+        assert_means(state.rows, [end.progress.history for end in by_hand])
+        for end, expected in zip(ends_of(sweep, trial), by_hand, strict=True):
+            for found, weights in zip(end.weights, expected.weights, strict=True):
+                assert np.abs(found - weights).max() <= 1e-5 * np.abs(weights).max()
         assert [(row.phase, row.epoch) for row in state.rows] == [(0, 0), (0, 1), (0, 2)]
 
 
 def test_seconds_are_those_of_all_folds(digits):
     sweep, (trial,) = swept(digits, "seconds", space={"head.dropout": [0.1]})
     rows = TrialHost(sweep, [trial]).advance(trial, 3).rows
-    histories = [Checkpoints(run_of(sweep, trial, fold)).complete().progress.history for fold in range(FOLDS)]
+    histories = [end.progress.history for end in ends_of(sweep, trial)]
     assert [row.seconds for row in rows] == pytest.approx(
         [sum(row.seconds for row in of_epoch) for of_epoch in zip(*histories, strict=True)]
     )
@@ -129,7 +138,7 @@ def test_folds_that_stop_early_end_with_the_epochs_they_went_back_to(digits):
     phases = [{"unfreeze": depth, "epochs": 6, "learning_rate": 2e-2, **early} for depth in (0, 1)]
     sweep, (trial,) = swept(digits, "early", space={"phases.0.learning_rate": [2e-2]}, phases=phases)
     rows = TrialHost(sweep, [trial]).advance(trial, 12).rows
-    histories = [Checkpoints(run_of(sweep, trial, fold)).complete().progress.history for fold in range(FOLDS)]
+    histories = [end.progress.history for end in ends_of(sweep, trial)]
     kept = [row_kept(history, trial.config.phases) for history in histories]
     assert_means(rows[-1:], [[row] for row in kept])
     for phase in (0, 1):
@@ -203,7 +212,16 @@ def test_a_fold_that_fails_fails_the_trial():
     assert folded.ended
     assert state.complete
     assert state.failure == "The loss became nan"
-    folded.stop()
+    assert len(state.rows) == 1
+
+
+def test_the_folds_of_a_trial_that_failed_are_trained_no_further(digits):
+    sweep, (trial,) = swept(digits, "no-further", space=ONE_DEEPER)
+    host = TrialHost(sweep, [trial])
+    folds = [Known([0.5, 0.5, 0.5]), Known([0.5, 0.5, 0.5], fails_after=1)]
+    # Real folds that fail do so in the same epoch.
+    host._open[host._run_id(trial, None)] = Folded(folds, trial.config.phases)
+    assert host.advance(trial, 3).failure
     assert all(fold.is_stopped for fold in folds)
 
 
