@@ -38,6 +38,8 @@ docs: setup  ## regenerate the config reference and the JSON Schema
 lock:  ## resolve the pins again (needs uv)
 	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --upgrade -q -o requirements/run.txt
+	uv pip compile pyproject.toml --extra gpu -c requirements/run.txt --universal --python-version 3.11 \
+		--generate-hashes --no-emit-index-url -q -o requirements/gpu.txt
 	uv pip compile pyproject.toml --group dev -c requirements/run.txt --universal --python-version 3.11 \
 		--generate-hashes --no-emit-index-url -q -o requirements/dev.txt
 
