@@ -187,3 +187,21 @@ def test_the_driver_of_a_sweep_never_loads_tensorflow():
         "assert not {'tensorflow', 'keras', 'tf_keras'} & set(sys.modules), 'TensorFlow was loaded'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_trials_of_two_workers_each_learn_the_same(ray_cluster, digits):
+    source, dataset = digits
+    rates = {"space": {"phases.0.learning_rate": [1e-3, 1e-2]}, "search": "grid"}
+    phases = [{"unfreeze": 0, "epochs": 1, "learning_rate": 1e-3}]
+
+    def outcome(name, count):
+        config = digits_config(
+            source, str(source.parent / "storage"), phases=phases, sweep=rates, workers={"count": count}
+        ).model_copy(update={"name": name})
+        return run_sweep(config, dataset, open_store(config.storage)).result
+
+    found, expected = outcome("groups", 2), outcome("one-process", 0)
+    assert statuses(found) == ["finished"] * 2
+    for trial, other in zip(found.trials, expected.trials, strict=True):
+        assert [row.loss for row in trial.rows] == pytest.approx([row.loss for row in other.rows], rel=1e-5)
+        assert (trial.value, trial.trained_flops) == (other.value, other.trained_flops)

@@ -72,6 +72,7 @@ class TrialHost:
         for config in reversed(by_depth.values()):
             run = open_run(self._sweep.store, config, self._dataset, fold=self._folds[0])
             inputs = Inputs(run, self._dataset, self._model(config), sharing=self._sharing(config))
+            inputs.claim()
             found.update(dict.fromkeys(inputs.requests(None if self._sees_all_phases else [0])))
         return list(found)
 
