@@ -6,7 +6,7 @@ Talks to the Kubernetes API as the pod's own service account, with Python's stan
 the new RayJob's name, so a second start on a day finds the first one's. Exit code: 0 succeeded, 1 not.
 """
 
-import datetime
+import datetime as dt
 import json
 import os
 import pathlib
@@ -15,13 +15,15 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from typing import Any
 
+# Where every pod finds them; the tests have others.
 ACCOUNT = pathlib.Path(os.environ.get("ACCOUNT", "/var/run/secrets/kubernetes.io/serviceaccount"))
 API = os.environ.get("API", "https://kubernetes.default.svc")
 POLL_S = float(os.environ.get("POLL_S", "30"))
 
 
-def call(method, path, body=None):
+def call(method: str, path: str, body: dict[str, Any] | None = None) -> Any:
     """The API's answer."""
     # Read each time: Kubernetes renews the token in place.
     headers = {"Authorization": f"Bearer {(ACCOUNT / 'token').read_text()}", "Content-Type": "application/json"}
@@ -32,7 +34,7 @@ def call(method, path, body=None):
         return json.load(answer)
 
 
-def start(jobs, name, night):
+def start(jobs: str, name: str, night: str) -> None:
     """Make the night's RayJob from the one of this name, unless it is there."""
     template = call("GET", f"{jobs}/{name}")
     metadata = {"name": night, "labels": template["metadata"].get("labels", {})}
@@ -46,7 +48,7 @@ def start(jobs, name, night):
         print(f"{night} is there.", flush=True)
 
 
-def watch(jobs, night):
+def watch(jobs: str, night: str) -> bool:
     """Whether the night's RayJob succeeded, when it has ended."""
     said = None
     while True:
@@ -68,12 +70,12 @@ def watch(jobs, night):
         time.sleep(POLL_S)
 
 
-def main():
+def main() -> int:
     """Start and watch."""
     name = sys.argv[1]
     namespace = (ACCOUNT / "namespace").read_text()
     jobs = f"/apis/ray.io/v1/namespaces/{namespace}/rayjobs"
-    night = f"{name}-{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d}"
+    night = f"{name}-{dt.datetime.now(dt.UTC):%Y-%m-%d}"
     start(jobs, name, night)
     return 0 if watch(jobs, night) else 1
 
