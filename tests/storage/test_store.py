@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -261,6 +262,21 @@ def test_a_model_version_is_removed_with_its_folders_and_nothing_beside_it(stora
         assert [path.name for path in Path(storage.uri, versions).iterdir()] == ["00000002"]
     store.remove(f"{versions}/00000002/d")
     assert store.put(f"{versions}/00000003/d", HELLO) is True
+
+
+def test_what_is_removed_while_it_is_listed_does_not_disturb_the_rest_of_the_list(folder_storage, monkeypatch):
+    store = open_store(folder_storage)
+    for name in ("a", "b", "c"):
+        store.put(f"activations/{name}", HELLO)
+    walk = os.walk
+
+    def walk_while_another_removes(folder):
+        for each in walk(folder):
+            store.remove("activations/b")
+            yield each
+
+    monkeypatch.setattr(os, "walk", walk_while_another_removes)
+    assert [item.name for item in store.list()] == ["activations/a", "activations/c"]
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,11 @@ class LocalStore(Store):
                 if file.startswith(TEMPORARY_PREFIX):
                     continue
                 path = Path(directory, file)
-                yield StoredObject(path.relative_to(self.folder).as_posix(), path.stat().st_size)
+                try:
+                    size_bytes = path.stat().st_size
+                except FileNotFoundError:
+                    continue  # Removed since its folder was read.
+                yield StoredObject(path.relative_to(self.folder).as_posix(), size_bytes)
 
     def _link_new(self, path: Path, data: bytes | Path) -> bool:
         with _temporary_file(path.parent, data) as temporary:
