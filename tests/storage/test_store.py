@@ -271,9 +271,10 @@ def test_what_is_removed_while_it_is_listed_does_not_disturb_the_rest_of_the_lis
     walk = os.walk
 
     def walk_while_another_removes(folder):
-        for each in walk(folder):
-            store.remove("activations/b")
-            yield each
+        for directory, folders, files in walk(folder):
+            if "b" in files:
+                store.remove("activations/b")
+            yield directory, folders, files
 
     monkeypatch.setattr(os, "walk", walk_while_another_removes)
     assert [item.name for item in store.list()] == ["activations/a", "activations/c"]
