@@ -14,7 +14,7 @@ RATES = [1e-4, 1e-3, 1e-2]
 
 
 def test_the_bench_of_sweeps_reports_every_arm_and_every_ratio_of_theirs():
-    small = "--images 40 --epochs 1 --rates 2 --depths 0,1 --image-size 32 --arms tutorials,keras-tuner,ours,floor"
+    small = "--images 80 --epochs 1 --rates 2 --depths 0,1 --image-size 32 --arms tutorials,keras-tuner,ours,floor"
     command = [sys.executable, "-m", "scripts.bench.sweep", *small.split(), "--json"]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stdout + finished.stderr
