@@ -30,11 +30,13 @@ def digits(tmp_path_factory):
     return ingest_some_digits(tmp_path_factory.mktemp("digits"))
 
 
-def swept(digits, sweep, *, name="digits", epochs=2, optimizer="adam"):
+def swept(digits, sweep, *, name="digits", epochs=2, optimizer="adam", workers=0):
     """Run a sweep whose trials no other test has."""
     source, dataset = digits
     phases = [{"unfreeze": 0, "epochs": epochs, "learning_rate": 1e-3, "optimizer": optimizer}]
-    config = digits_config(source, str(source.parent / "storage"), phases=phases, sweep=sweep)
+    config = digits_config(
+        source, str(source.parent / "storage"), phases=phases, sweep=sweep, workers={"count": workers}
+    )
     config = config.model_copy(update={"name": name})
     return config, run_sweep(config, dataset, open_store(config.storage))
 
@@ -62,6 +64,16 @@ def test_a_sweep_tries_all_and_the_best_on_the_validation_split_wins(ray_cluster
     _, again = swept(digits, GRID, name="grid")
     assert again == outcome
     assert checkpoints_of(config, result) == before
+
+
+def test_several_hosts_divide_the_trials_and_find_the_same(ray_cluster, digits):
+    # As many as the cluster has CPUs; the trials of a pack stay together.
+    _, outcome = swept(digits, GRID, name="hosts", workers=1)
+    _, alone = swept(digits, GRID, name="one-host")
+    assert [trial.packed_with for trial in outcome.result.trials] == [2, 2, 1, 1]
+    for trial, expected in zip(outcome.result.trials, alone.result.trials, strict=True):
+        assert trial.value == expected.value
+        assert [row.loss for row in trial.rows] == pytest.approx([row.loss for row in expected.rows], rel=1e-5)
 
 
 def test_a_scheduler_stops_trials_and_the_target_ends_the_sweep(ray_cluster, digits):

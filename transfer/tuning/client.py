@@ -20,6 +20,7 @@ from transfer.errors import TrainingError, TransferError
 from transfer.training.history import EpochRow, row_kept
 from transfer.tuning.at_work import Branch, TrialState
 from transfer.tuning.group import GroupTrial
+from transfer.tuning.packs import pack_key
 from transfer.tuning.records import TrialRecord
 from transfer.tuning.search import METRIC, TIME
 from transfer.tuning.space import Trial, make_trial, sweep_of
@@ -110,7 +111,10 @@ class TuneTrial(tune.Trainable):
     def _begin(self, config: dict[str, Any]) -> None:
         number = config["trial"]
         self._trial = self._trials.get(number) or make_trial(self._sweep.config, number, config["values"])
-        self._host = self._hosts[number % len(self._hosts)] if self._hosts else None
+        # All trials of a pack have one host; the others take turns.
+        key = pack_key(self._trial.config)
+        place = int(key, 16) if key else number
+        self._host = self._hosts[place % len(self._hosts)] if self._hosts else None
         self._group: GroupTrial | None = None
         self._branch = None
         self._is_at_host = False
