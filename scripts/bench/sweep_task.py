@@ -103,8 +103,23 @@ def pooled_network(task: Task, depth: int) -> Any:
     unfrozen = json.loads(task.unfrozen.read_text())[str(depth)]
     for layer in base.layers:
         layer.trainable = layer.name in unfrozen
+
+    class InInferenceMode(keras.layers.Layer):
+        """The tutorial's `base(x, training=False)`, as its authors meant it.
+
+        In a functional model the `fit` of Keras 3.15 makes that `training=True` again: BatchNorms that are not frozen
+        would use the statistics of batches, and validate badly.
+        """
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.base = base
+
+        def call(self, images: Any) -> Any:
+            return self.base(images, training=False)
+
     inputs = keras.Input((task.image_size, task.image_size, 3))
-    features = base(keras.layers.Rescaling(1 / 127.5, -1)(inputs), training=False)
+    features = InInferenceMode()(keras.layers.Rescaling(1 / 127.5, -1)(inputs))
     return keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(features))
 
 
