@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import os
+import signal
 import subprocess
 import tempfile
 import time
@@ -158,23 +159,38 @@ def run_counted(command: Sequence[str], counter: Counter) -> tuple[str, Usage]:
     # Files: whoever inherits a pipe could wait for its other end.
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(counter.command(command), stdout=output, stderr=errors)
-        ended: float | None = None
-        while True:
-            usage.note(counter.cpu_s())
-            if process.poll() is not None:
-                ended = ended or time.monotonic()
-                if not counter.alive():
-                    break
-                if time.monotonic() > ended + LEFTOVERS_MAY_TAKE_S:
-                    raise SystemExit(f"{command} left processes behind: {sorted(counter.alive())}")
-            time.sleep(LOOK_EVERY_S)
-        usage.note(counter.cpu_s())
-        counter.close()
+        try:
+            _wait(process, counter, usage)
+        finally:
+            _end(process, counter)
         output.seek(0)
         errors.seek(0)
         if process.returncode:
             raise SystemExit(f"{errors.read()}\n{command} failed with exit code {process.returncode}")
         return output.read(), usage
+
+
+def _wait(process: subprocess.Popen[bytes], counter: Counter, usage: Usage) -> None:
+    ended: float | None = None
+    while ended is None or counter.alive():
+        usage.note(counter.cpu_s())
+        if ended is None and process.poll() is not None:
+            ended = time.monotonic()
+        if ended is not None and time.monotonic() > ended + LEFTOVERS_MAY_TAKE_S:
+            raise SystemExit(f"{process.args!r} left processes behind: {sorted(counter.alive())}")
+        time.sleep(LOOK_EVERY_S)
+    usage.note(counter.cpu_s())
+
+
+def _end(process: subprocess.Popen[bytes], counter: Counter) -> None:
+    """Leave nothing of an interrupted command behind."""
+    while pids := counter.alive() | ({process.pid} if process.poll() is None else set()):
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(LOOK_EVERY_S)
+        counter.cpu_s()
+    counter.close()
 
 
 class _Process:

@@ -1,6 +1,6 @@
 """What a sweep over unfreeze depth and learning rate costs, against what people do without this library.
 
-    python -m scripts.bench.sweep                                    # 1,000 JPEGs of 320 x 240, about 45 minutes
+    python -m scripts.bench.sweep                                    # 1,000 JPEGs of 320 x 240, about 40 minutes
     python -m scripts.bench.sweep --images 60 --epochs 1 --rates 2 --image-size 64 --json
 
 The space: MobileNetV2, 3 depths x 8 learning rates x 5 epochs, judged on a validation split, which is the same images
@@ -16,9 +16,9 @@ in all arms. Arms, each round in another order, each in a fresh process:
     heads-1      one of them
 
 `tutorials-heads` are the head-only trials of `tutorials`, with its start. Every arm is measured in CPU-seconds of all
-its processes (`cpu_time.py`), Ray's daemons included, and in seconds. Its start is counted apart (imports, Ray, and of
-the library the hosts' processes; the loading of the network counts as work), and so are its trials. Ratios are medians
-over rounds of ratios within a round.
+its processes (`cpu_time.py`), Ray's daemons included, and in seconds. Its start is counted apart (Ray, its processes,
+all imports; the loading of the network counts as work), and so are its trials. Ratios are medians over rounds of ratios
+within a round.
 
 Parity: see `sweep_parity.py`; the bench fails where it is not met. The base has random weights, for nothing is
 downloaded, and BatchNorms that saw some of the images.
@@ -70,7 +70,8 @@ def main() -> None:
             rates=[float(f"{rate:.3g}") for rate in np.geomspace(LOWEST_RATE, HIGHEST_RATE, options.rates)],
             dropouts=[DROPOUT],
         )
-        rows = run(task, "prepare")["rows"]
+        prepared = run(task, "prepare")
+        rows = prepared["rows"]
         outcomes: dict[str, list[Outcome]] = {}
         for round_ in range(options.rounds):
             for arm, outcome in one_round(task, options.arms.split(","), round_):
@@ -81,7 +82,7 @@ def main() -> None:
         "trials": len(task.depths) * len(task.rates),
         "epochs": options.epochs,
         "rounds": options.rounds,
-        "cpu_counted_by": type(best_counter()).__name__,
+        "cpu_counted_by": prepared["counted_by"],
         "parity": parity_of(outcomes, rows["validation"]),
         **figures_of(outcomes),
     }
@@ -133,8 +134,9 @@ def heads_of(tutorials: Outcome) -> Outcome:
 def run(task: Task, arm: str) -> Outcome:
     """Run an arm in a fresh process. Adds what its parts and its trials cost to what it tells."""
     command = [sys.executable, "-m", "scripts.bench.sweep_arms", json.dumps(asdict(replace(task, arm=arm)))]
-    printed, usage = run_counted(command, best_counter())
-    told: Outcome = json.loads(printed.splitlines()[-1])
+    counter = best_counter()
+    printed, usage = run_counted(command, counter)
+    told: Outcome = {"counted_by": type(counter).__name__, **json.loads(printed.splitlines()[-1])}
     for trial in told.get("tried", []):
         if "started" in trial:
             trial.update(cost(usage, trial["started"], trial["ended"]))

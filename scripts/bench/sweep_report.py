@@ -17,8 +17,8 @@ AIMS = {
     "heads-32 / heads-1": ("< 1.5", "work", "wall_s"),
 }
 PARTS = {
-    "start": "start",
-    "extract": "hosts' TensorFlow and network, extraction",
+    "start": "start: imports, Ray",
+    "extract": "network, extraction",
     "tune": "trials",
     "rest": "page, shutdown",
 }

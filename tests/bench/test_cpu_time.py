@@ -1,10 +1,13 @@
 """CPU-seconds are those of everything that comes of a command, whichever way they are counted."""
 
+import json
 import sys
+from pathlib import Path
 from subprocess import CalledProcessError
 
 import pytest
 
+from scripts.bench import cpu_time
 from scripts.bench.cpu_time import ControlGroup, Counter, MarkedProcesses, run_counted
 
 # Works, has a child work, and leaves a daemon behind that goes on to work; each tells what it used.
@@ -54,6 +57,16 @@ def test_what_others_do_is_not_counted(make):
         pass
     _, usage = run_counted([sys.executable, "-c", "import time; time.sleep(0.3)"], make())
     assert usage.between(usage.started, usage.ended) < 0.3
+
+
+@pytest.mark.parametrize("make", [control_group, MarkedProcesses])
+def test_what_a_command_leaves_behind_is_ended_when_the_bench_gives_up(monkeypatch, make):
+    monkeypatch.setattr(cpu_time, "LEFTOVERS_MAY_TAKE_S", 0.5)
+    leave = "import subprocess, sys; subprocess.Popen(['sleep', '600'], start_new_session=True)"
+    with pytest.raises(SystemExit, match="left processes behind") as found:
+        run_counted([sys.executable, "-c", leave], make())
+    (left,) = json.loads(str(found.value).rpartition(": ")[2])
+    assert not Path(f"/proc/{left}").exists() or "(sleep) Z" in Path(f"/proc/{left}/stat").read_text()
 
 
 def test_a_command_that_fails_ends_the_bench_with_its_errors():
