@@ -27,6 +27,8 @@ def connect() -> None:
 
     # Workers would otherwise run somewhere under /tmp, and relative paths would mean something else there.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    # Ray reports what is run on a cluster that it starts to its makers, unless told not to.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not ray.is_initialized():
         ray.init(include_dashboard=False, log_to_driver=True, logging_level="warning")
 
