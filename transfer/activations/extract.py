@@ -21,6 +21,7 @@ from transfer.activations.rows import Piece, RowBatch, image_rows, kept_rows, se
 from transfer.backbone.backbone import Backbone
 from transfer.config import Config
 from transfer.dataset.manifest import Shard
+from transfer.progress import progress
 from transfer.storage import Store
 
 logger = logging.getLogger(__name__)
@@ -93,6 +94,15 @@ class Extractor:
             done += Extraction.sum([self._run(stream, advance, rows) for stream in streams])
         asked = len(_unique(shards)) * len(_unique_prefixes(prefixes))
         return done + Extraction(shards_found=asked - done.shards_computed)
+
+    def extract_all(self, wanted: Sequence[tuple[Sequence[Shard], Sequence[Prefix]]]) -> Extraction:
+        """`extract` for several groups of shards, each with its prefixes; shows one progress over all of them."""
+        images = sum(stream.rows for shards, prefixes in wanted for stream in self.plan(shards, prefixes))
+        if not images:
+            return Extraction()
+        with progress("frozen part", total=images) as advance:
+            done = [self.extract(*each, advance=advance, rows=images) for each in wanted]
+        return Extraction.sum(done)
 
     def _run(self, stream: Stream, advance: Callable[[int], None], rows: int) -> Extraction:
         started = time.perf_counter()

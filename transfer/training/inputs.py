@@ -23,7 +23,6 @@ from transfer.backbone.flops import network_flops
 from transfer.config import PhaseConfig
 from transfer.dataset.manifest import Dataset, Shard
 from transfer.errors import AlreadyExistsError, ConfigError, TrainingError
-from transfer.progress import progress
 from transfer.training.folds import FOLDED_SPLITS
 from transfer.training.model import TransferModel
 from transfer.training.run import Run
@@ -80,14 +79,7 @@ class Inputs:
     def extract(self, phases: Container[int] | None = None) -> Extraction:
         """Compute, in this process, what some phases (default: all) will need and is not kept yet."""
         self.claim()
-        wanted = self._wanted(phases)
-        plans = [self._extractor.plan(shards, prefixes) for shards, prefixes in wanted]
-        images = sum(work.rows for plan in plans for work in plan)
-        if not images:
-            return Extraction()
-        with progress("frozen part", total=images) as advance:
-            done = [self._extractor.extract(*each, advance=advance, rows=images) for each in wanted]
-        return Extraction.sum(done)
+        return self._extractor.extract_all(self._wanted(phases))
 
     def requests(self, phases: Container[int] | None = None) -> list[Request]:
         """What is to be kept for some phases (default: all), as a driver without TensorFlow can pass it on."""

@@ -79,18 +79,12 @@ class TrialHost:
     def extract(self, requests: Sequence[Request], part: int, of: int) -> Extraction:
         """Compute what is requested and not kept yet, for one of so many parts of the images."""
         from transfer.activations.extract import Extractor, prefixes_of
-        from transfer.progress import progress
 
         config = self._sweep.config
         extractor = Extractor(self._sweep.store, engine=config.activations.engine)
         by_split = prefixes_of(config, self._model(config).backbone, requests)
         wanted = [(self._dataset.shards_of(split)[part::of], prefixes) for split, prefixes in by_split.items()]
-        images = sum(stream.rows for shards, prefixes in wanted for stream in extractor.plan(shards, prefixes))
-        if not images:
-            return Extraction()
-        with progress("frozen part", total=images) as advance:
-            done = [extractor.extract(*each, advance=advance, rows=images) for each in wanted]
-        return Extraction.sum(done)
+        return extractor.extract_all(wanted)
 
     def advance(self, trial: Trial, epochs: int, branch: Branch | None = None) -> TrialState:
         """Train a trial until it has come so many epochs, or to its end. Raises what training raises.
