@@ -17,17 +17,21 @@ from transfer.config.models import (
     TrainingConfig,
     WorkersConfig,
 )
+from transfer.config.nightly import ChecksConfig, GateConfig, NightlyConfig
 from transfer.config.sweep import DomainConfig, SchedulerConfig, SweepConfig
 
 __all__ = [
     "ActivationsConfig",
     "AugmentationConfig",
     "BaseNetworkConfig",
+    "ChecksConfig",
     "Config",
     "DatasetConfig",
     "DomainConfig",
     "EarlyStoppingConfig",
+    "GateConfig",
     "HeadConfig",
+    "NightlyConfig",
     "OptimizerConfig",
     "PhaseConfig",
     "PublishConfig",

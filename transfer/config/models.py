@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from transfer.config.nightly import NightlyConfig
 from transfer.config.section import Fraction, Name, PositiveFloat, Section
 from transfer.config.sweep import SweepConfig
 
@@ -76,6 +77,9 @@ class DatasetConfig(Section):
     """Images with more pixels are refused from their header, before they are decoded."""
     max_file_size_bytes: Annotated[int, Field(ge=1)] = 64 * 1024**2
     """Larger files are refused unread."""
+    rename_classes: dict[str, str] = Field(default_factory=dict)
+    """Names that changed, `{old: new}`: labels of the source and classes of earlier versions take the new name. Two old
+    names may become one, unless both have an index already."""
     transcode: bool = False
     """Turn formats that the serving graph cannot decode (TIFF, AVIF, HEIC, …) into PNG instead of refusing them."""
     shard_size_bytes: Annotated[int, Field(ge=1)] = 64 * 1024**2
@@ -255,6 +259,9 @@ class TrainingConfig(Section):
     """Compute in half precision where the device has it; variables stay float32."""
     checkpoint_steps: Annotated[int, Field(ge=1)] | None = None
     """Also write a checkpoint every this many steps. One is always written at the end of an epoch."""
+    warm_start: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}/[0-9]+$")] | None = None
+    """A published model version, `name/3`, whose head this one begins with, class by class. The base begins pretrained
+    all the same. Default: a fresh head."""
     shuffle_window_bytes: Annotated[int, Field(ge=1)] = 256 * 1024**2
     """Encoded images that a worker holds in memory to shuffle among."""
 
@@ -309,6 +316,8 @@ class Config(Section):
     publish: PublishConfig = PublishConfig()
     sweep: SweepConfig | None = None
     """What `transfer sweep` searches; other jobs do not read it."""
+    nightly: NightlyConfig = NightlyConfig()
+    """What `transfer nightly` asks of new data and of a new model; other jobs do not read it."""
 
     @field_validator("storage", mode="before")
     @classmethod

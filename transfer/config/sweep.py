@@ -18,6 +18,7 @@ _NOT_SEARCHED = {
     "activations": "it decides how a trial is computed, not what it learns",
     "workers": "it decides where a trial is computed, not what it learns",
     "publish": "only the winner is published",
+    "nightly": "it judges models, and decides nothing of what they learn",
     "sweep": "a sweep does not search itself",
 }
 

@@ -24,7 +24,7 @@ from transfer.storage import Log, Store, put_document, read_document
 from transfer.training.folds import Fold
 
 # What may change between two attempts of the same run without changing what is learned.
-_NOT_LEARNED = {"storage", "workers", "publish", "sweep"}
+_NOT_LEARNED = {"storage", "workers", "publish", "sweep", "nightly"}
 
 
 @dataclass(frozen=True)
