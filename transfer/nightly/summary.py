@@ -85,10 +85,10 @@ class Flip(Figures):
 class Comparison(Figures):
     """Both models on the same held-out images, image by image.
 
-    `left_out`: held-out images that the champion may have been trained on. `difference`: accuracy of the challenger less
-    the champion's; `interval`: of the difference, by a paired bootstrap, at the gate's one-sided confidence at each end.
-    `p_value`: one-sided, of McNemar's exact test. `gained` and `lost`: images that only the challenger, only the champion
-    has right; `flips` shows some of both. All of these are None or empty where there is no champion.
+    `left_out`: held-out images that the champion may have been trained on. `difference`: accuracy of the challenger
+    less the champion's; `interval`: of the difference, by a paired bootstrap, at the gate's one-sided confidence at
+    each end. `p_value`: one-sided, of McNemar's exact test. `gained` and `lost`: images that only the challenger, only
+    the champion has right; `flips` shows some of both. All of these are None or empty where there is no champion.
     """
 
     images: int
@@ -101,7 +101,7 @@ class Comparison(Figures):
     gained: int = 0
     lost: int = 0
     classes: list[ClassRecall]
-    flips: list[Flip] = []
+    flips: tuple[Flip, ...] = ()
 
 
 class Rule(Figures):
@@ -144,7 +144,7 @@ class NightSummary(Figures):
     dataset: str | None = None
     run: str | None = None
     change: DataChange | None = None
-    findings: list[Finding] = []
+    findings: tuple[Finding, ...] = ()
     comparison: Comparison | None = None
     decision: Decision | None = None
-    steps: list[Step] = []
+    steps: tuple[Step, ...] = ()
