@@ -7,7 +7,7 @@ which is null for an image that was answered and says why for one that could not
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -24,6 +24,9 @@ from transfer.registry.versions import ModelVersion, download_version, load_vers
 from transfer.storage import Store, StoredObject, open_store
 
 BATCH_SIZE = 32
+
+Answers = Callable[[list[bytes]], dict[str, Any]]
+Answer = Callable[[list[bytes]], dict[str, Any]]
 _SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -60,7 +63,7 @@ def predict(config: Config, *, images: str, output: str, version: int | None = N
         raise DatasetError(f"There are no files in {images}.", advice="Give a folder or an s3:// prefix of images.")
     errors = 0
     with tempfile.TemporaryDirectory() as folder:
-        answer = _load(store, chosen, Path(folder) / "model")
+        answer = load_answers(store, chosen, Path(folder) / "model")
         table = Path(folder) / "predictions.parquet"
         with pq.ParquetWriter(table, _SCHEMA) as writer, progress("predict", total=len(files)) as advance:
             for batch in _batches(files):
@@ -72,7 +75,12 @@ def predict(config: Config, *, images: str, output: str, version: int | None = N
     return PredictOutcome(version=chosen.number, images=len(files), errors=errors, output=output)
 
 
-def _load(store: Store, version: ModelVersion, folder: Path) -> Any:
+def load_answers(store: Store, version: ModelVersion, folder: Path) -> Answers:
+    """Load a published version: a function from n encoded images to its answers.
+
+    They are `probabilities` float32 [n, classes], `class_index` int32 [n] and `class_name` bytes [n]. `folder`: where
+    its files are put. Raises CorruptObjectError for a wrong byte, RegistryError when the version is removed meanwhile.
+    """
     import tensorflow as tf
 
     loaded = tf.saved_model.load(str(download_version(store, version, folder)))
@@ -87,7 +95,7 @@ def _load(store: Store, version: ModelVersion, folder: Path) -> Any:
 
 
 def _answer_batch(
-    answer: Any, source: Store, files: list[StoredObject], limits: DatasetConfig
+    answer: Answers, source: Store, files: list[StoredObject], limits: DatasetConfig
 ) -> Iterator[dict[str, Any]]:
     checked = []
     for file in files:
