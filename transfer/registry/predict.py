@@ -38,6 +38,10 @@ _SCHEMA = pa.schema(
 )
 
 
+Answers = Callable[[list[bytes]], dict[str, Any]]
+"""What a published model answers for encoded images."""
+
+
 @dataclass(frozen=True)
 class PredictOutcome:
     """What a prediction job did."""
