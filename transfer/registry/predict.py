@@ -26,7 +26,6 @@ from transfer.storage import Store, StoredObject, open_store
 BATCH_SIZE = 32
 
 Answers = Callable[[list[bytes]], dict[str, Any]]
-Answer = Callable[[list[bytes]], dict[str, Any]]
 _SCHEMA = pa.schema(
     [
         ("key", pa.string()),
