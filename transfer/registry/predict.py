@@ -24,8 +24,6 @@ from transfer.registry.versions import ModelVersion, download_version, load_vers
 from transfer.storage import Store, StoredObject, open_store
 
 BATCH_SIZE = 32
-
-Answers = Callable[[list[bytes]], dict[str, Any]]
 _SCHEMA = pa.schema(
     [
         ("key", pa.string()),
