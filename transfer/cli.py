@@ -10,6 +10,7 @@ import typer
 
 from transfer.cli_cache import cache_app
 from transfer.cli_common import AsJson, ConfigPath, Overrides, errors_explained, load, run
+from transfer.cli_nightly import nightly_app
 from transfer.cli_registry import registry_app
 from transfer.cli_submit import submit_app
 from transfer.cli_tuning import tuning_app
@@ -26,6 +27,7 @@ app.add_typer(config_app, name="config")
 app.add_typer(cache_app, name="cache")
 app.add_typer(registry_app, name="registry")
 app.add_typer(tuning_app)
+app.add_typer(nightly_app)
 app.add_typer(submit_app)
 
 RunId = Annotated[str, typer.Option("--run-id", help="The run, as `transfer train` printed it.")]

@@ -110,3 +110,9 @@ class ClusterError(TransferError):
     """A Ray cluster cannot be reached, or does not do as asked."""
 
     exit_code = 9
+
+
+class NightBusyError(TransferError):
+    """Somebody else works on this night."""
+
+    exit_code = 10

@@ -1,4 +1,4 @@
-"""The jobs, as plain functions of a configuration: ingest, train, sweep, evaluate, publish, predict.
+"""The jobs, as plain functions of a configuration: ingest, train, sweep, nightly, evaluate, publish, predict.
 
 Each can be repeated: what is already done is found and not done again.
 """
@@ -9,6 +9,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from transfer import steps
 from transfer.cluster import connect, run_where
 from transfer.config import Config
 from transfer.dataset.ingest import ingest as ingest_dataset
@@ -17,13 +18,15 @@ from transfer.evaluation.report import Report
 from transfer.preflight import check_source_and_files
 from transfer.registry.predict import PredictOutcome
 from transfer.registry.predict import predict as predict_images
-from transfer.registry.versions import ModelVersion, load_version, promote
-from transfer.storage import Store, open_store, probe
+from transfer.registry.versions import ModelVersion, promote
+from transfer.steps import evaluated, fit, published, read_report, writable_storage
+from transfer.storage import open_store
 from transfer.training.run import Run, load_run, open_run
 from transfer.tuning.lr_find import FoundRate, check_range, find_rate
 from transfer.tuning.space import check_space, with_values
 
 if TYPE_CHECKING:
+    from transfer.nightly.summary import NightSummary
     from transfer.tuning.driver import SweepOutcome
 
 logger = logging.getLogger(__name__)
@@ -46,14 +49,14 @@ def check(config: Config) -> None:
     Storage can be written and honours put-if-absent, the source and the weights are there, the network can be built and
     cut where the phases ask for it. Raises the TransferError that a job would end with.
     """
-    _storage(config)
+    writable_storage(config)
     check_source_and_files(config)
     run_where(config.workers, _check_network, config)
 
 
 def ingest(config: Config) -> Dataset:
     """Bring the configured images into storage as a dataset version; the same images again are the same version."""
-    store = _storage(config)
+    store = writable_storage(config)
     check_source_and_files(config)
     return ingest_dataset(config, store)
 
@@ -81,7 +84,7 @@ def sweep(config: Config) -> tuple[SweepOutcome, TrainOutcome]:
 
     check_space(config)
     connect()
-    store = _storage(config)
+    store = writable_storage(config)
     check_source_and_files(config)
     dataset = ingest_dataset(config, store)
     outcome = run_sweep(config, dataset, store)
@@ -91,15 +94,26 @@ def sweep(config: Config) -> tuple[SweepOutcome, TrainOutcome]:
     return outcome, _finish(run, dataset)
 
 
+def nightly(config: Config) -> tuple[NightSummary, str]:
+    """Work on the night that is not over, or on the next one; returns what is known of it and where its page is.
+
+    Ingests what is new, checks it, trains, and promotes what proves better than what serves.
+    """
+    # Late: it loads what draws pages.
+    from transfer.nightly.night import run_night
+
+    return run_night(config)
+
+
 def evaluate(config: Config, *, run_id: str, split: str | None = None) -> tuple[Report, str]:
     """Evaluate a finished run again; returns the report and where it is."""
-    run = load_run(_storage(config), run_id, config)
-    return _report(run, run_where(config.workers, _evaluate, config, run.id, split))
+    run = load_run(writable_storage(config), run_id, config)
+    return read_report(run, steps.evaluate(run, split=split))
 
 
 def publish(config: Config, *, run_id: str) -> ModelVersion:
     """Publish an evaluated run, and promote it unless the configuration says otherwise."""
-    return _publish_and_promote(config, load_run(_storage(config), run_id, config), None)
+    return _publish_and_promote(load_run(writable_storage(config), run_id, config), None)
 
 
 def predict(config: Config, *, images: str, output: str, version: int | None = None) -> PredictOutcome:
@@ -124,58 +138,20 @@ def lr_find(
     return found, f"{store.uri}/{page}"
 
 
-def _storage(config: Config) -> Store:
-    """The job's storage, found fit to be written to; connects to the cluster first if the job runs on one."""
-    if config.workers.count:
-        connect()
-    store = open_store(config.storage)
-    probe(store, single_writer=config.storage.single_writer)
-    return store
-
-
 def _finish(run: Run, dataset: Dataset) -> TrainOutcome:
     """Train what is left of a run, evaluate it, publish it."""
-    config = run.config
-    _fit(run, dataset)
-    number = run.newest_report() or run_where(config.workers, _evaluate, config, run.id, None)
-    report, uri = _report(run, number)
-    version = _publish_and_promote(config, run, number) if config.publish.enabled else None
+    fit(run, dataset)
+    number = evaluated(run)
+    report, uri = read_report(run, number)
+    version = _publish_and_promote(run, number) if run.config.publish.enabled else None
     return TrainOutcome(run, dataset, report, uri, version)
 
 
-def _fit(run: Run, dataset: Dataset) -> None:
-    newest = run.checkpoints.latest()
-    if newest is not None and newest[1]["progress"]["complete"]:
-        logger.info("Run %s is finished already.", run.id)
-        return
-    if run.config.workers.count:
-        from transfer.training.ray_workers import train_on_workers
-
-        train_on_workers(run)
-        return
-    from transfer.training.strategy import create_strategy
-
-    strategy = create_strategy()
-
-    from transfer.training.checkpoints import Checkpoints
-    from transfer.training.loop import train as train_here
-
-    train_here(run, dataset, strategy=strategy, start=Checkpoints(run).newest())
-
-
-def _publish_and_promote(config: Config, run: Run, report_number: int | None) -> ModelVersion:
-    number = run_where(config.workers, _publish, config, run.id, report_number)
-    version = load_version(run.store, run.config.name, number)
-    if config.publish.promote:
+def _publish_and_promote(run: Run, report: int | None) -> ModelVersion:
+    version = published(run, report=report)
+    if run.config.publish.promote:
         promote(run.store, version, reason=f"published by run {run.id}")
     return version
-
-
-def _report(run: Run, number: int) -> tuple[Report, str]:
-    folder = f"{run.prefix}/reports/{number:08d}"
-    digest = run.reports.read(number)["files"]["report.json"]
-    report = Report.from_json(run.store.read_verified(f"{folder}/report.json", digest))
-    return report, f"{run.store.uri}/{folder}/report.html"
 
 
 # What runs in a process with TensorFlow. Numbers and ids go in and out, not objects that hold connections.
@@ -194,20 +170,6 @@ def _check_network(config: Config) -> None:
         backbone.cut(phase.unfreeze)
 
 
-def _evaluate(config: Config, run_id: str, split: str | None) -> int:
-    from transfer.evaluation.evaluate import evaluate_run
-
-    run, dataset = _open(config, run_id)
-    return evaluate_run(run, dataset, split=split)
-
-
-def _publish(config: Config, run_id: str, report_number: int | None) -> int:
-    from transfer.registry.publish import publish_run
-
-    run, dataset = _open(config, run_id)
-    return publish_run(run, dataset, report_number=report_number).number
-
-
 def _predict(config: Config, images: str, output: str, version: int | None) -> PredictOutcome:
     return predict_images(config, images=images, output=output, version=version)
 
@@ -218,9 +180,3 @@ def _lr_find(
     store = open_store(config.storage)
     dataset = load_dataset(store, config.dataset_name, dataset_number)
     return find_rate(store, config, dataset, phase=phase, low=low, high=high, steps=steps)
-
-
-def _open(config: Config, run_id: str) -> tuple[Run, Dataset]:
-    store = open_store(config.storage)
-    run = load_run(store, run_id, config)
-    return run, load_dataset(store, run.dataset_name, run.dataset_number)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -24,7 +25,7 @@ def tune_sweep(config, folder, *, value, earlier=(), cpus=None):
     """Run the sweep's trials through Tune, one at a time unless `cpus` says what one takes.
 
     `value(params, epoch)` is what a trial reports. Returns each trial's last result, the numbers of the trials in the
-    order in which their function was started and came to its end, and why the sweep was ended.
+    order in which they were started and came to their end, and why the sweep was ended.
     """
     import ray
     from ray import tune
@@ -35,22 +36,29 @@ def tune_sweep(config, folder, *, value, earlier=(), cpus=None):
         with (folder / name).open("a") as notes:
             notes.write(f"{params['trial']}\n")
 
-    def trainable(params):
-        import json
-        import tempfile
-        from pathlib import Path
+    class LookedUp(tune.Trainable):
+        """A class, as the trials of a real sweep are, and its process goes from trial to trial like theirs."""
 
-        note("started", params)
-        first = 1
-        if checkpoint := tune.get_checkpoint():
-            with checkpoint.as_directory() as state:
-                first = json.loads(Path(state, "state.json").read_text()) + 1
-        for epoch in range(first, EPOCHS + 1):
-            with tempfile.TemporaryDirectory() as state:
-                Path(state, "state.json").write_text(json.dumps(epoch))
-                reported = {search.METRIC: value(params, epoch), search.TIME: epoch}
-                tune.report(reported, checkpoint=tune.Checkpoint.from_directory(state))
-        note("ended", params)
+        def setup(self, params):
+            self.reset_config(params)
+
+        def reset_config(self, new_config):
+            self.params, self.epoch = new_config, 0
+            note("started", new_config)
+            return True
+
+        def step(self):
+            self.epoch += 1
+            ends = self.epoch == EPOCHS
+            if ends:
+                note("ended", self.params)
+            return {search.METRIC: value(self.params, self.epoch), search.TIME: self.epoch, "done": ends}
+
+        def save_checkpoint(self, checkpoint_dir):
+            Path(checkpoint_dir, "epoch").write_text(str(self.epoch))
+
+        def load_checkpoint(self, checkpoint_dir):
+            self.epoch = int(Path(checkpoint_dir, "epoch").read_text())
 
     class Results(tune.Callback):
         def __init__(self):
@@ -61,7 +69,7 @@ def tune_sweep(config, folder, *, value, earlier=(), cpus=None):
 
     results, stopper = Results(), search.stopper(config)
     tune.Tuner(
-        tune.with_resources(trainable, {"cpu": cpus or ray.cluster_resources()["CPU"]}),
+        tune.with_resources(LookedUp, {"cpu": cpus or ray.cluster_resources()["CPU"]}),
         param_space=search.param_space(config),
         tune_config=tune.TuneConfig(
             metric=search.METRIC,

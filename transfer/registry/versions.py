@@ -62,6 +62,8 @@ class Promotion(BaseModel):
     since: str
     reason: str
     replaces: int | None
+    evidence: dict[str, Any] | None = None
+    """What it was decided on, for programs: a night's number and its gate's rules with their figures."""
 
 
 def versions_folder(model: str) -> str:
@@ -153,7 +155,14 @@ def download_version(store: Store, version: ModelVersion, folder: Path) -> Path:
     return folder
 
 
-def promote(store: Store, version: ModelVersion, *, reason: str, after: int | None = None) -> Promotion:
+def promote(
+    store: Store,
+    version: ModelVersion,
+    *,
+    reason: str,
+    after: int | None = None,
+    evidence: dict[str, Any] | None = None,
+) -> Promotion:
     """Make a version the one that serving reads. Does nothing when it already is.
 
     `after`: number of the promotion in force when this one was decided on (0: none was); default: the one in force now.
@@ -168,7 +177,11 @@ def promote(store: Store, version: ModelVersion, *, reason: str, after: int | No
         return current
     announce_promotion(store, version.model, version.number, promotion=number + 1)
     promotion = Promotion(
-        version=version.number, since=now_utc(), reason=reason, replaces=current.version if current else None
+        version=version.number,
+        since=now_utc(),
+        reason=reason,
+        replaces=current.version if current else None,
+        evidence=evidence,
     )
     try:
         log.append(promotion.model_dump(mode="json"), number=number + 1)

@@ -1,0 +1,178 @@
+"""Who works on a night: a claim that is renewed while its holder lives, and expires when it is not.
+
+Every renewal is the next entry of a log, created with put-if-absent. So whoever was taken for dead and is not cannot
+renew: somebody else has that number, and it notices before it does anything that lasts.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import uuid
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict
+
+from transfer.errors import AlreadyExistsError, NightBusyError, StorageError
+from transfer.storage import Log, Store
+
+logger = logging.getLogger(__name__)
+
+# A renewal may fail now and then without the claim being lost.
+_RENEWALS_PER_EXPIRY = 4
+
+
+class Claim(BaseModel):
+    """An entry of the log. Times are UTC, ISO 8601, of the holder's clock."""
+
+    model_config = ConfigDict(frozen=True)
+
+    holder: str
+    """Drawn for each claim."""
+    host: str
+    process: str
+    """Of its machine: so that a process of the same machine can tell whether it lives."""
+    since: str
+    until: str
+    """Not renewed until then, it has expired."""
+    released: bool = False
+
+    @property
+    def holds(self) -> bool:
+        """Whether its holder may still be at work."""
+        expired = datetime.now(UTC) >= datetime.fromisoformat(self.until)
+        return not (self.released or expired or _is_dead(self.process))
+
+
+class HeldClaim:
+    """A claim of this process, renewed in the background until the `with` block ends."""
+
+    def __init__(self, log: Log, number: int, claim: Claim, *, expires_s: float) -> None:
+        self._log, self._number, self._claim, self._expires_s = log, number, claim, expires_s
+        self._lost: str | None = None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._renew_until_ended, name="claim", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+        if self._lost is None:
+            self._append(self._claim.model_copy(update={"released": True}))
+
+    def check(self) -> None:
+        """To be called before anything that lasts. Raises NightBusyError when somebody else took the night over."""
+        if self._lost is None and datetime.now(UTC) >= datetime.fromisoformat(self._claim.until):
+            # The machine slept, or storage was away: whoever looked meanwhile was right to take it over.
+            self._renew()
+        if self._lost is not None:
+            raise NightBusyError(
+                f"Another process took this night over while this one was not heard of: {self._lost}.",
+                advice="It goes on with the work. If it was wrong to, raise nightly.claim_expires_s.",
+            )
+
+    def _renew_until_ended(self) -> None:
+        while self._lost is None and not self._ended.wait(self._expires_s / _RENEWALS_PER_EXPIRY):
+            self._renew()
+
+    def _renew(self) -> None:
+        self._append(self._claim.model_copy(update={"until": _from_now(self._expires_s)}))
+
+    def _append(self, claim: Claim) -> None:
+        try:
+            self._log.append(claim.model_dump(), number=self._number + 1)
+        except AlreadyExistsError:
+            other = Claim.model_validate(self._log.read(self._number + 1))
+            self._lost = described(other)
+        except StorageError as error:
+            logger.warning("The night's claim was not renewed, and will be tried again: %s", error)
+        else:
+            self._number, self._claim = self._number + 1, claim
+
+
+def take_claim(store: Store, prefix: str, *, expires_s: float, what: str) -> HeldClaim:
+    """Claim what has its log of claims at `prefix`; `what` names it in messages.
+
+    Raises NightBusyError, saying who is at work and since when.
+    """
+    log = Log(store, prefix)
+    latest = log.latest()
+    number, current = (0, None) if latest is None else (latest[0], Claim.model_validate(latest[1]))
+    if current is not None and current.holds:
+        raise _busy(what, current)
+    claim = Claim(
+        holder=uuid.uuid4().hex,
+        host=socket.gethostname(),
+        process=_this_process(),
+        since=datetime.now(UTC).isoformat(timespec="seconds"),
+        until=_from_now(expires_s),
+    )
+    try:
+        log.append(claim.model_dump(), number=number + 1)
+    except AlreadyExistsError:
+        raise _busy(what, Claim.model_validate(log.read(number + 1))) from None
+    if current is not None and not current.released:
+        logger.warning("Going on with %s after %s, of whom nothing is heard any more.", what, described(current))
+    return HeldClaim(log, number + 1, claim, expires_s=expires_s)
+
+
+def is_held(store: Store, prefix: str) -> bool:
+    """Whether somebody may be at work who claimed what has its log of claims at `prefix`."""
+    latest = Log(store, prefix).latest()
+    return latest is not None and Claim.model_validate(latest[1]).holds
+
+
+def described(claim: Claim) -> str:
+    """Who it is and since when, for people."""
+    return f"process {claim.process.rpartition(':')[2].partition('@')[0]} on {claim.host}, since {claim.since}"
+
+
+def _busy(what: str, claim: Claim) -> NightBusyError:
+    return NightBusyError(
+        f"{what[0].upper()}{what[1:]} is being worked on by {described(claim)}.",
+        advice=f"Nothing is to be done. If that process is dead, its claim expires at {claim.until}.",
+    )
+
+
+def _from_now(seconds: float) -> str:
+    return (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat(timespec="seconds")
+
+
+def _this_process() -> str:
+    """`<machine and process namespace>:<process id>@<when it started>`; the first is empty where it cannot be known."""
+    return f"{_machine()}:{os.getpid()}@{_started(os.getpid())}"
+
+
+def _is_dead(process: str) -> bool:
+    """Whether a process of this machine is gone; False for one of another machine, of which nothing can be known."""
+    machine, _, rest = process.rpartition(":")
+    pid, _, started = rest.partition("@")
+    return bool(machine) and machine == _machine() and _started(int(pid)) != started
+
+
+def _machine() -> str:
+    # The process namespace, too: the containers of a machine number their processes apart.
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"  # noqa: PTH115 - not a file's path
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> str:
+    """When a process started, in the kernel's ticks; empty where there is none."""
+    try:
+        # Its name, in parentheses, may hold anything; the start is the 20th field after that.
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+    except OSError:
+        return ""

@@ -1,0 +1,275 @@
+"""A night, from what is new to what serves.
+
+Each step finds what was done before, so whoever repeats a night that was cut short goes on with it. What lasts and
+could be done twice is decided by put-if-absent: what the night works on, the promotion, the night's end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from transfer.cluster import run_where
+from transfer.config import Config
+from transfer.dataset.ingest import ingest
+from transfer.dataset.manifest import Dataset, load_dataset
+from transfer.errors import ConfigError, NightBusyError, PromotionConflictError, TransferError
+from transfer.nightly.change import data_change
+from transfer.nightly.checks import check_change, refusals
+from transfer.nightly.claim import HeldClaim
+from transfer.nightly.digest import digest_of, send
+from transfer.nightly.gate import decide
+from transfer.nightly.nights import Night, Plan, list_nights, work_on_night
+from transfer.nightly.summary import NightSummary, Outcome, Step
+from transfer.preflight import check_source_and_files
+from transfer.registry.versions import ModelVersion, Promotion, load_version, promote, promotions_log
+from transfer.steps import evaluated, fit, published, writable_storage
+from transfer.storage import Store
+from transfer.training.run import identity, open_run, run_id_for
+
+logger = logging.getLogger(__name__)
+
+# Nights that came to a judgement, or found that an earlier one had.
+_TRIED = {"promoted", "kept", "nothing new"}
+
+
+def run_night(config: Config) -> tuple[NightSummary, str]:
+    """Work on the night that is not over, or on the next one, until it is over. Returns also where its page is.
+
+    Raises NightBusyError when somebody else works on it, ConfigError when the configuration publishes nothing. What
+    else fails is recorded as the night's end, and raised.
+    """
+    if not config.publish.enabled:
+        raise ConfigError(
+            "publish.enabled is false, and a night compares published models.",
+            advice="Set it to true. publish.promote: false keeps a night from changing what serves.",
+        )
+    store = writable_storage(config)
+    check_source_and_files(config)
+    with work_on_night(store, config) as (night, claim):
+        logger.info("Night %d of %s.", night.number, night.name)
+        return _Work(config, store, night, claim).run()
+
+
+class _EndedError(Exception):
+    """The night is over before all its steps."""
+
+    def __init__(self, outcome: Outcome, reason: str) -> None:
+        super().__init__(outcome, reason)
+        self.outcome: Outcome = outcome
+        self.reason = reason
+
+
+@dataclass
+class _Work:
+    """A night that is being worked on, and what is known about it so far."""
+
+    config: Config
+    store: Store
+    night: Night
+    claim: HeldClaim
+    known: dict[str, Any] = field(default_factory=dict)
+    thumbnails: Mapping[str, Any] = field(default_factory=dict)
+    steps: list[Step] = field(default_factory=list)
+
+    def run(self) -> tuple[NightSummary, str]:
+        try:
+            outcome, reason = self._outcome()
+        except _EndedError as ended:
+            outcome, reason = ended.outcome, ended.reason
+        except NightBusyError:
+            raise
+        except Exception as error:
+            self._end("failed", str(error) if isinstance(error, TransferError) else f"{type(error).__name__}: {error}")
+            raise
+        return self._end(outcome, reason)
+
+    def _outcome(self) -> tuple[Outcome, str]:
+        plan, dataset = self._planned()
+        config = self.config.model_copy(
+            update={"training": self.config.training.model_copy(update={"warm_start": plan.warm_start})}
+        )
+        champion = None if plan.champion is None else load_version(self.store, self.night.name, plan.champion)
+        self._check_change(dataset, champion)
+        run = open_run(self.store, config, dataset)
+        self.known["run"] = run.id
+        self._look(run.id, plan.champion)
+        with self._step("train") as step:
+            fit(run, dataset)
+            step("Run %s on %d images.", run.id, dataset.rows("train"))
+        with self._step("evaluate") as step:
+            report = evaluated(run)
+            step("Report %d.", report)
+        with self._step("publish") as step:
+            challenger = published(run, report=report)
+            step("Version %d, not promoted yet.", challenger.number)
+        self.known["challenger"] = challenger.number
+        return self._judged(plan, challenger)
+
+    def _planned(self) -> tuple[Plan, Dataset]:
+        """What the night works on, decided now unless it was already. Ends the night where there is nothing new."""
+        plan = self.night.plan()
+        if plan is None:
+            with self._step("ingest") as step:
+                dataset = ingest(self.config, self.store)
+                step("%s: %d images.", dataset.reference, sum(map(dataset.rows, dataset.counts)))
+            plan = self._plan(dataset)
+            self.claim.check()
+            self.night.put_plan(plan)
+        else:
+            dataset = load_dataset(self.store, self.config.dataset_name, plan.dataset)
+        self.known |= {"champion": plan.champion, "dataset": dataset.reference}
+        self._end_if_nothing_new(plan, dataset)
+        return plan, dataset
+
+    def _plan(self, dataset: Dataset) -> Plan:
+        latest = promotions_log(self.store, self.night.name).latest()
+        promotion, champion = (0, None) if latest is None else (latest[0], Promotion.model_validate(latest[1]).version)
+        warm = self.config.nightly.warm_start == "champion" and champion is not None
+        return Plan(
+            dataset=dataset.number,
+            champion=champion,
+            promotion=promotion,
+            warm_start=f"{self.night.name}/{champion}" if warm else self.config.training.warm_start,
+            trains=_trained(self.config, dataset),
+        )
+
+    def _end_if_nothing_new(self, plan: Plan, dataset: Dataset) -> None:
+        """Also after a rollback: what was tried already and judged is not tried again."""
+        for night in list_nights(self.store, self.night.name):
+            end, earlier = night.end(), night.plan()
+            if end is None or earlier is None or end.outcome not in _TRIED:
+                continue
+            if earlier.trains == plan.trains:
+                found = f"night {night.number}, which ended as `{end.outcome}`"
+                raise _EndedError("nothing new", f"{dataset.reference} and the configuration are those of {found}.")
+            return
+        if plan.champion is not None:
+            run = load_version(self.store, self.night.name, plan.champion).provenance["run"]
+            if run == run_id_for(self.config, dataset):
+                found = f"Version {plan.champion}, which serves, was trained on {dataset.reference} with this"
+                raise _EndedError("nothing new", f"{found} configuration.")
+
+    def _check_change(self, dataset: Dataset, champion: ModelVersion | None) -> None:
+        with self._step("compare data") as step:
+            before = None if champion is None else _dataset_of(self.store, champion)
+            change = data_change(self.store, before, dataset)
+            self.known["change"] = change
+            self.known["findings"] = tuple(check_change(change, self.config.nightly.checks))
+            step("%d images new, %d gone.", change.new, change.gone)
+        self._end_if_refused()
+
+    def _look(self, run_id: str, champion: int | None) -> None:
+        """Check what only the images themselves tell; what that computes is kept for training."""
+        with self._step("look at new images") as step:
+            found = run_where(self.config.workers, _look_at_new, self.config, run_id, champion)
+            self.known["findings"] = (*self.known["findings"], *found)
+            step("%d checks.", len(found))
+        self._end_if_refused()
+
+    def _end_if_refused(self) -> None:
+        for finding in self.known["findings"]:
+            if not finding.passed:
+                logger.warning("%s: %s", finding.check, finding.text)
+        refused = refusals(self.known["findings"])
+        if refused:
+            raise _EndedError("refused", " ".join(finding.text for finding in refused))
+
+    def _judged(self, plan: Plan, challenger: ModelVersion) -> tuple[Outcome, str]:
+        """Compare, decide, and promote if that was decided."""
+        with self._step("compare models") as step:
+            comparison, self.thumbnails = run_where(
+                self.config.workers, _compare, self.config, self.known["run"], plan.champion, challenger.number
+            )
+            step("%d held-out images.", comparison.images)
+        decision = decide(self.config.nightly.gate, comparison)
+        self.known |= {"comparison": comparison, "decision": decision}
+        failed = " ".join(rule.text for rule in decision.rules if not rule.passed)
+        if not decision.promote:
+            return "kept", failed
+        passed = " ".join(rule.text for rule in decision.rules)
+        if not self.config.publish.promote:
+            return "kept", f"Version {challenger.number} passed the gate, and publish.promote is false. {passed}"
+        self.claim.check()
+        evidence = {"night": self.night.number, **decision.model_dump(mode="json")}
+        try:
+            promoted = self._promote(plan, challenger, reason=passed, evidence=evidence)
+        except PromotionConflictError as conflict:
+            return "kept", conflict.message
+        self.known["promotion"] = promoted
+        return "promoted", passed
+
+    def _promote(self, plan: Plan, challenger: ModelVersion, *, reason: str, evidence: dict[str, Any]) -> int:
+        """Promote unless this night did before it was cut short; returns the promotion's number."""
+        number, promotion = promotions_log(self.store, self.night.name).latest() or (0, {})
+        if (promotion.get("evidence") or {}).get("night") == self.night.number:
+            return number
+        told = f"night {self.night.number}: {reason}"
+        promote(self.store, challenger, reason=told, after=plan.promotion, evidence=evidence)
+        return plan.promotion + 1
+
+    def _end(self, outcome: Outcome, reason: str) -> tuple[NightSummary, str]:
+        """Write down how the night ended, and tell the webhook."""
+        # Late: it loads what draws pages.
+        from transfer.nightly.page import render_night
+
+        summary = NightSummary(
+            name=self.night.name,
+            night=self.night.number,
+            outcome=outcome,
+            reason=reason,
+            started=self.night.started,
+            ended=datetime.now(UTC).isoformat(timespec="seconds"),
+            steps=tuple(self.steps),
+            **self.known,
+        )
+        self.claim.check()
+        self.night.put_end(summary, render_night(summary, self.thumbnails))
+        page = self.night.page_uri() or ""
+        send(digest_of(summary, page=page), self.config.nightly)
+        return summary, page
+
+    @contextmanager
+    def _step(self, name: str) -> Iterator[Any]:
+        started, told = time.monotonic(), [""]
+
+        def tell(text: str, *values: object) -> None:
+            told[0] = text % values
+
+        try:
+            yield tell
+        finally:
+            self.steps.append(Step(name=name, seconds=round(time.monotonic() - started, 3), text=told[0]))
+
+
+def _trained(config: Config, dataset: Dataset) -> str:
+    """Digest of what a night would train, and by what it would be judged. The champion does not count: it moves."""
+    told = {"learned": identity(config, dataset), "nightly": config.nightly.model_dump(mode="json")}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _dataset_of(store: Store, version: ModelVersion) -> Dataset:
+    name, _, number = version.provenance["dataset"].rpartition("/")
+    return load_dataset(store, name, int(number))
+
+
+# What runs in a process with TensorFlow.
+
+
+def _look_at_new(config: Config, run_id: str, champion: int | None) -> Any:
+    from transfer.nightly.look import look_at_new
+
+    return look_at_new(config, run_id=run_id, champion=champion)
+
+
+def _compare(config: Config, run_id: str, champion: int | None, challenger: int) -> Any:
+    from transfer.nightly.measure import compare_versions
+
+    return compare_versions(config, run_id=run_id, champion=champion, challenger=challenger)
