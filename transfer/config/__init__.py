@@ -7,18 +7,20 @@ from transfer.config.models import (
     BaseNetworkConfig,
     Config,
     DatasetConfig,
-    EarlyStoppingConfig,
     HeadConfig,
-    OptimizerConfig,
-    PhaseConfig,
     PublishConfig,
-    ScheduleConfig,
     StorageConfig,
-    TrainingConfig,
     WorkersConfig,
 )
 from transfer.config.nightly import ChecksConfig, GateConfig, NightlyConfig
 from transfer.config.sweep import DomainConfig, SchedulerConfig, SweepConfig
+from transfer.config.training import (
+    EarlyStoppingConfig,
+    OptimizerConfig,
+    PhaseConfig,
+    ScheduleConfig,
+    TrainingConfig,
+)
 
 __all__ = [
     "ActivationsConfig",
