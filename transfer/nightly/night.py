@@ -26,7 +26,7 @@ from transfer.nightly.checks import check_change, refusals
 from transfer.nightly.claim import HeldClaim
 from transfer.nightly.digest import digest_of, send
 from transfer.nightly.gate import decide
-from transfer.nightly.nights import Night, Plan, list_nights, work_on_night
+from transfer.nightly.nights import Night, Plan, judged_by, work_on_night
 from transfer.nightly.summary import NightSummary, Outcome, Step
 from transfer.preflight import check_source_and_files
 from transfer.registry.versions import ModelVersion, Promotion, load_version, promote, promotions_log
@@ -35,9 +35,6 @@ from transfer.storage import Store
 from transfer.training.run import identity, open_run, run_id_for
 
 logger = logging.getLogger(__name__)
-
-# Nights that came to a judgement, or found that an earlier one had.
-_TRIED = {"promoted", "kept", "nothing new"}
 
 
 def run_night(config: Config) -> tuple[NightSummary, str]:
@@ -143,14 +140,11 @@ class _Work:
 
     def _end_if_nothing_new(self, plan: Plan, dataset: Dataset) -> None:
         """Also after a rollback: what was tried already and judged is not tried again."""
-        for night in list_nights(self.store, self.night.name):
-            end, earlier = night.end(), night.plan()
-            if end is None or earlier is None or end.outcome not in _TRIED:
-                continue
-            if earlier.trains == plan.trains:
-                found = f"night {night.number}, which ended as `{end.outcome}`"
-                raise _EndedError("nothing new", f"{dataset.reference} and the configuration are those of {found}.")
-            return
+        judged = judged_by(self.store, self.night.name, plan.trains)
+        if judged not in (None, self.night.number):
+            raise _EndedError(
+                "nothing new", f"Night {judged} judged what this configuration makes of {dataset.reference}."
+            )
         if plan.champion is not None:
             run = load_version(self.store, self.night.name, plan.champion).provenance["run"]
             if run == run_id_for(self.config, dataset):

@@ -5,6 +5,7 @@ nights/<name>/<00000001>/claims/<n>.json    who works on it (`claim.py`); the hi
 nights/<name>/<00000001>/plan.json          what it works on: once decided, also for whoever goes on with it
 nights/<name>/<00000001>/page/<sha256>.html, summary/<sha256>.json
 nights/<name>/<00000001>/end.json           written last: how it ended; a night without it is not over
+nights/<name>/judged/<digest>.json          which night judged what is trained and judged like this
 """
 
 from __future__ import annotations
@@ -90,6 +91,9 @@ class Night:
         _, of_summary = put_content(self.store, f"{self.prefix}/summary", ".json", summary.model_dump_json().encode())
         _, of_page = put_content(self.store, f"{self.prefix}/page", ".html", page.encode())
         end = End(outcome=summary.outcome, reason=summary.reason, ended=summary.ended, summary=of_summary, page=of_page)
+        plan = self.plan()
+        if plan is not None and summary.outcome in {"promoted", "kept"}:
+            put_document(self.store, f"nights/{self.name}/judged/{plan.trains}.json", {"night": self.number})
         put_document(self.store, f"{self.prefix}/end.json", end.model_dump())
 
     def summary(self) -> NightSummary | None:
@@ -104,6 +108,12 @@ class Night:
         """Where its page is, if it is over."""
         end = self.end()
         return None if end is None else f"{self.store.uri}/{self.prefix}/page/{end.page}.html"
+
+
+def judged_by(store: Store, name: str, trains: str) -> int | None:
+    """Number of the night that came to a judgement on `Plan.trains`, if one did."""
+    document = f"nights/{name}/judged/{trains}.json"
+    return int(read_document(store, document)["night"]) if store.exists(document) else None
 
 
 @contextmanager

@@ -1,0 +1,219 @@
+"""Two weeks of nights on real digits: growing data, an empty night, poison, a new class, a kill, a rollback."""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import yaml
+
+from tests.digits import digits_config
+from transfer import pipeline
+from transfer.dataset.manifest import load_dataset
+from transfer.errors import NightBusyError
+from transfer.nightly.nights import list_nights, work_on_night
+from transfer.registry.rollback import rollback
+from transfer.registry.versions import current_promotion, list_versions, promotions_log
+from transfer.storage import open_store
+from transfer.training.checkpoints import Checkpoints
+from transfer.training.run import load_run
+
+# Time is nothing that this test may depend on.
+GATE = {"max_latency_ratio": None}
+
+
+class Fortnight:
+    """A source that grows, and a night on it whenever one is asked for."""
+
+    def __init__(self, folder):
+        from PIL import Image
+        from sklearn.datasets import load_digits
+
+        self.source, self.storage = folder / "images", str(folder / "storage")
+        digits = load_digits()
+        self.images = [
+            Image.fromarray((pixels * 255 / 16).astype(np.uint8)).resize((32, 32), Image.Resampling.BICUBIC)
+            for pixels in digits.images
+        ]
+        self.of_label = [np.flatnonzero(digits.target == label) for label in range(10)]
+        self.store = open_store(self.config().storage)
+
+    def config(self, *, learning_rate=1e-2, epochs=3, **nightly):
+        return digits_config(
+            self.source,
+            self.storage,
+            dataset={"source": str(self.source), "validation": 0.1, "test": 0.3, "max_reject_share": 0.5},
+            phases=[{"unfreeze": 0, "epochs": epochs, "learning_rate": learning_rate}],
+            training={"batch_size": 32},
+            nightly={**nightly, "gate": {**GATE, **nightly.get("gate", {})}},
+        )
+
+    def add(self, labels, places, *, shown_as=lambda label: label):
+        """Bring images `places` of each label into the source, in the folder of the class that they are shown as."""
+        for label in labels:
+            folder = self.source / str(shown_as(label))
+            folder.mkdir(parents=True, exist_ok=True)
+            for index in self.of_label[label][places]:
+                self.images[index].save(folder / f"{index:04d}.png")
+
+    def remove(self, labels, places, *, shown_as=lambda label: label):
+        for label in labels:
+            for index in self.of_label[label][places]:
+                (self.source / str(shown_as(label)) / f"{index:04d}.png").unlink()
+
+    def night(self, **options):
+        summary, page = pipeline.nightly(self.config(**options))
+        assert self.store.exists(page.removeprefix(f"{self.store.uri}/"))
+        return summary
+
+    @property
+    def serving(self):
+        return current_promotion(self.store, "digits").version
+
+    @property
+    def dataset(self):
+        return load_dataset(self.store, "digits")
+
+
+@pytest.fixture(scope="module")
+def fortnight(tmp_path_factory):
+    return Fortnight(tmp_path_factory.mktemp("fortnight"))
+
+
+def failed_rules(night):
+    return {rule.name for rule in night.decision.rules if not rule.passed}
+
+
+def failed_checks(night):
+    return {finding.check for finding in night.findings if not finding.passed}
+
+
+def test_a_fortnight(fortnight):
+    week(fortnight)
+    poison(fortnight)
+    new_class(fortnight)
+    killed(fortnight)
+    worse_and_rolled_back(fortnight)
+    lost_images(fortnight)
+
+
+def week(it):
+    """The first model, a night without anything new, and one whose data makes a better model."""
+    it.add(range(8), slice(0, 12))
+    first = it.night()
+    assert (first.outcome, first.champion, first.challenger, it.serving) == ("promoted", None, 1, 1)
+
+    empty = it.night()
+    assert (empty.outcome, empty.night, empty.run) == ("nothing new", 2, None)
+    assert {step.name for step in empty.steps} == {"ingest"}
+
+    before = it.dataset
+    it.add(range(8), slice(12, 70))
+    grown = it.night()
+    assert (grown.outcome, grown.champion, it.serving) == ("promoted", 1, 2)
+    assert {shard.name for shard in before.shards} < {shard.name for shard in it.dataset.shards}
+    assert (grown.change.new, grown.change.gone) == (8 * 58, 0)
+    assert grown.comparison.gained > grown.comparison.lost
+    assert grown.comparison.p_value < 0.05
+    evidence = promotions_log(it.store, "digits").latest()[1]["evidence"]
+    assert evidence["night"] == 3
+    assert [rule["name"] for rule in evidence["rules"]] == [rule.name for rule in grown.decision.rules]
+
+
+def poison(it):
+    """New images under wrong labels: warned of, and the model that learned them does not serve; then refused."""
+
+    def shifted(label):
+        return (label + 1) % 8
+
+    it.add(range(8), slice(70, 100), shown_as=shifted)
+    poisoned = it.night()
+    assert poisoned.outcome == "kept"
+    assert "agreement" in failed_checks(poisoned)
+    assert "better" in failed_rules(poisoned)
+    assert it.serving == 2
+
+    refused = it.night(checks={"agreement": "refuse"})
+    assert (refused.outcome, refused.challenger) == ("refused", None)
+    again = it.night(checks={"agreement": "refuse"})
+    assert (again.outcome, again.night) == ("refused", refused.night + 1)
+    it.remove(range(8), slice(70, 100), shown_as=shifted)
+
+
+def new_class(it):
+    """It gets the next index, and the champion, which does not know it, is judged on the others too."""
+    it.add([8], slice(0, 60))
+    night = it.night(warm_start="champion")
+    assert night.outcome == "promoted"
+    assert it.dataset.classes == [str(label) for label in range(9)]
+    recall = {each.name: each for each in night.comparison.classes}
+    assert recall["8"].champion is None
+    assert recall["8"].challenger > 0.5
+    assert it.serving == night.challenger
+
+
+def killed(it):
+    """A run that is killed goes on, in the same night."""
+    it.add(range(9), slice(100, 115))
+    options = {"epochs": 60, "learning_rate": 3e-3, "gate": {"require": "not_worse", "margin": 0.02}}
+    config = it.config(**options)
+    file = it.source.parent / "config.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    known = {name.name for name in it.store.list("runs/")}
+    with subprocess.Popen(
+        [sys.executable, "-m", "jobs.nightly", str(file)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as job:
+        while not (new := checkpoints_of(it.store, known)):
+            assert job.poll() is None, job.stdout.read().decode()
+            time.sleep(0.02)
+        with pytest.raises(NightBusyError, match=f"process {job.pid} on"), work_on_night(it.store, config):
+            pass
+        job.send_signal(signal.SIGKILL)
+        job.communicate()
+    interrupted = next(iter(list_nights(it.store, "digits")))
+    assert interrupted.end() is None
+    night = it.night(**options)
+    assert night.night == interrupted.number
+    assert new.pop().split("/")[1] == night.run
+    rows = Checkpoints(load_run(it.store, night.run, config)).complete().progress.history
+    assert [row.epoch for row in rows] == list(range(1, 61))
+    # What the killed process had trained was not trained again: no epoch has two checkpoints.
+    assert len(Checkpoints(load_run(it.store, night.run, config)).numbers()) == 60
+    assert night.outcome == "promoted"
+
+
+def checkpoints_of(store, known):
+    return {item.name for item in store.list("runs/") if item.name not in known and "/checkpoints/" in item.name}
+
+
+def worse_and_rolled_back(it):
+    """A worse challenger changes nothing; what was rolled back does not come back until something is new."""
+    serving = it.serving
+    worse = it.night(learning_rate=1e-7, epochs=1, gate={"min_accuracy": 0.5})
+    assert worse.outcome == "kept"
+    assert {"better", "min_accuracy"} <= failed_rules(worse)
+    assert it.serving == serving
+
+    rollback(it.store, "digits", reason="it confused people")
+    assert it.serving != serving
+    options = {"epochs": 60, "learning_rate": 3e-3, "gate": {"require": "not_worse", "margin": 0.02}}
+    after = it.night(**options)
+    assert (after.outcome, after.champion) == ("nothing new", it.serving)
+    assert it.serving != serving
+    assert len(list(list_versions(it.store, "digits"))) == max(worse.challenger, serving)
+
+
+def lost_images(it):
+    """A class or a good part of the images that are gone end the night before training."""
+    shutil.move(it.source / "0", it.source.parent / "elsewhere")
+    vanished = it.night()
+    assert vanished.outcome == "refused"
+    assert "vanished" in failed_checks(vanished)
+    shutil.move(it.source.parent / "elsewhere", it.source / "0")
+    it.remove(range(8), slice(0, 40))
+    fewer = it.night()
+    assert fewer.outcome == "refused"
+    assert failed_checks(fewer) == {"volume"}
