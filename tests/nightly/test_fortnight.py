@@ -15,7 +15,7 @@ from transfer import pipeline
 from transfer.dataset.manifest import load_dataset
 from transfer.errors import NightBusyError
 from transfer.nightly.nights import list_nights, work_on_night
-from transfer.registry.rollback import rollback
+from transfer.registry.rollback import roll_back
 from transfer.registry.versions import current_promotion, list_versions, promotions_log
 from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoints
@@ -197,7 +197,7 @@ def worse_and_rolled_back(it):
     assert {"better", "min_accuracy"} <= failed_rules(worse)
     assert it.serving == serving
 
-    rollback(it.store, "digits", reason="it confused people")
+    roll_back(it.store, "digits", reason="it confused people")
     assert it.serving != serving
     options = {"epochs": 60, "learning_rate": 3e-3, "gate": {"require": "not_worse", "margin": 0.02}}
     after = it.night(**options)
