@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from unicodedata import normalize
 
 from pydantic import Field, field_validator, model_validator
 
@@ -71,7 +72,7 @@ class DatasetConfig(Section):
     test: Fraction = 0.15
     """Share of the images kept for the report, never trained on."""
     min_images_per_class: Annotated[int, Field(ge=1)] = 2
-    """A class with fewer accepted images is an error."""
+    """A class with fewer accepted images is an error. A class of an earlier version that has none any more is not."""
     max_reject_share: Fraction = 0.01
     """Ingest fails when a larger share of the images is refused."""
     max_pixels: Annotated[int, Field(ge=1)] = 50_000_000
@@ -80,13 +81,24 @@ class DatasetConfig(Section):
     """Larger files are refused unread."""
     rename_classes: dict[str, str] = Field(default_factory=dict)
     """Names that changed, `{old: new}`: labels of the source and classes of earlier versions take the new name. Two old
-    names may become one, unless both have an index already."""
+    names may become one, unless both have an index already. No name may be both old and new."""
     transcode: bool = False
     """Turn formats that the serving graph cannot decode (TIFF, AVIF, HEIC, …) into PNG instead of refusing them."""
     shard_size_bytes: Annotated[int, Field(ge=1)] = 64 * 1024**2
     """A shard is closed when its images reach this size."""
     source_max_size_bytes: Annotated[int, Field(ge=1)] = 200 * 1024**3
     """An archive that unpacks to more is refused."""
+
+    @field_validator("rename_classes")
+    @classmethod
+    def _no_name_both_old_and_new(cls, value: dict[str, str]) -> dict[str, str]:
+        # The map is applied in every ingest; `{a: b, b: c}` would rename the former `a` once more in the next one.
+        renames = {normalize("NFC", old): normalize("NFC", new) for old, new in value.items()}
+        if both := sorted(set(renames) & set(renames.values())):
+            raise ValueError(f"rename_classes has `{both[0]}` as an old and as a new name; give each old name its last")
+        if not all(new.strip() for new in renames.values()):
+            raise ValueError("rename_classes has an empty new name")
+        return renames
 
     @model_validator(mode="after")
     def _splits_leave_something_to_train_on(self) -> DatasetConfig:

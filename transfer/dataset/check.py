@@ -21,6 +21,9 @@ import numpy as np
 from transfer.dataset import formats
 from transfer.dataset.formats import Format
 
+CHECK_VERSION = 1
+"""Counted up when another image is accepted, stored or described than before, so that what was found earlier is not
+relied on."""
 # A progressive JPEG has about ten scans. Each costs a pass over all pixels, however few bytes it has.
 _MAX_JPEG_SCANS = 100
 # Pillow and TensorFlow convert print colors a little differently; the wrong way round is far beyond, in 0..255.

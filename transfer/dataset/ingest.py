@@ -1,6 +1,7 @@
 """From a source to an immutable dataset version, in two parallel passes.
 
-1. Check: each image is read and decoded once. Only what is known about it comes back.
+1. Check: each image is read and decoded once, those excepted that an earlier ingest has seen and that are unchanged
+   (`seen.py`). Only what is known about it comes back.
 2. Plan: which images are kept, in which split and shard, and which shards of the latest version stay (`plan.py`).
 3. Write: each new shard is built from the source where it is written.
 
@@ -20,13 +21,14 @@ from functools import partial
 import numpy as np
 
 from transfer.config import Config
-from transfer.dataset.classes import check_counts, class_order
+from transfer.dataset.classes import check_counts, class_order, vanished_classes
 from transfer.dataset.listing import CheckedColumns, Listing, batches, list_source
 from transfer.dataset.manifest import Dataset, Shard, dataset_log, latest_dataset
 from transfer.dataset.parallel import on_cluster, parallel_map, process_count
-from transfer.dataset.passes import Candidate, Limits, Row, ShardTask, build_shard, check_batch
+from transfer.dataset.passes import Candidate, ChangedError, Limits, Row, ShardTask, build_shard, check_batch
 from transfer.dataset.plan import Images, ParentShard, PlannedShard, plan_shards, unique_images
 from transfer.dataset.rejects import Reject, check_reject_share, count_rejects, write_ledger
+from transfer.dataset.seen import Seen, SeenLog, digest_of_check, nothing_seen
 from transfer.dataset.shards import read_columns
 from transfer.dataset.sources import Source, open_source
 from transfer.dataset.splits import TEST, TRAIN, VALIDATION
@@ -49,14 +51,27 @@ def ingest(config: Config, store: Store) -> Dataset:
     images cannot be used as asked, AlreadyExistsError when others keep adding versions meanwhile, StorageError.
     """
     with open_source(config.dataset, config.storage) as source:
-        work = _Work(config, store, source, list_source(source))
+        work = _Work(config, store, source, list_source(source, renames=config.dataset.rename_classes))
         _check_before_reading(work)
-        checked, refused = _check_images(work)
+        seen = work.seen_log.read()
         try:
-            return _add_version(work, checked, refused)
-        except AlreadyExistsError:
-            logger.warning("Another ingest added a version of %s meanwhile; planning again on it.", config.dataset_name)
-            return _add_version(work, checked, refused)
+            return _ingest(work, seen)
+        except ChangedError as error:
+            if not len(seen):
+                raise
+            logger.warning("%s Perhaps its time and size did not show it: all files are read again.", error.message)
+            return _ingest(work, nothing_seen())
+
+
+def _ingest(work: _Work, seen: Seen) -> Dataset:
+    checked = _check_images(work, seen)
+    work.seen_log.add(work.listing, checked)
+    try:
+        return _add_version(work, checked)
+    except AlreadyExistsError:
+        name = work.config.dataset_name
+        logger.warning("Another ingest added a version of %s meanwhile; planning again on it.", name)
+        return _add_version(work, checked)
 
 
 @dataclass(frozen=True)
@@ -73,12 +88,22 @@ class _Work:
     @property
     def bytes_travel(self) -> bool:
         """Whether tasks carry images, judged by the first."""
-        first = self.listing.entries(0, 1)
-        return on_cluster() and bool(first) and self.source.is_local(first[0].key)
+        return on_cluster() and len(self.listing) > 0 and self.source.is_local(self.listing.key(0))
 
     @property
     def uri(self) -> str:
         return str(self.source.description["uri"])
+
+    @property
+    def seen_log(self) -> SeenLog:
+        check = digest_of_check(self.limits._asdict())
+        return SeenLog(self.store, self.config.dataset_name, source=self.uri, check=check)
+
+    def class_order(self, parent: Dataset | None) -> list[str]:
+        """Classes of the new version; the parent's are the first."""
+        known = parent.classes if parent else []
+        renames = self.config.dataset.rename_classes
+        return class_order(self.listing.labels, known, renames=renames, source=self.uri)
 
 
 def _check_before_reading(work: _Work) -> None:
@@ -90,37 +115,35 @@ def _check_before_reading(work: _Work) -> None:
             f"There are no images with a class in {work.uri}{left_out}.",
             advice="Put the images into one folder a class, <source>/<class>/<image>; in a table fill its labels.",
         )
-    parent = latest_dataset(work.store, work.config.dataset_name)
-    class_order(work.listing.labels, parent.classes if parent else [], source=work.uri)
+    work.class_order(latest_dataset(work.store, work.config.dataset_name))
 
 
-def _check_images(work: _Work) -> tuple[CheckedColumns, list[Reject]]:
-    """Pass 1. Returns what is known about the accepted images, and the rejects."""
-    checked, refused = CheckedColumns(), list(work.listing.rejects)
+def _check_images(work: _Work, seen: Seen) -> CheckedColumns:
+    """Pass 1. Returns what is known about all images, and reads those of which nothing is."""
+    checked, unknown = seen.recall(work.listing)
     answers = parallel_map(
         partial(check_batch, source=work.source, limits=work.limits),
-        _candidates(work),
-        processes=process_count(len(work.listing)),
+        _candidates(work, unknown),
+        processes=process_count(len(unknown)),
         heavy=work.bytes_travel,
     )
-    row = 0
-    with progress("check", total=len(work.listing)) as advance, closing(answers):
+    rows = iter(unknown.tolist())
+    with progress("check", total=len(unknown)) as advance, closing(answers):
         for batch in answers:
             for outcome in batch:
-                if isinstance(outcome, Reject):
-                    refused.append(outcome)
-                else:
-                    checked.add(row, outcome)
-                row += 1
+                checked.add(next(rows), outcome)
             advance(len(batch))
-    return checked, refused
+    counts = (len(work.listing), len(unknown), len(work.listing) - len(unknown))
+    logger.info("%s images listed, %s read, %s known from before.", *(f"{count:,}" for count in counts))
+    return checked
 
 
-def _candidates(work: _Work) -> Iterator[list[Candidate]]:
-    for start, stop in batches(work.listing, max_images=BATCH_IMAGES, max_size_bytes=BATCH_SIZE_BYTES):
+def _candidates(work: _Work, rows: np.ndarray) -> Iterator[list[Candidate]]:
+    sizes_bytes = work.listing.sizes_bytes[rows]
+    for start, stop in batches(sizes_bytes, max_images=BATCH_IMAGES, max_size_bytes=BATCH_SIZE_BYTES):
         yield [
-            Candidate(entry.key, entry.size_bytes, _carried(work, entry.key, entry.size_bytes))
-            for entry in work.listing.entries(start, stop)
+            Candidate(key := work.listing.key(row), size_bytes, _carried(work, key, size_bytes))
+            for row, size_bytes in zip(rows[start:stop].tolist(), sizes_bytes[start:stop].tolist(), strict=True)
         ]
 
 
@@ -132,11 +155,11 @@ def _carried(work: _Work, key: str, size_bytes: int = -1) -> bytes | Reject | No
     return work.source.read(key, max_size_bytes=limit)
 
 
-def _add_version(work: _Work, checked: CheckedColumns, refused: Sequence[Reject]) -> Dataset:
+def _add_version(work: _Work, checked: CheckedColumns) -> Dataset:
     """Plan against the latest version, write what is missing, and add the version."""
     options, name = work.config.dataset, work.config.dataset_name
     parent = latest_dataset(work.store, name)
-    classes = class_order(work.listing.labels, parent.classes if parent else [], source=work.uri)
+    classes = work.class_order(parent)
     images, left_out = unique_images(
         work.listing,
         checked,
@@ -144,15 +167,18 @@ def _add_version(work: _Work, checked: CheckedColumns, refused: Sequence[Reject]
         validation=options.validation,
         test=options.test,
     )
-    rejects = [*refused, *left_out]
+    rejects = [*work.listing.rejects, *checked.refused.values(), *left_out]
     ledger = write_ledger(work.store, rejects)
     check_reject_share(rejects, accepted=len(images), max_share=options.max_reject_share, ledger=ledger)
     counts = images.counts(classes)
     shares = {TRAIN: 1 - options.validation - options.test, VALIDATION: options.validation, TEST: options.test}
-    check_counts(counts, classes, min_images=options.min_images_per_class, shares=shares)
+    vanished = vanished_classes(counts, classes[: len(parent.classes)] if parent else [])
+    check_counts(counts, classes, vanished=vanished, min_images=options.min_images_per_class, shares=shares)
+    if vanished:
+        logger.warning("Without images now, with their indices kept: %s.", ", ".join(f"`{name}`" for name in vanished))
 
     plan = plan_shards(images, _read_parent(work.store, parent), shard_size_bytes=options.shard_size_bytes)
-    if parent is not None and plan.leaves_as_it_is(parent.shards):
+    if parent is not None and plan.leaves_as_it_is(parent.shards) and classes == parent.classes:
         logger.info("%s has these images already.", parent.reference)
         if ledger != parent.rejects:
             logger.info("What was refused this time is in %s.", ledger)
@@ -209,7 +235,7 @@ def _write_shards(work: _Work, images: Images, planned: Sequence[PlannedShard]) 
 def _shard_task(work: _Work, images: Images, planned: PlannedShard) -> ShardTask:
     rows = []
     for place in planned.images.tolist():
-        key = work.listing.keys[int(images.rows[place])].as_py()
+        key = work.listing.key(int(images.rows[place]))
         rows.append(
             Row(
                 key=key,

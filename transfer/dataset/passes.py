@@ -22,6 +22,10 @@ from transfer.errors import DatasetError
 from transfer.storage import sha256_hex
 
 
+class ChangedError(DatasetError):
+    """An image is no longer what was checked."""
+
+
 class Limits(NamedTuple):
     """What an image may be, from the configuration."""
 
@@ -90,7 +94,7 @@ def _check(candidate: Candidate, source: Source, limits: Limits) -> Checked | Re
 def build_shard(task: ShardTask, *, source: Source, limits: Limits, storage: StorageConfig) -> Shard:
     """Read the images of a shard again and put it into storage.
 
-    Raises DatasetError when an image is no longer what was checked, StorageError.
+    Raises ChangedError when an image is no longer what was checked, StorageError.
     """
     return write_shard(store_of(storage), _stored_rows(task.rows, source, limits), split=task.split)
 
@@ -114,7 +118,7 @@ def _image_as_checked(row: Row, data: bytes | Reject, limits: Limits) -> bytes:
             if isinstance(outcome, AcceptedImage) and sha256_hex(outcome.data) == row.sha256:
                 return outcome.data
     found = f"now {data.detail}" if isinstance(data, Reject) else "its bytes are others"
-    raise DatasetError(
+    raise ChangedError(
         f"{row.key} changed between being checked and being stored: {found}. No version was made.",
         advice="Run the ingest again while nothing writes to the source.",
     )

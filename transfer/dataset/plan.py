@@ -13,7 +13,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from transfer.dataset.listing import CheckedColumns, Listing
+from transfer.dataset.listing import CheckedColumns, Listing, find_words
 from transfer.dataset.manifest import Shard
 from transfer.dataset.rejects import CONFLICTING_LABELS, DUPLICATE, Reject
 from transfer.dataset.splits import SPLITS, split_indices
@@ -89,8 +89,8 @@ def unique_images(
     words = checked.words()
     rows = np.array(checked.rows, np.int64)
     labels = label_indices[listing.label_codes[rows]]
-    # Stable, so that copies stay in the source's order.
-    order = np.lexsort(words.T[::-1])
+    # Rows last, so that copies stay in the source's order.
+    order = np.lexsort((rows, *words.T[::-1]))
     first_of_group, group = _groups(words[order])
     is_conflict = _has_several(labels[order], first_of_group)[group]
     is_first = np.zeros(len(order), bool)
@@ -132,8 +132,8 @@ def _duplicates(
     listing: Listing, rows: np.ndarray, first_places: np.ndarray, is_duplicate: np.ndarray
 ) -> Iterator[Reject]:
     for place in np.flatnonzero(is_duplicate):
-        first_key = listing.keys[int(rows[first_places[place]])].as_py()
-        key = listing.keys[int(rows[place])].as_py()
+        first_key = listing.key(int(rows[first_places[place]]))
+        key = listing.key(int(rows[place]))
         yield Reject(key, DUPLICATE, f"the same bytes as {first_key}, which is kept")
 
 
@@ -146,9 +146,9 @@ def _conflicts(listing: Listing, rows: np.ndarray, group: np.ndarray) -> Iterato
         for row, code in zip(copies, codes, strict=True):
             contrary = int(one if code != codes.min() else other)
             yield Reject(
-                listing.keys[int(row)].as_py(),
+                listing.key(int(row)),
                 CONFLICTING_LABELS,
-                f"labeled {listing.labels[code]}; {listing.keys[contrary].as_py()} has the same bytes and is labeled "
+                f"labeled {listing.labels[code]}; {listing.key(contrary)} has the same bytes and is labeled "
                 f"{listing.labels[listing.label_codes[contrary]]}",
             )
 
@@ -158,7 +158,8 @@ def plan_shards(images: Images, parent: Sequence[ParentShard], *, shard_size_byt
     is_covered = np.zeros(len(images), bool)
     kept = []
     for shard in parent:
-        places = _find(images.words, shard.words)
+        # An image that is not found although it is there only costs writing a shard anew.
+        places = find_words(images.words, shard.words)
         if (places >= 0).all() and _fits(images, places, shard):
             is_covered[places] = True
             kept.append(shard.shard)
@@ -167,19 +168,6 @@ def plan_shards(images: Images, parent: Sequence[ParentShard], *, shard_size_byt
         missing = np.flatnonzero(~is_covered & (images.splits == index))
         new += [PlannedShard(split, piece) for piece in _cut(missing, images.sizes_bytes, shard_size_bytes)]
     return Plan(kept, new)
-
-
-def _find(words: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Places of digests among sorted ones, -1 where there is none.
-
-    Looks up the first 64 bits and compares the rest. Of two images that share those only one is found; then a shard is
-    written anew, which costs time and nothing else.
-    """
-    if not len(words):
-        return np.full(len(wanted), -1)
-    places = np.minimum(np.searchsorted(words[:, 0], wanted[:, 0]), len(words) - 1)
-    places[(words[places] != wanted).any(axis=1)] = -1
-    return places
 
 
 def _fits(images: Images, places: np.ndarray, shard: ParentShard) -> bool:

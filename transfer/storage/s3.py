@@ -41,7 +41,7 @@ from transfer.storage.store import (
 from transfer.storage.tier import LocalTier
 
 if TYPE_CHECKING:
-    from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef
+    from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef, ObjectTypeDef
 
 _LARGEST_SINGLE_PUT_BYTES = 5 * 1024**3
 _ROUNDS = 3
@@ -113,7 +113,7 @@ class S3Store(Store):
             for item in page.get("Contents", []):
                 # Consoles make empty objects that stand for folders.
                 if not item["Key"].endswith("/"):
-                    yield StoredObject(self._bucket.name_of(item["Key"]), item["Size"])
+                    yield StoredObject(self._bucket.name_of(item["Key"]), item["Size"], _stamp_of(item))
             if not page.get("IsTruncated"):
                 return
             page_start = {"ContinuationToken": page["NextContinuationToken"]}
@@ -284,3 +284,8 @@ class S3Store(Store):
                 advice="Another writer was first. Nothing is ever overwritten: use a new name or number.",
             )
         return created
+
+
+def _stamp_of(item: ObjectTypeDef) -> str:
+    # Some services leave the ETag out.
+    return f"{item['ETag']} {item['LastModified'].isoformat()}" if item.get("ETag") else ""

@@ -7,7 +7,7 @@ import hashlib
 import io
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, NoReturn, TypeVar
 
@@ -31,6 +31,8 @@ class StoredObject:
 
     name: str
     size_bytes: int
+    stamp: str = field(default="", compare=False)
+    """Changes with the content, where the listing of the service says such a thing: ETag and time of change."""
 
 
 class Store(abc.ABC):

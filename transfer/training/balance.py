@@ -27,6 +27,9 @@ def class_weights(setting: Literal["none", "balanced"] | dict[str, float], datas
 
 
 def balanced_class_weights(counts: np.ndarray) -> np.ndarray:
-    """Weights float32 [classes] by inverse frequency, `n / (classes * count)` as in scikit-learn's `balanced`."""
-    expected = np.sum(counts) / len(counts)
+    """Weights float32 [classes] by inverse frequency, `n / (classes * count)` as in scikit-learn's `balanced`.
+
+    As there, only classes with images count as classes.
+    """
+    expected = np.sum(counts) / np.count_nonzero(counts)
     return np.asarray(expected / np.maximum(counts, 1), np.float32)

@@ -17,11 +17,15 @@ from transfer.storage.store import check_name
 
 
 class Entry(NamedTuple):
-    """An image to check: its key, its class, and its size where that is known without reading (else -1)."""
+    """An image to check: its key, its class, and its size where that is known without reading (else -1).
+
+    `stamp` is another one whenever the bytes are others, as far as a listing can tell; empty where it cannot.
+    """
 
     key: str
     label: str
     size_bytes: int
+    stamp: str = ""
 
 
 class Label(NamedTuple):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +18,9 @@ from transfer.errors import DatasetError
 
 _Directory = tuple[int, int]
 
+# Of the clocks of file systems, and of other machines that write to a shared one.
+_CLOCK_GRANULARITY_NS = 2 * 10**9
+
 
 @dataclass(frozen=True)
 class FolderSource:
@@ -24,13 +29,17 @@ class FolderSource:
     root: str
     kind: str = "folder"
     uri: str | None = None
-    """What the user named, where that is not `root`: an archive that was unpacked there."""
+    """What the user named, where that is not `root`: an archive that was unpacked there.
+
+    Files that were written just now say nothing by their times, so they are told by their bytes."""
 
     @property
     def description(self) -> dict[str, Any]:  # noqa: D102 - Source says it
         return {"kind": self.kind, "uri": self.uri or self.root}
 
     def entries(self) -> Iterator[Entry | Label | Reject]:  # noqa: D102
+        # A file that changes in the very moment in which it is listed could keep its time and its size, as in git.
+        settled_ns = time.time_ns() - _CLOCK_GRANULARITY_NS
         for item in _scan(self.root):
             key = key_of(item.name)
             if is_ignored(item.name):
@@ -38,7 +47,7 @@ class FolderSource:
             elif _is_folder(item):
                 label = class_name_of(item.name)
                 yield Label(label)
-                yield from self._below(item.path, label, frozenset())
+                yield from self._below(item.path, label, frozenset(), settled_ns)
             else:
                 yield _outside_class(key)
 
@@ -48,8 +57,13 @@ class FolderSource:
     def is_local(self, key: str) -> bool:  # noqa: D102, ARG002
         return True
 
-    def _below(self, folder: str, label: str, above: frozenset[_Directory]) -> Iterator[Entry | Reject]:
-        """Files below a class folder. `above` holds the folders on the way, since links can make a circle."""
+    def _below(
+        self, folder: str, label: str, above: frozenset[_Directory], settled_ns: int
+    ) -> Iterator[Entry | Reject]:
+        """Files below a class folder. `above` holds the folders on the way, since links can make a circle.
+
+        Files that changed after `settled_ns` get no stamp.
+        """
         status = os.stat(folder)  # noqa: PTH116
         here = (status.st_dev, status.st_ino)
         key = self._key(folder)
@@ -60,11 +74,11 @@ class FolderSource:
             if is_ignored(item.name):
                 yield _ignored(self._key(item.path))
             elif _is_folder(item):
-                yield from self._below(item.path, label, above | {here})
+                yield from self._below(item.path, label, above | {here}, settled_ns)
             else:
-                yield self._file(item, label)
+                yield self._file(item, label, settled_ns)
 
-    def _file(self, item: os.DirEntry[str], label: str) -> Entry | Reject:
+    def _file(self, item: os.DirEntry[str], label: str, settled_ns: int) -> Entry | Reject:
         key = self._key(item.path)
         try:
             status = item.stat()
@@ -74,7 +88,10 @@ class FolderSource:
             return Reject(key, UNREADABLE, str(error.strerror))
         if not stat.S_ISREG(status.st_mode):
             return Reject(key, UNREADABLE, "not a regular file")
-        return Entry(key, label, status.st_size)
+        if self.uri:
+            return Entry(key, label, status.st_size, _digest_of(item.path))
+        stamp = str(status.st_mtime_ns) if status.st_mtime_ns < settled_ns else ""
+        return Entry(key, label, status.st_size, stamp)
 
     def _key(self, path: str) -> str:
         return key_of(os.path.relpath(path, self.root))
@@ -99,7 +116,7 @@ class BucketFolderSource:
             elif not folders:
                 yield _outside_class(key)
             else:
-                yield name_refusal(item.name, key) or Entry(key, class_name_of(folders[0]), item.size_bytes)
+                yield name_refusal(item.name, key) or Entry(key, class_name_of(folders[0]), item.size_bytes, item.stamp)
 
     def read(self, key: str, *, max_size_bytes: int) -> bytes | Reject:  # noqa: D102
         return read_object(self.storage, name_of(key), key, max_size_bytes=max_size_bytes)
@@ -117,6 +134,11 @@ def _scan(folder: str) -> list[os.DirEntry[str]]:
             f"The folder {key_of(folder)} cannot be read: {error.strerror}.",
             advice="Check that it exists and its rights.",
         ) from error
+
+
+def _digest_of(path: str) -> str:
+    with open(path, "rb") as file:  # noqa: PTH123 - paths of sources may be bytes that no Path shows
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _is_folder(item: os.DirEntry[str]) -> bool:
