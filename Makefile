@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format lock docs clean
+.PHONY: help setup demo test test-local test-cluster check format lock docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -20,7 +20,14 @@ demo: setup  ## train, evaluate, publish and reload a model on real handwritten 
 	$(BIN)/transfer demo
 
 test: setup  ## the whole test suite
-	$(BIN)/pytest
+	$(MAKE) --jobs=2 --output-sync=target test-local test-cluster
+
+# Side by side: most tests of either half keep less than one core busy.
+test-local: setup
+	$(BIN)/pytest -m "not cluster"
+
+test-cluster: setup
+	$(BIN)/pytest -m cluster
 
 check: setup  ## lint, format, types, generated files
 	$(BIN)/ruff check .

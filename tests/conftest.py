@@ -17,6 +17,13 @@ ACCESS_KEY = "ACCESSKEYOFTHETESTS"
 SECRET_KEY = "secret-key-of-the-tests"  # noqa: S105 - opens nothing
 
 
+def pytest_collection_modifyitems(items):
+    """Mark the tests that need a Ray cluster: they run beside the others, in a process of their own."""
+    for item in items:
+        if {"ray_cluster", "head"} & set(item.fixturenames) or "integration" in item.path.parts:
+            item.add_marker("cluster")
+
+
 @pytest.fixture(scope="session")
 def s3_server():
     """Address of an S3 service in a process of its own, with credentials for it in the environment."""
