@@ -108,19 +108,27 @@ class Inputs:
         prefixes = self._prefixes[phase]
         plain = prefixes["validation"][0]
         if self._run.fold is not None:
-            both = self._kept(FOLDED_SPLITS, plain)
+            both = self._kept(self._shards(FOLDED_SPLITS), plain)
             trained, validated = (KeptSplit(*both, only=rows) for rows in self._run.fold.rows(self._dataset))
             return KeptInputs([trained], validated)
-        validation = KeptSplit(*self._kept(["validation"], plain)) if self._dataset.rows("validation") else None
-        return KeptInputs([KeptSplit(*self._kept(["train"], view)) for view in prefixes["train"]], validation)
+        shards = {split: self._shards([split]) for split in _SPLITS}
+        train = [KeptSplit(*self._kept(shards["train"], view)) for view in prefixes["train"]]
+        return KeptInputs(train, KeptSplit(*self._kept(shards["validation"], plain)) if shards["validation"] else None)
 
-    def _kept(self, splits: Sequence[str], prefix: Prefix) -> tuple[list[Shard], list[KeptRows]]:
+    def open_some(self, phase: int, shards: Sequence[Shard]) -> KeptSplit:
+        """What is kept for a phase of some shards of the training split; of its views, if it has any, the first.
+
+        Raises TrainingError when some of it is not there any more, or damaged.
+        """
+        return KeptSplit(*self._kept(shards, self._prefixes[phase]["train"][0]))
+
+    def _kept(self, shards: Sequence[Shard], prefix: Prefix) -> tuple[Sequence[Shard], list[KeptRows]]:
         """What is kept of a prefix, shard by shard."""
-        shards = self._shards(splits)
         kept = Kept(self._run.store, prefix)
         rows = [kept.open_or_discard(shard) for shard in shards]
         missing = rows.count(None)
         if missing:
+            splits = sorted({shard.split for shard in shards})
             raise TrainingError(
                 f"Of the {len(shards)} shards of {' and '.join(splits)}, {missing} have no intact output of the frozen "
                 f"part (up to {prefix.cut}) in {self._run.store.uri}.",

@@ -37,11 +37,7 @@ def train_on_workers(run: Run) -> None:
     resources = {"CPU": workers.cpus_per_worker}
     if workers.gpus_per_worker:
         resources["GPU"] = workers.gpus_per_worker
-    if workers.replicas > 1:
-        # A single replica sees to it itself.
-        dataset = load_dataset(run.store, run.dataset_name, run.dataset_number)
-        requests = run_where(workers, _choose_inputs, run.config, run.id, dataset)
-        extract_on_cluster(run.config, dataset, requests)
+    extract_before_training(run)
     trainer = DataParallelTrainer(
         _worker_main,
         train_loop_config={"config": run.config.model_dump(mode="json"), "run": _describe(run)},
@@ -64,6 +60,19 @@ def train_on_workers(run: Run) -> None:
         raise _explained(error, run) from error
     if isinstance(outcome, TransferError):
         raise outcome
+
+
+def extract_before_training(run: Run) -> None:
+    """Compute and keep what the run's phases will train on, by as many actors as it has replicas.
+
+    A single replica sees to it itself when it is asked for it, so nothing is done for one. Raises what
+    `extract_on_cluster` raises.
+    """
+    workers = run.config.workers
+    if workers.replicas > 1:
+        dataset = load_dataset(run.store, run.dataset_name, run.dataset_number)
+        requests = run_where(workers, _choose_inputs, run.config, run.id, dataset)
+        extract_on_cluster(run.config, dataset, requests)
 
 
 def _choose_inputs(config: Config, run_id: str, dataset: Dataset) -> list[Request]:
