@@ -29,6 +29,7 @@ from transfer.training.run import Run
 from transfer.training.samples import MAX_STEPS, ImageSamples, KeptSamples, Samples
 from transfer.training.step import PhaseProgram, Totals
 from transfer.training.tensorboard import write_events
+from transfer.training.warm_start import warm_start
 from transfer.training.workbench import Workbench
 
 logger = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ class Training:
         images; else for each phase when it begins, which it may never do.
 
         Raises BackboneError when the base cannot be loaded, ConfigError when the batch cannot be divided among the
-        replicas.
+        replicas, and what `warm_start` raises.
         """
         replicas, batch_size = workbench.strategy.num_replicas_in_sync, run.config.training.batch_size
         if batch_size % replicas:
@@ -106,6 +107,8 @@ class Training:
         with workbench.strategy.scope():
             workbench.take_turn(self)
             self.model = workbench.model(run.config, dataset.classes)
+            if start is None:
+                warm_start(self.model.head, run, dataset)
             self.weights = self.model.variables_of([phase.unfreeze for phase in self.config.phases])
             workbench.will_train(self.model, self.weights)
             self.inputs = Inputs(run, dataset, self.model, sharing=sharing)

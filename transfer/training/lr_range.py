@@ -27,6 +27,7 @@ from transfer.training.rate_curve import RateCurve, has_diverged
 from transfer.training.run import Run, run_id_for
 from transfer.training.samples import MAX_STEPS, ImageSamples, KeptSamples, Samples
 from transfer.training.step import PhaseProgram
+from transfer.training.warm_start import warm_start
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,12 @@ def measure_curve(test: RangeTest, dataset: Dataset, *, strategy: tf.distribute.
     """Take the test's steps, and stop where the loss grows out of bounds. Nothing that it trains is kept.
 
     Phases before the tested one are trained first, without early stopping, for their end is where it begins. Raises
-    BackboneError when the base cannot be loaded.
+    BackboneError when the base cannot be loaded, and what `warm_start` raises.
     """
     with strategy.scope():
         set_precision(test.config.training.mixed_precision)
         model = build_model(test.config, dataset.classes)
+        warm_start(model.head, test, dataset)
         inputs = Inputs(test, dataset, model)
         inputs.extract()
         bench = _Bench(test, dataset, model, inputs)

@@ -26,6 +26,7 @@ from transfer.training.run import Run
 from transfer.training.samples import MAX_STEPS
 from transfer.training.stacked_head import HeadState, StackedHeads
 from transfer.training.step import Totals
+from transfer.training.warm_start import warm_start
 
 logger = logging.getLogger(__name__)
 
@@ -120,13 +121,14 @@ class Pack:
         ]
 
     def _first_state(self, run: Run) -> HeadState:
-        """The first weights that the run's seed decides."""
+        """The first weights that the run's seed, or a published version, decides."""
         head = build_head(
             run.config.head,
             feature_shape=self._kept.train[0].shape,
             class_count=len(self._dataset.classes),
             seed=run.config.training.seed,
         )
+        warm_start(head, run, self._dataset)
         return HeadState([np.array(variable) for variable in head.trainable_variables], [])
 
     def _progress(self) -> Progress:

@@ -1,0 +1,154 @@
+"""A head that begins with the weights of a published version's head, class by class.
+
+Where a run begins: at its own newest checkpoint; else with the head of the version that `training.warm_start` names;
+else with the head that its seed decides. The base begins pretrained in both other cases, so a version whose base was
+trained, too, has a head that the first steps have to get used to another base.
+
+The registry stands above this room, so versions are known by their documents in storage (`registry/versions.py`
+describes them).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from transfer.config import Config
+from transfer.dataset.manifest import Dataset
+from transfer.dataset.same_classes import places_among
+from transfer.errors import ConfigError, ObjectNotFoundError, TrainingError
+from transfer.storage import Log, Store
+from transfer.training.checkpoints import Checkpoints, assign
+from transfer.training.run import Run, load_run
+
+logger = logging.getLogger(__name__)
+
+_MUST_AGREE = (
+    "base.model",
+    "base.weights",
+    "base.tap",
+    "base.preprocessing",
+    "base.options",
+    "head.pooling",
+    "head.hidden",
+    "head.output",
+)
+"""What decides which features a head reads, and how many weights it has but for its classes."""
+
+
+@dataclass(frozen=True)
+class PublishedHead:
+    """The head of a published version. `weights`: kernel and bias of each dense layer, the logits' last."""
+
+    dataset_name: str
+    classes: list[str]
+    weights: list[np.ndarray]
+
+
+def warm_start(head: keras.Model, run: Run, dataset: Dataset) -> None:
+    """Put the weights of the version that the run's configuration names, if it does, into a head that is new.
+
+    Each class that the version knows takes over its weights; others keep those that the seed decided. Hidden layers are
+    taken over whole. To be called within the strategy's scope.
+
+    Raises ConfigError when the version is not there or its head does not fit, and for the run of a fold.
+    """
+    reference = run.config.training.warm_start
+    if reference is None:
+        return
+    if run.fold is not None:
+        raise ConfigError(
+            f"training.warm_start is `{reference}`, and the run is to cross-validate (sweep.folds): that version was "
+            "trained on images that are to be validated on.",
+            advice="Set sweep.folds to 0, or leave warm_start out.",
+        )
+    published = published_head(run.store, run.config, reference)
+    places = places_among(published.classes, dataset.classes, same_dataset=published.dataset_name == dataset.name)
+    known = sum(place is not None for place in places)
+    if not known:
+        raise ConfigError(
+            f"training.warm_start is `{reference}`, which knows none of the classes of {dataset.reference}.",
+            advice="Name a version that does, or leave warm_start out.",
+        )
+    first = [np.array(variable) for variable in head.trainable_variables]
+    _check_features(reference, published.weights[0], first[0])
+    assign(head.trainable_variables, taken_over(first, published.weights, places, output=run.config.head.output))
+    logger.info("The head begins as that of %s, with %d of %d classes.", reference, known, len(dataset.classes))
+
+
+def published_head(store: Store, config: Config, reference: str) -> PublishedHead:
+    """The head of a version, `name/3`, that a run of this configuration can begin with.
+
+    Raises ConfigError when there is no such version, its run is not there any more, or it was built otherwise.
+    """
+    name, _, number = reference.rpartition("/")
+    try:
+        version = Log(store, f"models/{name}/versions").read(int(number))
+    except (ObjectNotFoundError, ValueError) as error:  # No log has a number 0.
+        raise _refused(reference, f"there is no such version in {store.uri}") from error
+    run_id = version["provenance"]["run"]
+    try:
+        run = load_run(store, run_id, config)
+        weights = Checkpoints(run).complete().weights
+    except TrainingError as error:
+        raise _refused(reference, f"its weights are gone: {error.message.rstrip('.')}") from error
+    _check_agreement(reference, run.config, config)
+    # The head's variables come last, and every phase trains them: kernel and bias of each dense layer.
+    own = weights[-2 * (len(run.config.head.hidden) + 1) :]
+    return PublishedHead(run.dataset_name, version["classes"], own)
+
+
+def taken_over(
+    first: Sequence[np.ndarray], published: Sequence[np.ndarray], places: Sequence[int | None], *, output: str
+) -> list[np.ndarray]:
+    """A head's first weights, with those of a published head put in. Both: kernel and bias of each dense layer.
+
+    `places`: for each class of the published head its index in the new one, None where that does not know it. The one
+    unit of a `sigmoid` answers how much more probable class 1 is than class 0: it is taken over where both classes are
+    known, with the other sign if they changed places, and else begins anew.
+    """
+    kernel, bias = (array.copy() for array in first[-2:])
+    *hidden, known_kernel, known_bias = published
+    if output == "softmax":
+        for column, place in enumerate(places):
+            if place is not None:
+                kernel[:, place], bias[place] = known_kernel[:, column], known_bias[column]
+    elif None not in places:
+        sign = 1 if list(places) == [0, 1] else -1
+        kernel, bias = sign * known_kernel, sign * known_bias
+    return [*hidden, kernel, bias]
+
+
+def _check_agreement(reference: str, theirs: Config, ours: Config) -> None:
+    differing = [
+        f"{key} is {there!r} there and {here!r} here"
+        for key in _MUST_AGREE
+        if (there := _value(theirs, key)) != (here := _value(ours, key))
+    ]
+    if differing:
+        raise _refused(reference, f"its head does not fit: {'; '.join(differing)}")
+
+
+def _check_features(reference: str, theirs: np.ndarray, ours: np.ndarray) -> None:
+    # With the same base, this is the image size where `pooling` is `flatten`.
+    if theirs.shape[0] != ours.shape[0]:
+        raise _refused(
+            reference, f"its head does not fit: it reads {theirs.shape[0]} features there and {ours.shape[0]} here"
+        )
+
+
+def _value(config: Config, key: str) -> Any:
+    section, name = key.split(".")
+    return getattr(getattr(config, section), name)
+
+
+def _refused(reference: str, why: str) -> ConfigError:
+    return ConfigError(
+        f"training.warm_start is `{reference}`, and {why}.",
+        advice="Name another version (see `transfer registry list`), or leave warm_start out to begin with a new head.",
+    )
