@@ -1,0 +1,75 @@
+"""Whether new images look different: a classifier two-sample test on their features.
+
+If a classifier that was trained to tell new from earlier images does no better than chance on images that it was not
+trained on, nothing it could see is different (Lopez-Paz and Oquab, "Revisiting Classifier Two-Sample Tests", 2017,
+https://arxiv.org/abs/1610.06545). Measured by the area under the ROC curve, which does not depend on how many there are
+of each.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+SAMPLE_IMAGES = 2000
+"""Of each that are enough: more hardly change the area, and only take longer."""
+FEWEST_IMAGES = 10
+"""Of each, below which an area says nothing."""
+_FOLDS = 5
+_MAX_DIMENSIONS = 64
+
+
+def drift(
+    before: np.ndarray, new: np.ndarray, *, labels_before: np.ndarray, labels_new: np.ndarray, seed: int
+) -> float | None:
+    """How well new images can be told from earlier ones: the area under the ROC curve, 0.5 for not at all.
+
+    `before` [n, d] and `new` [m, d]: features of at most `SAMPLE_IMAGES` each. `labels_before` and `labels_new`: int32
+    [n], [m], their classes. That classes come in other shares is no drift: earlier images are weighted so that theirs
+    are those of the new ones, and classes that only one side has are left out. None where less than `FEWEST_IMAGES` of
+    a side remain.
+
+    The area is the mean over folds that a logistic regression was not trained on, so few images do not look different
+    by being learned by heart. `seed` decides the folds.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import roc_auc_score
+    from sklearn.model_selection import StratifiedKFold
+
+    shared = np.intersect1d(labels_before, labels_new)
+    of_before, of_new = np.isin(labels_before, shared), np.isin(labels_new, shared)
+    if min(of_before.sum(), of_new.sum()) < FEWEST_IMAGES:
+        return None
+    features = _reduced(np.concatenate([before[of_before], new[of_new]]), seed)
+    is_new = np.repeat([0, 1], [of_before.sum(), of_new.sum()])
+    weights = np.concatenate([_weights(labels_before[of_before], labels_new[of_new]), np.ones(of_new.sum())])
+    # Both sides count the same, as much as the smaller one has images.
+    for side in (0, 1):
+        weights[is_new == side] *= np.bincount(is_new).min() / weights[is_new == side].sum()
+    areas = []
+    for trained, held_out in StratifiedKFold(_FOLDS, shuffle=True, random_state=seed).split(features, is_new):
+        classifier = LogisticRegression(max_iter=1000)
+        classifier.fit(features[trained], is_new[trained], sample_weight=weights[trained])
+        scores = classifier.decision_function(features[held_out])
+        areas.append(roc_auc_score(is_new[held_out], scores, sample_weight=weights[held_out]))
+    return float(np.mean(areas))
+
+
+def _weights(labels: np.ndarray, labels_new: np.ndarray) -> np.ndarray:
+    """Of each earlier image, float64 [n], with which their classes come in the shares of the new ones."""
+    _, index, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    _, counts_new = np.unique(labels_new, return_counts=True)
+    weights: np.ndarray = (counts_new / counts)[index]
+    return weights
+
+
+def _reduced(features: np.ndarray, seed: int) -> np.ndarray:
+    """Standardised features, float [n, d], in at most `_MAX_DIMENSIONS` directions: those in which they vary most."""
+    from sklearn.decomposition import PCA
+    from sklearn.preprocessing import StandardScaler
+
+    reduced: np.ndarray = StandardScaler().fit_transform(features)
+    dimensions = min(_MAX_DIMENSIONS, *features.shape)
+    if dimensions < features.shape[1]:
+        # Which side an image is of has no part in it, so that it need not be done anew for each fold.
+        reduced = PCA(dimensions, random_state=seed).fit_transform(reduced)
+    return reduced
