@@ -69,11 +69,22 @@ def test_a_class_with_too_few_accepted_images_is_refused(tmp_path, folder_storag
     assert "`ant` has 0, `dog` has 4" in message
 
 
-def test_a_class_of_the_parent_cannot_vanish(tmp_path, folder_storage):
+def test_one_class_that_is_left_of_an_earlier_version_is_refused(tmp_path, folder_storage):
+    source = write_classes(tmp_path / "images", ant=20, cat=20)
+    ingest(config_of(source, folder_storage), open_store(folder_storage))
+    for path in (source / "ant").iterdir():
+        path.unlink()
+    assert "Of the 2 classes only `cat` has training images" in refusal(source, folder_storage)
+    shutil.rmtree(source / "ant")
+    assert "only one class in" in refusal(source, folder_storage)
+
+
+def test_a_class_of_an_earlier_version_with_too_few_images_is_refused(tmp_path, folder_storage):
     source = write_classes(tmp_path / "images", ant=20, cat=20, dog=20)
     ingest(config_of(source, folder_storage), open_store(folder_storage))
-    shutil.rmtree(source / "ant")
-    assert "`ant` has 0" in refusal(source, folder_storage)
+    for path in sorted((source / "ant").iterdir())[1:]:
+        path.unlink()
+    assert "`ant` has 1" in refusal(source, folder_storage)
 
 
 def test_a_split_that_comes_out_empty_is_refused(tmp_path, folder_storage):

@@ -19,6 +19,7 @@ def known(*images):
         keys=pa.chunked_array([pa.array([key], pa.string()) for key, _, _ in images], pa.string()),
         label_codes=np.array([labels.index(label) for _, label, _ in images], np.int32),
         sizes_bytes=np.full(len(images), -1),
+        marks=np.zeros((len(images), 2), np.uint64),
         labels=labels,
         rejects=[],
     )
@@ -66,6 +67,19 @@ def test_copies_with_several_labels_are_all_refused():
     assert {(r.key, r.reason) for r in rejects} == {(key, "conflicting_labels") for key in "abc"}
     assert {r.key: r.detail for r in rejects}["b"] == "labeled dog; a has the same bytes and is labeled cat"
     assert {r.key: r.detail for r in rejects}["c"] == "labeled cat; b has the same bytes and is labeled dog"
+
+
+def test_the_order_in_which_images_were_checked_does_not_matter():
+    listing, checked = known(*[(f"{n:02d}", "ab"[n % 2], f"{n // 4}") for n in range(40)])
+    turned = CheckedColumns()
+    for place in reversed(range(40)):
+        digest = bytes(checked.digests[32 * place : 32 * place + 32])
+        turned.add(checked.rows[place], Checked(digest, 4, 3, 10))
+    plans = [unique_images(listing, each, np.zeros(2, np.int32), validation=0.2, test=0) for each in (checked, turned)]
+    (images, rejects), (images_turned, rejects_turned) = plans
+    assert len(images) == 10
+    assert rejects == rejects_turned
+    assert all((column == vars(images_turned)[name]).all() for name, column in vars(images).items())
 
 
 def test_kept_images_are_sorted_by_digest():
@@ -160,7 +174,7 @@ def test_digests_that_share_their_first_64_bits_are_told_apart():
 
 
 def test_batches_are_limited_by_images_and_bytes():
-    listing, _ = known(*[(f"{n}", "a", f"{n}") for n in range(7)])
-    assert list(batches(listing, max_images=3, max_size_bytes=1)) == [(0, 3), (3, 6), (6, 7)]
-    listing.sizes_bytes[:] = [5, 5, 50, 1, 1, 1, 1]
-    assert list(batches(listing, max_images=3, max_size_bytes=10)) == [(0, 2), (2, 3), (3, 6), (6, 7)]
+    unknown = np.full(7, -1)
+    assert list(batches(unknown, max_images=3, max_size_bytes=1)) == [(0, 3), (3, 6), (6, 7)]
+    sizes_bytes = np.array([5, 5, 50, 1, 1, 1, 1])
+    assert list(batches(sizes_bytes, max_images=3, max_size_bytes=10)) == [(0, 2), (2, 3), (3, 6), (6, 7)]

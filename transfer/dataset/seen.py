@@ -129,7 +129,7 @@ class SeenLog:
         sha256 = sha256_hex(data)
         entry = _Entry(source=self.source, check=self.check, files=f"seen/{sha256}.parquet", sha256=sha256)
         with suppress(CorruptObjectError, ObjectNotFoundError, ValidationError):
-            if self._latest() == entry:
+            if self._latest() == entry and self.store.exists(entry.files):
                 return
         # Nothing is overwritten: what is damaged there stays so until files change, and is warned of when it is read.
         with suppress(AlreadyExistsError):
