@@ -214,6 +214,12 @@ def _check_folds(config: Config) -> None:
             "sweep.folds is given and a phase augments its images, which another fold validates on as they are.",
             advice="Leave `augmentation` out, or set `augment: false` for every phase, or give sweep.folds 0.",
         )
+    if config.training.warm_start is not None:
+        raise ConfigError(
+            f"sweep.folds is given and training.warm_start is `{config.training.warm_start}`, which was trained on images "
+            "that folds validate on.",
+            advice="Leave warm_start out, or give sweep.folds 0.",
+        )
 
 
 def _check_scheduler(config: Config, sweep: SweepConfig) -> None:
