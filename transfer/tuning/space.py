@@ -216,8 +216,8 @@ def _check_folds(config: Config) -> None:
         )
     if config.training.warm_start is not None:
         raise ConfigError(
-            f"sweep.folds is given and training.warm_start is `{config.training.warm_start}`, which was trained on images "
-            "that folds validate on.",
+            f"sweep.folds is given and training.warm_start is `{config.training.warm_start}`, which was trained on "
+            "images that folds validate on.",
             advice="Leave warm_start out, or give sweep.folds 0.",
         )
 
