@@ -1,0 +1,140 @@
+"""What is said of new images, given a champion that was published and a run that was opened."""
+
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from tests.digits import IMAGES_PER_CLASS, digits_config, ingest_some_digits
+from transfer.dataset.ingest import ingest
+from transfer.nightly.features import kept_features
+from transfer.nightly.look import look_at_new, look_from_driver
+from transfer.nightly.sample import ShardRows
+from transfer.registry.export import export
+from transfer.registry.versions import add_version
+from transfer.storage import open_store
+from transfer.training.checkpoints import Checkpoints
+from transfer.training.inputs import Inputs
+from transfer.training.loop import train
+from transfer.training.model import build_model
+from transfer.training.run import open_run
+
+PHASES = [{"unfreeze": 0, "epochs": 10, "learning_rate": 1e-2}]
+
+
+@pytest.fixture(scope="module")
+def champion(tmp_path_factory):
+    """A folder with images of digits, and a storage with the champion that was trained on them, version 1."""
+    folder = tmp_path_factory.mktemp("champion")
+    source, dataset = ingest_some_digits(folder)
+    config = digits_config(source, str(folder / "storage"), phases=PHASES)
+    store = open_store(config.storage)
+    run = open_run(store, config, dataset)
+    export(train(run, dataset, strategy=tf.distribute.get_strategy()), folder / "exported", provenance={})
+    accuracy = Checkpoints(run).complete().progress.history[-1].validation_accuracy
+    assert accuracy > 0.6
+    provenance = {"run": run.id, "dataset": dataset.reference, "metrics": {"accuracy": accuracy}}
+    add_version(store, "digits", folder / "exported", classes=dataset.classes, provenance=provenance)
+    return folder
+
+
+def night(champion, tmp_path, *, of_each=12, look=lambda image: image, name=str, **changes):
+    """Tonight's run, opened, on more digits of each class: how they look, and the class that they are given."""
+    source = shutil.copytree(champion / "images", tmp_path / "images")
+    digits = load_digits()
+    for label in range(10):
+        (source / name(label)).mkdir(exist_ok=True)
+        for index in np.flatnonzero(digits.target == label)[IMAGES_PER_CLASS:][:of_each]:
+            pixels = look((digits.images[index] * 255 / 16).astype(np.uint8))
+            image = Image.fromarray(pixels).resize((32, 32), Image.Resampling.BICUBIC)
+            image.save(source / name(label) / f"new{index:04d}.png")
+    storage = shutil.copytree(champion / "storage", tmp_path / "storage")
+    config = digits_config(source, str(storage), **{"phases": PHASES, **changes})
+    dataset = ingest(config, open_store(config.storage))
+    assert dataset.number == (2 if of_each else 1)
+    return open_run(open_store(config.storage), config, dataset), dataset
+
+
+def looked(run, champion=1):
+    findings = look_at_new(run.config, run_id=run.id, champion=champion)
+    return {finding.check: finding for finding in findings}
+
+
+def test_more_of_the_same_is_neither_different_nor_contradicted(champion, tmp_path):
+    run, dataset = night(champion, tmp_path)
+    findings = looked(run)
+    assert list(findings) == ["drift", "agreement"]
+    assert all(finding.passed and finding.found is not None for finding in findings.values())
+    assert "120 new images" in findings["agreement"].text
+    # Training finds what was computed for it here.
+    done = Inputs(run, dataset, build_model(run.config, dataset.classes)).extract()
+    assert done.shards_found > 0
+    assert done.shards_computed == 0
+
+
+def test_images_that_look_different_have_drifted(champion, tmp_path):
+    run, _ = night(champion, tmp_path, look=lambda pixels: 255 - pixels)
+    assert looked(run)["drift"].found > 0.9
+
+
+def test_labels_that_were_mixed_up_are_contradicted_and_look_no_different(champion, tmp_path):
+    run, _ = night(champion, tmp_path, name=lambda label: str((label + 1) % 10))
+    findings = looked(run)
+    assert not findings["agreement"].passed
+    assert findings["agreement"].found > 0.4
+
+
+def test_images_of_a_new_class_are_not_asked_about(champion, tmp_path):
+    run, _ = night(champion, tmp_path, name=lambda label: str(label) if label < 2 else "unheard of")
+    findings = looked(run)
+    assert "24 new images" in findings["agreement"].text
+    assert findings["agreement"].passed
+
+
+def test_without_kept_features_only_the_champion_is_asked(champion, tmp_path):
+    run, _ = night(champion, tmp_path, activations="never")
+    findings = looked(run)
+    assert (findings["drift"].found, findings["drift"].passed) == (None, True)
+    assert "No phase keeps its frozen part's output" in findings["drift"].text
+    assert findings["agreement"].found is not None
+
+
+def test_a_handful_of_new_images_is_not_looked_at(champion, tmp_path):
+    run, _ = night(champion, tmp_path, of_each=1)
+    findings = looked(run)
+    assert [finding.found for finding in findings.values()] == [None, None]
+    assert all("10 images are new; with fewer than 20" in finding.text for finding in findings.values())
+
+
+def test_without_a_champion_there_is_nothing_to_look_at(champion, tmp_path):
+    run, _ = night(champion, tmp_path, of_each=0)
+    assert [finding.found for finding in looked(run, champion=None).values()] == [None, None]
+
+
+def test_what_is_off_is_not_done(champion, tmp_path):
+    run, _ = night(champion, tmp_path, nightly={"checks": {"drift": "off", "agreement": "off"}})
+    assert look_from_driver(run.config, run_id=run.id, champion=1) == []
+    assert not run.inputs.numbers(), "nothing was computed for it"
+
+
+def test_maps_are_averaged_over_their_places(champion, tmp_path):
+    run, dataset = night(champion, tmp_path, of_each=0, phases=[{**PHASES[0], "unfreeze": 1}], activations="always")
+    (shard,) = dataset.shards_of("train")
+    rows = np.array([3, 0, 7])
+    ((features, labels),) = kept_features(run, dataset, [[ShardRows(shard, rows)]])
+    kept = Inputs(run, dataset, build_model(run.config, dataset.classes)).open(0).train[0]
+    maps = np.empty((3, *kept.shape), kept.dtype)
+    kept.take(rows, maps)
+    assert maps.ndim == 4
+    np.testing.assert_allclose(features, maps.mean(axis=(1, 2)), rtol=1e-5)
+    assert labels.tolist() == kept.labels[rows].tolist()
+
+
+def test_a_driver_can_ask_for_it_without_tensorflow():
+    program = "import sys, transfer.nightly.look; sys.exit('tensorflow' in sys.modules or 'ray' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)
