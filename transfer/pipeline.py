@@ -168,6 +168,10 @@ def _check_network(config: Config) -> None:
     backbone = load_backbone(config.base, storage=config.storage)
     for phase in config.phases:
         backbone.cut(phase.unfreeze)
+    if config.training.warm_start is not None:
+        from transfer.training.warm_start import published_head
+
+        published_head(open_store(config.storage), config, config.training.warm_start)
 
 
 def _predict(config: Config, images: str, output: str, version: int | None) -> PredictOutcome:

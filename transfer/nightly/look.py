@@ -34,7 +34,10 @@ def look_from_driver(config: Config, *, run_id: str, champion: int | None) -> li
 
     Raises what `look_at_new` and `extract_before_training` raise.
     """
-    if config.workers.count and champion is not None and config.nightly.checks.drift.action != "off":
+    checks = config.nightly.checks
+    if champion is None or checks.drift.action == checks.agreement.action == "off":
+        return _without_looking(checks)
+    if config.workers.count and checks.drift.action != "off":
         from transfer.training.ray_workers import extract_before_training
 
         extract_before_training(load_run(open_store(config.storage), run_id, config))
@@ -48,8 +51,8 @@ def look_at_new(config: Config, *, run_id: str, champion: int | None) -> list[Fi
     TransferError that this meets.
     """
     checks = config.nightly.checks
-    if champion is None:
-        return [*not_asked("drift", NO_CHAMPION, checks), *not_asked("agreement", NO_CHAMPION, checks)]
+    if champion is None or checks.drift.action == checks.agreement.action == "off":
+        return _without_looking(checks)
     store = open_store(config.storage)
     run = load_run(store, run_id, config)
     now = load_dataset(store, run.dataset_name, run.dataset_number)
@@ -58,12 +61,16 @@ def look_at_new(config: Config, *, run_id: str, champion: int | None) -> list[Fi
     difference = compare(store, before, now)
     why = too_few(sum(int(rows.is_new.sum()) for rows in difference.new), checks)
     if why is not None:
-        return [*not_asked("drift", why, checks), *not_asked("agreement", why, checks)]
+        return _without_looking(checks, why)
     return [*_drift(run, now, difference), *_agreement(store, version, before, now, difference, checks)]
 
 
 def _look_at_new(config: Config, run_id: str, champion: int | None) -> list[Finding]:
     return look_at_new(config, run_id=run_id, champion=champion)
+
+
+def _without_looking(checks: ChecksConfig, why: str = NO_CHAMPION) -> list[Finding]:
+    return [*not_asked("drift", why, checks), *not_asked("agreement", why, checks)]
 
 
 def _drift(run: Run, now: Dataset, difference: Difference) -> list[Finding]:
