@@ -47,7 +47,8 @@ def check(config: Config) -> None:
     """Check everything that can be known to be wrong before anything is spent.
 
     Storage can be written and honours put-if-absent, the source and the weights are there, the network can be built and
-    cut where the phases ask for it. Raises the TransferError that a job would end with.
+    cut where the phases ask for it, and the head that it is to begin with is there. Raises the TransferError that a job
+    would end with.
     """
     writable_storage(config)
     check_source_and_files(config)

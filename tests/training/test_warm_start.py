@@ -110,7 +110,7 @@ def test_the_first_steps_have_the_loss_of_the_champion(digits, champion):
     run = new_run(digits, "still", phase={"learning_rate": STILL}, **warm(reference))
     (row,) = trained(run, digits[1]).progress.history
     last = checkpoint.progress.history[-1]
-    assert row.validation_loss == pytest.approx(last.validation_loss, rel=1e-5)
+    assert row.validation_loss == pytest.approx(last.validation_loss, rel=1e-4)
     assert row.loss == pytest.approx(last.loss, rel=0.2), "dropout"
 
 
@@ -212,9 +212,7 @@ def test_a_head_that_reads_other_features_is_refused(digits, features):
     head = {"head": {"pooling": "flatten"}}
     reference, _ = published_head(digits, "smaller", (features, 10), (10,), **head)
     run = new_run(digits, "larger", **head, **warm(reference))
-    with pytest.raises(
-        ConfigError, match=f"it reads {features} features there and {4 * features}|{16 * features} here"
-    ):
+    with pytest.raises(ConfigError, match=f"it reads {features} features there and"):
         begun(run, digits[1])
 
 
