@@ -16,6 +16,8 @@ FEWEST_IMAGES = 10
 """Of each, below which an area says nothing."""
 _FOLDS = 5
 _MAX_DIMENSIONS = 64
+_MAX_WEIGHT = 10.0
+"""Of an earlier image, in multiples of the mean."""
 
 
 def drift(
@@ -59,7 +61,8 @@ def _weights(labels: np.ndarray, labels_new: np.ndarray) -> np.ndarray:
     _, index, counts = np.unique(labels, return_inverse=True, return_counts=True)
     _, counts_new = np.unique(labels_new, return_counts=True)
     weights: np.ndarray = (counts_new / counts)[index]
-    return weights
+    # A class of which hardly an image was there before shall not be judged by that one alone.
+    return np.minimum(weights, _MAX_WEIGHT * weights.mean())
 
 
 def _reduced(features: np.ndarray, seed: int) -> np.ndarray:
