@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-local test-cluster check format lock docs clean
+.PHONY: help setup demo test test-local test-cluster test-s3 check format lock docs clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
 setup: $(VENV)/.ready  ## create .venv with the pinned dependencies
 
@@ -28,6 +28,9 @@ test-local: setup
 
 test-cluster: setup
 	$(BIN)/pytest -m cluster
+
+test-s3: setup  ## the tests of storage against a real S3 server (see scripts/s3_server)
+	$(BIN)/pytest -m s3 --s3 ceph
 
 check: setup  ## lint, format, types, generated files
 	$(BIN)/ruff check .

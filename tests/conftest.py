@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import uuid
@@ -13,33 +14,65 @@ from tests.fault_proxy import FaultProxy
 from transfer.config import StorageConfig
 from transfer.storage import RetryPolicy, open_store
 
-ACCESS_KEY = "ACCESSKEYOFTHETESTS"
-SECRET_KEY = "secret-key-of-the-tests"  # noqa: S105 - opens nothing
+# What is stored here is the subject of the tests. Elsewhere S3 is only where things happen to lie, and the emulator is
+# enough.
+ROOMS_OF_STORED_THINGS = {"storage", "dataset", "registry", "nightly"}
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--s3",
+        choices=["emulator", "ceph"],
+        default="emulator",
+        help="the S3 service of the tests: moto's emulator, or a real one from the machine's Ceph packages",
+    )
 
 
 def pytest_collection_modifyitems(items):
-    """Mark the tests that need a Ray cluster: they run beside the others, in a process of their own."""
+    """Mark tests by what they use.
+
+    `cluster`: they need a Ray cluster, and run beside the others, in a process of their own. `s3`: they tell something
+    about an S3 service.
+    """
     for item in items:
         if {"ray_cluster", "head"} & set(item.fixturenames) or "integration" in item.path.parts:
             item.add_marker("cluster")
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        uses_s3 = "s3_server" in item.fixturenames or parameters.get("storage") == "s3"
+        if uses_s3 and item.path.parent.name in ROOMS_OF_STORED_THINGS:
+            item.add_marker("s3")
 
 
 @pytest.fixture(scope="session")
-def s3_server():
+def s3_server(request, tmp_path_factory):
     """Address of an S3 service in a process of its own, with credentials for it in the environment."""
-    with pytest.MonkeyPatch.context() as environment:
+    with pytest.MonkeyPatch.context() as environment, contextlib.ExitStack() as service:
         for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_REGION"):
             environment.delenv(name, raising=False)
-        environment.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
-        environment.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+        if request.config.getoption("--s3") == "ceph":
+            from scripts.s3_server.server import running
+
+            ceph = service.enter_context(running(tmp_path_factory.mktemp("s3")))
+            url, access_key, secret_key = ceph.endpoint_url, ceph.access_key, ceph.secret_key
+        else:
+            url = service.enter_context(emulator())
+            access_key, secret_key = "ACCESSKEYOFTHETESTS", "secret-key-of-the-tests"
+        environment.setenv("AWS_ACCESS_KEY_ID", access_key)
+        environment.setenv("AWS_SECRET_ACCESS_KEY", secret_key)
         environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
         environment.setenv("AWS_EC2_METADATA_DISABLED", "true")
         environment.setenv("AWS_CONFIG_FILE", "/dev/null")
         environment.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
-        command = [sys.executable, str(Path(__file__).parent / "s3_server.py")]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
-            yield f"http://127.0.0.1:{int(server.stdout.readline())}"
-            server.stdin.close()  # It ends with its standard input.
+        yield url
+
+
+@contextlib.contextmanager
+def emulator():
+    """Address of moto's S3 emulator."""
+    command = [sys.executable, str(Path(__file__).parent / "s3_emulator.py")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        yield f"http://127.0.0.1:{int(server.stdout.readline())}"
+        server.stdin.close()  # It ends with its standard input.
 
 
 @pytest.fixture

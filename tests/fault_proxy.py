@@ -12,6 +12,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 from urllib.parse import urlsplit
 
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.session import Session
+
 Manner = Literal[
     "status",  # answer with an HTTP status, without asking the service
     "reset",  # cut the connection before the service sees the request
@@ -19,10 +23,13 @@ Manner = Literal[
     "short body",  # send half of the answer's body, then close
     "cut body",  # send half of the answer's body, and a Content-Length that says so
     "flipped byte",  # change one byte of the answer's body
+    "changed body",  # send what `change` makes of the answer's body
     "held",  # answer only when an event is set
     "no conditions",  # take If-None-Match away from the request
     "refused in vain",  # take If-None-Match away, and answer 412 after the service has done the work
 ]
+
+SIGNED = ("Content-MD5", "Content-Type", "X-Amz-Meta-Sha256")
 
 
 @dataclass
@@ -32,6 +39,7 @@ class Fault:
     status: int = 503
     code: str = "SlowDown"
     held_until: threading.Event | None = None
+    change: Callable[[bytes], bytes] | None = None
     matches: Callable[[str, str], bool] = field(default=lambda _method, _path: True)
 
 
@@ -100,21 +108,16 @@ class _Handler(BaseHTTPRequestHandler):
             fault.held_until.wait()
         if manner in {"no conditions", "refused in vain"}:
             del self.headers["If-None-Match"]
+            self._sign_again(body)
         status, headers, answer = self._forward(body)
         if manner == "lost response":
             self._reset()
             return
         if manner == "refused in vain":
             status, headers = 412, {}
-        if manner == "flipped byte" and answer:
-            answer = bytes([answer[0] ^ 1]) + answer[1:]
-        if manner == "cut body":
-            answer = answer[: len(answer) // 2]
-            headers = {name: value for name, value in headers.items() if name.lower() != "content-length"}
         if manner == "short body":
-            answer = answer[: len(answer) // 2]
             self.close_connection = True
-        self._answer(status, headers, answer)
+        self._answer(status, *_spoilt(fault, headers, answer))
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _handle  # noqa: N815 - http.server's names
 
@@ -127,6 +130,17 @@ class _Handler(BaseHTTPRequestHandler):
             return response.status, dict(response.getheaders()), response.read()
         finally:
             upstream.close()
+
+    def _sign_again(self, body: bytes) -> None:
+        # The signature covers the header that is gone: a real service refuses the rest of the request.
+        request = AWSRequest(self.command, f"http://{self.headers['Host']}{self.path}", data=body)
+        for name in SIGNED:
+            if name in self.headers:
+                request.headers[name] = self.headers[name]
+        S3SigV4Auth(Session().get_credentials(), "s3", "us-east-1").add_auth(request)
+        for name, value in request.headers.items():
+            del self.headers[name]
+            self.headers[name] = value
 
     def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
         self.send_response_only(status)
@@ -149,3 +163,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
+
+
+def _spoilt(fault: Fault | None, headers: dict[str, str], body: bytes) -> tuple[dict[str, str], bytes]:
+    """What the fault makes of an answer."""
+    manner = fault.manner if fault else None
+    if manner == "flipped byte" and body:
+        return headers, bytes([body[0] ^ 1]) + body[1:]
+    if manner == "short body":
+        return headers, body[: len(body) // 2]
+    if manner in {"cut body", "changed body"}:
+        plausible = {name: value for name, value in headers.items() if name.lower() != "content-length"}
+        return plausible, body[: len(body) // 2] if manner == "cut body" else fault.change(body)
+    return headers, body

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.digits import digits_config, write_some_digits
 from transfer.config.reference import render
 from transfer.registry.versions import download_version, load_version
@@ -16,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).with_name("ray")
 
 
+@pytest.mark.s3
 def test_the_train_job_publishes_a_model_from_two_workers(head, s3_storage, tmp_path):
     source = write_some_digits(tmp_path / "images")
     config = digits_config(source, s3_storage.model_dump(), workers={"count": 2})

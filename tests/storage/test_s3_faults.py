@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import socket
 
 import boto3
 import pytest
 
-from tests.conftest import ACCESS_KEY, SECRET_KEY
 from transfer.config import StorageConfig
 from transfer.errors import AlreadyExistsError, CorruptObjectError, StorageError
 from transfer.storage import Log, RetryPolicy, open_store, probe, put_document, read_document, sha256_hex
@@ -218,10 +218,11 @@ def test_missing_credentials_are_said_at_once_with_advice(s3_storage, fast_retry
 
 def test_credentials_show_up_nowhere(store, faulty_storage, fault_proxy, caplog):
     caplog.set_level(logging.INFO)
+    access_key, secret_key = os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"]
     fault_proxy.fail("status", times=2)
     store.put("object", HELLO)
     texts = [repr(store), str(vars(store)), repr(faulty_storage), pickle.dumps(faulty_storage).decode("latin1")]
-    for status, code in [(403, f"{ACCESS_KEY} is unknown"), (503, "SlowDown")]:
+    for status, code in [(403, f"{access_key} is unknown"), (503, "SlowDown")]:
         fault_proxy.fail("status", times=8, status=status, code=code if status == 503 else "InvalidAccessKeyId")
         with pytest.raises(StorageError) as caught:
             store.read("object")
@@ -230,8 +231,8 @@ def test_credentials_show_up_nowhere(store, faulty_storage, fault_proxy, caplog)
     texts += [record.getMessage() for record in caplog.records]
     assert any("trying again" in text for text in texts)
     for text in texts:
-        assert ACCESS_KEY not in text
-        assert SECRET_KEY not in text
+        assert access_key not in text
+        assert secret_key not in text
 
 
 def test_bodies_are_sent_plainly_with_a_digest_in_the_signature(store, fault_proxy):

@@ -31,8 +31,15 @@ def open_large(storage, retry, **details):
 
 
 @pytest.fixture
-def store(faulty_storage, fast_retry):
-    return open_large(faulty_storage, fast_retry)
+def honors_condition(s3_storage, fast_retry):
+    """Whether the service decides between writers of objects in parts, too. Ceph's gateway 16 does not."""
+    return open_large(s3_storage, fast_retry)._probe_parts()
+
+
+@pytest.fixture
+def store(faulty_storage, fast_retry, honors_condition):
+    """A store that sends large objects in parts: where the service does not decide, for one writer only."""
+    return open_large(faulty_storage, fast_retry, single_writer=not honors_condition)
 
 
 @pytest.fixture
@@ -81,7 +88,8 @@ def test_a_large_object_that_is_there_is_not_sent_again(store, fault_proxy):
     assert not any(parts(*request) for request in fault_proxy.requests)
 
 
-def test_of_several_large_writers_of_one_name_exactly_one_wins(store, unfinished):
+def test_of_several_large_writers_of_one_name_exactly_one_wins(faulty_storage, fast_retry, unfinished):
+    store = open_large(faulty_storage, fast_retry)
     start = threading.Barrier(4)
 
     def write(number):
@@ -152,7 +160,10 @@ def test_an_upload_that_fails_leaves_neither_object_nor_parts(store, fault_proxy
 
 
 @pytest.mark.parametrize("manner", ["no conditions", "status"])
-def test_where_only_whole_objects_are_conditional_large_ones_are_sent_whole(store, fault_proxy, manner):
+def test_where_only_whole_objects_are_conditional_large_ones_are_sent_whole(
+    faulty_storage, fast_retry, fault_proxy, manner
+):
+    store = open_large(faulty_storage, fast_retry)
     details = {"status": 501, "code": "NotImplemented"} if manner == "status" else {}
     fault_proxy.fail(manner, times=1_000_000, matches=completes, **details)
     assert store.put("large", LARGE) is True
