@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from transfer.errors import AlreadyExistsError, StorageError, UnsafeStorageError
@@ -86,6 +88,19 @@ def test_a_store_whose_bytes_change_is_refused(faulty, fault_proxy):
     fault_proxy.fail("flipped byte", times=1000, matches=lambda method, _: method == "GET")
     with pytest.raises(StorageError):
         probe(faulty, single_writer=False)
+
+
+def without_objects(listing):
+    return re.sub(rb"<Contents>.*</Contents>", b"", listing, flags=re.DOTALL)
+
+
+def test_a_store_whose_listing_does_not_show_what_was_written_is_refused(faulty, single_writer, fault_proxy):
+    fault_proxy.fail("changed body", times=1000, change=without_objects, matches=lambda _, path: "list-type" in path)
+    with pytest.raises(StorageError, match="lists nothing where"):
+        probe(faulty, single_writer=False)
+    fault_proxy.fail("status", times=1000, status=501, code="NotImplemented", matches=conditional(fault_proxy))
+    with pytest.raises(StorageError, match="lists nothing where"):
+        probe(single_writer, single_writer=True)
 
 
 def test_a_probe_passes_where_removing_is_forbidden_and_through_faults(faulty, fault_proxy):

@@ -15,7 +15,7 @@ _THROUGHPUT_SIZE_BYTES = 4 * 1024**2
 
 
 def probe(store: Store, *, single_writer: bool) -> None:
-    """Check that the store can be written and read, and that it refuses a second object of the same name.
+    """Check that the store can be written, read and listed, and that it refuses a second object of the same name.
 
     Writes a few bytes under `.probe/` and removes them again where that is allowed. `single_writer` accepts a store
     that lets the second writer through. Raises UnsafeStorageError for such a store otherwise, StorageError when the
@@ -29,6 +29,7 @@ def probe(store: Store, *, single_writer: bool) -> None:
             raise
         # The store said so itself. What is left to find out is whether it can be written at all.
         store.put(name, _FIRST)
+        _require_listed(store, name, len(_FIRST))
         refuses = False
     finally:
         store.discard(name)
@@ -65,4 +66,15 @@ def _refuses_second(store: Store, name: str) -> bool:
             f"{store.uri} gave back {len(found)} other bytes than were written to {name}.",
             advice="Do not use this store before its operator knows why.",
         )
+    _require_listed(store, name, len(found))
     return refused and found == _FIRST
+
+
+def _require_listed(store: Store, name: str, size_bytes: int) -> None:
+    """Logs are read by listing them: an entry that shows up later would let yesterday's be taken for the latest."""
+    found = [(item.name, item.size_bytes) for item in store.list(name)]
+    if found != [(name, size_bytes)]:
+        raise StorageError(
+            f"{store.uri} lists {found or 'nothing'} where {name} was just written with {size_bytes} bytes.",
+            advice="Use a store whose listings show at once what was written, as those of S3 do.",
+        )

@@ -11,7 +11,7 @@ import contextlib
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 from botocore.exceptions import BotoCoreError, ClientError
@@ -21,6 +21,7 @@ from transfer.storage.retry import RetryPolicy
 from transfer.storage.s3_body import get, not_found, sha256_in
 from transfer.storage.s3_bucket import Bucket
 from transfer.storage.s3_errors import is_taken, no_conditional_writes
+from transfer.storage.s3_listing import objects
 from transfer.storage.s3_multipart import CONDITION, Sent, send_in_parts
 from transfer.storage.s3_reader import RangeReader, fetch_to_file
 from transfer.storage.store import (
@@ -39,9 +40,6 @@ from transfer.storage.store import (
     sha256_hex,
 )
 from transfer.storage.tier import LocalTier
-
-if TYPE_CHECKING:
-    from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef, ObjectTypeDef
 
 _LARGEST_SINGLE_PUT_BYTES = 5 * 1024**3
 _ROUNDS = 3
@@ -107,16 +105,7 @@ class S3Store(Store):
 
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
         check_prefix(prefix)
-        page_start: dict[str, Any] = {}
-        while True:
-            page = self._list_page(prefix, page_start)
-            for item in page.get("Contents", []):
-                # Consoles make empty objects that stand for folders.
-                if not item["Key"].endswith("/"):
-                    yield StoredObject(self._bucket.name_of(item["Key"]), item["Size"], _stamp_of(item))
-            if not page.get("IsTruncated"):
-                return
-            page_start = {"ContinuationToken": page["NextContinuationToken"]}
+        yield from objects(self._bucket, prefix)
 
     def put(self, name: str, data: bytes | Path) -> bool:
         check_name(name)
@@ -184,14 +173,6 @@ class S3Store(Store):
             return self._bucket.call("look at", name, head, expected={404})
         except ClientError as error:
             raise not_found(self._bucket, name) from error
-
-    def _list_page(self, prefix: str, page_start: dict[str, str]) -> ListObjectsV2OutputTypeDef:
-        request: dict[str, Any] = {"Bucket": self._bucket.name, "Prefix": self._bucket.key(prefix), **page_start}
-        return self._bucket.call(
-            "list",
-            prefix or "everything",
-            lambda: self._bucket.client.list_objects_v2(**request),
-        )
 
     def _is_same(self, name: str, sha256: str, size: int) -> bool | None:
         """Whether the object of that name has this content; None where there is no object."""
@@ -284,8 +265,3 @@ class S3Store(Store):
                 advice="Another writer was first. Nothing is ever overwritten: use a new name or number.",
             )
         return created
-
-
-def _stamp_of(item: ObjectTypeDef) -> str:
-    # Some services leave the ETag out.
-    return f"{item['ETag']} {item['LastModified'].isoformat()}" if item.get("ETag") else ""
