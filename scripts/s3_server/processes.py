@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
@@ -15,6 +16,8 @@ from transfer.errors import TransferError
 PROGRAMS = ("ceph", "ceph-mon", "ceph-osd", "monmaptool", "radosgw", "radosgw-admin")
 INSTALL = "apt-get install --no-install-recommends ceph-mon ceph-osd radosgw ceph-common"
 _LOG_BYTES = 2000
+# The kernel ends what runs under it when the thread that started it ends, also by SIGKILL.
+_LEASH = ("setpriv", "--pdeathsig", "KILL", "--")
 # Long enough for a machine under load; each step takes one to three seconds on an idle one.
 _TOOL_TIMEOUT_S = 120
 
@@ -39,7 +42,7 @@ def run_tool(folder: Path, *command: str) -> str:
     """What one of Ceph's tools prints. Raises S3ServerError with the end of what it complained about."""
     try:
         done = subprocess.run(
-            _with_configuration(folder, command),
+            [*_LEASH, *_with_configuration(folder, command)],
             capture_output=True,
             check=False,
             cwd=folder,
@@ -63,9 +66,9 @@ def run_tool(folder: Path, *command: str) -> str:
 def start_daemon(folder: Path, *command: str, ends_with_starter: bool) -> subprocess.Popen[bytes]:
     """Start a program that stays in the foreground, in a session of its own, so that no terminal's Ctrl-C ends it.
 
-    `ends_with_starter`: the kernel kills it when the thread that started it ends, by SIGKILL too.
+    `ends_with_starter`: the kernel kills it when the thread that started it ends.
     """
-    leash = ("setpriv", "--pdeathsig", "KILL", "--") if ends_with_starter else ()
+    leash = _LEASH if ends_with_starter else ()
     with (folder / "log" / f"{command[0]}.out").open("ab") as output:
         return subprocess.Popen(
             [*leash, *_with_configuration(folder, command)],
@@ -93,7 +96,7 @@ def processes_of(folder: Path) -> dict[int, str]:
                 program = (entry / "comm").read_text().strip()
             except OSError:
                 continue  # It has ended since.
-            if b"--conf" in arguments and arguments[arguments.index(b"--conf") + 1] == wanted:
+            if (b"--conf", wanted) in itertools.pairwise(arguments):
                 found[int(entry.name)] = program
     return found
 

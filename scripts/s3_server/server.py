@@ -62,8 +62,7 @@ def start(folder: Path, *, port: int = 0, ends_with_starter: bool = False) -> Se
     `port` of the S3 service; 0: one that is free. `ends_with_starter`: the server is killed when this thread ends.
     Takes about 15 seconds. Raises S3ServerError; then nothing is left running, and the logs stay.
     """
-    require_programs()
-    folder = folder.absolute()
+    folder = folder.resolve()
     if folder.exists() and any(folder.iterdir()):
         raise S3ServerError(
             f"{folder} is not empty.",
@@ -71,6 +70,7 @@ def start(folder: Path, *, port: int = 0, ends_with_starter: bool = False) -> Se
         )
     if any(character in str(folder) for character in "#;=[]$\"' \n"):
         raise S3ServerError(f"Ceph cannot read the path {str(folder)!r}.", advice="Name a folder of plain letters.")
+    require_programs()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
     daemons: list[Popen[bytes]] = []
@@ -87,7 +87,7 @@ def stop(folder: Path) -> int:
 
     Also what a killed or failed start left. Files that are not the server's stay. Raises S3ServerError.
     """
-    folder = folder.absolute()
+    folder = folder.resolve()
     ended = kill_all(folder)
     for name in _FOLDERS:
         shutil.rmtree(folder / name, ignore_errors=True)
@@ -100,7 +100,7 @@ def stop(folder: Path) -> int:
 
 def missing_daemons(folder: Path) -> list[str]:
     """Which of the server's programs do not run for this folder."""
-    running = set(processes_of(folder.absolute()).values())
+    running = set(processes_of(folder.resolve()).values())
     return [name for name in DAEMONS if name not in running]
 
 
