@@ -24,6 +24,7 @@ Manner = Literal[
     "cut body",  # send half of the answer's body, and a Content-Length that says so
     "flipped byte",  # change one byte of the answer's body
     "changed body",  # send what `change` makes of the answer's body
+    "flipped upload",  # change one byte of the request's body
     "held",  # answer only when an event is set
     "no conditions",  # take If-None-Match away from the request
     "refused in vain",  # take If-None-Match away, and answer 412 after the service has done the work
@@ -109,6 +110,8 @@ class _Handler(BaseHTTPRequestHandler):
         if manner in {"no conditions", "refused in vain"}:
             del self.headers["If-None-Match"]
             self._sign_again(body)
+        if manner == "flipped upload" and body:
+            body = bytes([body[0] ^ 1]) + body[1:]
         status, headers, answer = self._forward(body)
         if manner == "lost response":
             self._reset()

@@ -5,6 +5,8 @@ It ends when its standard input does, so it never outlives the tests that starte
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 import sys
 import threading
@@ -21,8 +23,12 @@ class _Quiet(WSGIRequestHandler):
         pass
 
 
-class _OneWriteAtATime:
-    """Makes moto's conditional writes atomic, as those of real services are: it looks and then writes, unlocked."""
+class _StricterThanMoto:
+    """Does two things as real services do and moto does not.
+
+    Conditional writes are atomic: moto looks and then writes, unlocked. A body is refused that is not the one whose
+    SHA-256 was signed.
+    """
 
     def __init__(self, app):
         self._app = app
@@ -31,8 +37,13 @@ class _OneWriteAtATime:
     def __call__(self, environ, start_response):
         if environ["REQUEST_METHOD"] in {"GET", "HEAD"}:
             return self._app(environ, start_response)
+        body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        signed = environ.get("HTTP_X_AMZ_CONTENT_SHA256", "")
+        if len(signed) == 64 and signed != hashlib.sha256(body).hexdigest():
+            start_response("400 Bad Request", [("Content-Type", "application/xml")])
+            return [b"<Error><Code>XAmzContentSHA256Mismatch</Code></Error>"]
         with self._lock:
-            return list(self._app(environ, start_response))
+            return list(self._app(environ | {"wsgi.input": io.BytesIO(body)}, start_response))
 
 
 def _end_with_parent():
@@ -44,7 +55,7 @@ if __name__ == "__main__":
     server = make_server(
         "127.0.0.1",
         0,
-        _OneWriteAtATime(DomainDispatcherApplication(create_backend_app)),
+        _StricterThanMoto(DomainDispatcherApplication(create_backend_app)),
         threaded=True,
         request_handler=_Quiet,
     )

@@ -31,7 +31,7 @@ from scripts.s3_server.processes import (
 BUCKET = "transfer"
 DAEMONS = ("ceph-mon", "ceph-osd", "radosgw")
 _FOLDERS = ("log", "run", "crash", "mon", "osd", "rgw")
-_FILES = ("ceph.conf", "keyring", "monmap", "env")
+_FILES = ("keyring", "monmap", "env")
 _READY_TIMEOUT_S = 60.0
 
 
@@ -89,10 +89,13 @@ def stop(folder: Path) -> int:
     """
     folder = folder.resolve()
     ended = kill_all(folder)
+    if not _is_ours(folder):
+        return ended
     for name in _FOLDERS:
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in _FILES:
         (folder / name).unlink(missing_ok=True)
+    (folder / "ceph.conf").unlink()
     with contextlib.suppress(OSError):  # Not there, or other files are in it.
         folder.rmdir()
     return ended
@@ -118,11 +121,11 @@ def running(folder: Path) -> Iterator[Server]:
 def _start(folder: Path, port: int, daemons: list[Popen[bytes]], *, ends_with_starter: bool) -> Server:
     cluster_id, osd_id = str(uuid.uuid4()), str(uuid.uuid4())
     monitor = f"v2:127.0.0.1:{_free_port()}"
-    for name in _FOLDERS:
-        (folder / name).mkdir(mode=0o700)
     (folder / "ceph.conf").write_text(
         configuration(folder, cluster_id=cluster_id, monitor_address=monitor, gateway_port=port)
     )
+    for name in _FOLDERS:
+        (folder / name).mkdir(mode=0o700)
     _write_secret(folder / "keyring", keyring())
 
     def daemon(*command: str) -> None:
@@ -171,6 +174,12 @@ def _make_bucket(folder: Path, server: Server) -> None:
                 time.sleep(0.1)
             else:
                 return
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a server was started here: `stop` in the wrong folder must not empty that."""
+    path = folder / "ceph.conf"
+    return path.exists() and f"keyring = {folder}/keyring\n" in path.read_text()
 
 
 def _reap(daemons: list[Popen[bytes]]) -> None:

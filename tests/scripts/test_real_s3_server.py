@@ -53,12 +53,12 @@ def test_without_its_programs_it_says_which_are_missing_and_how_to_get_them(fold
 
 
 def test_a_folder_with_something_in_it_is_left_alone(folder):
-    folder.mkdir()
-    (folder / "mine").write_text("mine")
+    (folder / "log").mkdir(parents=True)
+    (folder / "log" / "mine").write_text("mine")
     with pytest.raises(S3ServerError, match="not empty"):
         start(folder)
     assert stop(folder) == 0
-    assert (folder / "mine").read_text() == "mine"
+    assert (folder / "log" / "mine").read_text() == "mine"
 
 
 def test_its_configuration_names_no_path_outside_its_folder_and_no_address_but_loopback(folder):

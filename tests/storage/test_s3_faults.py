@@ -162,6 +162,13 @@ def test_a_changed_body_is_noticed_by_its_digest_and_read_again(store, fault_pro
         assert ask() == expected
 
 
+def test_a_byte_changed_on_its_way_to_the_service_is_refused_there_and_sent_again(store, fault_proxy):
+    fault_proxy.fail("flipped upload", times=3, matches=writes)
+    assert store.put("object", HELLO) is True
+    assert store.read("object") == HELLO
+    assert sum(writes(*request) for request in fault_proxy.requests) == 4
+
+
 def test_a_body_that_stays_changed_is_refused(store, fault_proxy):
     store.put("object", HELLO)
     put_document(store, "document.json", {"a": 1})

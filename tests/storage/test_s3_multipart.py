@@ -115,6 +115,12 @@ def test_faults_of_single_parts_and_of_the_completion_are_ridden_out(store, faul
     assert unfinished() == 0
 
 
+def test_a_byte_of_a_part_changed_on_its_way_is_refused_and_the_part_sent_again(store, fault_proxy):
+    fault_proxy.fail("flipped upload", times=2, matches=parts_of_object)
+    assert store.put("large", LARGE) is True
+    assert store.read("large") == LARGE
+
+
 def test_a_completion_that_conflicts_with_another_is_sent_anew(store, fault_proxy, unfinished):
     fault_proxy.fail("status", status=409, code="ConditionalRequestConflict", matches=completes_object)
     assert store.put("large", LARGE) is True
