@@ -9,12 +9,12 @@ from collections.abc import Callable
 
 
 class CuttingProxy:
-    """Forwards bytes to `port`; `port` of its own is what clients connect to."""
+    """Forwards bytes to `port`; `port` of its own is what clients connect to, on loopback or where `listening` is."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, listening: socket.socket | None = None) -> None:
         self._target = port
         self._connections: list[socket.socket] = []
-        self._listening = socket.create_server(("127.0.0.1", 0))
+        self._listening = listening or socket.create_server(("127.0.0.1", 0))
         self.port = self._listening.getsockname()[1]
         self.away = False
         self.turned_away = 0

@@ -1,0 +1,195 @@
+"""Jobs on a cluster of several machines, data in S3: what they leave behind, also when a machine dies."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import boto3
+import numpy as np
+import pytest
+
+from tests.digits import digits_config, write_some_digits
+from tests.nodes import Nodes
+from transfer.config import load_config
+from transfer.config.reference import render
+from transfer.demo import BASE_PATH
+from transfer.errors import TrainingError
+from transfer.storage import open_store
+from transfer.training.checkpoints import Checkpoints
+from transfer.training.run import load_run
+
+ROOT = Path(__file__).parents[2]
+TOLERANCE = 1e-5
+STEPWISE = ["--set", "training.checkpoint_steps=1"]
+
+
+@pytest.fixture(scope="module")
+def cluster(s3_server, tmp_path_factory):
+    """A head and no nodes; it finds credentials for S3 in its environment, as of an instance profile."""
+    with Nodes(tmp_path_factory.mktemp("nodes")) as nodes:
+        yield nodes
+
+
+@pytest.fixture
+def nodes(cluster):
+    """The cluster with two nodes, whatever became of those that it had."""
+    cluster.join(2)
+    return cluster
+
+
+@pytest.fixture(scope="module")
+def digits(cluster, s3_server, tmp_path_factory):
+    """A configuration, as the cluster reads it: images, base and storage are in a bucket."""
+    folder = tmp_path_factory.mktemp("digits")
+    archive = shutil.make_archive(str(folder / "digits"), "zip", write_some_digits(folder / "images"))
+    bucket = f"bucket-{uuid.uuid4().hex}"
+    client = boto3.client("s3", endpoint_url=s3_server)
+    client.create_bucket(Bucket=bucket)
+    for path in (Path(archive), BASE_PATH):
+        client.put_object(Bucket=bucket, Key=path.name, Body=path.read_bytes())
+    client.close()
+    config = digits_config(
+        f"s3://{bucket}/digits.zip",
+        {"uri": f"s3://{bucket}/transfer", "endpoint_url": cluster.reach(s3_server)},
+        base={"model": f"s3://{bucket}/{BASE_PATH.name}", "image_size": 32},
+        activations={"keep": "always", "engine": "tensorflow"},
+        workers={"count": 2, "max_failures": 1},
+        publish={"enabled": False, "parity_images": 8},
+        sweep={"space": {"phases.0.learning_rate": [1e-3, 1e-2, 3e-2]}, "search": "grid"},
+    )
+    path = folder / "config.yaml"
+    path.write_text(render(config))
+    return path
+
+
+class Job:
+    """A submitted job that goes on."""
+
+    def __init__(self, cluster, log, name, config, *arguments):
+        self._log = log
+        command = [sys.executable, "-m", "transfer", "submit", name, str(config), "--working-dir", str(ROOT)]
+        with log.open("w") as errors:
+            self._process = cluster.command(
+                [*command, "--", "--json", *arguments], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=errors
+            )
+
+    @property
+    def log(self):
+        return self._log.read_text()
+
+    def wait_until(self, is_so):
+        while not is_so():
+            assert self._process.poll() is None, self.log[-5000:]
+            time.sleep(0.05)
+
+    def end(self):
+        """The exit code."""
+        return self._process.wait()
+
+    def kill(self):
+        """End the command that follows the job."""
+        self._process.kill()
+        self._process.wait()
+
+    def answer(self):
+        """What it says in the end, when it succeeds."""
+        assert self.end() == 0, self.log[-5000:]
+        return json.loads(next(line for line in self.log.splitlines() if line.startswith("{")))
+
+
+@pytest.fixture
+def submit(nodes, tmp_path):
+    """Begins a job on the cluster with two nodes."""
+    begun = []
+
+    def begin(name, *arguments):
+        begun.append(Job(nodes, tmp_path / f"{name}.log", name, *arguments))
+        return begun[-1]
+
+    yield begin
+    for job in begun:
+        job.kill()
+
+
+@pytest.fixture(scope="module")
+def storage_here(s3_server, tmp_path_factory):
+    """What is different where this host reads the configuration."""
+    return [f"storage.endpoint_url={s3_server}", f"storage.cache_folder={tmp_path_factory.mktemp('cache')}"]
+
+
+@pytest.fixture(scope="module")
+def here(digits, storage_here):
+    """The configuration as this host reads it."""
+    return load_config(digits, storage_here)
+
+
+@pytest.fixture(scope="module")
+def in_one_process(digits, here, storage_here):
+    """Final weights of the run trained from pixels in a process of its own, without Ray."""
+    changes = [*storage_here, "workers.count=0", "activations.keep=never"]
+    command = [sys.executable, "-m", "jobs.train", str(digits), "--run-id", "one-process"]
+    command += [part for change in changes for part in ("--set", change)]
+    subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
+    return final(here, "one-process").weights
+
+
+def run_of(here, run_id):
+    return load_run(open_store(here.storage), run_id, here)
+
+
+def final(here, run_id):
+    return Checkpoints(run_of(here, run_id)).complete()
+
+
+def largest_difference(left, right):
+    return max(float(np.max(np.abs(a - b))) for a, b in zip(left, right, strict=True))
+
+
+def steps_of(here, run_id):
+    """Steps that checkpoints know of; none where the run has not begun."""
+    store = open_store(here.storage)
+    if not store.exists(f"runs/{run_id}/run.json"):
+        return 0
+    latest = load_run(store, run_id, here).checkpoints.latest()
+    return latest[1]["progress"]["global_step"] if latest else 0
+
+
+def test_workers_on_two_nodes_end_with_the_weights_of_one_process(submit, digits, here, in_one_process):
+    submit("train", digits, "--run-id", "two-nodes").answer()
+    # A node has one CPU and the head has none: each worker was on a node of its own.
+    assert largest_difference(final(here, "two-nodes").weights, in_one_process) < TOLERANCE
+
+
+def test_a_node_that_dies_and_another_that_joins_change_nothing(submit, nodes, digits, here, in_one_process):
+    job = submit("train", digits, "--run-id", "replaced", *STEPWISE)
+    job.wait_until(lambda: steps_of(here, "replaced") >= 3)
+    nodes.kill(nodes.nodes[0])
+    nodes.join(2)
+    job.answer()
+    ended = final(here, "replaced")
+    assert largest_difference(ended.weights, in_one_process) < TOLERANCE
+    assert [row.epoch for row in ended.progress.history] == [0, 1, 2]
+
+
+def test_where_no_other_node_joins_the_job_ends_in_time_and_says_what_it_needs(submit, nodes, digits, here):
+    job = submit("train", digits, "--run-id", "alone", *STEPWISE, "--set", "workers.start_timeout_s=15")
+    job.wait_until(lambda: steps_of(here, "alone") >= 3)
+    nodes.kill(nodes.nodes[0])
+    assert job.end() == TrainingError.exit_code
+    assert "It needs 2 workers of 1 CPU" in job.log
+    assert "Traceback" not in job.log
+    assert steps_of(here, "alone") >= 3
+
+
+def test_a_sweep_is_divided_among_the_nodes(submit, digits):
+    answer = submit("sweep", digits, "--set", "workers.count=1").answer()
+    assert answer["trials"] == {"finished": 3, "stopped": 0, "failed": 0}
+
+
+def test_a_night_is_worked_on_by_the_nodes(submit, digits):
+    answer = submit("nightly", digits, "--set", "publish.enabled=true").answer()
+    assert answer["outcome"] == "promoted"
