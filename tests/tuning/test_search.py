@@ -24,8 +24,8 @@ def config_of(space=RATE, **options):
 def tune_sweep(config, folder, *, value, earlier=(), cpus=None):
     """Run the sweep's trials through Tune, one at a time unless `cpus` says what one takes.
 
-    `value(params, epoch)` is what a trial reports. Returns each trial's last result, the numbers of the trials in the
-    order in which they were started and came to their end, and why the sweep was ended.
+    `value(params, epoch)` is what a trial reports. Returns each trial's last result, why the sweep was ended, and the
+    numbers of the trials in the order in which they were started, trained an epoch and came to their end.
     """
     import ray
     from ray import tune
@@ -49,6 +49,7 @@ def tune_sweep(config, folder, *, value, earlier=(), cpus=None):
 
         def step(self):
             self.epoch += 1
+            note("trained", self.params)
             ends = self.epoch == EPOCHS
             if ends:
                 note("ended", self.params)
@@ -83,8 +84,10 @@ def tune_sweep(config, folder, *, value, earlier=(), cpus=None):
         ),
         run_config=tune.RunConfig(storage_path=str(folder), stop=stopper, callbacks=[results], verbose=0),
     ).fit()
-    started, ended = ([int(line) for line in (folder / name).read_text().split()] for name in ("started", "ended"))
-    return SimpleNamespace(last=results.last, started=started, ended=ended, reason=stopper.reason)
+    notes = {
+        name: [int(line) for line in (folder / name).read_text().split()] for name in ("started", "trained", "ended")
+    }
+    return SimpleNamespace(last=results.last, reason=stopper.reason, **notes)
 
 
 def epochs_of(sweep):
@@ -151,8 +154,8 @@ class TestExperiments:
 
         sweep = tune_sweep(config, tmp_path / "first", value=value, cpus=0.25)
         assert epochs_of(sweep) == [EPOCHS] * 4
-        # Once at the beginning and once after the copying at 4 epochs; at 8, the end, nothing is left to be trained.
-        assert sorted(sweep.started) == [1, 1, 2, 2, 3, 3, 4, 4]
+        # Who copies goes on from there: no epoch is trained twice.
+        assert sorted(sweep.trained) == sorted([1, 2, 3, 4] * EPOCHS)
         first = [values["phases.0.learning_rate"] for values in drawn(config)]
         last = [values["phases.0.learning_rate"] for values in values_of(sweep)]
         best, worst = sorted(range(4), key=first.__getitem__)[2:], sorted(range(4), key=first.__getitem__)[:2]

@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 from ray.tune.experiment import Trial as TuneTrial
-from ray.tune.schedulers import PopulationBasedTraining, TrialScheduler
+from ray.tune.schedulers import PopulationBasedTraining
 
 from transfer.config import Config, DomainConfig
-from transfer.tuning.space import at, clipped, drawn, longest_epochs, share, space_of, sweep_of
+from transfer.tuning.space import at, clipped, drawn, share, space_of, sweep_of
 
 # As in the paper: a value is drawn anew with this probability, else moved by one of these factors.
 _RESAMPLE = 0.25
@@ -27,7 +27,7 @@ class Population(PopulationBasedTraining):
 
     def __init__(self, config: Config, *, time_attr: str) -> None:
         sweep = sweep_of(config)
-        self._space, self._seed, self._last_epoch = space_of(config), sweep.seed, longest_epochs(config)
+        self._space, self._seed = space_of(config), sweep.seed
         self._first_values = drawn(config)
         super().__init__(
             time_attr=time_attr,
@@ -42,12 +42,6 @@ class Population(PopulationBasedTraining):
         """Give the trial its first values."""
         trial.config["values"] = self._first_values[trial.config["trial"] - 1]
         super().on_trial_add(tune_controller, trial)
-
-    def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
-        """Whether the trial goes on, or waits until all have come as far and the worst have copied the best."""
-        if result[self._time_attr] >= self._last_epoch:
-            return str(TrialScheduler.CONTINUE)  # nothing would be trained after a copy
-        return str(super().on_trial_result(tune_controller, trial, result))
 
     def _checkpoint_or_exploit(
         self, trial: TuneTrial, tune_controller: Any, upper_quantile: list[TuneTrial], lower_quantile: list[TuneTrial]
