@@ -26,6 +26,7 @@ from transfer.nightly.checks import check_change, refusals
 from transfer.nightly.claim import HeldClaim
 from transfer.nightly.digest import digest_of, send
 from transfer.nightly.gate import decide
+from transfer.nightly.look import look_from_driver
 from transfer.nightly.nights import Night, Plan, judged_by, work_on_night
 from transfer.nightly.summary import NightSummary, Outcome, Step
 from transfer.preflight import check_source_and_files
@@ -163,7 +164,7 @@ class _Work:
     def _look(self, run_id: str, champion: int | None) -> None:
         """Check what only the images themselves tell; what that computes is kept for training."""
         with self._step("look at new images") as step:
-            found = run_where(self.config.workers, _look_at_new, self.config, run_id, champion)
+            found = look_from_driver(self.config, run_id=run_id, champion=champion)
             self.known["findings"] = (*self.known["findings"], *found)
             step("%d checks.", len(found))
         self._end_if_refused()
@@ -252,15 +253,6 @@ def _trained(config: Config, dataset: Dataset) -> str:
 def _dataset_of(store: Store, version: ModelVersion) -> Dataset:
     name, _, number = version.provenance["dataset"].rpartition("/")
     return load_dataset(store, name, int(number))
-
-
-# What runs in a process with TensorFlow.
-
-
-def _look_at_new(config: Config, run_id: str, champion: int | None) -> Any:
-    from transfer.nightly.look import look_at_new
-
-    return look_at_new(config, run_id=run_id, champion=champion)
 
 
 def _compare(config: Config, run_id: str, champion: int | None, challenger: int) -> Any:
