@@ -142,7 +142,7 @@ def _thumbnails(
     store: Store, shards: Sequence[Shard], digests: Sequence[str], wanted: set[str]
 ) -> dict[str, Thumbnail]:
     """Small pictures of some of the images; reads only the shards that they are in. `digests`: of all, in order."""
-    found = {}
+    found: dict[str, Thumbnail | None] = {}
     start = 0
     for shard in shards:
         inside = wanted.intersection(digests[start : start + shard.rows])

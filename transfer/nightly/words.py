@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from transfer.nightly.summary import ClassRecall
+from transfer.nightly.summary import ClassRecall, NightSummary
 
 
 def points(difference: float) -> str:
@@ -26,9 +26,9 @@ def size(size_bytes: float) -> str:
     return f"{size_bytes:,.1f} GiB"
 
 
-def many(count: int, thing: str) -> str:
-    """`1 image`, `1,204 images`; for words that take an s."""
-    return f"{count:,} {thing}{'' if count == 1 else 's'}"
+def many(count: int, thing: str, things: str | None = None) -> str:
+    """`1 image`, `1,204 images`. `things`: the plural, by default with an s."""
+    return f"{count:,} {thing if count == 1 else things or thing + 's'}"
 
 
 def recall_change(row: ClassRecall) -> float | None:
@@ -39,3 +39,29 @@ def recall_change(row: ClassRecall) -> float | None:
     if row.champion is None or row.challenger is None:
         return None
     return (round(row.challenger * row.images) - round(row.champion * row.images)) / row.images
+
+
+def headline(summary: NightSummary) -> str:
+    """What the night came to, in one sentence."""
+    challenger, champion = f"Version {summary.challenger}", summary.champion
+    match summary.outcome:
+        case "promoted":
+            return f"{challenger} serves now, " + (
+                "the first one." if champion is None else f"not {champion} any more."
+            )
+        case "kept":
+            return f"{challenger} was not promoted" + ("." if champion is None else f" over version {champion}.")
+        case "nothing new":
+            return "There was nothing new."
+        case "refused":
+            return "The new data was refused, and nothing was trained on it."
+        case "failed":
+            return "The night failed."
+
+
+def why(summary: NightSummary) -> str:
+    """The outcome's reason. A promotion's is every rule; where the rules are shown, too, their number is enough."""
+    if summary.outcome == "promoted" and summary.decision is not None:
+        rules = len(summary.decision.rules)
+        return f"All rules of the gate are passed, {rules} of {rules}."
+    return summary.reason
