@@ -106,7 +106,7 @@ def _flood(change: DataChange, checks: ChecksConfig) -> list[Finding]:
 
 def _rejects(change: DataChange, checks: ChecksConfig) -> list[Finding]:
     images = change.images + change.rejected
-    share = change.rejected / images
+    share = change.rejected / max(images, 1)
     text = (
         f"{change.rejected:,} of {images:,} images were refused ({_percent(share)}); at most "
         f"{_percent(checks.rejects.limit)} is expected."

@@ -35,22 +35,23 @@ def drift(
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
-    from sklearn.model_selection import StratifiedKFold
 
     shared = np.intersect1d(labels_before, labels_new)
     of_before, of_new = np.isin(labels_before, shared), np.isin(labels_new, shared)
     if min(of_before.sum(), of_new.sum()) < FEWEST_IMAGES:
         return None
     features = _reduced(np.concatenate([before[of_before], new[of_new]]), seed)
+    labels = np.concatenate([labels_before[of_before], labels_new[of_new]])
     is_new = np.repeat([0, 1], [of_before.sum(), of_new.sum()])
     weights = np.concatenate([_weights(labels_before[of_before], labels_new[of_new]), np.ones(of_new.sum())])
     # Both sides count the same, as much as the smaller one has images.
     for side in (0, 1):
         weights[is_new == side] *= np.bincount(is_new).min() / weights[is_new == side].sum()
+    fold = _folds(labels, is_new, seed)
     areas = []
-    for trained, held_out in StratifiedKFold(_FOLDS, shuffle=True, random_state=seed).split(features, is_new):
+    for held_out in (fold == index for index in range(_FOLDS)):
         classifier = LogisticRegression(max_iter=1000)
-        classifier.fit(features[trained], is_new[trained], sample_weight=weights[trained])
+        classifier.fit(features[~held_out], is_new[~held_out], sample_weight=weights[~held_out])
         scores = classifier.decision_function(features[held_out])
         areas.append(roc_auc_score(is_new[held_out], scores, sample_weight=weights[held_out]))
     return float(np.mean(areas))
@@ -63,6 +64,19 @@ def _weights(labels: np.ndarray, labels_new: np.ndarray) -> np.ndarray:
     weights: np.ndarray = (counts_new / counts)[index]
     # A class of which hardly an image was there before shall not be judged by that one alone.
     return np.minimum(weights, _MAX_WEIGHT * weights.mean())
+
+
+def _folds(labels: np.ndarray, is_new: np.ndarray, seed: int) -> np.ndarray:
+    """The fold of each image, int64 [n]: of each class and side all folds have equally many, give or take one.
+
+    Else those that a fold has too many of, the others have too few of, and what is learned there is wrong here: areas
+    of few images would be below 0.5.
+    """
+    shuffled = np.random.default_rng(seed).permutation(len(labels))
+    order = np.lexsort((shuffled, labels, is_new))
+    fold = np.empty(len(labels), np.int64)
+    fold[order] = np.arange(len(labels)) % _FOLDS
+    return fold
 
 
 def _reduced(features: np.ndarray, seed: int) -> np.ndarray:
