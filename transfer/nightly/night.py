@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -28,7 +28,7 @@ from transfer.nightly.digest import digest_of, send
 from transfer.nightly.gate import decide
 from transfer.nightly.look import look_from_driver
 from transfer.nightly.nights import Night, Plan, judged_by, work_on_night
-from transfer.nightly.summary import NightSummary, Outcome, Step
+from transfer.nightly.summary import Finding, NightSummary, Outcome, Step
 from transfer.preflight import check_source_and_files
 from transfer.registry.versions import ModelVersion, Promotion, load_version, promote, promotions_log
 from transfer.steps import evaluated, fit, published, writable_storage
@@ -36,6 +36,9 @@ from transfer.storage import Store
 from transfer.training.run import identity, open_run, run_id_for
 
 logger = logging.getLogger(__name__)
+
+# What the promotion log gives as the reason; all rules stand in its evidence.
+_REASONS = {"better", "not_worse", "first"}
 
 
 def run_night(config: Config) -> tuple[NightSummary, str]:
@@ -157,23 +160,23 @@ class _Work:
             before = None if champion is None else _dataset_of(self.store, champion)
             change = data_change(self.store, before, dataset)
             self.known["change"] = change
-            self.known["findings"] = tuple(check_change(change, self.config.nightly.checks))
             step("%d images new, %d gone.", change.new, change.gone)
-        self._end_if_refused()
+        self._found(check_change(change, self.config.nightly.checks))
 
     def _look(self, run_id: str, champion: int | None) -> None:
         """Check what only the images themselves tell; what that computes is kept for training."""
         with self._step("look at new images") as step:
             found = look_from_driver(self.config, run_id=run_id, champion=champion)
-            self.known["findings"] = (*self.known["findings"], *found)
             step("%d checks.", len(found))
-        self._end_if_refused()
+        self._found(found)
 
-    def _end_if_refused(self) -> None:
-        for finding in self.known["findings"]:
+    def _found(self, findings: Sequence[Finding]) -> None:
+        """Note what was found. Ends the night where some of it is refused."""
+        self.known["findings"] = (*self.known.get("findings", ()), *findings)
+        for finding in findings:
             if not finding.passed:
                 logger.warning("%s: %s", finding.check, finding.text)
-        refused = refusals(self.known["findings"])
+        refused = refusals(findings)
         if refused:
             raise _EndedError("refused", " ".join(finding.text for finding in refused))
 
@@ -189,7 +192,7 @@ class _Work:
         failed = " ".join(rule.text for rule in decision.rules if not rule.passed)
         if not decision.promote:
             return "kept", failed
-        passed = " ".join(rule.text for rule in decision.rules)
+        passed = " ".join(rule.text for rule in decision.rules if rule.name in _REASONS)
         if not self.config.publish.promote:
             return "kept", f"Version {challenger.number} passed the gate, and publish.promote is false. {passed}"
         self.claim.check()
@@ -213,7 +216,7 @@ class _Work:
     def _end(self, outcome: Outcome, reason: str) -> tuple[NightSummary, str]:
         """Write down how the night ended, and tell the webhook."""
         # Late: it loads what draws pages.
-        from transfer.nightly.page import render_night
+        from transfer.nightly.page import first_lines, render_night
 
         summary = NightSummary(
             name=self.night.name,
@@ -228,6 +231,7 @@ class _Work:
         self.claim.check()
         self.night.put_end(summary, render_night(summary, self.thumbnails))
         page = self.night.page_uri() or ""
+        logger.info(first_lines(summary))
         send(digest_of(summary, page=page), self.config.nightly)
         return summary, page
 
