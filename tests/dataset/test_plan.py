@@ -124,6 +124,19 @@ def test_a_shard_is_closed_when_its_images_reach_the_size():
     assert [len(shard.images) for shard in plan_shards(many(3), [], shard_size_bytes=1).new] == [1, 1, 1]
 
 
+def test_images_of_any_sizes_are_cut_where_adding_them_up_one_by_one_would():
+    images = many(200)
+    images.sizes_bytes[:] = np.random.default_rng(0).integers(1, 150, len(images))
+    cuts, size_bytes = [], 0
+    for place, image_size_bytes in enumerate(images.sizes_bytes.tolist(), start=1):
+        size_bytes += image_size_bytes
+        if size_bytes >= 100 or place == len(images):
+            cuts.append(place)
+            size_bytes = 0
+    plan = plan_shards(images, [], shard_size_bytes=100)
+    assert np.cumsum([len(shard.images) for shard in plan.new]).tolist() == cuts
+
+
 def test_the_same_images_leave_the_parent_as_it_is():
     images = many(100, validation=0.3)
     parent = parent_of(images, plan_shards(images, [], shard_size_bytes=100))

@@ -62,11 +62,13 @@ def windows(
 def _groups(shards: Sequence[Shard], size_bytes: int | None) -> Iterator[list[Shard]]:
     """Consecutive shards of together at most `size_bytes`, at least one each."""
     group: list[Shard] = []
+    group_size_bytes = 0
     for shard in shards:
-        if group and size_bytes is not None and sum(s.size_bytes for s in group) + shard.size_bytes > size_bytes:
+        if group and size_bytes is not None and group_size_bytes + shard.size_bytes > size_bytes:
             yield group
-            group = []
+            group, group_size_bytes = [], 0
         group.append(shard)
+        group_size_bytes += shard.size_bytes
     if group:
         yield group
 

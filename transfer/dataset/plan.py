@@ -176,11 +176,10 @@ def _fits(images: Images, places: np.ndarray, shard: ParentShard) -> bool:
 
 
 def _cut(places: np.ndarray, sizes_bytes: np.ndarray, shard_size_bytes: int) -> Iterator[np.ndarray]:
-    start, size_bytes = 0, 0
-    for stop, place in enumerate(places, start=1):
-        size_bytes += int(sizes_bytes[place])
-        if size_bytes >= shard_size_bytes:
-            yield places[start:stop]
-            start, size_bytes = stop, 0
-    if start < len(places):
-        yield places[start:]
+    ends_bytes = np.cumsum(sizes_bytes[places])
+    start = size_bytes = 0
+    while start < len(places):
+        # The first image with which the shard reaches its size is its last one.
+        stop = min(int(np.searchsorted(ends_bytes, size_bytes + shard_size_bytes)) + 1, len(places))
+        yield places[start:stop]
+        start, size_bytes = stop, int(ends_bytes[stop - 1])
