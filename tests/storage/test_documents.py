@@ -85,6 +85,13 @@ def test_any_document_survives_and_has_one_encoding(document):
     assert encode_document(decode(data)) == data
 
 
+@settings(deadline=None)
+@given(st.dictionaries(st.text(), JSON))
+def test_a_document_and_its_digest_are_indented_as_json_does_it(document):
+    data = encode_document(document)
+    assert data.decode() == json.dumps(json.loads(data), sort_keys=True, ensure_ascii=False, indent=1) + "\n"
+
+
 def test_keys_that_become_strings_still_have_one_encoding():
     data = encode_document({"counts": {10: "ten", 9: "nine"}})
     assert decode(data) == {"counts": {"10": "ten", "9": "nine"}}
