@@ -181,6 +181,19 @@ def test_a_flipped_bit_is_noticed_and_the_shard_can_be_kept_again(folder, networ
     np.testing.assert_array_equal(np.concatenate(kept.open(shard_of()).parts()), activations_of(prefix))
 
 
+def test_several_shards_are_opened_in_their_order_and_a_damaged_one_is_missing(folder, network):
+    store, path = folder
+    prefix = prefix_at(network, "vectors")
+    shards = [shard_of(name=name) for name in "abcdef"]
+    for seed, shard in enumerate(shards):
+        write(Kept(store, prefix), activations_of(prefix, seed), shard)
+    flip_a_bit(path / Kept(store, prefix)._content(Kept(store, prefix)._entry(shards[2]).sha256))
+    opened = Kept(store, prefix).open_all(shards)
+    assert [rows is None for rows in opened] == [False, False, True, False, False, False]
+    for seed in (0, 1, 3, 4, 5):
+        np.testing.assert_array_equal(np.concatenate(opened[seed].parts()), activations_of(prefix, seed))
+
+
 def test_damaged_content_that_an_interrupted_discard_left_does_not_stand_in_the_way(folder, network):
     store, path = folder
     prefix = prefix_at(network, "vectors")

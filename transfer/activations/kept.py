@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from math import prod
 from pathlib import Path
@@ -32,6 +33,9 @@ logger = logging.getLogger(__name__)
 
 BATCH_SIZE_BYTES = 4 * 1024**2
 """Of a record batch: what a writer holds in memory."""
+OPENED_AT_ONCE = 8
+"""Shards: a bucket takes a while over each answer. A large content is fetched through four connections, and there are
+32 to a bucket."""
 
 
 class KeptRows:
@@ -107,6 +111,11 @@ class Kept:
             logger.warning("%s It is discarded, to be computed again.", error.message)
             self.discard(shard)
             return None
+
+    def open_all(self, shards: Sequence[Shard]) -> list[KeptRows | None]:
+        """`open_or_discard` for several image shards, in their order."""
+        with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
+            return list(pool.map(self.open_or_discard, shards))
 
     def discard(self, shard: Shard) -> None:
         """Remove what is kept for a shard, because it turned out damaged: it can be computed again."""

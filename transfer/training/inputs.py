@@ -125,7 +125,7 @@ class Inputs:
     def _kept(self, shards: Sequence[Shard], prefix: Prefix) -> tuple[Sequence[Shard], list[KeptRows]]:
         """What is kept of a prefix, shard by shard."""
         kept = Kept(self._run.store, prefix)
-        rows = [kept.open_or_discard(shard) for shard in shards]
+        rows = kept.open_all(shards)
         missing = rows.count(None)
         if missing:
             splits = sorted({shard.split for shard in shards})
