@@ -6,6 +6,7 @@ import logging
 import os
 import pickle
 import socket
+from concurrent.futures import ThreadPoolExecutor
 
 import boto3
 import pytest
@@ -183,8 +184,8 @@ def test_a_body_that_stays_changed_is_refused(store, fault_proxy):
 
 def test_long_listings_come_in_pages_and_survive_faults(store, s3_storage, fault_proxy):
     direct = open_store(s3_storage)
-    for number in range(1005):
-        direct.put(f"many/{number:05}", b"")
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda number: direct.put(f"many/{number:05}", b""), range(1005)))
     fault_proxy.fail("status", times=2)
     assert [item.name for item in store.list("many/")] == [f"many/{number:05}" for number in range(1005)]
 
