@@ -12,12 +12,14 @@ import tensorflow as tf
 
 from tests.digits import digits_config, write_some_digits
 from transfer.activations import extract as extract_module
+from transfer.activations import inventory as inventory_module
 from transfer.activations.extract import Extractor, prefixes_of
 from transfer.activations.inventory import Inventory
 from transfer.activations.kept import Kept
 from transfer.activations.prefix import View
 from transfer.activations.request import Extraction, Request
 from transfer.activations.rows import Piece, RowBatch, _augment, _seed, image_rows, seen_as
+from transfer.backbone.graph import cut_points
 from transfer.backbone.load import load_backbone
 from transfer.backbone.pooling import pooled
 from transfer.config import ActivationsConfig, AugmentationConfig
@@ -190,6 +192,17 @@ def test_outputs_that_start_at_the_same_place_are_one_pass_over_all_their_shards
     streams = Inventory(store).plan(shards, [early, middle, late, vectors])
     found = [(stream.start and stream.start.digest, stream.prefixes, stream.shards) for stream in streams]
     assert found == [(None, (early,), tuple(shards)), (middle.digest, (late, vectors), tuple(shards))]
+
+
+def test_the_network_is_searched_for_cuts_once_however_many_shards_there_are(digits, request_prefixes, monkeypatch):
+    store, dataset = digits
+    shards = dataset.shards_of("train")
+    assert len(shards) > 1
+    searched = []
+    monkeypatch.setattr(inventory_module, "cut_points", lambda *network: searched.append(1) or cut_points(*network))
+    (stream,) = Inventory(store).plan(shards, request_prefixes(0))
+    assert len(stream.shards) == len(shards)
+    assert len(searched) == 1
 
 
 def test_only_the_very_same_network_is_a_start(digits, request_prefixes, ingested):

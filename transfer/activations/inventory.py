@@ -76,7 +76,8 @@ class Inventory:
         Outputs of a shard that start at the same place are computed together.
         """
         missing = [(shard, [p for p in prefixes if not self.has(p, shard)]) for shard in shards]
-        starts = {prefix: self.starts(prefix) for _, lacking in missing for prefix in lacking}
+        lacked = {prefix for _, lacking in missing for prefix in lacking}
+        starts = {prefix: self.starts(prefix) for prefix in lacked}
         streams: dict[tuple[Prefix | None, tuple[Prefix, ...]], list[Shard]] = {}
         for shard, lacking in missing:
             together: dict[tuple[Prefix | None, View | None], list[Prefix]] = {}

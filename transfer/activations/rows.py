@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -124,7 +125,7 @@ class _Divider:
     """Divides rows that come one after the other among the shards that they come from."""
 
     def __init__(self, shards: Sequence[Shard]) -> None:
-        self._shards = list(shards)
+        self._shards = deque(shards)
         self._row = 0
 
     def pieces(self, labels: np.ndarray) -> tuple[Piece, ...]:
@@ -137,7 +138,7 @@ class _Divider:
             labels = labels[len(piece.labels) :]
             self._row = piece.stop
             if piece.stop == shard.rows:
-                self._shards.pop(0)
+                self._shards.popleft()
                 self._row = 0
         return tuple(pieces)
 
