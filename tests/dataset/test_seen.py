@@ -106,7 +106,7 @@ def test_only_what_is_new_or_changed_is_read(images, storage, read):
     images.put("dog/00.png", image(101))
     images.put("dog/broken.png", b"broken")
     read.clear()
-    second = ingested(images.uri, storage, shard_size_bytes=1)
+    second = ingested(images.uri, storage)
     assert {key for key, count in Counter(read).items() if count == 2} == {"cat/new.png", "dog/00.png"}
     assert second.reject_counts == {"not_an_image": 1}
     read.clear()
@@ -142,7 +142,7 @@ def test_a_version_is_the_same_to_the_bit_with_what_is_known_and_without(images,
         if change:
             change(images)
         knowing, forgetful = (
-            _ingested_with(part, images, monkeypatch, forgets=part is parts[1], shard_size_bytes=4_000)
+            _ingested_with(part, images, monkeypatch, forgets=part is parts[1], shard_size_bytes=9_000)
             for part in parts
         )
         assert knowing == forgetful

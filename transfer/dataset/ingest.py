@@ -28,7 +28,7 @@ from transfer.dataset.parallel import on_cluster, parallel_map, process_count
 from transfer.dataset.passes import Candidate, ChangedError, Limits, Row, ShardTask, build_shard, check_batch
 from transfer.dataset.plan import Images, ParentShard, PlannedShard, plan_shards, unique_images
 from transfer.dataset.rejects import Reject, check_reject_share, count_rejects, write_ledger
-from transfer.dataset.seen import Seen, SeenLog, digest_of_check, nothing_seen
+from transfer.dataset.seen import SeenLog, digest_of_check
 from transfer.dataset.shards import read_columns
 from transfer.dataset.sources import Source, open_source
 from transfer.dataset.splits import TEST, TRAIN, VALIDATION
@@ -53,18 +53,19 @@ def ingest(config: Config, store: Store) -> Dataset:
     with open_source(config.dataset, config.storage) as source:
         work = _Work(config, store, source, list_source(source, renames=config.dataset.rename_classes))
         _check_before_reading(work)
-        seen = work.seen_log.read()
+        known, unknown = work.seen_log.recall(work.listing)
         try:
-            return _ingest(work, seen)
+            return _ingest(work, known, unknown)
         except ChangedError as error:
-            if not len(seen):
+            if len(unknown) == len(work.listing):
                 raise
             logger.warning("%s Perhaps its time and size did not show it: all files are read again.", error.message)
-            return _ingest(work, nothing_seen())
+            return _ingest(work, CheckedColumns(), np.arange(len(work.listing)))
 
 
-def _ingest(work: _Work, seen: Seen) -> Dataset:
-    checked = _check_images(work, seen)
+def _ingest(work: _Work, checked: CheckedColumns, unknown: np.ndarray) -> Dataset:
+    """Check the rows of the listing of which nothing is known, and add a version of what is in `checked` then."""
+    _check_images(work, checked, unknown)
     work.seen_log.add(work.listing, checked)
     try:
         return _add_version(work, checked)
@@ -118,9 +119,8 @@ def _check_before_reading(work: _Work) -> None:
     work.class_order(latest_dataset(work.store, work.config.dataset_name))
 
 
-def _check_images(work: _Work, seen: Seen) -> CheckedColumns:
-    """Pass 1. Returns what is known about all images, and reads those of which nothing is."""
-    checked, unknown = seen.recall(work.listing)
+def _check_images(work: _Work, checked: CheckedColumns, unknown: np.ndarray) -> None:
+    """Pass 1. Adds what is found in the images in those rows of the listing."""
     answers = parallel_map(
         partial(check_batch, source=work.source, limits=work.limits),
         _candidates(work, unknown),
@@ -135,7 +135,6 @@ def _check_images(work: _Work, seen: Seen) -> CheckedColumns:
             advance(len(batch))
     counts = (len(work.listing), len(unknown), len(work.listing) - len(unknown))
     logger.info("%s images listed, %s read, %s known from before.", *(f"{count:,}" for count in counts))
-    return checked
 
 
 def _candidates(work: _Work, rows: np.ndarray) -> Iterator[list[Candidate]]:

@@ -92,7 +92,7 @@ def _mark(entry: Entry) -> bytes:
 
 def as_words(digests: bytes | bytearray, size_bytes: int) -> np.ndarray:
     """Turn digests of that size, one behind the other, into numbers that sort like them: uint64 [n, size / 8]."""
-    return np.frombuffer(bytes(digests), ">u8").reshape(-1, size_bytes // 8).astype(np.uint64)
+    return np.frombuffer(digests, ">u8").reshape(-1, size_bytes // 8).astype(np.uint64)
 
 
 def find_words(words: np.ndarray, wanted: np.ndarray) -> np.ndarray:

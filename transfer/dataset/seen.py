@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +25,7 @@ from transfer.dataset.check import CHECK_VERSION
 from transfer.dataset.listing import MARK_SIZE_BYTES, CheckedColumns, Listing, as_words, find_words
 from transfer.dataset.rejects import MISSING, UNREADABLE, Reject
 from transfer.errors import AlreadyExistsError, CorruptObjectError, ObjectNotFoundError
-from transfer.storage import Log, Store, put_content, sha256_hex
+from transfer.storage import Log, Store, put_content, sha256_hex, sha256_of_file
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +44,7 @@ _SCHEMA = pa.schema(
 )
 # Another right, another network, and the same file can be read: nothing in its listing would change.
 _NOT_OF_THE_FILE = frozenset({MISSING, UNREADABLE})
+_GROUP_ROWS = 65_536
 _DECODERS = ("numpy", "pillow", "pillow-heif", "pillow-jxl-plugin", "tensorflow")
 
 
@@ -68,9 +71,6 @@ class Seen:
     sizes_bytes: np.ndarray
     refused: dict[int, tuple[str, str]]
     """Reason and detail of those that are refused, by row."""
-
-    def __len__(self) -> int:
-        return len(self.marks)
 
     def recall(self, listing: Listing) -> tuple[CheckedColumns, np.ndarray]:
         """What is known of the images of a listing, and the rows of those that must be read: int64 [k], rising."""
@@ -112,29 +112,30 @@ class SeenLog:
             entry = self._latest()
             if entry is None or (entry.source, entry.check) != (self.source, self.check):
                 return nothing_seen()
-            data = self.store.read_verified(entry.files, entry.sha256)
-        except (CorruptObjectError, ObjectNotFoundError, ValidationError) as error:
+            return _from_table(pq.read_table(pa.BufferReader(self.store.read_verified(entry.files, entry.sha256))))
+        except (CorruptObjectError, ObjectNotFoundError) as error:
             logger.warning("What is known of the files of %s cannot be used, all are read again: %s", self.name, error)
             return nothing_seen()
-        return _from_table(pq.read_table(pa.BufferReader(data), schema=_SCHEMA))
+
+    def recall(self, listing: Listing) -> tuple[CheckedColumns, np.ndarray]:
+        """What is known of the images of a listing, and the rows of those that must be read. Raises StorageError."""
+        return self.read().recall(listing)
 
     def add(self, listing: Listing, checked: CheckedColumns) -> None:
         """Keep what was found in the files of a listing, unless the latest entry says the same. Raises StorageError."""
-        table = _to_table(listing, checked)
-        if not table.num_rows:
-            return
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, use_dictionary=False, write_statistics=False, compression="zstd")
-        data = sink.getvalue().to_pybytes()
-        sha256 = sha256_hex(data)
-        entry = _Entry(source=self.source, check=self.check, files=f"seen/{sha256}.parquet", sha256=sha256)
-        with suppress(CorruptObjectError, ObjectNotFoundError, ValidationError):
-            if self._latest() == entry and self.store.exists(entry.files):
+        with TemporaryDirectory(prefix="transfer-seen-") as folder:
+            path = Path(folder) / "seen.parquet"
+            if not _write_parquet(path, listing, checked):
                 return
-        # Nothing is overwritten: what is damaged there stays so until files change, and is warned of when it is read.
-        with suppress(AlreadyExistsError):
-            put_content(self.store, "seen", ".parquet", data)
-            self._log.append(entry.model_dump())
+            sha256 = sha256_of_file(path)
+            entry = _Entry(source=self.source, check=self.check, files=f"seen/{sha256}.parquet", sha256=sha256)
+            with suppress(CorruptObjectError, ObjectNotFoundError):
+                if self._latest() == entry and self.store.exists(entry.files):
+                    return
+            # Nothing is overwritten: what is damaged there stays so, with a warning each time, until files change.
+            with suppress(AlreadyExistsError):
+                put_content(self.store, "seen", ".parquet", path)
+                self._log.append(entry.model_dump())
 
     @property
     def _log(self) -> Log:
@@ -142,7 +143,10 @@ class SeenLog:
 
     def _latest(self) -> _Entry | None:
         latest = self._log.latest()
-        return None if latest is None else _Entry.model_validate(latest[1])
+        try:
+            return None if latest is None else _Entry.model_validate(latest[1])
+        except ValidationError as error:
+            raise CorruptObjectError(f"The latest entry of seen/{self.name} is none of this release.") from error
 
 
 def digest_of_check(limits: Mapping[str, object]) -> str:
@@ -159,33 +163,33 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _to_table(listing: Listing, checked: CheckedColumns) -> pa.Table:
-    """One row for each file with a mark, sorted by it."""
+def _write_parquet(path: Path, listing: Listing, checked: CheckedColumns) -> int:
+    """Write a row for each file with a mark, sorted by it, in groups that are gathered one by one; returns how many."""
     refused = {row: reject for row, reject in checked.refused.items() if reject.reason not in _NOT_OF_THE_FILE}
-    rows = np.concatenate([np.array(checked.rows, np.int64), np.array(list(refused), np.int64)])
-    marks = listing.marks[rows]
+    marks = listing.marks[np.concatenate([np.array(checked.rows, np.int64), np.array(list(refused), np.int64)])]
     order = np.lexsort(marks.T[::-1])
     order = order[marks[order].any(axis=1)]
 
     def column(of_accepted: np.ndarray) -> np.ndarray:
-        of_refused = np.zeros((len(refused), *of_accepted.shape[1:]), of_accepted.dtype)
-        return np.concatenate([of_accepted, of_refused])[order]
+        return np.concatenate([of_accepted, np.zeros((len(refused), *of_accepted.shape[1:]), of_accepted.dtype)])
 
     def text(of_refused: list[str]) -> pa.Array:
-        return pa.concat_arrays([pa.nulls(len(checked), pa.string()), pa.array(of_refused, pa.string())]).take(order)
+        return pa.concat_arrays([pa.nulls(len(checked), pa.string()), pa.array(of_refused, pa.string())])
 
-    return pa.table(
-        [
-            _binary(marks[order].astype(">u8").view(np.uint8)),
-            _binary(column(np.frombuffer(bytes(checked.digests), np.uint8).reshape(-1, 32))),
-            column(np.array(checked.widths, np.int32)),
-            column(np.array(checked.heights, np.int32)),
-            column(np.array(checked.sizes_bytes, np.int64)),
-            text([reject.reason for reject in refused.values()]),
-            text([reject.detail for reject in refused.values()]),
-        ],
-        schema=_SCHEMA,
-    )
+    digests = column(np.frombuffer(checked.digests, np.uint8).reshape(-1, 32))
+    numbers = [column(np.array(values)) for values in (checked.widths, checked.heights, checked.sizes_bytes)]
+    texts = [text([reject[field] for reject in refused.values()]) for field in (1, 2)]
+    with pq.ParquetWriter(path, _SCHEMA, compression="zstd", use_dictionary=False, write_statistics=False) as writer:
+        for start in range(0, len(order), _GROUP_ROWS):
+            places = order[start : start + _GROUP_ROWS]
+            columns = [
+                _binary(marks[places].astype(">u8").view(np.uint8)),
+                _binary(digests[places]),
+                *(values[places] for values in numbers),
+                *(values.take(pa.array(places)) for values in texts),
+            ]
+            writer.write_table(pa.table(columns, schema=_SCHEMA))
+    return len(order)
 
 
 def _from_table(table: pa.Table) -> Seen:
@@ -209,7 +213,7 @@ def _binary(values: np.ndarray) -> pa.Array:
 
 def _bytes(column: pa.ChunkedArray) -> bytes:
     """All bytes of a column of `_binary`, without an object for each row."""
-    size = column.type.byte_width
+    size: int = column.type.byte_width
     return b"".join(
         chunk.buffers()[1].slice(chunk.offset * size, len(chunk) * size).to_pybytes()
         for chunk in column.chunks
