@@ -16,6 +16,7 @@ import pytest
 from transfer.config import StorageConfig
 from transfer.errors import CorruptObjectError, ObjectNotFoundError, StorageError
 from transfer.storage import open_store, sha256_hex
+from transfer.storage.tier import LocalTier
 
 MIB = 1024**2
 CONTENT = os.urandom(3 * MIB)
@@ -172,6 +173,20 @@ def test_the_least_recently_used_is_given_up_and_the_newest_kept(faulty_storage,
     store.open_verified("4", digests[4])
     assert kept_in(folder) == sorted([digests[0], digests[3], digests[4]])
     assert fetched(fault_proxy) == 5
+
+
+def test_the_folder_is_not_looked_through_after_every_object_while_much_is_free(tmp_path, monkeypatch):
+    looks = []
+    evict = LocalTier._evict
+    monkeypatch.setattr(LocalTier, "_evict", lambda tier, newest: looks.append(newest) or evict(tier, newest=newest))
+    tier = LocalTier(tmp_path, max_size_bytes=200 * 100)
+    contents = [os.urandom(100) for _ in range(250)]
+    for number, content in enumerate(contents):
+        tier.open(sha256_hex(content), lambda path, content=content: path.write_bytes(content))
+        if number == 100:
+            assert len(looks) < 20
+    assert len(kept_in(tmp_path)) == 200
+    assert sha256_hex(contents[-1]) in kept_in(tmp_path)
 
 
 def test_what_was_just_fetched_stays_whatever_the_clocks_say(faulty_storage, bucket, folder):

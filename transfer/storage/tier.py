@@ -25,6 +25,8 @@ from transfer.storage.store import sha256_of_file
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _PART = ".part"
+_PROCESSES = 16
+"""That may fill the folder at the same time without looking at each other's objects after each of their own."""
 _log = logging.getLogger("transfer.storage")
 
 
@@ -35,6 +37,10 @@ class LocalTier:
         self.folder = folder
         self._max_size_bytes = max_size_bytes
         self._warned = False
+        # What was free when this process last looked, and what it has put there since. Looking after every object
+        # would cost the square of their number.
+        self._free_bytes = 0
+        self._added_bytes = 0
 
     def open(self, sha256: str, download: Callable[[Path], None]) -> pa.NativeFile | None:
         """The object as a memory map, its digest verified; None, and one warning, where the folder cannot be used.
@@ -76,7 +82,9 @@ class LocalTier:
             if file.size() <= self._max_size_bytes:
                 _touch(part)
                 part.rename(path)
-                self._evict(newest=path)
+                self._added_bytes += file.size()
+                if self._added_bytes > self._free_bytes // _PROCESSES:
+                    self._evict(newest=path)
             return file
 
     def _evict(self, *, newest: Path) -> None:
@@ -98,6 +106,7 @@ class LocalTier:
             if path != newest:
                 path.unlink(missing_ok=True)
                 total_bytes -= stat.st_size
+        self._free_bytes, self._added_bytes = self._max_size_bytes - total_bytes, 0
 
     def _warn(self, error: OSError) -> None:
         if not self._warned:
