@@ -61,9 +61,10 @@ def _weights(labels: np.ndarray, labels_new: np.ndarray) -> np.ndarray:
     """Of each earlier image, float64 [n], with which their classes come in the shares of the new ones."""
     _, index, counts = np.unique(labels, return_inverse=True, return_counts=True)
     _, counts_new = np.unique(labels_new, return_counts=True)
-    weights: np.ndarray = (counts_new / counts)[index]
+    weights = (counts_new / counts)[index]
     # A class of which hardly an image was there before shall not be judged by that one alone.
-    return np.minimum(weights, _MAX_WEIGHT * weights.mean())
+    limited: np.ndarray = np.minimum(weights, _MAX_WEIGHT * weights.mean())
+    return limited
 
 
 def _folds(labels: np.ndarray, is_new: np.ndarray, seed: int) -> np.ndarray:
