@@ -51,6 +51,8 @@ class ObjectNotFoundError(StorageError):
 class AlreadyExistsError(StorageError):
     """Put-if-absent found other content under that name: somebody else was first."""
 
+    exit_code = 14
+
 
 class CorruptObjectError(StorageError):
     """An object's bytes are not the ones that its digest promises."""
@@ -94,6 +96,14 @@ class RegistryError(TransferError):
 
 class PromotionConflictError(RegistryError):
     """Somebody else promoted at the same time and was first."""
+
+    exit_code = 14
+
+
+class PublishConflictError(RegistryError):
+    """Somebody else published the same run at the same time and was first."""
+
+    exit_code = 14
 
 
 class ParityError(RegistryError):

@@ -1,4 +1,4 @@
-"""What the tests of this folder counted: noted as JSON lines, shown as a table by `python -m tests.chaos.figures FILE`."""
+"""What the tests of this folder counted, as JSON lines; `python -m tests.chaos.figures FILE` shows them as a table."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 import os
 import sys
 from pathlib import Path
+
+from transfer.config import StorageConfig
 
 # One of these is the number of trials, `failures` how many of them failed; the bound on the rate comes from both.
 TRIALS = ("kills", "races", "flips", "trials", "executions")
@@ -19,8 +21,13 @@ def note(subject: str, **figures: float | str) -> None:
             file.write(json.dumps({"subject": subject, **figures}) + "\n")
 
 
+def kind_of(storage: StorageConfig) -> str:
+    """For the subject: what kind of storage it was."""
+    return "S3" if storage.uri.startswith("s3:") else "folder"
+
+
 def upper_bound(failures: int, trials: int) -> float:
-    """Largest failure rate that so few failures allow with 95 % confidence: 3/n for none, else Clopper and Pearson's."""
+    """Largest failure rate that so few failures allow with 95 % confidence: 3/n, else Clopper and Pearson's."""
     if failures == 0:
         return min(3 / trials, 1.0)
     from scipy.stats import beta

@@ -97,7 +97,7 @@ def test_a_promotion_meanwhile_wins_and_the_rollback_says_who_did(store, monkeyp
     monkeypatch.setattr(module, "verify_version", slowly)
     with pytest.raises(PromotionConflictError, match=r"Version 1 .* version 3 was, .* \(the nightly one\)") as caught:
         roll_back(store, MODEL, reason="back")
-    assert caught.value.exit_code == 7
+    assert caught.value.exit_code == 14
     assert served(store) == [1, 2, 3]
 
 

@@ -10,7 +10,8 @@ from transfer.errors import RegistryError
 from transfer.evaluation.evaluate import held_out_images, load_report
 from transfer.registry.export import export
 from transfer.registry.parity import HALF_PRECISION_TOLERANCE, TOLERANCE, prove_parity
-from transfer.registry.versions import ModelVersion, add_version, list_versions
+from transfer.registry.publication import publish_once, published_version
+from transfer.registry.versions import ModelVersion, upload_version
 from transfer.training.restore import restore_model
 from transfer.training.run import Run
 
@@ -19,11 +20,12 @@ def publish_run(run: Run, dataset: Dataset, *, report_number: int | None = None)
     """Export a run's model, prove that it answers as it was evaluated, and add it to the registry.
 
     A run is published once: publishing it again returns its version. `report_number`: default is the newest report.
-    Raises RegistryError when the run was not evaluated, ParityError when the export answers differently.
+    Raises RegistryError when the run was not evaluated, ParityError when the export answers differently,
+    PublishConflictError when another process published the run meanwhile.
     """
-    for version in list_versions(run.store, run.config.name):
-        if version.provenance["run"] == run.id:
-            return version
+    published = published_version(run.store, run.config.name, run.id)
+    if published is not None:
+        return published
     report_number = report_number or run.newest_report()
     if report_number is None:
         raise RegistryError(
@@ -51,4 +53,5 @@ def publish_run(run: Run, dataset: Dataset, *, report_number: int | None = None)
             tolerance=HALF_PRECISION_TOLERANCE if half else TOLERANCE,
         )
         provenance["parity"] = {"images": len(images), "largest_difference": difference}
-        return add_version(run.store, run.config.name, exported, classes=dataset.classes, provenance=provenance)
+        version = upload_version(run.store, run.config.name, exported, classes=dataset.classes, provenance=provenance)
+        return publish_once(run.store, version, run=run.id)

@@ -2,6 +2,7 @@
 
 models/<name>/versions/<00000001>/…        the SavedModel's files; a folder that TensorFlow Serving can watch
 models/<name>/versions/<00000001>.json     written last, put-if-absent; a version without it does not exist
+models/<name>/published/…                  which version a run was published as (`publication.py`)
 models/<name>/promotions/<00000001>.json   which version serves; the highest number is current
 models/<name>/retention/<00000001>.json    what is pinned and what was removed (`retention_log.py`)
 """
@@ -84,7 +85,14 @@ def promotions_log(store: Store, model: str) -> Log:
 def add_version(
     store: Store, model: str, exported: Path, *, classes: list[str], provenance: dict[str, Any]
 ) -> ModelVersion:
-    """Upload a SavedModel from a local folder as the model's next version.
+    """Upload a SavedModel from a local folder as the model's next version, and have it exist."""
+    return commit_version(store, upload_version(store, model, exported, classes=classes, provenance=provenance))
+
+
+def upload_version(
+    store: Store, model: str, exported: Path, *, classes: list[str], provenance: dict[str, Any]
+) -> ModelVersion:
+    """Upload a SavedModel from a local folder under the model's next number, as a version that does not exist yet.
 
     A number is claimed first; a publisher that dies leaves a folder without its JSON, and its number is not used again.
     """
@@ -95,7 +103,7 @@ def add_version(
         name = path.relative_to(exported).as_posix()
         store.put(f"{folder}/{name}", path)
         files.append(ModelFile(name=name, size_bytes=path.stat().st_size, sha256=sha256_of_file(path)))
-    version = ModelVersion(
+    return ModelVersion(
         model=model,
         number=number,
         published_at=now_utc(),
@@ -103,7 +111,11 @@ def add_version(
         classes=tuple(classes),
         provenance=provenance,
     )
-    versions_log(store, model).append(version.model_dump(mode="json"), number=number)
+
+
+def commit_version(store: Store, version: ModelVersion) -> ModelVersion:
+    """Make an uploaded version exist; nothing happens where it does. Raises AlreadyExistsError, StorageError."""
+    versions_log(store, version.model).append(version.model_dump(mode="json"), number=version.number)
     return version
 
 

@@ -1,0 +1,87 @@
+"""A driver is killed in publish, promote and dataset commit, at any moment and at each boundary, while others read."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import signal
+import time
+
+import pytest
+
+from tests.chaos.amount import trials
+from tests.chaos.driver import Driver, copied, job_with_a_past
+from tests.chaos.figures import kind_of, note
+from tests.chaos.readers import Reader, assert_finished
+
+SIGNALS = (signal.SIGKILL, signal.SIGTERM)
+
+
+@pytest.fixture(scope="module")
+def past(tmp_path_factory):
+    return job_with_a_past(tmp_path_factory.mktemp("past"))
+
+
+@pytest.fixture
+def fresh(past, storage):
+    """Makes the job anew, each time on storage of its own."""
+    numbers = itertools.count()
+    return lambda: copied(past, storage.model_copy(update={"uri": f"{storage.uri}/{next(numbers)}"}))
+
+
+def finish_by_repeating(job):
+    """Do the job again, all of it; what it reads between is whole, and all is there in the end."""
+    with Reader(job.config.storage) as reader:
+        Driver(job).finish()
+    assert_finished(job.config.storage)
+    return reader.reads
+
+
+def test_a_driver_killed_at_any_moment_tears_and_loses_nothing_and_its_repetition_finishes(fresh, storage):
+    job = fresh()
+    driver, started = Driver(job), time.monotonic()
+    driver.finish()
+    whole_s = time.monotonic() - started
+    assert_finished(job.config.storage)
+    kills, reads, in_mid_work = trials(5, 100), 0, 0
+    moments = random.Random(5)
+    for kill in range(kills):
+        job = fresh()
+        with Reader(job.config.storage) as reader:
+            driver = Driver(job)
+            time.sleep(moments.uniform(0, whole_s))
+            driver.kill(SIGNALS[kill % 2])
+        in_mid_work += driver.process.exitcode != 0
+        reads += reader.reads + finish_by_repeating(job)
+    assert in_mid_work > kills / 4
+    note(
+        f"driver killed at a random moment, {kind_of(storage)}",
+        kills=kills,
+        in_mid_work=in_mid_work,
+        reads=reads,
+        failures=0,
+    )
+
+
+def test_a_driver_killed_at_each_boundary_tears_and_loses_nothing_and_its_repetition_finishes(fresh, storage):
+    boundaries = Driver(fresh()).finish()
+    for committed in ("datasets/pets/00000002.json", "models/pets/versions/00000002.json", "models/pets/promotions/"):
+        assert any(committed in boundary for boundary in boundaries)
+    chosen = list(itertools.product(range(len(boundaries)), SIGNALS))
+    kills, reads = chosen[:: trials(7 if kind_of(storage) == "folder" else 13, 1)], 0
+    for number, sent in kills:
+        job = fresh()
+        with Reader(job.config.storage) as reader:
+            driver = Driver(job, stop_at=number)
+            for boundary in boundaries[: number + 1]:
+                assert driver.said() == boundary
+            driver.kill(sent)
+        assert driver.process.exitcode == -sent
+        reads += reader.reads + finish_by_repeating(job)
+    note(
+        f"driver killed at a boundary, {kind_of(storage)}",
+        kills=len(kills),
+        boundaries=len(boundaries),
+        reads=reads,
+        failures=0,
+    )
