@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from transfer.config import WorkersConfig
-from transfer.errors import TransferError
+from transfer.errors import ClusterError, TransferError
 
 Answer = TypeVar("Answer")
 
@@ -33,6 +33,26 @@ def connect() -> None:
         ray.init(include_dashboard=False, log_to_driver=True, logging_level="warning")
 
 
+def connect_for(workers: WorkersConfig) -> None:
+    """Connect when `workers.count` is not 0, and wait until the cluster can start a worker at all.
+
+    Raises ClusterError when it cannot within `workers.start_timeout_s`: what a job asks of Ray later has no deadline.
+    """
+    if workers.count == 0:
+        return
+    connect()
+    import ray
+
+    try:
+        ray.get(_on_worker(workers, _nothing).remote(), timeout=workers.start_timeout_s)
+    except ray.exceptions.GetTimeoutError as error:
+        raise ClusterError(
+            f"The cluster could not start a worker in {workers.start_timeout_s:g} s.",
+            advice=f"A worker needs {workers.cpus_per_worker:g} CPU and {workers.gpus_per_worker} GPU of one machine "
+            "(see `ray status`). Where machines take longer to come, set workers.start_timeout_s higher.",
+        ) from error
+
+
 def anywhere() -> Any:
     """Where tasks and actors are put: also when a trial of Ray Tune starts them, not into what that has reserved."""
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -50,13 +70,22 @@ def run_where(workers: WorkersConfig, function: Callable[..., Answer], *argument
         return function(*arguments)
     import ray
 
-    task = ray.remote(
-        num_cpus=workers.cpus_per_worker, num_gpus=workers.gpus_per_worker, scheduling_strategy=anywhere()
-    )(function)
     try:
-        answer: Answer = ray.get(task.remote(*arguments))
+        answer: Answer = ray.get(_on_worker(workers, function).remote(*arguments))
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, TransferError):
             raise error.cause from None
         raise
     return answer
+
+
+def _on_worker(workers: WorkersConfig, function: Callable[..., Any]) -> Any:
+    import ray
+
+    return ray.remote(
+        num_cpus=workers.cpus_per_worker, num_gpus=workers.gpus_per_worker, scheduling_strategy=anywhere()
+    )(function)
+
+
+def _nothing() -> None:
+    """What a worker does that only has to be there."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from transfer import steps
-from transfer.cluster import connect, run_where
+from transfer.cluster import connect, connect_for, run_where
 from transfer.config import Config
 from transfer.dataset.ingest import ingest as ingest_dataset
 from transfer.dataset.manifest import Dataset, load_dataset
@@ -119,8 +119,7 @@ def publish(config: Config, *, run_id: str) -> ModelVersion:
 
 def predict(config: Config, *, images: str, output: str, version: int | None = None) -> PredictOutcome:
     """Answer a folder or prefix of images with the published model."""
-    if config.workers.count:
-        connect()
+    connect_for(config.workers)
     return run_where(config.workers, _predict, config, images, output, version)
 
 
