@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from transfer.cluster import connect, run_where
+from transfer.cluster import connect_for, run_where
 from transfer.config import Config
 from transfer.dataset.manifest import Dataset, load_dataset
 from transfer.evaluation.report import Report
@@ -17,8 +17,7 @@ logger = logging.getLogger(__name__)
 
 def writable_storage(config: Config) -> Store:
     """The job's storage, found fit to be written to; connects to the cluster first if the job runs on one."""
-    if config.workers.count:
-        connect()
+    connect_for(config.workers)
     store = open_store(config.storage)
     probe(store, single_writer=config.storage.single_writer)
     return store
