@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from transfer.dataset.manifest import Dataset, Shard
+from transfer.dataset.manifest import Dataset, Shard, load_dataset
 from transfer.dataset.rejects import NOT_COUNTED
 from transfer.dataset.same_classes import places_among
 from transfer.dataset.shards import read_columns
 from transfer.nightly.summary import ClassChange, DataChange
+from transfer.registry.versions import ModelVersion
 from transfer.storage import Store
 
 _READERS = 8
@@ -61,6 +62,12 @@ def data_change(store: Store, before: Dataset | None, now: Dataset) -> DataChang
         for index, name in enumerate(names)
     ]
     return _in_numbers(before, now, classes, new_shards=len(difference.new))
+
+
+def trained_on(store: Store, version: ModelVersion) -> Dataset:
+    """The dataset version that a model version was trained on."""
+    name, _, number = version.provenance["dataset"].rpartition("/")
+    return load_dataset(store, name, int(number))
 
 
 def compare(store: Store, before: Dataset, now: Dataset) -> Difference:

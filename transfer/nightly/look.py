@@ -15,7 +15,7 @@ from transfer.config import ChecksConfig, Config
 from transfer.dataset.manifest import Dataset, load_dataset
 from transfer.dataset.same_classes import places_among
 from transfer.dataset.shards import read_shard
-from transfer.nightly.change import Difference, compare
+from transfer.nightly.change import Difference, compare, trained_on
 from transfer.nightly.checks import NO_CHAMPION, check_agreement, check_drift, not_asked, too_few
 from transfer.nightly.drift import FEWEST_IMAGES, SAMPLE_IMAGES, drift
 from transfer.nightly.sample import ShardRows, sample
@@ -57,7 +57,7 @@ def look_at_new(config: Config, *, run_id: str, champion: int | None) -> list[Fi
     run = load_run(store, run_id, config)
     now = load_dataset(store, run.dataset_name, run.dataset_number)
     version = load_version(store, config.name, champion)
-    before = _dataset_of(store, version)
+    before = trained_on(store, version)
     difference = compare(store, before, now)
     why = too_few(sum(int(rows.is_new.sum()) for rows in difference.new), checks)
     if why is not None:
@@ -151,9 +151,3 @@ def _right_answers(store: Store, version: ModelVersion, asked: list[ShardRows], 
                 answered = answers(batch["image"].to_pylist())["class_index"]
                 right += int(np.sum(answered == known[batch["label"].to_numpy()]))
     return right
-
-
-def _dataset_of(store: Store, version: ModelVersion) -> Dataset:
-    """The dataset version that a model was trained on."""
-    name, _, number = version.provenance["dataset"].rpartition("/")
-    return load_dataset(store, name, int(number))

@@ -21,7 +21,7 @@ from transfer.config import Config
 from transfer.dataset.ingest import ingest
 from transfer.dataset.manifest import Dataset, load_dataset
 from transfer.errors import ConfigError, NightBusyError, PromotionConflictError, TransferError
-from transfer.nightly.change import data_change
+from transfer.nightly.change import data_change, trained_on
 from transfer.nightly.checks import check_change, refusals
 from transfer.nightly.claim import HeldClaim
 from transfer.nightly.digest import digest_of, send
@@ -157,7 +157,7 @@ class _Work:
 
     def _check_change(self, dataset: Dataset, champion: ModelVersion | None) -> None:
         with self._step("compare data") as step:
-            before = None if champion is None else _dataset_of(self.store, champion)
+            before = None if champion is None else trained_on(self.store, champion)
             change = data_change(self.store, before, dataset)
             self.known["change"] = change
             step("%d images new, %d gone.", change.new, change.gone)
@@ -252,11 +252,6 @@ def _trained(config: Config, dataset: Dataset) -> str:
     """Digest of what a night would train, and by what it would be judged. The champion does not count: it moves."""
     told = {"learned": identity(config, dataset), "nightly": config.nightly.model_dump(mode="json")}
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-
-
-def _dataset_of(store: Store, version: ModelVersion) -> Dataset:
-    name, _, number = version.provenance["dataset"].rpartition("/")
-    return load_dataset(store, name, int(number))
 
 
 def _compare(config: Config, run_id: str, champion: int | None, challenger: int) -> Any:
