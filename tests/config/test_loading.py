@@ -87,6 +87,18 @@ def test_an_override_that_fits_nowhere_is_refused(tmp_path, override):
         ("{", "not readable as YAML"),
         ("a: !!python/object/apply:os.system ['true']", "not readable as YAML"),
         ("[" * 5000, "not readable as YAML"),
+        ("a: !!bool x", "not readable as YAML"),
+        ("a: !!timestamp x", "not readable as YAML"),
+        ("a: 2001-99-99", "not readable as YAML"),
+        ("a: 1:59:59" + ":59" * 1000 + ".5", "not readable as YAML"),
+        ("a: " + "9" * 5000, "not readable as YAML"),
+        ("a: 0x" + "f" * 5000, "more than 63 bits"),
+        ('a: "\\ud800"', "not readable as YAML"),
+        ("base: {options: {a: .nan}}", "nan is no number"),
+        ("base: {options: {a: 2001-01-01}}", "read as a date; put it in quotes"),
+        ("base: {options: {a: !!set {b}}}", "read as a set"),
+        ("1: 2", "the key 1 is not a text; put it in quotes"),
+        ("# " + "x" * 128 * 1024, "too large for a configuration"),
     ],
 )
 def test_yaml_that_is_no_configuration_is_refused(tmp_path, text, message):

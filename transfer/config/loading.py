@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,11 @@ from pydantic import BaseModel, ValidationError
 from transfer.config.models import Config
 from transfer.errors import ConfigError
 
-MAX_FILE_SIZE_BYTES = 1024**2
+# Some fifty screens. PyYAML takes a second for so much.
+MAX_FILE_SIZE_BYTES = 128 * 1024
+_LARGEST_NUMBER = 2**63 - 1
+# What PyYAML's constructors raise for scalars that are not of their tag: `!!bool x`, `2001-99-99`, a million digits.
+_UNREADABLE = (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError, TypeError, OverflowError)
 
 
 class _Loader(yaml.SafeLoader):
@@ -26,10 +31,12 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key `{key}` stands twice", node.start_mark)
+            seen.add(key)
         return super().construct_mapping(node, deep=deep)
 
 
@@ -67,9 +74,39 @@ def parse_config(document: Mapping[str, Any], *, name: str = "the configuration"
 
 def _parse(text: str, name: str) -> Any:
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
-    except (yaml.YAMLError, RecursionError) as error:
+        document = yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
+        _check_plain(document)
+    except _UNREADABLE as error:
         raise ConfigError(f"{name} is not readable as YAML: {error}") from None
+    return document
+
+
+def _check_plain(value: Any) -> None:
+    """Raise ValueError for what YAML knows and JSON does not: a configuration is stored and shown as JSON, too."""
+    if isinstance(value, dict):
+        for key, inside in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"the key {key!r:.40} is not a text; put it in quotes")  # noqa: TRY004
+            _check_plain(key)
+            _check_plain(inside)
+    elif isinstance(value, list):
+        for inside in value:
+            _check_plain(inside)
+    else:
+        _check_plain_scalar(value)
+
+
+def _check_plain_scalar(value: Any) -> None:
+    if isinstance(value, str):
+        value.encode()  # Half of a pair of surrogates is no character.
+    elif isinstance(value, int):
+        if abs(value) > _LARGEST_NUMBER:
+            raise ValueError("a number has more than 63 bits")
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{value} is no number")
+    elif value is not None:
+        raise ValueError(f"{value!r:.40} is read as a {type(value).__name__}; put it in quotes")
 
 
 def set_key(document: dict[str, Any], key: str, value: Any, *, name: str) -> None:
