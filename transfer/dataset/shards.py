@@ -2,7 +2,8 @@
 
 Rows are sorted by the images' own SHA-256, which is a shuffle with respect to class, name and age. Columns are stored
 uncompressed (encoded images do not compress), without dictionaries and statistics, so that the same rows give the same
-bytes. A row group holds about 8 MiB of images: that much a reader or writer needs in memory at once.
+bytes. A row group holds about 8 MiB of images: that much a reader or writer needs in memory at once. Pages carry
+checksums, for those who read a few columns and cannot verify the object's digest.
 """
 
 from __future__ import annotations
@@ -41,7 +42,12 @@ def write_shard(store: Store, rows: Iterable[dict[str, Any]], *, split: str) -> 
         path = Path(folder) / "shard.parquet"
         count = 0
         with pq.ParquetWriter(
-            path, SHARD_SCHEMA, compression="none", use_dictionary=False, write_statistics=False
+            path,
+            SHARD_SCHEMA,
+            compression="none",
+            use_dictionary=False,
+            write_statistics=False,
+            write_page_checksum=True,
         ) as writer:
             for group in _row_groups(rows):
                 writer.write_table(pa.Table.from_pylist(group, SHARD_SCHEMA), row_group_size=len(group))
@@ -77,25 +83,27 @@ def read_shard(store: Store, shard: Shard, *, columns: list[str] | None = None) 
             table = pq.read_table(file, columns=columns)
     except pa.ArrowInvalid as error:
         raise _unreadable(store, shard, str(error)) from error
-    expected = pa.schema([SHARD_SCHEMA.field(name) for name in columns or SHARD_SCHEMA.names])
-    if table.schema != expected or table.num_rows != shard.rows:
-        raise _unreadable(store, shard, f"{table.num_rows} rows of {table.schema.names}")
+    _check_table(store, shard, table, columns or SHARD_SCHEMA.names)
     return table
 
 
 def read_columns(store: Store, shard: Shard, columns: list[str]) -> pa.Table:
-    """Read a few columns of a shard by ranges, without its images; the object's digest is not verified.
+    """Read a few columns of a shard by ranges, without its images: verified by the checksums of their pages.
 
     Raises CorruptObjectError, ObjectNotFoundError, StorageError.
     """
-    try:
-        with store.open(shard.name) as file:
-            table = pq.read_table(file, columns=columns)
-    except pa.ArrowInvalid as error:
-        raise _unreadable(store, shard, str(error)) from error
-    if table.num_rows != shard.rows or table.schema.names != columns:
-        raise _unreadable(store, shard, f"{table.num_rows} rows of {table.schema.names}")
+    with store.open(shard.name) as file:
+        try:
+            table = pq.read_table(file, columns=columns, page_checksum_verification=True)
+        except (pa.ArrowException, OSError, ValueError) as error:  # Whatever a damaged page or footer leads Arrow to.
+            raise _unreadable(store, shard, str(error)) from error
+    _check_table(store, shard, table, columns)
     return table
+
+
+def _check_table(store: Store, shard: Shard, table: pa.Table, columns: list[str]) -> None:
+    if table.schema != pa.schema([SHARD_SCHEMA.field(name) for name in columns]) or table.num_rows != shard.rows:
+        raise _unreadable(store, shard, f"{table.num_rows} rows of {table.schema.names}")
 
 
 def _unreadable(store: Store, shard: Shard, found: str) -> CorruptObjectError:
