@@ -31,7 +31,7 @@ def test_durations_sizes_and_angles_carry_their_unit_in_the_name():
     page = reference_page()
     for quantity in ("timeout", "size", "rotation", "patience"):
         for name in re.findall(rf"\| `(\w*{quantity}\w*)`", page):
-            assert name.endswith(("_s", "_bytes", "_degrees", "_epochs", "image_size", "batch_size")), name
+            assert name.endswith(("_s", "_bytes", "_degrees", "_epochs", "image_size", "batch_size", "_ratio")), name
 
 
 def test_the_schema_refuses_unknown_keys():

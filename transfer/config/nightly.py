@@ -30,6 +30,7 @@ class VolumeCheck(CheckConfig):
     """Images that are gone since the champion's dataset."""
 
     action: Action = "refuse"
+    """What happens beyond the limit."""
     limit: Share = 0.2
     """Largest share of the images that may be gone."""
 
@@ -38,6 +39,7 @@ class VanishedCheck(CheckConfig):
     """Classes that had images and have none any more. They keep their index."""
 
     action: Action = "refuse"
+    """What happens beyond the limit."""
     limit: Annotated[int, Field(ge=0)] = 0
     """So many classes may vanish."""
 
@@ -46,6 +48,7 @@ class FloodCheck(CheckConfig):
     """One class that makes up nearly all that is new."""
 
     action: Action = "warn"
+    """What happens beyond the limit."""
     limit: Share = 0.8
     """Largest share of the new images that one class may have that had a smaller share before."""
 
@@ -54,6 +57,7 @@ class RejectsCheck(CheckConfig):
     """Images refused by ingest; `dataset.max_reject_share` fails it at once."""
 
     action: Action = "warn"
+    """What happens beyond the limit."""
     limit: Share = 0.005
     """Largest share of all images that may be refused."""
 
@@ -62,6 +66,7 @@ class LabelShiftCheck(CheckConfig):
     """Other classes among the new images than among those before."""
 
     action: Action = "warn"
+    """What happens beyond the limit."""
     limit: Share = 0.3
     """Largest total variation distance between the two distributions of classes."""
 
@@ -70,6 +75,7 @@ class DriftCheck(CheckConfig):
     """New images that look different: how well a classifier tells them from those before by the base's features."""
 
     action: Action = "warn"
+    """What happens beyond the limit."""
     limit: Share = 0.8
     """Largest area under the ROC curve. 0.5: they cannot be told apart."""
 
@@ -78,6 +84,7 @@ class AgreementCheck(CheckConfig):
     """Labels of new images that the champion contradicts: mislabelled, or a new world."""
 
     action: Action = "warn"
+    """What happens beyond the limit."""
     limit: Share = 0.25
     """By so much may the champion's accuracy on new images be below that on held-out ones."""
 
