@@ -15,8 +15,9 @@ from transfer.config import StorageConfig
 from transfer.storage import RetryPolicy, open_store
 
 # What is stored here is the subject of the tests. Elsewhere S3 is only where things happen to lie, and the emulator is
-# enough.
+# enough. It is, too, for which versions are kept: that is reckoned from documents, whatever they were read from.
 ROOMS_OF_STORED_THINGS = {"storage", "dataset", "registry", "nightly"}
+NOT_ABOUT_STORING = {"test_retention.py"}
 
 
 def pytest_addoption(parser):
@@ -39,7 +40,8 @@ def pytest_collection_modifyitems(items):
             item.add_marker("cluster")
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
         uses_s3 = "s3_server" in item.fixturenames or parameters.get("storage") == "s3"
-        if uses_s3 and item.path.parent.name in ROOMS_OF_STORED_THINGS:
+        about_storing = item.path.parent.name in ROOMS_OF_STORED_THINGS and item.path.name not in NOT_ABOUT_STORING
+        if uses_s3 and about_storing:
             item.add_marker("s3")
 
 

@@ -51,7 +51,8 @@ osd pool default min size = 1
 osd pool default pg num = 8
 osd pool default pg autoscale mode = off
 mon allow pool size one = true
-rgw frontends = beast endpoint=127.0.0.1:{gateway_port}
+# An answer in two packets would wait 40 ms for an acknowledgement.
+rgw frontends = beast endpoint=127.0.0.1:{gateway_port} tcp_nodelay=1
 rgw enable apis = s3
 """
 

@@ -116,7 +116,8 @@ def test_nothing_runs_on_after_its_starter_was_killed(ceph, folder, how):
     }[how]
     program = f"import pathlib; from scripts.s3_server import server\nfolder = pathlib.Path({str(folder)!r})\n{script}"
     with subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdin=subprocess.PIPE) as starter:
-        wait_until(lambda: "ceph-mon" in processes_of(folder).values() or starter.poll() is not None)
+        monitor = folder / "run" / "mon.a.pid"
+        wait_until(lambda: (monitor.exists() and monitor.read_text()) or starter.poll() is not None)
         starter.kill()
     if how == "start":
         assert stop(folder) >= 1
