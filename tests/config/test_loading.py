@@ -37,6 +37,8 @@ def test_a_rendered_configuration_reads_back_as_itself(name):
         ({"phases": [{"learning_rat": 1}]}, "phases.0.learning_rat: unknown key; did you mean `learning_rate`?"),
         ({"phases": [{"early_stopping": {"patience": 3}}]}, "did you mean `patience_epochs`?"),
         ({"head": {"zzz": 1}}, "head.zzz: unknown key; known here: pooling, hidden, dropout, l2, output"),
+        ({"lr[0]": 1}, "lr[0]: unknown key; known here: name, "),
+        ({"head": {"int": 1}}, "head.int: unknown key; "),
         ({"dataset": {}}, "dataset.source: is missing"),
         ({"dataset": {"source": "x", "validation": 0.6, "test": 0.4}}, "validation + test is 1 and must be below 1"),
         ({"workers": {"count": 3}}, "training.batch_size is 32 and must be divisible by the 3 replicas"),

@@ -160,9 +160,13 @@ def _element(target: Any, part: str, name: str) -> Any:
 
 def _explain(error: ValidationError) -> Iterator[str]:
     for problem in error.errors(include_url=False):
-        location = [part for part in problem["loc"] if not _is_union_tag(part)]
+        is_unknown = problem["type"] == "extra_forbidden"
+        # An unknown key may be called as anything.
+        named = problem["loc"][-1:] if is_unknown else ()
+        tagged = problem["loc"][: -len(named) or None]
+        location = [*(part for part in tagged if not _is_union_tag(part)), *named]
         path = ".".join(str(part) for part in location)
-        if problem["type"] == "extra_forbidden":
+        if is_unknown:
             known = list(_fields_at(Config, location[:-1]))
             nearest = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
             hint = f"did you mean `{nearest[0]}`?" if nearest else f"known here: {', '.join(known)}"
