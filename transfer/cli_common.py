@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from transfer.errors import TransferError
+from transfer.errors import StorageError, TransferError
 
 if TYPE_CHECKING:
     from transfer.config import Config
 
+# What temporary files meet: no error of the program, whose own files a store answers for.
+_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML configuration.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key, as in phases.0.epochs=3.")
@@ -54,10 +58,24 @@ def errors_explained() -> Any:
     try:
         yield
     except TransferError as error:
-        sys.stderr.write(f"Error: {error.message}\n")
-        if error.advice:
-            sys.stderr.write(f"  {error.advice}\n")
-        sys.exit(error.exit_code)
+        _end_with(error)
+    except OSError as error:
+        if error.errno not in _OF_THE_DISK:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        _end_with(
+            StorageError(
+                f"This machine's disk cannot be written to: {os.strerror(error.errno)}{where}.",
+                advice=f"Temporary files go to {tempfile.gettempdir()}; TMPDIR says where else. Run it again then.",
+            )
+        )
+
+
+def _end_with(error: TransferError) -> NoReturn:
+    sys.stderr.write(f"Error: {error.message}\n")
+    if error.advice:
+        sys.stderr.write(f"  {error.advice}\n")
+    sys.exit(error.exit_code)
 
 
 @contextmanager

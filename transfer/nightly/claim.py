@@ -55,6 +55,8 @@ class HeldClaim:
     def __init__(self, log: Log, number: int, claim: Claim, *, expires_s: float) -> None:
         self._log, self._number, self._claim, self._expires_s = log, number, claim, expires_s
         self._lost: str | None = None
+        # Two renewals at once would take the second one for another's.
+        self._renewing = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._renew_until_ended, name="claim", daemon=True)
 
@@ -72,9 +74,8 @@ class HeldClaim:
 
     def check(self) -> None:
         """To be called before anything that lasts. Raises NightBusyError when somebody else took the night over."""
-        if self._lost is None and datetime.now(UTC) >= datetime.fromisoformat(self._claim.until):
-            # The machine slept, or storage was away: whoever looked meanwhile was right to take it over.
-            self._renew()
+        # Whatever the clocks say: the machine may have slept, or its clock may have been set back.
+        self._renew()
         if self._lost is not None:
             raise NightBusyError(
                 f"Another process took this night over while this one was not heard of: {self._lost}.",
@@ -86,7 +87,9 @@ class HeldClaim:
             self._renew()
 
     def _renew(self) -> None:
-        self._append(self._claim.model_copy(update={"until": _from_now(self._expires_s)}))
+        with self._renewing:
+            if self._lost is None:
+                self._append(self._claim.model_copy(update={"until": _from_now(self._expires_s)}))
 
     def _append(self, claim: Claim) -> None:
         try:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import boto3.session
 from botocore.config import Config
@@ -17,6 +19,7 @@ from transfer.storage.s3_errors import (
     advice_for,
     cause_of,
     code_of,
+    is_expired,
     is_transient,
     status_of,
 )
@@ -38,7 +41,9 @@ class Bucket:
         self.uri = f"s3://{name}/{prefix}".rstrip("/")
         self._prefix = f"{prefix}/" if prefix else ""
         self._retry = retry
-        self.client = _connect(endpoint_url, region, uri=self.uri)
+        self._connect = partial(_connect, endpoint_url, region, uri=self.uri)
+        self.client, self._credentials = self._connect()
+        self._renewing = threading.Lock()
         self.endpoint = self.client.meta.endpoint_url
 
     def key(self, name: str) -> str:
@@ -55,16 +60,19 @@ class Bucket:
         `doing` is a verb for the error message. Raises StorageError; answers with an HTTP status among `expected` are
         raised as botocore's ClientError. A missing bucket is never expected, though it answers 404 as an object does.
         """
-        attempts = 0
+        attempts, used = 0, self.client
         started = time.monotonic()
 
         def attempt() -> Result:
-            nonlocal attempts
-            attempts += 1
+            nonlocal attempts, used
+            attempts, used = attempts + 1, self.client
             return action()
 
+        def may_pass(error: BaseException) -> bool:
+            return is_transient(error) or (is_expired(error) and self._has_other_credentials(than=used))
+
         try:
-            return self._retry.call(attempt, what=f"{doing} {name} in {self.uri}", is_transient=is_transient)
+            return self._retry.call(attempt, what=f"{doing} {name} in {self.uri}", is_transient=may_pass)
         except _FAULTS as error:
             if status_of(error) in expected and code_of(error) != "NoSuchBucket":
                 raise
@@ -74,8 +82,19 @@ class Bucket:
                 advice=advice_for(error),
             ) from error
 
+    def _has_other_credentials(self, *, than: S3Client) -> bool:
+        """Look for credentials once more, for those of `than` have expired. Whether there are others now."""
+        with self._renewing:
+            if self.client is than:
+                client, credentials = self._connect()
+                if _frozen(credentials) == _frozen(self._credentials):
+                    return False
+                self.client, self._credentials = client, credentials
+            return True
 
-def _connect(endpoint_url: str | None, region: str | None, *, uri: str) -> S3Client:
+
+def _connect(endpoint_url: str | None, region: str | None, *, uri: str) -> tuple[S3Client, Any]:
+    """A client, and what it takes its credentials from."""
     config = Config(
         connect_timeout=10,
         read_timeout=60,
@@ -93,6 +112,12 @@ def _connect(endpoint_url: str | None, region: str | None, *, uri: str) -> S3Cli
         session = boto3.session.Session(region_name=region)
         # Services other than AWS rarely care which region signs; AWS's default is the one that they expect.
         region_name = session.region_name or ("us-east-1" if endpoint_url else None)
-        return session.client("s3", endpoint_url=endpoint_url, region_name=region_name, config=config)
+        client = session.client("s3", endpoint_url=endpoint_url, region_name=region_name, config=config)
+        return client, session.get_credentials()
     except (BotoCoreError, ValueError) as error:
         raise StorageError(f"Could not connect to {uri}: {cause_of(error)}.", advice=advice_for(error)) from error
+
+
+def _frozen(credentials: Any) -> Any:
+    """Access key, secret and token as they are now."""
+    return credentials and credentials.get_frozen_credentials()

@@ -44,11 +44,18 @@ _ACCESS_ADVICE = (
     "The credentials need s3:GetObject, s3:PutObject and s3:ListBucket there (without the last, missing objects look "
     f"forbidden), and s3:DeleteObject for what may be removed. {_CREDENTIALS_ADVICE}"
 )
+# What AWS and its likes answer to temporary credentials whose time is over.
+_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"}
+_EXPIRED_ADVICE = (
+    "Temporary credentials ran out. Get new ones and run it again: what is stored already is reused. Those of a "
+    "profile or an instance role are looked up again in mid-run; those in environment variables cannot change."
+)
 _REGION_ADVICE = "Set storage.region (or AWS_REGION) to the bucket's region."
 _ADVICE_BY_CODE = {
     "NoSuchBucket": "Create the bucket, or correct storage.uri and storage.endpoint_url.",
     "InvalidBucketName": "Correct the bucket in storage.uri.",
     "RequestTimeTooSkewed": "Set this machine's clock.",
+    **dict.fromkeys(_EXPIRED, _EXPIRED_ADVICE),
     "AuthorizationHeaderMalformed": _REGION_ADVICE,
     "PermanentRedirect": _REGION_ADVICE,
     "IllegalLocationConstraintException": _REGION_ADVICE,
@@ -85,6 +92,11 @@ def is_taken(error: BaseException) -> bool:
     """Whether a conditional write was refused because the name has an object."""
     # The completion of a multipart upload can carry its error in an answer that began as a success.
     return status_of(error) == 412 or code_of(error) == "PreconditionFailed"
+
+
+def is_expired(error: BaseException) -> bool:
+    """Whether the credentials were right once and are not any more."""
+    return code_of(error) in _EXPIRED
 
 
 def no_conditional_writes(uri: str) -> UnsafeStorageError:
