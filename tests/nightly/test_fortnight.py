@@ -91,6 +91,8 @@ def failed_checks(night):
     return {finding.check for finding in night.findings if not finding.passed}
 
 
+# Seven models are trained, published and compared.
+@pytest.mark.timeout(1800)
 def test_a_fortnight(fortnight):
     week(fortnight)
     poison(fortnight)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import urllib.error
 import urllib.request
 from typing import Any
 
@@ -68,5 +69,9 @@ def send(told: dict[str, Any], config: NightlyConfig) -> None:
 @retry(stop=stop_after_attempt(_ATTEMPTS), wait=wait_exponential(multiplier=0.5, max=5), reraise=True)
 def _post(url: str, data: bytes) -> None:
     request = urllib.request.Request(url, data=data, headers={"Content-Type": "application/json"})  # noqa: S310 - checked
-    with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:  # noqa: S310 - checked by `send`
-        answer.read(1)
+    try:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:  # noqa: S310 - checked by `send`
+            answer.read(1)
+    except urllib.error.HTTPError as refusal:
+        refusal.close()  # it holds the connection
+        raise
