@@ -197,6 +197,8 @@ def test_long_listings_come_in_pages_and_survive_faults(store, s3_storage, fault
         (403, "InvalidAccessKeyId", "AWS_ACCESS_KEY_ID"),
         (404, "NoSuchBucket", "Create the bucket"),
         (400, "AuthorizationHeaderMalformed", "region"),
+        (400, "KeyTooLongError", "1,024 bytes"),
+        (400, "InvalidObjectName", "1,024 bytes"),
     ],
 )
 def test_what_waiting_does_not_mend_is_said_at_once_with_advice(store, fault_proxy, status, code, advice):

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import parse_qs, urlsplit
 
 import boto3
 import pytest
@@ -134,6 +136,25 @@ def test_an_upload_that_is_gone_after_its_answer_was_lost_counts_as_done(store, 
     fault_proxy.fail("status", status=404, code="NoSuchUpload", matches=completes_object)
     assert store.put("large", LARGE) is True
     assert store.read("large") == LARGE
+
+
+def test_an_upload_that_is_aborted_before_its_completion_is_an_error_and_no_object(store, fault_proxy, s3_storage):
+    client = boto3.client("s3", endpoint_url=s3_storage.endpoint_url)
+
+    def abort(method, path):
+        if completes_object(method, path):
+            address = urlsplit(path)
+            _, bucket, key = address.path.split("/", 2)
+            upload = parse_qs(address.query)["uploadId"][0]
+            with contextlib.suppress(client.exceptions.ClientError):  # It is gone at the second try.
+                client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload)
+        return False
+
+    fault_proxy.fail("status", matches=abort)
+    with pytest.raises(StorageError, match="large"):
+        store.put("large", LARGE)
+    assert not store.exists("large")
+    client.close()
 
 
 def test_a_file_that_shrinks_while_it_is_sent_is_not_stored(store, fault_proxy, tmp_path):

@@ -51,12 +51,17 @@ _EXPIRED_ADVICE = (
     "profile or an instance role are looked up again in mid-run; those in environment variables cannot change."
 )
 _REGION_ADVICE = "Set storage.region (or AWS_REGION) to the bucket's region."
+_NAME_ADVICE = (
+    "S3 takes names of at most 1,024 bytes in UTF-8, the prefix of storage.uri included: shorten that or the name."
+)
 _ADVICE_BY_CODE = {
     "NoSuchBucket": "Create the bucket, or correct storage.uri and storage.endpoint_url.",
     "InvalidBucketName": "Correct the bucket in storage.uri.",
     "RequestTimeTooSkewed": "Set this machine's clock.",
     **dict.fromkeys(_EXPIRED, _EXPIRED_ADVICE),
     "AuthorizationHeaderMalformed": _REGION_ADVICE,
+    "InvalidObjectName": _NAME_ADVICE,
+    "KeyTooLongError": _NAME_ADVICE,
     "PermanentRedirect": _REGION_ADVICE,
     "IllegalLocationConstraintException": _REGION_ADVICE,
 }
