@@ -1,0 +1,222 @@
+"""The part of `scripts.bench.scale` that one process of a driver or a worker does at some number of shards.
+
+    python -m scripts.bench.scale_driver '{"shards": 1000, "images_per_shard": 640, "max_images": 16000000}'
+
+Manifests, listings and digests are synthetic; the code that handles them is the project's own. No image is made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pickle
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from scripts.bench.scale_figures import Figures
+from scripts.bench.scale_synthetic import (
+    CLASSES,
+    IMAGE_BYTES,
+    SHARES,
+    SyntheticRows,
+    SyntheticSource,
+    configuration,
+    known,
+    part_of,
+    shards_of,
+)
+from transfer.config import parse_config
+from transfer.dataset.listing import list_source
+from transfer.dataset.manifest import Dataset, Shard, dataset_log, latest_dataset
+from transfer.dataset.order import windows
+from transfer.dataset.plan import ParentShard, plan_shards, unique_images
+from transfer.dataset.seen import SeenLog
+from transfer.dataset.splits import SPLITS
+from transfer.storage import Log, open_store
+from transfer.storage.tier import LocalTier
+
+WINDOW_BYTES = 256 * 1024**2
+MOST_FETCHED = 10_000
+"""Objects that are put into a local tier."""
+NEW_SHARE = 100
+"""One image in so many is new tonight."""
+
+
+def main() -> None:
+    options = json.loads(sys.argv[1])
+    shards, images_per_shard = options["shards"], options["images_per_shard"]
+    # Planning holds columns of all images at once; fewer a shard keep 100,000 shards within this machine's memory.
+    planned = min(images_per_shard, max(options["max_images"] // shards, 1))
+    sampled = min(shards * images_per_shard, options["max_files"])
+    figures = Figures(shards)
+    with figures.part("plan"):
+        plan(figures, shards, planned)
+    with figures.part("files"):
+        files(figures, sampled)
+    with tempfile.TemporaryDirectory(prefix="transfer-scale-") as folder:
+        with figures.part("commit"):
+            commit(figures, Path(folder), shards_of(shards, images_per_shard))
+        with figures.part("tier"):
+            tier(figures, Path(folder) / "tier", min(shards, MOST_FETCHED))
+        with figures.part("list"):
+            listing(figures, Path(folder), shards)
+        # TensorFlow is loaded from here on.
+        with figures.part("kept"):
+            kept(figures, Path(folder), shards_of(shards, images_per_shard))
+    with figures.part("order"):
+        order(figures, shards_of(shards, images_per_shard))
+    print(json.dumps(figures.plain()))
+
+
+def plan(figures: Figures, shards: int, images_per_shard: int) -> None:
+    """Which images go to which shards: on the first night, and when 1 % are new."""
+    images = shards * images_per_shard
+    grown = images + max(images // NEW_SHARE, 1)
+    listed, checked = known(grown)
+    size_bytes = images_per_shard * IMAGE_BYTES
+    with figures.step("unique_images", "images", grown):
+        every, _ = unique_images(listed, checked, np.arange(CLASSES, dtype=np.int32), **SHARES)
+    first = part_of(every, every.rows < images)
+    with figures.step("plan_shards, first night", "images", images):
+        planned = plan_shards(first, [], shard_size_bytes=size_bytes)
+    parent = [
+        ParentShard(
+            Shard(name="", sha256=str(number), split=new.split, rows=len(new.images), size_bytes=size_bytes),
+            first.words[new.images],
+            first.labels[new.images],
+        )
+        for number, new in enumerate(planned.new)
+    ]
+    with figures.step("plan_shards, 1 % new", "images", grown):
+        tonight = plan_shards(every, parent, shard_size_bytes=size_bytes)
+    if len(tonight.kept) != len(parent):
+        raise SystemExit(f"{len(parent) - len(tonight.kept)} of {len(parent)} shards were planned again")
+
+
+def files(figures: Figures, count: int) -> None:
+    """What is done with each file of the source by its listing alone, night after night."""
+    with figures.step("list the source", "images", count):
+        listed = list_source(SyntheticSource(count), renames={})
+    _, checked = known(count)
+    with tempfile.TemporaryDirectory(prefix="transfer-scale-") as folder:
+        store = open_store(parse_config(configuration(folder)).storage)
+        log = SeenLog(store, "scale", source="synthetic", check="none")
+        with figures.step("note what was seen", "images", count):
+            log.add(listed, checked)
+        with figures.step("recall what was seen", "images", count):
+            recalled, unknown = log.read().recall(listed)
+        if len(unknown) or len(recalled) != count:
+            raise SystemExit(f"{len(unknown)} of {count} files are not known again")
+        figures.facts["bytes of what was seen, an image"] = sum(i.size_bytes for i in store.list("seen/")) / count
+
+
+def commit(figures: Figures, folder: Path, shards: list[Shard]) -> None:
+    """A version's document: written, read back, and sent to other processes."""
+    store = open_store(parse_config(configuration(str(folder))).storage)
+    dataset = Dataset(
+        name="scale",
+        number=1,
+        parent=None,
+        classes=[f"class-{number}" for number in range(CLASSES)],
+        shards=shards,
+        counts={split: {f"class-{number}": 1 for number in range(CLASSES)} for split in SPLITS},
+        rejects=None,
+        reject_counts={},
+        source={},
+    )
+    with figures.step("put the version", "shards", len(shards)):
+        dataset_log(store, "scale").append(dataset.model_dump(), number=1)
+    with figures.step("read and validate it", "shards", len(shards)):
+        latest_dataset(store, "scale")
+    with figures.step("pickle its shards", "shards", len(shards)):
+        pickled = pickle.dumps(dataset.shards)
+    figures.facts["bytes of the version"] = store.size("datasets/scale/00000001.json")
+    figures.facts["bytes of its shards pickled"] = len(pickled)
+
+
+def tier(figures: Figures, folder: Path, objects: int) -> None:
+    """Objects that a host does not have yet, without the network: what a worker does when it opens what is kept."""
+    local = LocalTier(folder, max_size_bytes=10**12)
+    contents = {hashlib.sha256(content).hexdigest(): content for content in (b"%d" % n for n in range(objects))}
+    with figures.step("fetch into the local tier", "objects", objects):
+        for sha256, content in contents.items():
+            local.open(sha256, lambda path, content=content: path.write_bytes(content))  # type: ignore[misc]
+
+
+def listing(figures: Figures, folder: Path, shards: int) -> None:
+    """Listings of a local folder: all shards, and a log with as many entries."""
+    store = open_store(parse_config(configuration(str(folder))).storage)
+    touch(folder / "shards", [f"{number:064x}.parquet" for number in range(shards)])
+    touch(folder / "runs/one/checkpoints", [f"{number:08d}.json" for number in range(1, shards + 1)])
+    with figures.step("list the shards", "shards", shards):
+        if sum(1 for _ in store.list("shards/")) != shards:
+            raise SystemExit("not all shards were listed")
+    with figures.step("Log.numbers", "entries", shards):
+        Log(store, "runs/one/checkpoints").numbers()
+
+
+def touch(folder: Path, names: list[str]) -> None:
+    folder.mkdir(parents=True)
+    for name in names:
+        (folder / name).touch()
+
+
+def kept(figures: Figures, folder: Path, shards: list[Shard]) -> None:
+    """What is kept of a frozen part, listed, and what is lacking, planned."""
+    from transfer.activations.extract import Extractor
+    from transfer.activations.kept import description_of
+    from transfer.activations.layout import description_name, folder_of
+    from transfer.activations.prefix import prefix_of
+    from transfer.backbone.load import load_backbone
+    from transfer.backbone.pooling import pooled
+    from transfer.storage import put_document
+
+    config = parse_config(configuration(str(folder)))
+    store = open_store(config.storage)
+    backbone = pooled(load_backbone(config.base), "average")
+    prefix, deeper = (prefix_of(backbone, unfreeze, map_dtype="float16") for unfreeze in (0, 1))
+    # A cut that something is kept of, so that it is looked for.
+    put_document(store, description_name(deeper.digest), description_of(dataclasses.replace(deeper, dtype="float32")))
+    with figures.step("plan extraction, nothing kept", "shards", len(shards)):
+        streams = Extractor(store).plan(shards, [prefix])
+    if sum(len(stream.shards) for stream in streams) != len(shards):
+        raise SystemExit("not everything is planned")
+    lacking = max(len(shards) // NEW_SHARE, 1)
+    found = [name for shard in shards[lacking:] for name in (f"{shard.sha256}.json", f"{shard.sha256}.arrow")]
+    touch(folder / folder_of(prefix.digest), found)
+    with figures.step("list what is kept, plan 1 %", "shards", len(shards)):
+        streams = Extractor(store).plan(shards, [prefix])
+    if sum(len(stream.shards) for stream in streams) != lacking:
+        raise SystemExit("more is planned than is lacking")
+
+
+def order(figures: Figures, shards: list[Shard]) -> None:
+    """The order of an epoch, as every worker computes it."""
+    from transfer.activations.batches import CHUNK_SIZE_BYTES, KeptSplit
+
+    images = sum(shard.rows for shard in shards)
+    with figures.step("order of images, an epoch", "images", images):
+        visited = sum(len(window.order) for window in windows(shards, window_size_bytes=WINDOW_BYTES, seed=0, epoch=0))
+    # Shards that hold a few images each, as nights with little news leave them: many to a window.
+    small = [shard.model_copy(update={"rows": 1, "size_bytes": IMAGE_BYTES}) for shard in shards]
+    with figures.step("the same, one image a shard", "shards", len(shards)):
+        list(windows(small, window_size_bytes=WINDOW_BYTES, seed=0, epoch=0))
+    split = KeptSplit(shards, [SyntheticRows(shard.rows) for shard in shards])  # type: ignore[list-item]
+    with figures.step("order of what is kept, an epoch", "images", images):
+        chosen = split.order(seed=0, epoch=0)
+    if visited != images or len(chosen) != images:
+        raise SystemExit("an epoch does not visit every image once")
+    rows = chosen[: CHUNK_SIZE_BYTES // split.row_bytes]
+    out = np.empty((len(rows), *split.shape), np.float32)
+    # A chunk's size does not depend on the dataset's: what it costs should hardly either.
+    with figures.step("copy a chunk of 32 MiB", "chunks", 1):
+        split.take(rows, out)
+    figures.facts["images of a chunk"] = len(rows)
+
+
+if __name__ == "__main__":
+    main()
