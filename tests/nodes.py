@@ -28,6 +28,7 @@ from typing import Self
 from urllib.parse import urlsplit
 
 from tests.cutting_proxy import CuttingProxy
+from tests.processes import descendants
 
 RAY = Path(sys.executable).with_name("ray")
 START_TIMEOUT_S = 120.0
@@ -66,7 +67,8 @@ class Namespaces:
         self._relays: list[CuttingProxy] = []
         self.isolation = _ISOLATED
         self.inside = ["nsenter", f"--net=/proc/{self._hub.pid}/ns/net"]
-        self._ip("link add name bridge0 type bridge")
+        # Of its own accord it would take another address when a cable is pulled, and be out of reach for a minute.
+        self._ip("link add name bridge0 address 02:00:0a:4d:00:fe type bridge")
         self._ip("address add 10.77.0.254/24 dev bridge0")
         for interface in ("lo", "bridge0"):
             self._ip(f"link set {interface} up")
@@ -166,7 +168,7 @@ class Node:
 
     def kill(self) -> None:
         """SIGKILL for everything that runs on it, at once, as when a machine loses its power."""
-        for pid in [self._process.pid, *_descendants(self._process.pid)]:
+        for pid in [self._process.pid, *descendants(self._process.pid)]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.end()
@@ -195,8 +197,12 @@ class Nodes:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_USAGE_STATS_ENABLED": "0",
-            # The head asks each node every 3 s whether it lives, and believes it dead when 5 answers are missing.
+            # Who says what others said is heard, too.
+            "RAY_DEDUP_LOGS": "0",
+            # The head notices sooner that a node does not answer any more.
             "RAY_health_check_period_ms": "500",
+            # Not on each node's own disk: making a list of fonts takes seconds.
+            "MPLCONFIGDIR": str(folder / "matplotlib"),
             # A node that is told to end need not wait for its work.
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         }
@@ -292,17 +298,3 @@ def _listen_in(pid: int, host: str) -> socket.socket:
     # Only a thread goes there, and it ends there; its socket stays.
     with ThreadPoolExecutor(1) as elsewhere:
         return elsewhere.submit(listen).result()
-
-
-def _descendants(pid: int) -> list[int]:
-    """Ids of the processes that a process started, and of those that they started."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            # The name, in parentheses, may hold anything.
-            parent = int(entry.read_text().rpartition(")")[2].split()[1])
-            children.setdefault(parent, []).append(int(entry.parent.name))
-    found = [pid]
-    for each in found:
-        found += children.get(each, [])
-    return found[1:]
