@@ -197,8 +197,6 @@ class Nodes:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_USAGE_STATS_ENABLED": "0",
-            # Who says what others said is heard, too.
-            "RAY_DEDUP_LOGS": "0",
             # The head notices sooner that a node does not answer any more.
             "RAY_health_check_period_ms": "500",
             # Not on each node's own disk: making a list of fonts takes seconds.
