@@ -25,8 +25,10 @@ def writable_storage(config: Config) -> Store:
 
 def fit(run: Run, dataset: Dataset) -> None:
     """Train what is left of a run."""
-    newest = run.checkpoints.latest()
-    if newest is not None and newest[1]["progress"]["complete"]:
+    from transfer.training.checkpoints import Checkpoints
+
+    newest = Checkpoints(run).newest()
+    if newest is not None and newest.progress.complete:
         logger.info("Run %s is finished already.", run.id)
         return
     if run.config.workers.count:
@@ -38,10 +40,9 @@ def fit(run: Run, dataset: Dataset) -> None:
 
     strategy = create_strategy()
 
-    from transfer.training.checkpoints import Checkpoints
     from transfer.training.loop import train as train_here
 
-    train_here(run, dataset, strategy=strategy, start=Checkpoints(run).newest())
+    train_here(run, dataset, strategy=strategy, start=newest)
 
 
 def evaluated(run: Run) -> int:

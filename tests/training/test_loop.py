@@ -10,6 +10,7 @@ import tensorflow as tf
 from tests.digits import digits_config, ingest_some_digits
 from tests.replicas import two_replicas
 from transfer.errors import ConfigError, DivergedError, TrainingError
+from transfer.steps import fit
 from transfer.storage import open_store
 from transfer.training.balance import class_weights
 from transfer.training.checkpoints import Checkpoints, assign
@@ -222,3 +223,16 @@ def test_class_weights_by_name_must_name_classes(digits):
 def test_arrays_that_do_not_fit_the_network_are_refused(undisturbed):
     with pytest.raises(TrainingError, match="do not fit"):
         assign([], undisturbed[1])
+
+
+def test_a_finished_run_whose_last_checkpoint_is_damaged_is_trained_to_its_end_again(digits, undisturbed, caplog):
+    run, dataset = new_run(digits, "damaged-at-its-end")
+    fit(run, dataset)
+    numbers = Checkpoints(run).numbers()
+    arrays = Path(run.store.uri, run.prefix, "arrays", f"{run.checkpoints.read(numbers[-1])['weights']}.npz")
+    arrays.write_bytes(arrays.read_bytes()[:-1])
+    with caplog.at_level(logging.WARNING):
+        fit(run, dataset)
+    assert "is damaged" in caplog.text
+    assert Checkpoints(run).numbers() == [*numbers, numbers[-1] + 1]
+    assert largest_difference(Checkpoints(run).complete().weights, undisturbed[1]) < 1e-6

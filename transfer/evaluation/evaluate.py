@@ -63,11 +63,17 @@ def evaluate_run(run: Run, dataset: Dataset, *, split: str | None = None) -> int
         "report.html": render_html(report, thumbnails=thumbnails).encode(),
         "predictions.parquet": _to_parquet(predictions),
     }
-    number = (run.newest_report() or 0) + 1
+    number = _free_number(run)
     for name, data in files.items():
         run.store.put(f"{run.prefix}/reports/{number:08d}/{name}", data)
     digests = {name: sha256_hex(data) for name, data in files.items()}
     return run.reports.append({"split": split, "files": digests}, number=number)
+
+
+def _free_number(run: Run) -> int:
+    """The next number that nobody has written to: one who was killed halfway may have left other bytes under his."""
+    folder = f"{run.prefix}/reports/"
+    return max((int(item.name.removeprefix(folder)[:8]) for item in run.store.list(folder)), default=0) + 1
 
 
 def predict_split(model: TransferModel, store: Store, dataset: Dataset, split: str, *, batch_size: int) -> Predictions:

@@ -11,9 +11,8 @@ import io
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import keras
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
@@ -22,9 +21,13 @@ from transfer.storage import Store, put_content
 from transfer.training.history import EpochRow
 from transfer.training.run import Run
 
+if TYPE_CHECKING:
+    import keras
+
 logger = logging.getLogger(__name__)
 
 Found = TypeVar("Found")
+_NUMBER = "checkpoint"
 
 
 class Progress(BaseModel):
@@ -80,8 +83,8 @@ class Checkpoints:
         """
         document = {
             "progress": progress.model_dump(mode="json"),
-            "weights": put_arrays(self._run.store, self._run.prefix, weights),
-            "optimizer": put_arrays(self._run.store, self._run.prefix, optimizer),
+            "weights": put_arrays(self._run.store, self._run.prefix, weights, number=number),
+            "optimizer": put_arrays(self._run.store, self._run.prefix, optimizer, number=number),
         }
         self._log.append(document, number=number)
 
@@ -124,12 +127,16 @@ def newest_intact(read: Callable[[int], Found], numbers: Sequence[int], *, of: s
     return None
 
 
-def put_arrays(store: Store, folder: str, arrays: Sequence[np.ndarray | keras.Variable]) -> str:
-    """Put arrays into one immutable file below `folder`. Returns its SHA-256. Raises StorageError."""
+def put_arrays(store: Store, folder: str, arrays: Sequence[np.ndarray | keras.Variable], *, number: int) -> str:
+    """Put arrays of checkpoint `number` into one immutable file below `folder`. Returns its SHA-256.
+
+    The number is in the file, so that no other checkpoint has the same one: were it damaged, training that goes on from
+    the checkpoint before would come to the same arrays again, and find their name taken. Raises StorageError.
+    """
     buffer = io.BytesIO()
     # Named by position: Keras's own variable names count what was built before in the same process.
     named: dict[str, Any] = {f"{index:05d}": np.asarray(array) for index, array in enumerate(arrays)}
-    np.savez(buffer, **named)
+    np.savez(buffer, **named, **{_NUMBER: np.int64(number)})
     return put_content(store, f"{folder}/arrays", ".npz", buffer.getvalue())[1]
 
 
@@ -137,7 +144,7 @@ def read_arrays(store: Store, folder: str, digest: str) -> list[np.ndarray]:
     """Arrays that `put_arrays` put there. Raises CorruptObjectError, ObjectNotFoundError, StorageError."""
     data = store.read_verified(f"{folder}/arrays/{digest}.npz", digest)
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        return [arrays[name] for name in sorted(arrays.files)]
+        return [arrays[name] for name in sorted(arrays.files) if name != _NUMBER]
 
 
 def assign(variables: Sequence[keras.Variable], arrays: Sequence[np.ndarray]) -> None:

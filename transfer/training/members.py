@@ -140,7 +140,7 @@ class PackCheckpoints:
             }
             for member in members
         ]
-        digest = put_arrays(self._store, self._folder, arrays.all)
+        digest = put_arrays(self._store, self._folder, arrays.all, number=self._next)
         self._log.append({"members": documents, "arrays": digest}, number=self._next)
         self._next += 1
 
