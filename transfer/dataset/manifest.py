@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from transfer.errors import CorruptObjectError, DatasetError
 from transfer.storage import Log, Store
+from transfer.storage.log import Number
 
 
 class Shard(BaseModel):
@@ -35,8 +36,8 @@ class Dataset(BaseModel):
 
     format: Literal[1] = 1
     name: str
-    number: int
-    parent: int | None
+    number: Number
+    parent: Number | None
     """The version this one was derived from, whose class indices and unchanged shards it keeps."""
     label_kind: Literal["class"] = "class"
     """Each image has exactly one class."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from transfer.errors import AlreadyExistsError, PublishConflictError
 from transfer.registry.retention_log import read_retention
 from transfer.registry.versions import ModelVersion, commit_version
-from transfer.storage import Log, Store
+from transfer.storage import Log, Store, as_model
 
 
 def published_version(store: Store, model: str, run: str) -> ModelVersion | None:
@@ -19,7 +19,7 @@ def published_version(store: Store, model: str, run: str) -> ModelVersion | None
     latest = _publications(store, model, run).latest()
     if latest is None:
         return None
-    version = ModelVersion.model_validate(latest[1])
+    version = as_model(ModelVersion, latest[1], uri=store.uri)
     if version.number in read_retention(store, model).removed:
         return None
     return commit_version(store, version)
@@ -38,7 +38,8 @@ def publish_once(store: Store, version: ModelVersion, *, run: str) -> ModelVersi
     try:
         log.append(version.model_dump(mode="json"), number=number)
     except AlreadyExistsError:
-        raise _conflict(store, commit_version(store, ModelVersion.model_validate(log.read(number))), run) from None
+        winner = as_model(ModelVersion, log.read(number), uri=store.uri)
+        raise _conflict(store, commit_version(store, winner), run) from None
     return commit_version(store, version)
 
 

@@ -15,7 +15,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from transfer.errors import AlreadyExistsError, RegistryError
-from transfer.storage import Log, Store
+from transfer.storage import Log, Store, as_model
 
 
 class Pin(BaseModel):
@@ -133,4 +133,4 @@ def now_utc() -> str:
 
 def _latest(store: Store, model: str) -> tuple[int, Retention]:
     latest = retention_log(store, model).latest()
-    return (0, Retention()) if latest is None else (latest[0], RetentionEntry.model_validate(latest[1]).then)
+    return (0, Retention()) if latest is None else (latest[0], as_model(RetentionEntry, latest[1], uri=store.uri).then)

@@ -14,11 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from transfer.errors import AlreadyExistsError, ObjectNotFoundError, PromotionConflictError, RegistryError
 from transfer.registry.retention_log import announce_promotion, check_not_removed, now_utc, read_retention
-from transfer.storage import Log, Store, put_document, sha256_of_file
+from transfer.storage import Log, Store, as_model, put_document, sha256_of_file
+from transfer.storage.log import Number
+from transfer.storage.store import check_name
 
 
 class ModelFile(BaseModel):
@@ -30,6 +32,11 @@ class ModelFile(BaseModel):
     size_bytes: int
     sha256: str
 
+    @field_validator("name")
+    @classmethod
+    def _stays_in_its_folder(cls, name: str) -> str:
+        return check_name(name)
+
 
 class ModelVersion(BaseModel):
     """A published version: whole, verified, never changed."""
@@ -37,7 +44,7 @@ class ModelVersion(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     model: str
-    number: int
+    number: Number
     published_at: str
     files: tuple[ModelFile, ...]
     classes: tuple[str, ...]
@@ -59,10 +66,10 @@ class Promotion(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    version: int
+    version: Number
     since: str
     reason: str
-    replaces: int | None
+    replaces: Number | None
     evidence: dict[str, Any] | None = None
     """What it was decided on, for programs: a night's number and its gate's rules with their figures."""
 
@@ -182,7 +189,7 @@ def promote(
     """
     log = promotions_log(store, version.model)
     latest = log.latest()
-    number, current = (0, None) if latest is None else (latest[0], Promotion.model_validate(latest[1]))
+    number, current = (0, None) if latest is None else (latest[0], as_model(Promotion, latest[1], uri=store.uri))
     if after is not None and number != after:
         raise _conflict(store, version, number)
     if current is not None and current.version == version.number:
@@ -205,25 +212,25 @@ def promote(
 def current_promotion(store: Store, model: str) -> Promotion | None:
     """The promotion in force, or None."""
     latest = promotions_log(store, model).latest()
-    return Promotion.model_validate(latest[1]) if latest else None
+    return as_model(Promotion, latest[1], uri=store.uri) if latest else None
 
 
 def list_promotions(store: Store, model: str) -> Iterator[tuple[int, Promotion]]:
     """The promotion log with its numbers, newest first; each entry is read when it is asked for."""
     log = promotions_log(store, model)
     for number in reversed(log.numbers()):
-        yield number, Promotion.model_validate(log.read(number))
+        yield number, as_model(Promotion, log.read(number), uri=store.uri)
 
 
 def _read_version(store: Store, model: str, number: int) -> ModelVersion | None:
     try:
-        return ModelVersion.model_validate(versions_log(store, model).read(number))
+        return as_model(ModelVersion, versions_log(store, model).read(number), uri=store.uri)
     except ObjectNotFoundError:
         return None
 
 
 def _conflict(store: Store, version: ModelVersion, winner: int) -> PromotionConflictError:
-    won = Promotion.model_validate(promotions_log(store, version.model).read(winner))
+    won = as_model(Promotion, promotions_log(store, version.model).read(winner), uri=store.uri)
     return PromotionConflictError(
         f"Version {version.number} of model `{version.model}` was not promoted: version {won.version} was, at the same "
         f"time, by promotion {winner} of {won.since} ({won.reason}).",

@@ -1,7 +1,7 @@
 """Durable objects in a folder or an S3 bucket: created once, never overwritten, checked by digest when read."""
 
 from transfer.storage.address import open_store
-from transfer.storage.documents import put_content, put_document, read_document
+from transfer.storage.documents import as_model, put_content, put_document, read_document
 from transfer.storage.log import Log
 from transfer.storage.probe import probe, throughput
 from transfer.storage.retry import RetryPolicy
@@ -12,6 +12,7 @@ __all__ = [
     "RetryPolicy",
     "Store",
     "StoredObject",
+    "as_model",
     "open_store",
     "probe",
     "put_content",

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from transfer.errors import CorruptObjectError
 from transfer.storage.store import Store, content_sha256, sha256_hex
+
+Model = TypeVar("Model", bound=BaseModel)
 
 
 def put_content(store: Store, directory: str, suffix: str, data: bytes | Path) -> tuple[str, str]:
@@ -56,6 +60,19 @@ def decode_document(data: bytes, *, name: str, uri: str) -> dict[str, Any]:
         f"{name} in {uri} is damaged: its {len(data)} bytes do not match the SHA-256 that they carry.",
         advice="Restore it from a backup; documents are never edited in place.",
     )
+
+
+def as_model(kind: type[Model], document: dict[str, Any], *, uri: str) -> Model:
+    """Give a document its type. Raises CorruptObjectError when it is whole, and yet none of that kind."""
+    try:
+        return kind.model_validate(document)
+    except ValidationError as error:
+        places = [".".join(map(str, problem["loc"])) for problem in error.errors(include_url=False)[:3]]
+        raise CorruptObjectError(
+            f"A document in {uri} does not read as a {kind.__name__}: {error.error_count()} fields are missing or not "
+            f"as expected, among them {', '.join(places)!r}.",
+            advice="It may have been written by a newer release: update.",
+        ) from error
 
 
 def _with_digest(plain: dict[str, Any]) -> bytes:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from transfer.errors import AlreadyExistsError
 from transfer.storage.documents import put_document, read_document
 from transfer.storage.store import Store, check_name
 
+Number = Annotated[int, Field(ge=1, lt=2**63)]
+"""Of an entry, as documents say it."""
 _ENTRY = re.compile(r"([0-9]{8,})\.json")
 
 

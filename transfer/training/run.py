@@ -17,14 +17,30 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
+from pydantic import BaseModel
+
 from transfer.config import Config
 from transfer.dataset.manifest import Dataset
 from transfer.errors import AlreadyExistsError, RunConflictError, TrainingError
-from transfer.storage import Log, Store, put_document, read_document
+from transfer.storage import Log, Store, as_model, put_document, read_document
+from transfer.storage.log import Number
 from transfer.training.folds import Fold
 
 # What may change between two attempts of the same run without changing what is learned.
 _NOT_LEARNED = {"storage", "workers", "publish", "sweep", "nightly"}
+
+
+class _DatasetVersion(BaseModel):
+    name: str
+    number: Number
+
+
+class _Started(BaseModel):
+    """What `run.json` says."""
+
+    identity: dict[str, Any]
+    config: dict[str, Any]
+    dataset: _DatasetVersion
 
 
 @dataclass(frozen=True)
@@ -96,8 +112,7 @@ def open_run(
     try:
         put_document(store, f"runs/{run_id}/run.json", document)
     except AlreadyExistsError:
-        found = read_document(store, f"runs/{run_id}/run.json")["identity"]
-        differing = _differing_keys(found, learned)
+        differing = _differing_keys(_read(store, run_id).identity, learned)
         if differing:
             raise RunConflictError(
                 f"Run `{run_id}` was started with another configuration; different: {', '.join(differing)}.",
@@ -111,19 +126,19 @@ def load_run(store: Store, run_id: str, config: Config) -> Run:
 
     Raises TrainingError when there is no such run, or when it only served to cross-validate a trial.
     """
-    name = f"runs/{run_id}/run.json"
-    if not store.exists(name):
+    if not store.exists(f"runs/{run_id}/run.json"):
         raise TrainingError(
             f"There is no run `{run_id}` in {store.uri}.", advice="`transfer train` prints the run id it works on."
         )
-    document = read_document(store, name)
-    if "fold" in document["identity"]:
+    started = _read(store, run_id)
+    if "fold" in started.identity:
         raise TrainingError(
             f"Run `{run_id}` trained on all but one fold to cross-validate a trial; it is no model to use.",
             advice="`transfer train` with the trial's values trains one on the whole training split.",
         )
-    kept = Config.model_validate({**document["config"], **config.model_dump(mode="json", include=_NOT_LEARNED)})
-    return Run(store, run_id, kept, document["dataset"]["name"], document["dataset"]["number"])
+    changed = config.model_dump(mode="json", include=_NOT_LEARNED)
+    kept = as_model(Config, {**started.config, **changed}, uri=store.uri)
+    return Run(store, run_id, kept, started.dataset.name, started.dataset.number)
 
 
 def identity(config: Config, dataset: Dataset) -> dict[str, Any]:
@@ -132,6 +147,10 @@ def identity(config: Config, dataset: Dataset) -> dict[str, Any]:
     # The dataset version says which images were used; where they once came from does not matter any more.
     learned["dataset"] = dataset.reference
     return learned
+
+
+def _read(store: Store, run_id: str) -> _Started:
+    return as_model(_Started, read_document(store, f"runs/{run_id}/run.json"), uri=store.uri)
 
 
 def _differing_keys(left: Any, right: Any, path: str = "") -> list[str]:
