@@ -30,7 +30,7 @@ test-cluster: setup
 	$(BIN)/pytest -m cluster
 
 test-s3: setup  ## the tests of storage against a real S3 server (see scripts/s3_server)
-	$(BIN)/pytest -m s3 --s3 ceph
+	$(BIN)/pytest -m s3 --s3 ceph tests/storage tests/dataset tests/registry tests/nightly tests/scripts tests/integration/test_job.py
 
 check: setup  ## lint, format, types, generated files
 	$(BIN)/ruff check .
