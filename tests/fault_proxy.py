@@ -41,6 +41,8 @@ class Fault:
     code: str = "SlowDown"
     held_until: threading.Event | None = None
     change: Callable[[bytes], bytes] | None = None
+    kill: Callable[[int], None] | None = None
+    """Called, before a connection is cut, with the client's port."""
     matches: Callable[[str, str], bool] = field(default=lambda _method, _path: True)
 
 
@@ -103,7 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(fault.status, {"Content-Type": "application/xml", "Content-Length": str(len(xml))}, xml)
             return
         if manner == "reset":
-            self._reset()
+            self._reset(fault)
             return
         if manner == "held":
             fault.held_until.wait()
@@ -114,7 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
             body = bytes([body[0] ^ 1]) + body[1:]
         status, headers, answer = self._forward(body)
         if manner == "lost response":
-            self._reset()
+            self._reset(fault)
             return
         if manner == "refused in vain":
             status, headers = 412, {}
@@ -156,7 +158,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    def _reset(self) -> None:
+    def _reset(self, fault: Fault) -> None:
+        if fault.kill:
+            fault.kill(self.client_address[1])
         # Closing with nothing left to linger for sends RST instead of an orderly end.
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.rfile.close()

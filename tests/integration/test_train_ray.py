@@ -7,10 +7,10 @@ import sys
 import threading
 import time
 
-import numpy as np
 import pytest
 
 from tests.digits import digits_config, ingest_some_digits
+from tests.one_process import largest_difference, trained_in_one_process
 from tests.processes import processes_titled
 from transfer.errors import DivergedError, TrainingError
 from transfer.storage import open_store
@@ -20,21 +20,6 @@ from transfer.training.run import open_run
 
 WORKERS = {"count": 2, "max_failures": 2}
 TOLERANCE = 1e-5
-
-TRAIN_HERE = """
-import sys
-import tensorflow as tf
-from pathlib import Path
-from transfer.config import load_config
-from transfer.dataset.manifest import load_dataset
-from transfer.storage import open_store
-from transfer.training.loop import train
-from transfer.training.run import load_run
-config = load_config(Path(sys.argv[1]))
-store = open_store(config.storage)
-run = load_run(store, sys.argv[2], config)
-train(run, load_dataset(store, "digits"), strategy=tf.distribute.get_strategy())
-"""
 
 
 @pytest.fixture(scope="module")
@@ -50,18 +35,10 @@ def new_run(digits, run_id, **changes):
 
 @pytest.fixture(scope="module")
 def in_one_process(digits, tmp_path_factory):
-    """Final weights of the run trained from pixels in a process of its own, without Ray."""
-    from transfer.config.reference import render
-
-    run = new_run(digits, "one-process", activations="never")
-    path = tmp_path_factory.mktemp("config") / "config.yaml"
-    path.write_text(render(run.config))
-    subprocess.run([sys.executable, "-c", TRAIN_HERE, path, run.id], check=True, capture_output=True)
-    return Checkpoints(run).complete()
-
-
-def largest_difference(left, right):
-    return max(float(np.max(np.abs(a - b))) for a, b in zip(left, right, strict=True))
+    """The end of the run trained from pixels."""
+    return trained_in_one_process(
+        new_run(digits, "one-process", activations="never"), tmp_path_factory.mktemp("config")
+    )
 
 
 def test_two_ray_workers_end_with_the_weights_of_one_process(ray_cluster, digits, in_one_process):

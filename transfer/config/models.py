@@ -5,6 +5,7 @@ Every field's description is its documentation: `docs/configuration.md` and the 
 
 from __future__ import annotations
 
+from math import lcm
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from unicodedata import normalize
@@ -193,6 +194,9 @@ class WorkersConfig(Section):
 
     count: Annotated[int, Field(ge=0)] = 0
     """`0`: in this process, without Ray. `1`: one Ray worker. `n`: n Ray workers, which train one model together."""
+    min_count: Annotated[int, Field(ge=1)] | None = None
+    """Fewest workers that a run starts with, or goes on with after a failure, while there is no room for `count`; it
+    takes more as they come. Default: `count`."""
     gpus_per_worker: Annotated[int, Field(ge=0)] = 0
     """GPUs, and so replicas, of each worker."""
     cpus_per_worker: PositiveFloat = 1.0
@@ -201,6 +205,19 @@ class WorkersConfig(Section):
     """Restarts from the last checkpoint after a worker dies, before the job fails."""
     start_timeout_s: PositiveFloat = 600.0
     """Fail when the cluster cannot start the workers in this time."""
+    hang_timeout_s: PositiveFloat = 120.0
+    """A worker that does not answer for this time is ended, as if it had died."""
+
+    @model_validator(mode="after")
+    def _fewest_are_not_more(self) -> WorkersConfig:
+        if self.min_count is not None and self.min_count > self.count:
+            raise ValueError(f"workers.min_count is {self.min_count} and workers.count {self.count}, which is fewer")
+        return self
+
+    @property
+    def counts(self) -> range:
+        """Numbers of workers that may train together."""
+        return range(self.count if self.min_count is None else self.min_count, self.count + 1)
 
     @property
     def replicas(self) -> int:
@@ -253,10 +270,18 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _batch_divisible_by_replicas(self) -> Config:
-        if self.training.batch_size % self.workers.replicas:
+        workers, batch_size = self.workers, self.training.batch_size
+        if batch_size % workers.replicas:
             raise ValueError(
-                f"training.batch_size is {self.training.batch_size} and must be divisible by the "
-                f"{self.workers.replicas} replicas (workers.count x workers.gpus_per_worker)"
+                f"training.batch_size is {batch_size} and must be divisible by the {workers.replicas} replicas "
+                "(workers.count x workers.gpus_per_worker)"
+            )
+        replicas = [count * max(workers.gpus_per_worker, 1) for count in workers.counts]
+        if any(batch_size % number for number in replicas[:-1]):
+            raise ValueError(
+                f"training.batch_size is {batch_size} and must be divisible by any number of replicas from "
+                f"{replicas[0]} to {replicas[-1]} (workers.min_count to workers.count, x workers.gpus_per_worker): "
+                f"give a multiple of {lcm(*replicas)}"
             )
         return self
 

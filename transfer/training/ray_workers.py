@@ -17,21 +17,29 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from transfer.activations.ray_extract import extract_on_cluster
 from transfer.activations.request import Request
 from transfer.cluster import S3_ENVIRONMENT, run_where
-from transfer.config import Config, StorageConfig
+from transfer.config import Config, StorageConfig, WorkersConfig
 from transfer.dataset.manifest import Dataset, load_dataset
 from transfer.errors import DivergedError, TrainingError, TransferError
 from transfer.storage import open_store
 from transfer.training.ray_backend import TensorFlowBackendConfig
+from transfer.training.ray_watch import StartDeadline, Watchdog
 from transfer.training.run import Run, load_run
+
+ELASTIC_START_TIMEOUT_S = 10.0
+"""For a group whose size Ray chose by what seemed to be there: it may have died since, and Ray learns that in 20 s."""
 
 
 def train_on_workers(run: Run) -> None:
     """Train a run on `workers.count` Ray workers; they continue from its newest checkpoint after a failure.
 
-    Raises the TransferError that a worker met, TrainingError when workers kept failing or did not start in time.
+    With `workers.min_count` the group may be smaller while there is no room for all. Raises the TransferError that a
+    worker met, TrainingError when workers kept failing or did not start in time.
     """
     workers = run.config.workers
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(workers.start_timeout_s)
+    is_elastic = len(workers.counts) > 1
+    start_timeout_s = min(workers.start_timeout_s, ELASTIC_START_TIMEOUT_S) if is_elastic else workers.start_timeout_s
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(start_timeout_s)
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(workers.hang_timeout_s)
     for name, value in S3_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     resources = {"CPU": workers.cpus_per_worker}
@@ -43,15 +51,19 @@ def train_on_workers(run: Run) -> None:
         train_loop_config={"config": run.config.model_dump(mode="json"), "run": _describe(run)},
         backend_config=TensorFlowBackendConfig(),
         scaling_config=ScalingConfig(
-            num_workers=workers.count, use_gpu=workers.gpus_per_worker > 0, resources_per_worker=resources
+            num_workers=(workers.counts[0], workers.count) if is_elastic else workers.count,
+            use_gpu=workers.gpus_per_worker > 0,
+            resources_per_worker=resources,
         ),
         run_config=RunConfig(
             # A name of its own for each attempt: Ray would silently resume one that it knows, but what a run
             # continues from is decided by its own checkpoints.
             name=f"{run.id}-{time.time_ns():x}",
             storage_path=ray_storage_path(run.config.storage),
-            failure_config=FailureConfig(max_failures=workers.max_failures, controller_failure_limit=0),
+            # Starting is tried again and again, until the deadline.
+            failure_config=FailureConfig(max_failures=workers.max_failures, controller_failure_limit=-1),
             worker_runtime_env={"env_vars": S3_ENVIRONMENT},
+            callbacks=[Watchdog(run.id), StartDeadline(workers.start_timeout_s, needs=_what_it_needs(workers))],
         ),
     )
     try:
@@ -145,16 +157,21 @@ def _describe(run: Run) -> dict[str, Any]:
 
 def _explained(error: Exception, run: Run) -> TransferError:
     """The error that a worker met, if it is one of ours; else what Ray says."""
-    failures = getattr(error, "worker_failures", {})
-    for failure in failures.values():
+    failures = [*getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", None)]
+    for failure in failures:
         if isinstance(failure, TransferError):
             return failure
         cause = getattr(failure, "cause", None)
         if isinstance(cause, TransferError):
             return cause
-    workers = run.config.workers
     return TrainingError(
         f"Training run `{run.id}` failed on its workers: {str(error).strip().splitlines()[-1]}",
-        advice=f"It needs {workers.count} workers of {workers.cpus_per_worker:g} CPU and {workers.gpus_per_worker} GPU "
-        "at the same time (see `ray status`). Repeat the command to continue from the last checkpoint.",
+        advice=_what_it_needs(run.config.workers),
+    )
+
+
+def _what_it_needs(workers: WorkersConfig) -> str:
+    return (
+        f"It needs {workers.counts[0]} workers of {workers.cpus_per_worker:g} CPU and {workers.gpus_per_worker} GPU "
+        "at the same time (see `ray status`). Repeat the command to continue from the last checkpoint."
     )

@@ -1,0 +1,141 @@
+"""A worker dies, hangs or goes for good: training goes on, and ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+import ray
+
+from tests.chaos.amount import trials
+from tests.chaos.another_node import another_node
+from tests.chaos.figures import note
+from tests.chaos.interrupting import Interruption, KillsAtCheckpoints, workers_of_this_cluster
+from tests.digits import digits_config, ingest_some_digits
+from tests.one_process import largest_difference, trained_in_one_process
+from transfer.dataset.ingest import ingest
+from transfer.storage import open_store
+from transfer.training.checkpoints import Checkpoints
+from transfer.training.ray_workers import train_on_workers
+from transfer.training.run import open_run
+
+TOLERANCE = 1e-5
+# 2 and 3 workers divide the batch.
+TRAINING = {"batch_size": 18, "checkpoint_steps": 1}
+# A machine that is busy may look like one that hangs; what is learned is the same.
+PATIENT = {"count": 2, "max_failures": 20}
+# The part of a checkpoint, and whether storage has it by then.
+KILLS = [
+    ("weights", "reset"),
+    ("optimizer", "reset"),
+    ("entry", "lost response"),
+    ("weights", "lost response"),
+    ("optimizer", "lost response"),
+    ("entry", "reset"),
+]
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    return ingest_some_digits(tmp_path_factory.mktemp("digits"))
+
+
+def new_run(digits, run_id, **changes):
+    source, dataset = digits
+    config = digits_config(source, str(source.parent / "storage"), training=TRAINING, activations="never", **changes)
+    return open_run(open_store(config.storage), config, dataset, run_id=run_id)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(digits, tmp_path_factory):
+    """The end of the run that one process trains."""
+    return trained_in_one_process(new_run(digits, "one-process"), tmp_path_factory.mktemp("config"))
+
+
+def difference_from(uninterrupted, run):
+    """Largest one between the weights that runs ended with, whose epochs were the same."""
+    ended = Checkpoints(run).complete()
+    assert [row.epoch for row in ended.progress.history] == [0, 1, 2]
+    assert [row.accuracy for row in ended.progress.history] == [row.accuracy for row in uninterrupted.progress.history]
+    return largest_difference(ended.weights, uninterrupted.weights)
+
+
+def test_a_worker_killed_between_the_parts_of_a_checkpoint_changes_nothing(
+    ray_cluster, digits, uninterrupted, faulty_storage, fault_proxy
+):
+    source, _ = digits
+    config = digits_config(source, faulty_storage.model_dump(), training=TRAINING, activations="never", workers=PATIENT)
+    store = open_store(config.storage)
+    run = open_run(store, config, ingest(config, store), run_id="reset")
+    plan = KILLS[: trials(3, 6)]
+    kills = KillsAtCheckpoints(fault_proxy, plan)
+    train_on_workers(run)
+    assert len(kills.seconds) == len(plan)
+    difference = difference_from(uninterrupted, run)
+    assert difference < TOLERANCE
+    note(
+        "worker killed while it writes a checkpoint",
+        kills=len(plan),
+        failures=0,
+        seconds_to_training_again=f"{min(kills.seconds):.0f} to {max(kills.seconds):.0f}",
+        largest_weight_difference=difference,
+    )
+
+
+@pytest.mark.parametrize("hang_timeout_s", [5, 120][: trials(1, 2)])
+@pytest.mark.parametrize("which", range(trials(1, 2)))
+def test_a_worker_that_hangs_is_named_and_ended_and_changes_nothing(
+    ray_cluster, digits, uninterrupted, capfd, which, hang_timeout_s
+):
+    """With the longer time, TensorFlow's own heartbeats notice it first."""
+    run_id = f"hanging-{which}-{hang_timeout_s}"
+    run = new_run(digits, run_id, workers={**PATIENT, "hang_timeout_s": hang_timeout_s})
+    stopped = []
+
+    def stop_one():
+        stopped.append(workers_of_this_cluster()[which])
+        os.kill(stopped[0], signal.SIGSTOP)
+
+    with Interruption(run, stop_one) as interruption:
+        train_on_workers(run)
+    difference = difference_from(uninterrupted, run)
+    assert difference < TOLERANCE
+    said, until = "", time.monotonic() + 60
+    while f"of run {run_id} (process {stopped[0]} on " not in said:
+        assert time.monotonic() < until, said[-5000:]
+        said += "".join(capfd.readouterr())
+        time.sleep(0.1)
+    note(
+        f"worker {which} stopped by SIGSTOP, workers.hang_timeout_s {hang_timeout_s}",
+        trials=1,
+        failures=0,
+        seconds_to_training_again=round(interruption.seconds),
+        largest_weight_difference=difference,
+    )
+
+
+def test_of_three_workers_two_go_on_when_the_machine_of_one_is_gone(ray_cluster, digits, uninterrupted):
+    cpus = ray.cluster_resources()["CPU"] / 2
+    workers = {**PATIENT, "count": 3, "min_count": 2, "cpus_per_worker": cpus}
+    run = new_run(digits, "shrinking", workers=workers)
+    sizes = []
+
+    def take_it_away():
+        sizes.append(len(workers_of_this_cluster()))
+        node.kill()
+
+    with another_node(cpus) as node, Interruption(run, take_it_away) as interruption:
+        train_on_workers(run)
+    # On this process's own machine were two of them.
+    assert sizes == [2]
+    difference = difference_from(uninterrupted, run)
+    assert difference < TOLERANCE
+    note(
+        "cluster shrunk from three workers to two",
+        trials=1,
+        failures=0,
+        seconds_to_training_again=round(interruption.seconds),
+        largest_weight_difference=difference,
+    )

@@ -1,0 +1,39 @@
+"""How many workers may train together, and what the batch has to do with it."""
+
+import pytest
+
+from transfer.config import parse_config
+from transfer.errors import ConfigError
+
+
+def configured(batch_size, **workers):
+    return parse_config(
+        {
+            "name": "pets",
+            "storage": "storage",
+            "dataset": {"source": "images"},
+            "base": {"model": "MobileNetV2"},
+            "training": {"batch_size": batch_size},
+            "workers": workers,
+        }
+    ).workers
+
+
+def test_without_a_fewest_number_there_is_one():
+    assert list(configured(32, count=4).counts) == [4]
+    assert list(configured(32).counts) == [0]
+
+
+def test_any_number_of_workers_divides_the_batch():
+    assert list(configured(36, count=4, min_count=2, gpus_per_worker=3).counts) == [2, 3, 4]
+    with pytest.raises(
+        ConfigError, match=r"any number of replicas from 2 to 4 .* multiple of 12"
+    ):
+        configured(32, count=4, min_count=2)
+    with pytest.raises(ConfigError, match="multiple of 36"):
+        configured(24, count=4, min_count=2, gpus_per_worker=3)
+
+
+def test_fewer_workers_than_the_fewest_are_refused():
+    with pytest.raises(ConfigError, match=r"workers.min_count is 3 and workers.count 2"):
+        configured(32, count=2, min_count=3)
