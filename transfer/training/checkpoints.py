@@ -136,7 +136,8 @@ def put_arrays(store: Store, folder: str, arrays: Sequence[np.ndarray | keras.Va
     buffer = io.BytesIO()
     # Named by position: Keras's own variable names count what was built before in the same process.
     named: dict[str, Any] = {f"{index:05d}": np.asarray(array) for index, array in enumerate(arrays)}
-    np.savez(buffer, **named, **{_NUMBER: np.int64(number)})
+    named[_NUMBER] = np.int64(number)
+    np.savez(buffer, **named)
     return put_content(store, f"{folder}/arrays", ".npz", buffer.getvalue())[1]
 
 
