@@ -132,9 +132,10 @@ def _start_hosts(sweep: Sweep, trials: Sequence[Trial] | None) -> list[Any]:
     workers = sweep.config.workers
     cpus, gpus = workers.cpus_per_worker, workers.gpus_per_worker
     if workers.count == 0:
-        # In this process, if it were not for Ray: one host with all that the machine has.
-        count, cpus = 1, ray.cluster_resources().get("CPU", 1.0)
-        gpus = int(ray.cluster_resources().get("GPU", 0))
+        # In this process, if it were not for Ray: one host with all that a machine has, the largest of a cluster's.
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        gpus, cpus = max((int(has.get("GPU", 0)), has.get("CPU", 0.0)) for has in machines)
+        count = 1
     else:
         count = _room(sweep.config, 1)
     environment = {**S3_ENVIRONMENT, "TF_CPP_MIN_LOG_LEVEL": "2", **({} if gpus else {"CUDA_VISIBLE_DEVICES": "-1"})}
