@@ -12,6 +12,7 @@ import yaml
 
 from tests.digits import digits_config
 from transfer import pipeline
+from transfer.cli import app
 from transfer.dataset.manifest import load_dataset
 from transfer.errors import NightBusyError
 from transfer.nightly.nights import list_nights, work_on_night
@@ -69,6 +70,17 @@ class Fortnight:
         assert self.store.exists(page.removeprefix(f"{self.store.uri}/"))
         return summary
 
+    def command(self, *arguments, **options):
+        """Exit code of `transfer nightly`."""
+        with pytest.raises(SystemExit) as ended:
+            app(["nightly", str(self.file(self.config(**options))), *arguments], prog_name="transfer")
+        return ended.value.code
+
+    def file(self, config):
+        file = self.source.parent / "config.yaml"
+        file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+        return file
+
     @property
     def serving(self):
         return current_promotion(self.store, "digits").version
@@ -111,6 +123,8 @@ def week(it):
     empty = it.night()
     assert (empty.outcome, empty.night, empty.run) == ("nothing new", 2, None)
     assert {step.name for step in empty.steps} == {"ingest"}
+    assert it.command("--json") == 0
+    assert it.command("--tell-apart") == 13
 
     before = it.dataset
     it.add(range(8), slice(12, 70))
@@ -121,7 +135,7 @@ def week(it):
     assert grown.comparison.gained > grown.comparison.lost
     assert grown.comparison.p_value < 0.05
     evidence = promotions_log(it.store, "digits").latest()[1]["evidence"]
-    assert evidence["night"] == 3
+    assert evidence["night"] == grown.night
     assert [rule["name"] for rule in evidence["rules"]] == [rule.name for rule in grown.decision.rules]
 
 
@@ -140,8 +154,8 @@ def poison(it):
 
     refused = it.night(checks={"agreement": "refuse"})
     assert (refused.outcome, refused.challenger) == ("refused", None)
-    again = it.night(checks={"agreement": "refuse"})
-    assert (again.outcome, again.night) == ("refused", refused.night + 1)
+    assert it.command(checks={"agreement": "refuse"}) == 11
+    assert next(list_nights(it.store, "digits")).number == refused.night + 1
     it.remove(range(8), slice(70, 100), shown_as=shifted)
 
 
@@ -162,8 +176,7 @@ def killed(it):
     it.add(range(9), slice(100, 115))
     options = {"epochs": 60, "learning_rate": 3e-3, "gate": {"require": "not_worse", "margin": 0.02}}
     config = it.config(**options)
-    file = it.source.parent / "config.yaml"
-    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    file = it.file(config)
     known = {name.name for name in it.store.list("runs/")}
     with subprocess.Popen(
         [sys.executable, "-m", "jobs.nightly", str(file)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -173,6 +186,7 @@ def killed(it):
             time.sleep(0.02)
         with pytest.raises(NightBusyError, match=f"process {job.pid} on"), work_on_night(it.store, config):
             pass
+        assert it.command(**options) == 10
         job.send_signal(signal.SIGKILL)
         job.communicate()
     interrupted = next(iter(list_nights(it.store, "digits")))
