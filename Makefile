@@ -5,8 +5,10 @@ BIN := $(VENV)/bin
 # TensorFlow's and Ray's start-up chatter; errors still show.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
+CHAOS_FIGURES := $(CURDIR)/chaos-figures.jsonl
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-local test-cluster test-s3 check format lock docs clean
+.PHONY: help setup demo test test-local test-cluster test-s3 check format lock docs chaos clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -32,6 +34,11 @@ test-cluster: setup
 test-s3: setup  ## the tests of storage against a real S3 server (see scripts/s3_server)
 	$(BIN)/pytest -m s3 --s3 ceph tests/storage tests/dataset tests/registry tests/nightly tests/scripts tests/integration/test_job.py
 
+chaos: setup  ## the tests under faults at full length, and a table of what they counted
+	rm -f $(CHAOS_FIGURES)
+	TRANSFER_CHAOS=long TRANSFER_CHAOS_FIGURES=$(CHAOS_FIGURES) $(BIN)/pytest --timeout=1800 tests/chaos; \
+		ended=$$?; $(BIN)/python -m tests.chaos.figures $(CHAOS_FIGURES); exit $$ended
+
 check: setup  ## lint, format, types, generated files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -54,4 +61,4 @@ lock:  ## resolve the pins again (needs uv)
 		--generate-hashes --no-emit-index-url -q -o requirements/dev.txt
 
 clean:  ## remove the environment and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache demo-output
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache demo-output $(CHAOS_FIGURES)

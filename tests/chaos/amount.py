@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from typing import TypeVar
+
+Amount = TypeVar("Amount")
 
 
-def trials(short: int, long: int) -> int:
-    """`short`, or `long` where TRANSFER_CHAOS=long."""
+def trials(short: Amount, long: Amount) -> Amount:
+    """`short`, or `long` where TRANSFER_CHAOS=long: how many, or which."""
     return long if os.environ.get("TRANSFER_CHAOS") == "long" else short

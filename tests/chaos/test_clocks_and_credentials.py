@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import random
 from concurrent.futures import ThreadPoolExecutor
@@ -23,13 +24,13 @@ DAY_S = 86_400
 
 @pytest.fixture
 def set_clock(monkeypatch):
-    """Sets the clock that claims look at, so many seconds off."""
+    """Sets the clock that claims look at, so many seconds off, or as many as a function says."""
 
     def set_to(offset_s):
         class Clock(datetime):
             @classmethod
             def now(cls, tz=None):
-                return datetime.now(tz) + timedelta(seconds=offset_s)
+                return datetime.now(tz) + timedelta(seconds=offset_s() if callable(offset_s) else offset_s)
 
         monkeypatch.setattr(claim_module, "datetime", Clock)
 
@@ -61,7 +62,9 @@ def test_however_clocks_jump_at_most_one_goes_on_with_a_night(folder_storage, se
     note("clocks of two that claim a night", trials=count, taken_over=taken_over, failures=0)
 
 
-def test_a_holder_that_renews_twice_at_once_does_not_take_itself_for_another(store):
+def test_a_holder_that_renews_twice_at_once_does_not_take_itself_for_another(store, set_clock):
+    seconds = itertools.count()
+    set_clock(lambda: next(seconds))  # No two renewals are the same document.
     for attempt in range(trials(5, 50)):
         claimed = take_claim(store, f"nights/{attempt}/claims", expires_s=0.02, what="night 1")
         with claimed as claim, ThreadPoolExecutor(4) as pool:
