@@ -102,7 +102,8 @@ class _Crew:
     def __init__(self, config: Config, requests: Sequence[Request], shards: Sequence[Shard]) -> None:
         self._workers = config.workers
         self._size = min(config.workers.replicas, len(shards))
-        self._arguments = (config, list(requests), list(shards), self._size)
+        # Once for all actors: the shards of a large dataset take a second to pickle.
+        self._arguments = (config, list(requests), ray.put(list(shards)), self._size)
         self._idle: list[Any] = []
         self._awaited: dict[Any, tuple[Any, Shard | None]] = {}
         """By the reference of the answer: the actor, and the shard it works on; None when it is starting."""
