@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,6 +28,8 @@ Manner = Literal[
     "changed body",  # send what `change` makes of the answer's body
     "flipped upload",  # change one byte of the request's body
     "held",  # answer only when an event is set
+    "stalled body",  # send half of the answer's body, and the rest only when an event is set
+    "slow body",  # send the answer's body in twenty pieces, with a pause before each
     "no conditions",  # take If-None-Match away from the request
     "refused in vain",  # take If-None-Match away, and answer 412 after the service has done the work
 ]
@@ -47,12 +51,16 @@ class Fault:
 
 
 class FaultProxy:
-    """Forwards to `upstream` (http://host:port); `url` is its own address, `requests` what came by."""
+    """Forwards to `upstream` (http://host:port); `url` is its own address, `requests` what came by.
+
+    `faults` counts the requests that were spoilt.
+    """
 
     def __init__(self, upstream: str) -> None:
         self.upstream = urlsplit(upstream)
         self.requests: list[tuple[str, str]] = []
         self.headers: list[dict[str, str]] = []
+        self.faults = 0
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
         proxy = self
@@ -82,6 +90,7 @@ class FaultProxy:
             for fault in self._faults:
                 if fault.times > 0 and fault.matches(method, path):
                     fault.times -= 1
+                    self.faults += 1
                     return fault
         return None
 
@@ -122,7 +131,7 @@ class _Handler(BaseHTTPRequestHandler):
             status, headers = 412, {}
         if manner == "short body":
             self.close_connection = True
-        self._answer(status, *_spoilt(fault, headers, answer))
+        self._answer(status, *_spoilt(fault, headers, answer), fault)
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _handle  # noqa: N815 - http.server's names
 
@@ -147,7 +156,20 @@ class _Handler(BaseHTTPRequestHandler):
             del self.headers[name]
             self.headers[name] = value
 
-    def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
+    def _send(self, body: bytes, fault: Fault | None) -> None:
+        if fault is not None and fault.manner == "stalled body":
+            self.wfile.write(body[: len(body) // 2])
+            fault.held_until.wait()
+            self.close_connection = True
+        elif fault is not None and fault.manner == "slow body":
+            size = len(body) // 20 + 1
+            for start in range(0, len(body), size):
+                time.sleep(0.01)
+                self.wfile.write(body[start : start + size])
+        else:
+            self.wfile.write(body)
+
+    def _answer(self, status: int, headers: dict[str, str], body: bytes, fault: Fault | None = None) -> None:
         self.send_response_only(status)
         for name, value in headers.items():
             if name.lower() not in {"connection", "transfer-encoding"}:
@@ -156,7 +178,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body)
+            with contextlib.suppress(ConnectionError):  # Who waited for too long has gone.
+                self._send(body, fault)
 
     def _reset(self, fault: Fault) -> None:
         if fault.kill:

@@ -132,7 +132,6 @@ def refused_or_taken(ask: Callable[[LocalStore], Any], store: LocalStore) -> Non
 
 def must_say_why(error: TransferError) -> None:
     assert error.message
-    str(error).encode()
 
 
 def read_shards(store: LocalStore) -> None:

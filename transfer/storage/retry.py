@@ -18,13 +18,14 @@ class RetryPolicy:
     """Exponential backoff with full jitter, bounded in attempts and in time.
 
     Waits are drawn between zero and a bound that starts at `first_wait_s`, doubles, and stays below `longest_wait_s`.
-    No attempt begins later than `total_s` after the first.
+    No attempt begins later than `total_s` after the first. One of which nothing is heard for `silence_s` has failed.
     """
 
     attempts: int = 8
     first_wait_s: float = 0.25
     longest_wait_s: float = 15.0
     total_s: float = 120.0
+    silence_s: float = 60.0
 
     def call(self, action: Callable[[], Result], *, what: str, is_transient: Callable[[BaseException], bool]) -> Result:
         """What `action` returns, tried again while it raises transient errors; the last error when they persist."""

@@ -93,8 +93,9 @@ class S3Store(Store):
             return self._read_range(name, start, length)
 
         def download(path: Path) -> None:
-            size = self.size(name)
-            read_until_intact(lambda: fetch_to_file(fetch, size, path), name=name, uri=self.uri, sha256=sha256)
+            read_until_intact(
+                lambda: fetch_to_file(fetch, self.size(name), path), name=name, uri=self.uri, sha256=sha256
+            )
 
         kept = self._tier.open(sha256, download) if self._tier else None
         return super().open_verified(name, sha256) if kept is None else kept

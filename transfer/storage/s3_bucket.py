@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import boto3.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.parsers import ResponseParserError
 
 from transfer.errors import StorageError
 from transfer.storage.retry import RetryPolicy
 from transfer.storage.s3_errors import (
+    GarbledAnswerError,
     ShortBodyError,
     advice_for,
     cause_of,
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 Result = TypeVar("Result")
-_FAULTS = (ClientError, BotoCoreError, ShortBodyError)
+_FAULTS = (ClientError, BotoCoreError, ShortBodyError, GarbledAnswerError)
 
 
 class Bucket:
@@ -41,7 +43,7 @@ class Bucket:
         self.uri = f"s3://{name}/{prefix}".rstrip("/")
         self._prefix = f"{prefix}/" if prefix else ""
         self._retry = retry
-        self._connect = partial(_connect, endpoint_url, region, uri=self.uri)
+        self._connect = partial(_connect, endpoint_url, region, uri=self.uri, silence_s=retry.silence_s)
         self.client, self._credentials = self._connect()
         self._renewing = threading.Lock()
         self.endpoint = self.client.meta.endpoint_url
@@ -66,7 +68,10 @@ class Bucket:
         def attempt() -> Result:
             nonlocal attempts, used
             attempts, used = attempts + 1, self.client
-            return action()
+            try:
+                return action()
+            except (ResponseParserError, ValueError) as error:  # botocore does not count these among its own errors.
+                raise GarbledAnswerError(f"an answer that is none of S3 ({type(error).__name__})") from error
 
         def may_pass(error: BaseException) -> bool:
             return is_transient(error) or (is_expired(error) and self._has_other_credentials(than=used))
@@ -93,11 +98,11 @@ class Bucket:
             return True
 
 
-def _connect(endpoint_url: str | None, region: str | None, *, uri: str) -> tuple[S3Client, Any]:
+def _connect(endpoint_url: str | None, region: str | None, *, uri: str, silence_s: float) -> tuple[S3Client, Any]:
     """A client, and what it takes its credentials from."""
     config = Config(
         connect_timeout=10,
-        read_timeout=60,
+        read_timeout=silence_s,
         # One retry policy, ours: two on top of each other would multiply.
         retries={"total_max_attempts": 1, "mode": "standard"},
         max_pool_connections=32,

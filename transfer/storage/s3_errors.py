@@ -72,6 +72,10 @@ class ShortBodyError(Exception):
     """Fewer or more bytes arrived than the answer's header promised."""
 
 
+class GarbledAnswerError(Exception):
+    """The answer does not read as one of S3: changed on its way, or of something else that answers there."""
+
+
 def code_of(error: BaseException) -> str:
     """The service's name for the error, such as `NoSuchKey`; empty when there was no answer."""
     return str(_answer(error).get("Error", {}).get("Code", ""))
@@ -90,7 +94,7 @@ def is_transient(error: BaseException) -> bool:
     if isinstance(error, botocore_errors.SSLError):
         # A certificate that is refused stays refused; a connection cut within the handshake does not.
         return "CERTIFICATE_VERIFY_FAILED" not in str(error)
-    return isinstance(error, (*_TRANSIENT_ERRORS, ShortBodyError))
+    return isinstance(error, (*_TRANSIENT_ERRORS, ShortBodyError, GarbledAnswerError))
 
 
 def is_taken(error: BaseException) -> bool:
@@ -116,7 +120,7 @@ def cause_of(error: BaseException) -> str:
     """The cause in a few words. Not the service's own prose, which may quote access keys."""
     if isinstance(error, botocore_errors.ClientError):
         return f"{code_of(error)} (HTTP {status_of(error)})"
-    if isinstance(error, ShortBodyError):
+    if isinstance(error, ShortBodyError | GarbledAnswerError):
         return str(error)
     return type(error).__name__
 
