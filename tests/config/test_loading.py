@@ -61,6 +61,13 @@ def test_all_mistakes_are_listed_at_once():
     assert "did you mean `batch_size`?" in str(caught.value)
 
 
+def test_of_very_many_mistakes_the_first_are_listed():
+    with pytest.raises(ConfigError) as caught:
+        parse_config({**MINIMAL, **{f"key{number}": 1 for number in range(10_000)}})
+    assert "key49: unknown key" in str(caught.value)
+    assert str(caught.value).endswith("  and 9,950 more")
+
+
 def test_overrides_reach_into_sections_lists_and_short_forms(tmp_path):
     path = write(
         tmp_path, "{name: n, storage: s3://b/p, dataset: {source: digits}, base: {model: M}, phases: [{}, {}]}"

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import tempfile
+import zipfile
 from pathlib import Path
 
 import keras
 
 from transfer.backbone.preprocess import RANGES
-from transfer.backbone.source import LoadedNetwork, all_weights_or_none, fixed_seed, local_file
+from transfer.backbone.source import MAX_MODULE_BYTES, LoadedNetwork, all_weights_or_none, fixed_seed, local_file
 from transfer.config import BaseNetworkConfig, StorageConfig
 from transfer.errors import BackboneError
+
+# Keras reads the description of the layers whole. That of a network of thousands of layers has a few megabytes.
+MAX_DESCRIPTION_BYTES = 64 * 1024**2
 
 
 def load_keras_file(config: BaseNetworkConfig, *, storage: StorageConfig | None) -> LoadedNetwork:
@@ -32,6 +36,7 @@ def _read(config: BaseNetworkConfig, storage: StorageConfig | None) -> keras.Mod
     with tempfile.TemporaryDirectory(prefix="transfer-") as directory:
         path = local_file(config.model, directory=Path(directory), storage=storage)
         try:
+            _check_sizes(path)
             with all_weights_or_none():
                 return keras.models.load_model(path, compile=False, safe_mode=True)
         except Exception as error:
@@ -42,6 +47,15 @@ def _read(config: BaseNetworkConfig, storage: StorageConfig | None) -> keras.Mod
                     "class) is never run. Save it again with `model.save('name.keras')`, without such layers."
                 ),
             ) from error
+
+
+def _check_sizes(path: Path) -> None:
+    """Raise ValueError where the archive unpacks to more than any network has. It unpacks to no more than it says."""
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            limit = MAX_DESCRIPTION_BYTES if member.filename.endswith(".json") else MAX_MODULE_BYTES
+            if member.file_size > limit:
+                raise ValueError(f"{member.filename} in it unpacks to more than {limit:,} bytes")
 
 
 def _as_functional(config: BaseNetworkConfig, model: keras.Model) -> keras.Model:

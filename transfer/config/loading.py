@@ -6,6 +6,7 @@ import difflib
 import math
 import types
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
@@ -17,6 +18,7 @@ from transfer.errors import ConfigError
 
 # Some fifty screens. PyYAML takes a second for so much.
 MAX_FILE_SIZE_BYTES = 128 * 1024
+_SHOWN = 50
 _LARGEST_NUMBER = 2**63 - 1
 # What PyYAML's constructors raise for scalars that are not of their tag: `!!bool x`, `2001-99-99`, a million digits.
 _UNREADABLE = (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError, TypeError, OverflowError)
@@ -68,8 +70,10 @@ def parse_config(document: Mapping[str, Any], *, name: str = "the configuration"
     try:
         return Config.model_validate(document)
     except ValidationError as error:
-        problems = "\n".join(f"  {line}" for line in _explain(error))
-        raise ConfigError(f"{name} is not a valid configuration:\n{problems}") from None
+        lines = [f"  {line}" for line in islice(_explain(error), _SHOWN)]
+        if error.error_count() > _SHOWN:
+            lines.append(f"  and {error.error_count() - _SHOWN:,} more")
+        raise ConfigError("\n".join([f"{name} is not a valid configuration:", *lines])) from None
 
 
 def _parse(text: str, name: str) -> Any:
