@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,9 +28,13 @@ class AnotherNode:
 
     def __init__(self, cpus: float) -> None:
         before = ray.cluster_resources()["CPU"]
+        # In the usual folder the address of this cluster would stay behind, and the next `ray.init` go there. And not in
+        # a folder of the tests: sockets live there, whose names may not be long.
+        self._temp = tempfile.mkdtemp(prefix="ray-")
         command = [Path(sys.executable).with_name("ray"), "start", "--block", "--disable-usage-stats"]
         command += [f"--address={ray.get_runtime_context().gcs_address}", f"--num-cpus={math.ceil(cpus)}"]
         command += [f"--dashboard-agent-listen-port={_free_port()}", "--object-store-memory=100000000"]
+        command += [f"--temp-dir={self._temp}"]
         self._process = subprocess.Popen(
             command, env={**os.environ, "RAY_AUTH_MODE": "token"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -46,6 +52,7 @@ class AnotherNode:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
         self._process.wait()
+        shutil.rmtree(self._temp, ignore_errors=True)
 
 
 @contextlib.contextmanager

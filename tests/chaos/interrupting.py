@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import threading
 import time
@@ -17,6 +18,7 @@ from tests.processes import descendants, processes_titled
 from transfer.training.run import Run
 
 LONGEST_S = 600
+LONGEST_STEP_S = 0.5
 
 
 class Interruption:
@@ -56,41 +58,63 @@ class Interruption:
             time.sleep(0.02)
 
 
-class KillsAtCheckpoints:
-    """Kills whoever writes a checkpoint, at one of its parts after the other: before or after storage has it.
+class KillsOfWorkers:
+    """Kills workers of a run whose storage is behind the proxy, one after the other.
 
-    A checkpoint is written as a whole before each kill, so that there is something new to go on from.
+    `plan`: for each, the part of a checkpoint whose writer is killed, and whether the proxy answers with a "reset"
+    before storage has the part, or with a "lost response" after; or ("step", ""): any worker, at a random moment.
+    Before each of these a checkpoint is written as a whole, so that there is something new to go on from.
+    ("start", ""): the first worker to come back after the kill before.
     """
 
-    def __init__(self, proxy: FaultProxy, plan: list[tuple[str, str]]) -> None:
+    def __init__(self, proxy: FaultProxy, plan: list[tuple[str, str]], *, seed: int) -> None:
         self._proxy = proxy
         self._plan = list(plan)
-        self._begin()
+        self._random = random.Random(seed)
+        self._killed: float | None = None
+        self.kills = 0
         self.seconds: list[float] = []
-        """From each kill to the next checkpoint."""
+        """From kills to the next checkpoint."""
+        self._begin()
 
     def _begin(self) -> None:
-        self._part, self._manner = self._plan.pop(0) if self._plan else ("", "reset")
+        self._part, manner = self._plan.pop(0) if self._plan else ("", "")
         self._arrays = self._whole = 0
-        self._killed: float | None = None
-        self._proxy.fail(self._manner, matches=self._is_now, kill=self._kill)
+        self._proxy.fail(manner or "reset", matches=self._is_now, kill=self._kill_at)
+        if self._part == "start":
+            threading.Thread(target=self._kill_new, args=(set(workers_of_this_cluster()),), daemon=True).start()
 
     def _is_now(self, method: str, path: str) -> bool:
-        """Seen of each request: whether it is the part to be killed at."""
+        """Asked of each request: whether it is the part to be killed at."""
         if method != "PUT" or not ("/arrays/" in path or "/checkpoints/" in path):
             return False
-        self._arrays = self._arrays + 1 if "/arrays/" in path else 0
+        self._arrays = min(self._arrays + 1, 2) if "/arrays/" in path else 0
         part = ("entry", "weights", "optimizer")[self._arrays]
         if part == "entry":
             self._whole += 1
-            if self._killed is not None and self._whole == 1:
+            if self._whole == 1 and self._killed is not None:
                 self.seconds.append(time.monotonic() - self._killed)
-        return self._whole >= 1 and part == self._part
+                self._killed = None
+            if self._whole == 1 and self._part == "step":
+                threading.Timer(self._random.uniform(0, LONGEST_STEP_S), self._kill_any).start()
+        return self._whole > (part == "entry") and part == self._part
 
-    def _kill(self, port: int) -> None:
-        os.kill(_process_at(port), signal.SIGKILL)
+    def _kill_at(self, port: int) -> None:
+        self._kill(_process_at(port))
+
+    def _kill_any(self) -> None:
+        self._kill(self._random.choice(workers_of_this_cluster()))
+
+    def _kill_new(self, known: set[int]) -> None:
+        while not (new := set(workers_of_this_cluster()) - known):
+            time.sleep(0.01)
+        self._kill(new.pop())
+
+    def _kill(self, process: int) -> None:
+        self.kills += 1
         self._begin()
         self._killed = time.monotonic()
+        os.kill(process, signal.SIGKILL)
 
 
 def workers_of_this_cluster() -> list[int]:

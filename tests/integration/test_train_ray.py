@@ -1,17 +1,12 @@
-"""Training on real Ray workers: the same result as in one process, also when a worker is killed."""
+"""Training on real Ray workers: the same result as in one process. Their kills are in tests/chaos."""
 
-import os
-import signal
 import subprocess
 import sys
-import threading
-import time
 
 import pytest
 
 from tests.digits import digits_config, ingest_some_digits
 from tests.one_process import largest_difference, trained_in_one_process
-from tests.processes import processes_titled
 from transfer.errors import DivergedError, TrainingError
 from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoints
@@ -51,33 +46,6 @@ def test_two_ray_workers_end_with_the_weights_of_one_process(ray_cluster, digits
     for here, there in zip(in_one_process.progress.history, final.progress.history, strict=True):
         assert there.accuracy == here.accuracy
         assert there.validation_accuracy == here.validation_accuracy
-
-
-def worker_processes():
-    """Process ids of the Ray Train workers."""
-    return processes_titled(lambda title: title.startswith(b"ray::") and b"RayTrainWorker" in title.replace(b"_", b""))
-
-
-def test_a_worker_killed_in_the_middle_of_an_epoch_changes_nothing(ray_cluster, digits, in_one_process):
-    run = new_run(digits, "killed", workers=WORKERS, training={"batch_size": 16, "checkpoint_steps": 1})
-    killed = []
-
-    def kill_in_the_middle():
-        while not killed:
-            latest = run.checkpoints.latest()
-            if latest and latest[1]["progress"]["step"] >= 3:
-                victim = worker_processes()[-1]
-                os.kill(victim, signal.SIGKILL)
-                killed.append(latest[1]["progress"]["step"])
-            time.sleep(0.01)
-
-    watcher = threading.Thread(target=kill_in_the_middle, daemon=True)
-    watcher.start()
-    train_on_workers(run)
-    assert killed
-    final = Checkpoints(run).complete()
-    assert largest_difference(final.weights, in_one_process.weights) < TOLERANCE
-    assert [row.epoch for row in final.progress.history] == [0, 1, 2]
 
 
 def test_the_driver_never_loads_tensorflow():
