@@ -28,8 +28,8 @@ class AnotherNode:
 
     def __init__(self, cpus: float) -> None:
         before = ray.cluster_resources()["CPU"]
-        # In the usual folder the address of this cluster would stay behind, and the next `ray.init` go there. And not in
-        # a folder of the tests: sockets live there, whose names may not be long.
+        # In the usual folder the address of this cluster would stay behind, and the next `ray.init` go there. Nor is it
+        # a folder of the tests: sockets live in it, whose names may not be long.
         self._temp = tempfile.mkdtemp(prefix="ray-")
         command = [Path(sys.executable).with_name("ray"), "start", "--block", "--disable-usage-stats"]
         command += [f"--address={ray.get_runtime_context().gcs_address}", f"--num-cpus={math.ceil(cpus)}"]

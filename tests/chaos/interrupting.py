@@ -63,8 +63,8 @@ class KillsOfWorkers:
 
     `plan`: for each, the part of a checkpoint whose writer is killed, and whether the proxy answers with a "reset"
     before storage has the part, or with a "lost response" after; or ("step", ""): any worker, at a random moment.
-    Before each of these a checkpoint is written as a whole, so that there is something new to go on from.
-    ("start", ""): the first worker to come back after the kill before.
+    Before each of these two checkpoints are written as a whole: one may have been on its way when the last worker was
+    killed. ("start", ""): the first worker to come back after the kill before.
     """
 
     def __init__(self, proxy: FaultProxy, plan: list[tuple[str, str]], *, seed: int) -> None:
@@ -74,7 +74,7 @@ class KillsOfWorkers:
         self._killed: float | None = None
         self.kills = 0
         self.seconds: list[float] = []
-        """From kills to the next checkpoint."""
+        """From kills to a checkpoint of what was trained after it."""
         self._begin()
 
     def _begin(self) -> None:
@@ -92,12 +92,12 @@ class KillsOfWorkers:
         part = ("entry", "weights", "optimizer")[self._arrays]
         if part == "entry":
             self._whole += 1
-            if self._whole == 1 and self._killed is not None:
+            if self._whole == 2 and self._killed is not None:
                 self.seconds.append(time.monotonic() - self._killed)
                 self._killed = None
-            if self._whole == 1 and self._part == "step":
+            if self._whole == 2 and self._part == "step":
                 threading.Timer(self._random.uniform(0, LONGEST_STEP_S), self._kill_any).start()
-        return self._whole > (part == "entry") and part == self._part
+        return self._whole >= 2 + (part == "entry") and part == self._part
 
     def _kill_at(self, port: int) -> None:
         self._kill(_process_at(port))

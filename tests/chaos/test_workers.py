@@ -26,19 +26,11 @@ TOLERANCE = 1e-5
 TRAINING = {"batch_size": 18, "checkpoint_steps": 1}
 # A machine that is busy may look like one that hangs; what is learned is the same.
 PATIENT = {"count": 2, "max_failures": 20}
-# The part of a checkpoint, and whether storage has it by then; first the two that the short test takes.
+# In each run some, since a run has 24 steps: the part of a checkpoint, and whether storage has it by then.
 KILLS = [
-    ("step", ""),
-    ("optimizer", "reset"),
-    ("weights", "reset"),
-    ("entry", "lost response"),
-    ("weights", "lost response"),
-    ("step", ""),
-    ("optimizer", "lost response"),
-    ("entry", "reset"),
-    ("start", ""),
-    ("step", ""),
-    ("start", ""),
+    [("step", ""), ("optimizer", "reset"), ("start", ""), ("weights", "reset")],
+    [("entry", "lost response"), ("weights", "lost response"), ("step", ""), ("start", "")],
+    [("optimizer", "lost response"), ("entry", "reset"), ("step", ""), ("start", "")],
 ]
 # How many workers, which of them hangs, and workers.hang_timeout_s. Of two, the other one notices within 120 s that
 # TensorFlow's heartbeats have stopped.
@@ -70,7 +62,7 @@ def difference_from(uninterrupted, run):
     return largest_difference(ended.weights, uninterrupted.weights)
 
 
-@pytest.mark.parametrize("seed", range(trials(1, 3)))
+@pytest.mark.parametrize("seed", range(trials(1, 6)))
 def test_workers_killed_in_steps_and_between_the_parts_of_checkpoints_change_nothing(
     ray_cluster, digits, uninterrupted, faulty_storage, fault_proxy, seed
 ):
@@ -78,7 +70,7 @@ def test_workers_killed_in_steps_and_between_the_parts_of_checkpoints_change_not
     config = digits_config(source, faulty_storage.model_dump(), training=TRAINING, activations="never", workers=PATIENT)
     store = open_store(config.storage)
     run = open_run(store, config, ingest(config, store), run_id="reset")
-    plan = KILLS[: trials(2, len(KILLS))]
+    plan = KILLS[seed % len(KILLS)][: trials(2, 4)]
     kills = KillsOfWorkers(fault_proxy, plan, seed=seed)
     train_on_workers(run)
     assert kills.kills == len(plan)
