@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 
 from tests.digits import digits_config
-from transfer.dataset.manifest import Dataset
-from transfer.errors import RunConflictError, TrainingError
-from transfer.storage import open_store
+from transfer.dataset.manifest import Dataset, dataset_log, load_dataset
+from transfer.errors import AlreadyExistsError, CorruptObjectError, RunConflictError, TrainingError
+from transfer.storage import open_store, put_document
 from transfer.training.run import load_run, open_run, run_id_for
 
 
@@ -59,6 +59,34 @@ def test_a_run_id_used_for_another_configuration_is_refused_with_the_differing_k
     other = config_in(tmp_path, training={"batch_size": 8, "seed": 3})
     with pytest.raises(RunConflictError, match=r"different: training\.batch_size, training\.seed\."):
         open_run(store, other, dataset, run_id="mine")
+
+
+def test_an_open_run_stays_with_its_dataset_version_whatever_is_added_or_tried(tmp_path, dataset):
+    config = config_in(tmp_path)
+    store = open_store(config.storage)
+    log = dataset_log(store, "digits")
+    log.append(dataset.model_dump(), number=1)
+    run = open_run(store, config, dataset, run_id="mine")
+    later = dataset.model_copy(update={"number": 2, "parent": 1, "classes": ["0", "1", "2"]})
+    log.append(later.model_dump(), number=2)
+    assert load_dataset(store, "digits") == later
+    for found in (run, load_run(store, "mine", config)):
+        assert load_dataset(store, found.dataset_name, found.dataset_number) == dataset
+    # The run is not moved to the new version, and the old one's document is not another.
+    with pytest.raises(RunConflictError, match=r"different: dataset\."):
+        open_run(store, config, later, run_id="mine")
+    with pytest.raises(AlreadyExistsError):
+        log.append(later.model_dump(), number=1)
+    assert load_dataset(store, "digits", 1) == dataset
+
+
+def test_a_run_whose_document_is_not_one_is_refused_with_a_sentence(tmp_path, dataset):
+    config = config_in(tmp_path)
+    store = open_store(config.storage)
+    put_document(store, "runs/mine/run.json", {"identity": {}, "config": {"name": "n"}})
+    for ask in (lambda: load_run(store, "mine", config), lambda: open_run(store, config, dataset, run_id="mine")):
+        with pytest.raises(CorruptObjectError, match="dataset"):
+            ask()
 
 
 def test_a_run_that_does_not_exist_is_named(tmp_path):
