@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import ray
 
 from tests.digits import digits_config, ingest_some_digits
 from tests.one_process import largest_difference, trained_in_one_process
@@ -63,9 +64,13 @@ def test_divergence_is_an_answer_and_not_retried(ray_cluster, digits):
         train_on_workers(run)
 
 
-def test_a_cluster_that_is_too_small_is_named_in_time(ray_cluster, digits):
-    run = new_run(digits, "too-large", workers={"count": 16, "start_timeout_s": 1.0}, activations="never")
-    with pytest.raises(TrainingError, match="16 workers"):
+@pytest.mark.parametrize("fewest", [None, 3])
+def test_a_cluster_that_is_too_small_is_named_in_time(ray_cluster, digits, fewest):
+    """There is room for two workers."""
+    workers = {"count": 4, "min_count": fewest, "cpus_per_worker": ray.cluster_resources()["CPU"] / 2}
+    workers["start_timeout_s"] = 1.0
+    run = new_run(digits, f"too-large-{fewest}", workers=workers, training={"batch_size": 12}, activations="never")
+    with pytest.raises(TrainingError, match=f"could not start in 1 s. It needs {fewest or 4} workers"):
         train_on_workers(run)
 
 
