@@ -64,7 +64,7 @@ def test_all_mistakes_are_listed_at_once():
 def test_of_very_many_mistakes_the_first_are_listed():
     with pytest.raises(ConfigError) as caught:
         parse_config({**MINIMAL, **{f"key{number}": 1 for number in range(10_000)}})
-    assert "key49: unknown key" in str(caught.value)
+    assert str(caught.value).count("unknown key") == 50
     assert str(caught.value).endswith("  and 9,950 more")
 
 

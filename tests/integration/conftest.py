@@ -1,53 +1,16 @@
 """A head node that all tests of jobs share."""
 
-import contextlib
-import os
 import secrets
-import signal
-import socket
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
 
 import pytest
 
-RAY = Path(sys.executable).with_name("ray")
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+from tests.ray_head import running_head
 
 
 @pytest.fixture(scope="session")
 def head(tmp_path_factory):
     """A head node of its own, with dashboard and token; yields the environment that reaches it."""
-    folder = tmp_path_factory.mktemp("head")
-    token = folder / "token"
+    token = tmp_path_factory.mktemp("head") / "token"
     token.write_text(secrets.token_hex(32))
-    # Ray's sockets live below its temp dir, and the names of sockets may not be long.
-    temp = Path(tempfile.gettempdir()) / f"ray-{secrets.token_hex(4)}"
-    dashboard = free_port()
-    environment = {
-        **os.environ,
-        # Jobs are started as `python`, as on a node of a real cluster.
-        "PATH": f"{RAY.parent}:{os.environ['PATH']}",
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
-        "RAY_TMPDIR": str(temp),
-        "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
-    }
-    environment.pop("RAY_ADDRESS", None)
-    start = [RAY, "start", "--head", "--node-ip-address=127.0.0.1", f"--port={free_port()}", "--num-cpus=3"]
-    start += [f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", f"--temp-dir={temp}"]
-    # Another cluster of these tests, on the same address, may have the agent's usual port.
-    start += [f"--dashboard-agent-listen-port={free_port()}", "--disable-usage-stats"]
-    subprocess.run(start, env=environment, check=True, capture_output=True)
-    yield environment
-    # `ray stop` would end every cluster of this user; what belongs to this one names its folder.
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if str(temp).encode() in (process / "cmdline").read_bytes():
-                os.kill(int(process.name), signal.SIGKILL)
+    with running_head(RAY_AUTH_TOKEN_PATH=str(token)) as environment:
+        yield environment

@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 
 from transfer.activations.ray_extract import extract_on_cluster
 from transfer.cluster import S3_ENVIRONMENT, run_where
@@ -89,6 +90,9 @@ def _tune(
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     # Tune would go on after Ctrl-C until all trials have answered.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    # Tune would hand the driver's credentials on to its trials, by way of Ray, which writes them into its logs. Every
+    # node has its own.
+    ENV_VARS_TO_PROPAGATE.difference_update([name for name in ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")])
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     config = sweep.config
     settings = sweep_of(config)
