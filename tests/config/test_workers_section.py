@@ -6,7 +6,7 @@ from transfer.config import parse_config
 from transfer.errors import ConfigError
 
 
-def configured(batch_size, **workers):
+def configured(batch_size, sweep=None, **workers):
     return parse_config(
         {
             "name": "pets",
@@ -15,6 +15,7 @@ def configured(batch_size, **workers):
             "base": {"model": "MobileNetV2"},
             "training": {"batch_size": batch_size},
             "workers": workers,
+            "sweep": sweep,
         }
     ).workers
 
@@ -26,9 +27,7 @@ def test_without_a_fewest_number_there_is_one():
 
 def test_any_number_of_workers_divides_the_batch():
     assert list(configured(36, count=4, min_count=2, gpus_per_worker=3).counts) == [2, 3, 4]
-    with pytest.raises(
-        ConfigError, match=r"any number of replicas from 2 to 4 .* multiple of 12"
-    ):
+    with pytest.raises(ConfigError, match=r"any number of replicas from 2 to 4 .* multiple of 12"):
         configured(32, count=4, min_count=2)
     with pytest.raises(ConfigError, match="multiple of 36"):
         configured(24, count=4, min_count=2, gpus_per_worker=3)
@@ -37,3 +36,10 @@ def test_any_number_of_workers_divides_the_batch():
 def test_fewer_workers_than_the_fewest_are_refused():
     with pytest.raises(ConfigError, match=r"workers.min_count is 3 and workers.count 2"):
         configured(32, count=2, min_count=3)
+
+
+def test_trials_share_a_gpu_only_where_each_has_one_worker_and_one_gpu():
+    sweep = {"space": {"head.dropout": [0.0, 0.1]}, "gpus_per_trial": 0.5}
+    configured(32, sweep=sweep, count=1, gpus_per_worker=1)
+    with pytest.raises(ConfigError, match=r"workers.count is 2 with gpus_per_worker 1; both must be 1"):
+        configured(32, sweep=sweep, count=2, gpus_per_worker=1)

@@ -218,3 +218,34 @@ def test_trials_of_two_workers_each_learn_the_same(ray_cluster, digits):
     for trial, other in zip(found.trials, expected.trials, strict=True):
         assert [row.loss for row in trial.rows] == pytest.approx([row.loss for row in other.rows], rel=1e-5)
         assert (trial.value, trial.trained_flops) == (other.value, other.trained_flops)
+
+
+SHARED_GPU = """
+import sys
+import ray
+from tests.digits import digits_config, ingest_some_digits
+from transfer.storage import open_store
+from transfer.tuning.driver import _start_hosts
+from transfer.tuning.space import fixed_trials
+from transfer.tuning.sweep import open_sweep
+from pathlib import Path
+
+source, dataset = ingest_some_digits(Path(sys.argv[1]))
+sweep = {"space": {"phases.0.learning_rate": [1e-3, 1e-2, 1e-1]}, "search": "grid", "gpus_per_trial": 0.5}
+config = digits_config(
+    source, str(source.parent / "storage"), sweep=sweep, workers={"count": 1, "gpus_per_worker": 1}
+)
+ray.init("local", num_cpus=4, num_gpus=1, include_dashboard=False)
+opened = open_sweep(open_store(config.storage), config, dataset)
+hosts = _start_hosts(opened, fixed_trials(config))
+ray.get([host.ready.remote() for host in hosts])
+print(len(hosts), float(ray.available_resources().get("GPU", 0)))
+"""
+
+
+def test_two_processes_that_train_trials_share_one_gpu(tmp_path):
+    """Ray is told of a GPU that is not there; TensorFlow finds none and computes on the CPU."""
+    command = [sys.executable, "-c", SHARED_GPU, str(tmp_path)]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    assert finished.stdout.splitlines()[-1] == "2 0.0"

@@ -14,7 +14,7 @@ from transfer.training.checkpoints import Checkpoints
 from transfer.training.ray_workers import ray_storage_path, train_on_workers
 from transfer.training.run import open_run
 
-WORKERS = {"count": 2, "max_failures": 2}
+WORKERS = {"count": 2, "max_failures": 2, "collectives": "ring"}
 TOLERANCE = 1e-5
 
 

@@ -201,6 +201,9 @@ class WorkersConfig(Section):
     """GPUs, and so replicas, of each worker."""
     cpus_per_worker: PositiveFloat = 1.0
     """CPUs that Ray reserves for each worker."""
+    collectives: Literal["auto", "ring", "nccl"] = "auto"
+    """How workers add their gradients up. `auto`: NCCL between GPUs, else TensorFlow's ring. `ring` where NCCL does not
+    work, as between machines that it cannot connect."""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """Restarts from the last checkpoint after a worker dies, before the job fails."""
     start_timeout_s: PositiveFloat = 600.0
@@ -282,6 +285,16 @@ class Config(Section):
                 f"training.batch_size is {batch_size} and must be divisible by any number of replicas from "
                 f"{replicas[0]} to {replicas[-1]} (workers.min_count to workers.count, x workers.gpus_per_worker): "
                 f"give a multiple of {lcm(*replicas)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _shared_gpus_are_there(self) -> Config:
+        shared = self.sweep is not None and self.sweep.gpus_per_trial is not None
+        if shared and (self.workers.count, self.workers.gpus_per_worker) != (1, 1):
+            raise ValueError(
+                f"sweep.gpus_per_trial shares a GPU among trials of one worker, and workers.count is "
+                f"{self.workers.count} with gpus_per_worker {self.workers.gpus_per_worker}; both must be 1"
             )
         return self
 

@@ -140,6 +140,9 @@ class SweepConfig(Section):
     together. `0`: by the validation split."""
     concurrency: Annotated[int, Field(ge=1)] | None = None
     """Trials in flight at a time. Default: as many as the cluster can run."""
+    gpus_per_trial: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Share of a GPU for each process that trains trials: 0.5 has two of them share one, which pays for small networks.
+    Only with `workers: {count: 1, gpus_per_worker: 1}`. Default: whole GPUs."""
     mlflow: str | None = None
     """Also log each trial that ended to MLflow at this tracking URI, `http://…` or `sqlite:///…` (needs the extra
     `mlflow`)."""

@@ -118,14 +118,14 @@ def _worker_main(settings: dict[str, Any]) -> TransferError | None:
     """What each Ray worker runs, in a thread that is not the main one."""
     from transfer.training.strategy import create_strategy
 
+    config = Config.model_validate(settings["config"])
     # Before anything else: a multi-worker strategy must set TensorFlow's runtime up first.
-    strategy = create_strategy()
+    strategy = create_strategy(config.workers.collectives)
 
     from transfer.dataset.order import WorkerSlice
     from transfer.training.checkpoints import Checkpoints
     from transfer.training.loop import train
 
-    config = Config.model_validate(settings["config"])
     store = open_store(config.storage)
     run = Run(store, config=config, **settings["run"])
     dataset = load_dataset(store, run.dataset_name, run.dataset_number)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import json
 import os
+from typing import Literal
 
 import tensorflow as tf
 
+Collectives = Literal["auto", "ring", "nccl"]
+
 
 @functools.cache
-def create_strategy() -> tf.distribute.Strategy:
+def create_strategy(collectives: Collectives = "auto") -> tf.distribute.Strategy:
     """The strategy for this process: over all workers that TF_CONFIG names, else over its GPUs, else none.
 
     Call it before any other TensorFlow operation: a multi-worker strategy must set the runtime up first. It is made
@@ -21,7 +24,9 @@ def create_strategy() -> tf.distribute.Strategy:
         # Otherwise TensorFlow takes the whole GPU, also from a trial that shares it.
         tf.config.experimental.set_memory_growth(gpu, enable=True)
     if _worker_count() > 1:
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        implementation = tf.distribute.experimental.CommunicationImplementation[collectives.upper()]
+        options = tf.distribute.experimental.CommunicationOptions(implementation=implementation)
+        return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
     if len(gpus) > 1:
         return tf.distribute.MirroredStrategy()
     return tf.distribute.get_strategy()

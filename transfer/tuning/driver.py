@@ -134,11 +134,11 @@ def _tune(
 
 def _start_hosts(sweep: Sweep, trials: Sequence[Trial] | None) -> list[Any]:
     workers = sweep.config.workers
-    cpus, gpus = workers.cpus_per_worker, workers.gpus_per_worker
+    cpus, gpus = workers.cpus_per_worker, _gpus_of(sweep.config)
     if workers.count == 0:
         # In this process, if it were not for Ray: one host with all that a machine has, the largest of a cluster's.
         machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        gpus, cpus = max((int(has.get("GPU", 0)), has.get("CPU", 0.0)) for has in machines)
+        gpus, cpus = max((has.get("GPU", 0.0), has.get("CPU", 0.0)) for has in machines)
         count = 1
     else:
         count = _room(sweep.config, 1)
@@ -149,19 +149,25 @@ def _start_hosts(sweep: Sweep, trials: Sequence[Trial] | None) -> list[Any]:
     if not ready:
         raise TrainingError(
             f"No process that trains trials started in {workers.start_timeout_s:g} s.",
-            advice=f"Each needs {cpus:g} CPU and {gpus} GPU (see `ray status`), or set workers.start_timeout_s higher.",
+            advice=f"Each needs {cpus:g} CPU and {gpus:g} GPU (see `ray status`); or raise workers.start_timeout_s.",
         )
     return hosts
 
 
 def _room(config: Config, workers: int) -> int:
     """How many trials of so many workers each the cluster can run at a time, and is asked to."""
-    resources, needed = ray.cluster_resources(), config.workers
-    room = int(resources.get("CPU", 0) // (workers * needed.cpus_per_worker))
-    if needed.gpus_per_worker:
-        room = min(room, int(resources.get("GPU", 0) // (workers * needed.gpus_per_worker)))
+    resources, gpus = ray.cluster_resources(), _gpus_of(config)
+    room = int(resources.get("CPU", 0) // (workers * config.workers.cpus_per_worker))
+    if gpus:
+        # Of ten shares of 0.1 none is to be lost to rounding.
+        room = min(room, int(resources.get("GPU", 0) / (workers * gpus) + 1e-6))
     settings = sweep_of(config)
     return max(1, min(room, settings.concurrency or room, settings.trial_count))
+
+
+def _gpus_of(config: Config) -> float:
+    """GPUs of a process that trains trials, or a share of one."""
+    return sweep_of(config).gpus_per_trial or float(config.workers.gpus_per_worker)
 
 
 def _extract(hosts: Sequence[Any]) -> dict[int, float]:

@@ -26,7 +26,7 @@ from transfer.tuning.records import SweepResult, TrialRecord
 from transfer.tuning.space import sweep_of
 
 # What may change between two attempts of the same sweep without changing what is tried.
-_NOT_TRIED = {"concurrency", "max_failures", "mlflow"}
+_NOT_TRIED = {"concurrency", "max_failures", "mlflow", "gpus_per_trial"}
 
 
 @dataclass(frozen=True)
