@@ -210,6 +210,7 @@ def test_through_faults_of_all_manners_a_job_ends_right_or_with_an_error_and_a_r
         fault_proxy.heal()
         assert_finished(storage)
         kept_in(faulty_storage)
-    # What is there is never taken for missing.
-    assert set(errors) <= {"StorageError", "CorruptObjectError"}
+    # What is there is never taken for missing. A publication whose request was given up may yet come about, and is then
+    # found to be another process's.
+    assert set(errors) <= {"StorageError", "CorruptObjectError", "PublishConflictError"}
     note("a job through a network that fails", trials=rounds, faults=fault_proxy.faults, errors=len(errors), failures=0)

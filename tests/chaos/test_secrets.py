@@ -125,7 +125,7 @@ def test_secrets_of_the_environment_appear_nowhere_that_a_job_leaves_anything(he
         phases=[{"unfreeze": 0, "epochs": 1, "learning_rate": 3e-3}],
         workers={"count": 1},
         nightly={"webhook_env": WEBHOOK},
-        sweep={"space": {"phases.0.learning_rate": [1e-3, 1e-2]}, "search": "grid"},
+        sweep={"space": {"phases.0.learning_rate": [1e-3, 1e-2]}, "search": "grid", "concurrency": 1},
     )
     (folder / "config.yaml").write_text(render(config))
     job = f"python -m jobs.nightly {folder}/config.yaml && python -m jobs.sweep {folder}/config.yaml"

@@ -11,6 +11,7 @@ from transfer.registry.versions import (
     add_version,
     current_promotion,
     download_version,
+    list_promotions,
     list_versions,
     load_version,
     promote,
@@ -141,22 +142,32 @@ def test_readers_see_only_whole_versions_while_a_publisher_is_killed(folder_stor
         download_version(store, version, tmp_path / f"last-{version.number}")
 
 
-def test_two_promotions_at_once_one_wins_and_the_other_is_told(store, exported, monkeypatch):
-    first, second = add(store, exported), add(store, exported)
+def promoted_meanwhile(monkeypatch, version, *, reason):
+    """Somebody promotes the version between the look of the next promotion at the log and its writing."""
     from transfer.registry import versions as module
 
     real = module.Log
 
     class LogSeenTooEarly(real):
-        """Reads the log, then somebody else promotes before this one writes."""
-
         def latest(self):
             found = super().latest()
             monkeypatch.setattr(module, "Log", real)
-            promote(store, second, reason="the other one")
+            promote(self._store, version, reason=reason)
             return found
 
     monkeypatch.setattr(module, "Log", LogSeenTooEarly)
+
+
+def test_two_promotions_at_once_one_wins_and_the_other_is_told(store, exported, monkeypatch):
+    first, second = add(store, exported), add(store, exported)
+    promoted_meanwhile(monkeypatch, second, reason="the other one")
     with pytest.raises(PromotionConflictError, match=r"version 2 was, at the same time, .* \(the other one\)"):
         promote(store, first, reason="this one")
     assert load_version(store, "flowers") == second
+
+
+def test_two_promotions_of_one_version_at_once_are_one(store, exported, monkeypatch):
+    first = add(store, exported)
+    promoted_meanwhile(monkeypatch, first, reason="the one that came first")
+    assert promote(store, first, reason="this one").reason == "the one that came first"
+    assert len(list(list_promotions(store, "flowers"))) == 1

@@ -205,6 +205,11 @@ def promote(
     try:
         log.append(promotion.model_dump(mode="json"), number=number + 1)
     except AlreadyExistsError as error:
+        won = as_model(Promotion, log.read(number + 1), uri=store.uri)
+        if (
+            won.version == version.number
+        ):  # By somebody else, or by a request of our own that was given up and came late.
+            return won
         raise _conflict(store, version, number + 1) from error
     return promotion
 
