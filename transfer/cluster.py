@@ -30,7 +30,9 @@ def connect() -> None:
     # Ray reports what is run on a cluster that it starts to its makers, unless told not to.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not ray.is_initialized():
-        ray.init(include_dashboard=False, log_to_driver=True, logging_level="warning")
+        # Left to itself, Ray would join whatever cluster this machine started last, somebody else's too.
+        address = None if os.environ.get("RAY_ADDRESS") else "local"
+        ray.init(address, include_dashboard=False, log_to_driver=True, logging_level="warning")
 
 
 def connect_for(workers: WorkersConfig) -> None:
