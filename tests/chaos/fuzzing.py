@@ -8,7 +8,6 @@ FOLDER. The last lines of stderr count what was run.
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 import tempfile
@@ -63,9 +62,10 @@ HOSTILE = ["", "../up", "/etc/x", "a/../b", "\n", "\ud800", "x" * 5000, -1, 0, 2
 def fuzz_config(data: bytes) -> None:
     """A configuration file, and behind a zero byte an override."""
     text, _, override = data.partition(b"\0")
-    path = Path(IN_MEMORY, f"fuzzed-{os.getpid()}.yaml")
-    path.write_bytes(text)
-    config = load_config(path, [override.decode(errors="surrogateescape")] if override else [])
+    with tempfile.NamedTemporaryFile(dir=IN_MEMORY) as file:
+        file.write(text)
+        file.flush()
+        config = load_config(Path(file.name), [override.decode(errors="surrogateescape")] if override else [])
     # What is taken can be stored, shown and read again.
     encode_document(config.model_dump(mode="json"))
     assert parse_config(yaml.safe_load(render(config))) == config
