@@ -19,7 +19,7 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict
 
 from transfer.errors import AlreadyExistsError, NightBusyError, StorageError
-from transfer.storage import Log, Store
+from transfer.storage import Log, Store, as_model
 
 logger = logging.getLogger(__name__)
 
@@ -108,9 +108,7 @@ def take_claim(store: Store, prefix: str, *, expires_s: float, what: str) -> Hel
 
     Raises NightBusyError, saying who is at work and since when.
     """
-    log = Log(store, prefix)
-    latest = log.latest()
-    number, current = (0, None) if latest is None else (latest[0], Claim.model_validate(latest[1]))
+    number, current = _latest(store, prefix)
     if current is not None and current.holds:
         raise _busy(what, current)
     claim = Claim(
@@ -120,6 +118,7 @@ def take_claim(store: Store, prefix: str, *, expires_s: float, what: str) -> Hel
         since=datetime.now(UTC).isoformat(timespec="seconds"),
         until=_from_now(expires_s),
     )
+    log = Log(store, prefix)
     try:
         log.append(claim.model_dump(), number=number + 1)
     except AlreadyExistsError:
@@ -131,13 +130,19 @@ def take_claim(store: Store, prefix: str, *, expires_s: float, what: str) -> Hel
 
 def is_held(store: Store, prefix: str) -> bool:
     """Whether somebody may be at work who claimed what has its log of claims at `prefix`."""
-    latest = Log(store, prefix).latest()
-    return latest is not None and Claim.model_validate(latest[1]).holds
+    _, claim = _latest(store, prefix)
+    return claim is not None and claim.holds
 
 
 def described(claim: Claim) -> str:
     """Who it is and since when, for people."""
     return f"process {claim.process.rpartition(':')[2].partition('@')[0]} on {claim.host}, since {claim.since}"
+
+
+def _latest(store: Store, prefix: str) -> tuple[int, Claim | None]:
+    """The number and the claim that count; 0 and None where there is none."""
+    found = Log(store, prefix).latest()
+    return (0, None) if found is None else (found[0], as_model(Claim, found[1], uri=store.uri))
 
 
 def _busy(what: str, claim: Claim) -> NightBusyError:

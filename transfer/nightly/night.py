@@ -30,7 +30,7 @@ from transfer.nightly.look import look_from_driver
 from transfer.nightly.nights import Night, Plan, judged_by, work_on_night
 from transfer.nightly.summary import Finding, NightSummary, Outcome, Step
 from transfer.preflight import check_source_and_files
-from transfer.registry.versions import ModelVersion, Promotion, load_version, promote, promotions_log
+from transfer.registry.versions import ModelVersion, list_promotions, load_version, promote
 from transfer.steps import evaluated, fit, published, writable_storage
 from transfer.storage import Store
 from transfer.training.run import identity, open_run, run_id_for
@@ -131,8 +131,8 @@ class _Work:
         return plan, dataset
 
     def _plan(self, dataset: Dataset) -> Plan:
-        latest = promotions_log(self.store, self.night.name).latest()
-        promotion, champion = (0, None) if latest is None else (latest[0], Promotion.model_validate(latest[1]).version)
+        promotion, serving = next(list_promotions(self.store, self.night.name), (0, None))
+        champion = None if serving is None else serving.version
         warm = self.config.nightly.warm_start == "champion" and champion is not None
         return Plan(
             dataset=dataset.number,
@@ -206,8 +206,8 @@ class _Work:
 
     def _promote(self, plan: Plan, challenger: ModelVersion, *, reason: str, evidence: dict[str, Any]) -> int:
         """Promote unless this night did before it was cut short; returns the promotion's number."""
-        number, promotion = promotions_log(self.store, self.night.name).latest() or (0, {})
-        if (promotion.get("evidence") or {}).get("night") == self.night.number:
+        number, latest = next(list_promotions(self.store, self.night.name), (0, None))
+        if latest is not None and (latest.evidence or {}).get("night") == self.night.number:
             return number
         told = f"night {self.night.number}: {reason}"
         promote(self.store, challenger, reason=told, after=plan.promotion, evidence=evidence)

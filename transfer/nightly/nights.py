@@ -23,7 +23,7 @@ from transfer.config import Config
 from transfer.errors import AlreadyExistsError
 from transfer.nightly.claim import HeldClaim, is_held, take_claim
 from transfer.nightly.summary import NightSummary, Outcome
-from transfer.storage import Log, Store, put_content, put_document, read_document
+from transfer.storage import Log, Store, as_model, put_content, put_document, read_document
 
 
 class Plan(BaseModel):
@@ -75,7 +75,7 @@ class Night:
     def plan(self) -> Plan | None:
         """What it works on, once that is decided."""
         name = f"{self.prefix}/plan.json"
-        return Plan.model_validate(read_document(self.store, name)) if self.store.exists(name) else None
+        return as_model(Plan, read_document(self.store, name), uri=self.store.uri) if self.store.exists(name) else None
 
     def put_plan(self, plan: Plan) -> None:
         """Decide what it works on, also for whoever goes on with it."""
@@ -84,7 +84,7 @@ class Night:
     def end(self) -> End | None:
         """How it ended, if it is over."""
         name = f"{self.prefix}/end.json"
-        return End.model_validate(read_document(self.store, name)) if self.store.exists(name) else None
+        return as_model(End, read_document(self.store, name), uri=self.store.uri) if self.store.exists(name) else None
 
     def put_end(self, summary: NightSummary, page: str) -> None:
         """End it. Raises AlreadyExistsError when somebody else ended it otherwise."""
