@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -36,12 +38,19 @@ def fuzzers(tmp_path_factory, seconds):
     for target in TARGETS:
         with (folder / f"{target}.log").open("w") as log:
             command = [sys.executable, "-m", "tests.chaos.fuzzing", target, str(folder / target), str(seconds)]
+            # By way of a shell: Linux gives a process the peak of memory of the one that started it, here gigabytes.
             started[target] = subprocess.Popen(
-                command, cwd=ROOT, stdout=log, stderr=log, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
+                ["/bin/sh", "-c", '"$@"; exit "$?"', "sh", *command],
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"},
+                start_new_session=True,
             )
     yield {target: (process, folder / f"{target}.log") for target, process in started.items()}
     for process in started.values():
-        process.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
