@@ -181,24 +181,15 @@ def _judged(gate: GateConfig, classes: list[ClassRecall]) -> list[ClassRecall]:
 
 
 def _latency_ratio(challenger: Side, champion: Side, limit: float) -> Rule:
-    ratio = challenger.latency_ms / champion.latency_ms
-    return Rule(
-        name="max_latency_ratio",
-        found=ratio,
-        limit=limit,
-        passed=ratio <= limit,
-        text=f"It takes {challenger.latency_ms:,.1f} ms for one image and the champion {champion.latency_ms:,.1f} ms, "
-        f"which is {ratio:.2f} times as long, and at most {limit:g} times is allowed.",
-    )
+    both = f"It takes {challenger.latency_ms:,.1f} ms for one image and the champion {champion.latency_ms:,.1f} ms"
+    return _ratio("max_latency_ratio", challenger.latency_ms / champion.latency_ms, limit, both, "long")
 
 
 def _size_ratio(challenger: Side, champion: Side, limit: float) -> Rule:
-    ratio = challenger.size_bytes / champion.size_bytes
-    return Rule(
-        name="max_size_ratio",
-        found=ratio,
-        limit=limit,
-        passed=ratio <= limit,
-        text=f"Its files have {size(challenger.size_bytes)} and the champion's {size(champion.size_bytes)}, which is "
-        f"{ratio:.2f} times as much, and at most {limit:g} times is allowed.",
-    )
+    both = f"Its files have {size(challenger.size_bytes)} and the champion's {size(champion.size_bytes)}"
+    return _ratio("max_size_ratio", challenger.size_bytes / champion.size_bytes, limit, both, "much")
+
+
+def _ratio(name: str, ratio: float, limit: float, found: str, how: str) -> Rule:
+    text = f"{found}, which is {ratio:.2f} times as {how}, and at most {limit:g} times is allowed."
+    return Rule(name=name, found=ratio, limit=limit, passed=ratio <= limit, text=text)

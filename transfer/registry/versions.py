@@ -206,9 +206,8 @@ def promote(
         log.append(promotion.model_dump(mode="json"), number=number + 1)
     except AlreadyExistsError as error:
         won = as_model(Promotion, log.read(number + 1), uri=store.uri)
-        if (
-            won.version == version.number
-        ):  # By somebody else, or by a request of our own that was given up and came late.
+        # By somebody else, or by a request of our own that was given up and came late.
+        if won.version == version.number:
             return won
         raise _conflict(store, version, number + 1) from error
     return promotion
