@@ -133,3 +133,10 @@ def test_a_folder_for_storage_is_the_same_from_every_working_directory():
 def test_any_document_is_accepted_or_explained(document):
     with suppress(ConfigError):
         assert isinstance(parse_config({**MINIMAL, "dataset": document}), Config)
+
+
+def test_a_secret_that_stands_where_its_variable_is_to_be_named_is_not_shown():
+    minimal = {"name": "n", "storage": "s", "dataset": {"source": "digits"}, "base": {"model": "MobileNetV2"}}
+    with pytest.raises(ConfigError, match="must be the name of an environment variable") as caught:
+        parse_config({**minimal, "nightly": {"webhook_env": "https://hooks.example/a-secret"}})
+    assert "a-secret" not in str(caught.value)
