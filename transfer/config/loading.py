@@ -181,7 +181,7 @@ def _explain(error: ValidationError) -> Iterator[str]:
             message = problem["msg"].removeprefix("Value error, ")
             found = problem["input"]
             # Where the name of a variable is asked for, what was found may be the secret itself.
-            is_shown = isinstance(found, str | int | float) and not str(problem["loc"][-1]).endswith("_env")
+            is_shown = isinstance(found, str | int | float) and not path.endswith("_env")
             shown = f" (found `{found}`)" if is_shown else ""
             yield f"{path}: {message}{shown}" if path else f"{message}{shown}"
 
