@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 import signal
+import threading
 import time
 
 import pytest
@@ -18,6 +21,7 @@ from tests.one_process import largest_difference, trained_in_one_process
 from transfer.dataset.ingest import ingest
 from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoints
+from transfer.training.pulse import READING
 from transfer.training.ray_workers import train_on_workers
 from transfer.training.run import open_run
 
@@ -35,6 +39,9 @@ KILLS = [
 # How many workers, which of them hangs, and workers.hang_timeout_s. Of two, the other one notices within 120 s that
 # TensorFlow's heartbeats have stopped.
 HANGING = [(1, 0, 5), (2, 1, 5), (2, 0, 5), (2, 0, 120), (2, 1, 120)]
+# Longer than the first step takes to compile on a busy machine.
+STALL_TIMEOUT_S = 15
+STEPS_OF_FIRST_PHASE = 16
 
 
 @pytest.fixture(scope="module")
@@ -101,11 +108,7 @@ def test_a_worker_that_hangs_is_named_and_ended_and_changes_nothing(
         train_on_workers(run)
     difference = difference_from(uninterrupted, run)
     assert difference < TOLERANCE
-    said, until = "", time.monotonic() + 60
-    while f"of run {run_id} (process {stopped[0]} on " not in said:
-        assert time.monotonic() < until, said[-5000:]
-        said += "".join(capfd.readouterr())
-        time.sleep(0.1)
+    heard(capfd, rf"of run {run_id} \(process {stopped[0]} on ")
     note(
         f"worker {which} of {count} stopped by SIGSTOP, workers.hang_timeout_s {hang_timeout_s}",
         trials=1,
@@ -113,6 +116,49 @@ def test_a_worker_that_hangs_is_named_and_ended_and_changes_nothing(
         seconds_to_training_again=round(interruption.seconds),
         largest_weight_difference=difference,
     )
+
+
+def test_a_rank_that_waits_for_its_images_for_ever_is_named_and_ended_and_changes_nothing(
+    ray_cluster, uninterrupted, digits, faulty_storage, fault_proxy, capfd
+):
+    source, _ = digits
+    storage = faulty_storage.model_copy(update={"cache_size_bytes": 0}).model_dump()
+    workers = {**PATIENT, "stall_timeout_s": STALL_TIMEOUT_S}
+    config = digits_config(source, storage, training=TRAINING, activations="never", workers=workers)
+    store = open_store(config.storage)
+    run = open_run(store, config, ingest(config, store), run_id="stalled")
+    let_go, saved = threading.Event(), []
+
+    def is_a_shard_of_the_second_phase(method, path):
+        if method == "PUT" and "/checkpoints/" in path:
+            saved.append(time.monotonic())
+        return method == "GET" and "/shards/" in path and len(saved) >= STEPS_OF_FIRST_PHASE
+
+    fault_proxy.fail("held", held_until=let_go, matches=is_a_shard_of_the_second_phase)
+    try:
+        train_on_workers(run)
+    finally:
+        let_go.set()
+    assert fault_proxy.faults == 1
+    difference = difference_from(uninterrupted, run)
+    assert difference < TOLERANCE
+    heard(capfd, rf"Rank [01] of run stalled \(process \d+ on \S+\) has been {READING} for \d+ s, and is ended")
+    note(
+        f"one of two ranks waits for its images, workers.stall_timeout_s {STALL_TIMEOUT_S}",
+        trials=1,
+        failures=0,
+        longest_pause_s=round(max(after - before for before, after in itertools.pairwise(saved))),
+        largest_weight_difference=difference,
+    )
+
+
+def heard(capfd, message):
+    """Wait until Ray has brought a message of its controller to this process's output."""
+    said, until = "", time.monotonic() + 60
+    while not re.search(message, said):
+        assert time.monotonic() < until, said[-5000:]
+        said += "".join(capfd.readouterr())
+        time.sleep(0.1)
 
 
 def test_of_three_workers_two_go_on_when_the_machine_of_one_is_gone(ray_cluster, digits, uninterrupted):

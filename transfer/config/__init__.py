@@ -10,7 +10,6 @@ from transfer.config.models import (
     HeadConfig,
     PublishConfig,
     StorageConfig,
-    WorkersConfig,
 )
 from transfer.config.nightly import ChecksConfig, GateConfig, NightlyConfig
 from transfer.config.sweep import DomainConfig, SchedulerConfig, SweepConfig
@@ -21,6 +20,7 @@ from transfer.config.training import (
     ScheduleConfig,
     TrainingConfig,
 )
+from transfer.config.workers import WorkersConfig
 
 __all__ = [
     "ActivationsConfig",

@@ -25,6 +25,7 @@ from transfer.training.folds import images_of
 from transfer.training.history import EpochRow
 from transfer.training.inputs import Inputs
 from transfer.training.model import TransferModel
+from transfer.training.pulse import SAVING, during
 from transfer.training.run import Run
 from transfer.training.samples import MAX_STEPS, ImageSamples, KeptSamples, Samples
 from transfer.training.step import PhaseProgram, Totals
@@ -240,7 +241,8 @@ class Training:
         between_phases = progress.epoch == 0 and progress.step == 0
         optimizer = [] if between_phases else program.optimizer.variables
         if self.is_chief:
-            self.checkpoints.save(self.next_checkpoint, progress, weights=self.weights, optimizer=optimizer)
+            with during(SAVING):
+                self.checkpoints.save(self.next_checkpoint, progress, weights=self.weights, optimizer=optimizer)
         self.next_checkpoint += 1
 
     def _samples_of(self, progress: Progress) -> Samples:

@@ -1,12 +1,14 @@
-"""What Ray's controller is to watch beyond what it does itself: workers that hang, and groups that cannot start."""
+"""What Ray's controller watches beyond what it does itself: workers that hold up others, groups that never start."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from typing import Any
 
 import ray
+import ray.exceptions
 from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 from ray.train.v2._internal.execution.controller.state import (
     InitializingState,
@@ -16,46 +18,75 @@ from ray.train.v2._internal.execution.controller.state import (
 )
 
 from transfer.errors import TrainingError
+from transfer.training.pulse import holding_up, pulse
 
 logger = logging.getLogger(__name__)
 
 ANSWER_WITHIN_S = 5.0
+LOOKS_A_TIMEOUT = 10
+"""How often the workers are asked what they are at, within the time in which they may stand still."""
 PAUSE_S = 0.2
 _STARTING = (InitializingState, SchedulingState, ReschedulingState, RestartingState)
 
 
 class Watchdog(WorkerGroupCallback):
-    """Says which workers had stopped answering when a group of them fails.
+    """Ends workers that hold up their group, and says which workers had stopped answering when a group fails.
 
-    A worker that hangs is ended by Ray itself, which asks each how it is; and where others wait for it in a step,
-    TensorFlow notices the missing heartbeats and fails there. Either way only the others have something to say.
+    A worker that does not answer is ended by Ray itself, which asks each how it is; and where others wait for it in a
+    step, TensorFlow notices the missing heartbeats and fails there. Either way only the others have something to say.
+    What Ray does not see is training that stands still in a process that answers: a collective that waits for ever, a
+    store that sends a byte a minute.
     """
 
-    def __init__(self, run_id: str) -> None:
+    def __init__(self, run_id: str, *, stall_timeout_s: float) -> None:
         self._run_id = run_id
+        self._stall_timeout_s = stall_timeout_s
+        self._looked = 0.0
         self._group: Any = None
 
     def after_worker_group_start(self, worker_group: Any) -> None:
         """Called by Ray's controller each time that a group has started."""
-        self._group = worker_group
+        self._group, self._looked = worker_group, time.monotonic()
 
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
         """Called by Ray's controller every other second; when there are errors, it will end the group next."""
-        if not worker_group_status.errors:
-            return
-        workers = self._group.get_workers()
-        asked = {self._group.execute_single_async(rank, _answer): rank for rank in range(len(workers))}
-        _, silent = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_WITHIN_S)
-        for rank in sorted(asked[question] for question in silent):
-            process = workers[rank].metadata
-            logger.warning(
-                "Rank %d of run %s (process %d on %s) does not answer any more, and is ended. Training goes on from "
-                "the newest checkpoint, as often as workers.max_failures allows.",
-                rank,
-                self._run_id,
-                process.pid,
-                process.node_ip,
-            )
+        if worker_group_status.errors:
+            for rank in self._ask()[1]:
+                self._say(rank, "does not answer any more")
+        elif time.monotonic() - self._looked > self._stall_timeout_s / LOOKS_A_TIMEOUT:
+            self._looked = time.monotonic()
+            self._end_who_holds_up()
+
+    def _end_who_holds_up(self) -> None:
+        pulses, silent = self._ask()
+        if silent:
+            return  # What they are at is not known, and the others may be waiting for them.
+        pulses = {rank: found for rank, found in pulses.items() if found is not None}
+        for rank in holding_up(pulses, timeout_s=self._stall_timeout_s):
+            self._say(rank, f"has been {pulses[rank].doing} for {pulses[rank].seconds:.0f} s")
+            ray.kill(self._group.get_workers()[rank].actor)
+
+    def _ask(self) -> tuple[dict[int, Any], list[int]]:
+        """What the ranks are at, of those that answer, and which do not. One that died has nothing to say."""
+        asked = {self._group.execute_single_async(rank, pulse): rank for rank in range(len(self._group.get_workers()))}
+        ready, silent = ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_WITHIN_S)
+        answers = {}
+        for answer in ready:
+            with contextlib.suppress(ray.exceptions.RayError):
+                answers[asked[answer]] = ray.get(answer)
+        return dict(sorted(answers.items())), sorted(asked[answer] for answer in silent)
+
+    def _say(self, rank: int, what: str) -> None:
+        process = self._group.get_workers()[rank].metadata
+        logger.warning(
+            "Rank %d of run %s (process %d on %s) %s, and is ended. Training goes on from the newest checkpoint, as "
+            "often as workers.max_failures allows.",
+            rank,
+            self._run_id,
+            process.pid,
+            process.node_ip,
+            what,
+        )
 
 
 class StartDeadline(ControllerCallback):
@@ -77,7 +108,3 @@ class StartDeadline(ControllerCallback):
         elif type(current_state) is type(previous_state):
             # Nothing has changed, and Ray would look again at once, with all that a core can do.
             time.sleep(PAUSE_S)
-
-
-def _answer() -> None:
-    """What a worker is asked that only has to answer."""

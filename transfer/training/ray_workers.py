@@ -21,6 +21,8 @@ from transfer.config import Config, StorageConfig, WorkersConfig
 from transfer.dataset.manifest import Dataset, load_dataset
 from transfer.errors import DivergedError, TrainingError, TransferError
 from transfer.storage import open_store
+from transfer.training.history import EpochRow
+from transfer.training.pulse import TOGETHER, beating, during
 from transfer.training.ray_backend import TensorFlowBackendConfig
 from transfer.training.ray_watch import StartDeadline, Watchdog
 from transfer.training.run import Run, load_run
@@ -63,7 +65,10 @@ def train_on_workers(run: Run) -> None:
             # Starting is tried again and again, until the deadline.
             failure_config=FailureConfig(max_failures=workers.max_failures, controller_failure_limit=-1),
             worker_runtime_env={"env_vars": S3_ENVIRONMENT},
-            callbacks=[Watchdog(run.id), StartDeadline(workers.start_timeout_s, needs=_what_it_needs(workers))],
+            callbacks=[
+                Watchdog(run.id, stall_timeout_s=workers.stall_timeout_s),
+                StartDeadline(workers.start_timeout_s, needs=_what_it_needs(workers)),
+            ],
         ),
     )
     try:
@@ -137,18 +142,24 @@ def _worker_main(settings: dict[str, Any]) -> TransferError | None:
     number = broadcast_from_rank_zero(newest.number if newest else None)
     start = checkpoints.read(number) if number is not None else None
     try:
-        train(
-            run,
-            dataset,
-            strategy=strategy,
-            worker=worker,
-            start=start,
-            on_epoch=lambda row: ray.train.report(row.model_dump()),
-        )
+        with beating():
+            train(
+                run,
+                dataset,
+                strategy=strategy,
+                worker=worker,
+                start=start,
+                on_epoch=_report,
+            )
     except DivergedError as error:
         # Every worker sees the same loss, and a restart would see it again: an answer, not a failure to recover from.
         return error
     return None
+
+
+def _report(row: EpochRow) -> None:
+    with during(TOGETHER):  # It waits for all ranks.
+        ray.train.report(row.model_dump())
 
 
 def _describe(run: Run) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from transfer.augmentation.randomness import StepRandomness, step_randomness
 from transfer.config import PhaseConfig, TrainingConfig
 from transfer.training.model import Split
 from transfer.training.optimizer import build_optimizer
+from transfer.training.pulse import TOGETHER, during
 
 Batch = dict[str, tf.Tensor]
 
@@ -98,40 +99,41 @@ class PhaseProgram:
         `real_images`: rows of the global batch that are images of the dataset. `global_step` keys the random numbers.
         Returns this worker's loss, correct answers and images: float32 [replicas of this worker, 3].
         """
-        totals = self._train_step(
-            self._per_replica(batch), tf.constant(real_images, tf.float32), self._place(global_step)
-        )
-        return self._local(totals)
+        parts, place = self._per_replica(batch), self._place(global_step)
+        with during(TOGETHER):
+            return self._local(self._train_step(parts, tf.constant(real_images, tf.float32), place))
 
     def evaluate_step(self, batch: Iterator[Batch]) -> tf.Tensor:
         """Evaluate one global batch without training. Returns what `train_step` does."""
-        return self._local(self._evaluate_step(self._per_replica(batch)))
+        parts = self._per_replica(batch)
+        with during(TOGETHER):
+            return self._local(self._evaluate_step(parts))
 
     def train_steps(self, chunk: Chunk, *, global_step: int) -> tf.Tensor:
         """Train on all steps of a chunk of kept activations in one call, the first of which is `global_step`.
 
         Returns what `train_step` does, summed over the steps: a step on a head takes less time than calling it.
         """
-        return self._train_steps(
-            self._chunk_per_replica(chunk),
-            tf.constant(chunk.real_images),
-            tf.constant(chunk.steps),
-            self._place(global_step),
-        )
+        parts, real_images = self._chunk_per_replica(chunk), tf.constant(chunk.real_images)
+        with during(TOGETHER):
+            return self._train_steps(parts, real_images, tf.constant(chunk.steps), self._place(global_step))
 
     def evaluate_steps(self, chunk: Chunk) -> tf.Tensor:
         """Evaluate all steps of a chunk of kept activations. Returns what `train_steps` does."""
-        return self._evaluate_steps(self._chunk_per_replica(chunk), tf.constant(chunk.steps))
+        parts = self._chunk_per_replica(chunk)
+        with during(TOGETHER):
+            return self._evaluate_steps(parts, tf.constant(chunk.steps))
 
     def sum_over_workers(self, results: list[tf.Tensor]) -> Totals:
         """Add up results of steps over all steps, replicas and workers. Collective: every worker calls it."""
         if not results:
             return Totals()
-        # In float64: a float32 sum over millions of images would lose whole images.
-        by_replica = iter(np.sum([result.numpy().astype(np.float64) for result in results], axis=0))
-        values = self.strategy.experimental_distribute_values_from_function(lambda _: tf.constant(next(by_replica)))
-        summed = self.strategy.reduce(tf.distribute.ReduceOp.SUM, values, axis=None)
-        return Totals(*(float(total) for total in summed))
+        with during(TOGETHER):
+            # In float64: a float32 sum over millions of images would lose whole images.
+            by_replica = iter(np.sum([result.numpy().astype(np.float64) for result in results], axis=0))
+            values = self.strategy.experimental_distribute_values_from_function(lambda _: tf.constant(next(by_replica)))
+            summed = self.strategy.reduce(tf.distribute.ReduceOp.SUM, values, axis=None)
+            return Totals(*(float(total) for total in summed))
 
     def _per_replica(self, batch: Iterator[Batch]) -> Batch:
         values: Batch = self.strategy.experimental_distribute_values_from_function(lambda _: next(batch))
