@@ -5,10 +5,12 @@ BIN := $(VENV)/bin
 # TensorFlow's and Ray's start-up chatter; errors still show.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
+# What `make chaos` takes for S3: ceph, or emulator where Ceph's packages cannot be installed.
+S3 ?= ceph
 CHAOS_FIGURES := $(CURDIR)/chaos-figures.jsonl
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-local test-cluster test-s3 check format lock docs chaos clean
+.PHONY: help setup demo test test-local test-cluster test-s3 chaos chaos-s3 chaos-workers chaos-rest check format lock docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -32,12 +34,26 @@ test-cluster: setup
 	$(BIN)/pytest -m cluster
 
 test-s3: setup  ## the tests of storage against a real S3 server (see scripts/s3_server)
-	$(BIN)/pytest -m s3 --s3 ceph tests/storage tests/dataset tests/registry tests/nightly tests/scripts tests/integration/test_job.py
+	$(BIN)/pytest -m s3 --s3 ceph tests/storage tests/dataset tests/registry tests/nightly tests/chaos tests/scripts \
+		tests/integration/test_job.py
 
-chaos: setup  ## the tests under faults at full length, and a table of what they counted
+chaos: setup  ## the tests under faults at full length, on a real S3 server (S3=emulator: without), and their figures
+	$(if $(filter ceph,$(S3)),bash scripts/s3_server/install.sh)
 	rm -f $(CHAOS_FIGURES)
-	TRANSFER_CHAOS=long TRANSFER_CHAOS_FIGURES=$(CHAOS_FIGURES) $(BIN)/pytest --timeout=1800 tests/chaos; \
+	$(MAKE) --jobs=3 --output-sync=target chaos-s3 chaos-workers chaos-rest; \
 		ended=$$?; $(BIN)/python -m tests.chaos.figures $(CHAOS_FIGURES); exit $$ended
+
+chaos-s3 chaos-workers chaos-rest: export TRANSFER_CHAOS = long
+chaos-s3 chaos-workers chaos-rest: export TRANSFER_CHAOS_FIGURES = $(CHAOS_FIGURES)
+
+chaos-s3: setup
+	$(BIN)/pytest -m "s3 and not cluster" --s3 $(S3) --timeout=1800 tests/chaos
+
+chaos-workers: setup
+	$(BIN)/pytest -m cluster --s3 $(S3) --timeout=1800 tests/chaos
+
+chaos-rest: setup
+	$(BIN)/pytest -m "not s3 and not cluster" --timeout=1800 tests/chaos
 
 check: setup  ## lint, format, types, generated files
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import subprocess
 import sys
 import uuid
@@ -10,14 +11,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.chaos.figures import note
 from tests.fault_proxy import FaultProxy
 from transfer.config import StorageConfig
 from transfer.storage import RetryPolicy, open_store
 
 # What is stored here is the subject of the tests. Elsewhere S3 is only where things happen to lie, and the emulator is
-# enough. It is, too, for which versions are kept: that is reckoned from documents, whatever they were read from.
-ROOMS_OF_STORED_THINGS = {"storage", "dataset", "registry", "nightly"}
-NOT_ABOUT_STORING = {"test_retention.py"}
+# enough. It is, too, for which versions are kept: that is reckoned from documents, whatever they were read from. Only
+# `make chaos` kills workers on a real service.
+ROOMS_OF_STORED_THINGS = {"storage", "dataset", "registry", "nightly", "chaos"}
+NOT_ABOUT_STORING = {"test_retention.py", "test_workers.py", "test_clocks_and_credentials.py"}
 
 
 def pytest_addoption(parser):
@@ -48,24 +51,43 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def s3_server(request, tmp_path_factory):
     """Address of an S3 service in a process of its own, with credentials for it in the environment."""
-    with pytest.MonkeyPatch.context() as environment, contextlib.ExitStack() as service:
+    service = emulated() if request.config.getoption("--s3") == "emulator" else ceph(tmp_path_factory.mktemp("s3"))
+    with service as url:
+        yield url
+
+
+@contextlib.contextmanager
+def emulated():
+    """Address of moto's S3 emulator, which takes any key; one is in the environment."""
+    with emulator() as url, only_credentials("ACCESSKEYOFTHETESTS", "secret-key-of-the-tests"):
+        note("the S3 service", name=f"moto's emulator {importlib.metadata.version('moto')}")
+        yield url
+
+
+@contextlib.contextmanager
+def ceph(folder):
+    """Address of Ceph's S3 gateway, with its key in the environment."""
+    from scripts.s3_server.processes import version
+    from scripts.s3_server.server import running
+
+    with running(folder) as server, only_credentials(server.access_key, server.secret_key):
+        note("the S3 service", name=f"Ceph RADOS Gateway {version()}")
+        yield server.endpoint_url
+
+
+@contextlib.contextmanager
+def only_credentials(access_key, secret_key):
+    """These credentials in the environment, and none of the user's anywhere."""
+    with pytest.MonkeyPatch.context() as environment:
         for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_REGION"):
             environment.delenv(name, raising=False)
-        if request.config.getoption("--s3") == "ceph":
-            from scripts.s3_server.server import running
-
-            ceph = service.enter_context(running(tmp_path_factory.mktemp("s3")))
-            url, access_key, secret_key = ceph.endpoint_url, ceph.access_key, ceph.secret_key
-        else:
-            url = service.enter_context(emulator())
-            access_key, secret_key = "ACCESSKEYOFTHETESTS", "secret-key-of-the-tests"
         environment.setenv("AWS_ACCESS_KEY_ID", access_key)
         environment.setenv("AWS_SECRET_ACCESS_KEY", secret_key)
         environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
         environment.setenv("AWS_EC2_METADATA_DISABLED", "true")
         environment.setenv("AWS_CONFIG_FILE", "/dev/null")
         environment.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
-        yield url
+        yield
 
 
 @contextlib.contextmanager

@@ -38,6 +38,13 @@ def require_programs() -> None:
         )
 
 
+def version() -> str:
+    """Of Ceph's programs, such as 16.2.15. Raises S3ServerError where they are missing."""
+    require_programs()
+    said = subprocess.run(["radosgw", "--version"], capture_output=True, check=True, text=True).stdout  # noqa: S607
+    return said.split()[2]
+
+
 def run_tool(folder: Path, *command: str) -> str:
     """What one of Ceph's tools prints. Raises S3ServerError with the end of what it complained about."""
     try:

@@ -13,6 +13,7 @@ import pytest
 
 from tests.chaos.amount import trials
 from tests.chaos.figures import note
+from tests.conftest import emulated
 from transfer.errors import NightBusyError, StorageError
 from transfer.nightly import claim as claim_module
 from transfer.nightly.claim import take_claim
@@ -20,6 +21,13 @@ from transfer.storage import open_store, sha256_hex
 from transfer.storage.tier import LocalTier
 
 DAY_S = 86_400
+
+
+@pytest.fixture(scope="module")
+def s3_server():
+    """A service that takes any key, which a real one does not."""
+    with emulated() as url:
+        yield url
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ KILLS = [
 # TensorFlow's heartbeats have stopped.
 HANGING = [(1, 0, 5), (2, 1, 5), (2, 0, 5), (2, 0, 120), (2, 1, 120)]
 # Longer than the first step takes to compile on a busy machine.
-STALL_TIMEOUT_S = 15
+STALL_TIMEOUT_S = 30
 STEPS_OF_FIRST_PHASE = 16
 
 
