@@ -4,13 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 # TensorFlow's and Ray's start-up chatter; errors still show.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
+# Ray's workers are polite (nice 15), and would starve beside the tests that run in the other process.
+export RAY_worker_niceness ?= 0
 
 # What `make chaos` takes for S3: ceph, or emulator where Ceph's packages cannot be installed.
 S3 ?= ceph
 CHAOS_FIGURES := $(CURDIR)/chaos-figures.jsonl
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-local test-cluster test-s3 chaos chaos-s3 chaos-workers chaos-rest check format lock docs clean
+.PHONY: help setup demo test test-local test-cluster thorough test-s3 chaos chaos-s3 chaos-workers chaos-rest check format lock docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -23,15 +25,18 @@ $(VENV)/.ready: requirements/dev.txt pyproject.toml scripts/setup.sh
 demo: setup  ## train, evaluate, publish and reload a model on real handwritten digits, offline
 	$(BIN)/transfer demo
 
-test: setup  ## the whole test suite
+test: setup  ## the test suite
 	$(MAKE) --jobs=2 --output-sync=target test-local test-cluster
 
 # Side by side: most tests of either half keep less than one core busy.
 test-local: setup
-	$(BIN)/pytest -m "not cluster"
+	$(BIN)/pytest -m "not cluster and not thorough"
 
 test-cluster: setup
-	$(BIN)/pytest -m cluster
+	$(BIN)/pytest -m "cluster and not thorough"
+
+thorough: setup  ## the tests that only a new dependency can break: every network of Keras, the benches
+	$(BIN)/pytest -m thorough
 
 test-s3: setup  ## the tests of storage against a real S3 server (see scripts/s3_server)
 	$(BIN)/pytest -m s3 --s3 ceph tests/storage tests/dataset tests/registry tests/nightly tests/chaos tests/scripts \

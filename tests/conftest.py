@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import os
 import subprocess
 import sys
 import uuid
@@ -26,9 +27,10 @@ NOT_ABOUT_STORING = {"test_retention.py", "test_workers.py", "test_clocks_and_cr
 def pytest_addoption(parser):
     parser.addoption(
         "--s3",
-        choices=["emulator", "ceph"],
+        choices=list(S3_SERVICES),
         default="emulator",
-        help="the S3 service of the tests: moto's emulator, or a real one from the machine's Ceph packages",
+        help="the S3 service of the tests: moto's emulator, one from the machine's Ceph packages, or the one that "
+        "AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY name, where buckets are made and left",
     )
 
 
@@ -51,13 +53,13 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def s3_server(request, tmp_path_factory):
     """Address of an S3 service in a process of its own, with credentials for it in the environment."""
-    service = emulated() if request.config.getoption("--s3") == "emulator" else ceph(tmp_path_factory.mktemp("s3"))
-    with service as url:
+    service = S3_SERVICES[request.config.getoption("--s3")]
+    with service(tmp_path_factory.mktemp("s3")) as url:
         yield url
 
 
 @contextlib.contextmanager
-def emulated():
+def emulated(_folder=None):
     """Address of moto's S3 emulator, which takes any key; one is in the environment."""
     with emulator() as url, only_credentials("ACCESSKEYOFTHETESTS", "secret-key-of-the-tests"):
         note("the S3 service", name=f"moto's emulator {importlib.metadata.version('moto')}")
@@ -73,6 +75,18 @@ def ceph(folder):
     with running(folder) as server, only_credentials(server.access_key, server.secret_key):
         note("the S3 service", name=f"Ceph RADOS Gateway {version()}")
         yield server.endpoint_url
+
+
+@contextlib.contextmanager
+def of_the_environment(_folder):
+    """Address of the service that the environment names, with its key."""
+    url = os.environ["AWS_ENDPOINT_URL"]
+    with only_credentials(os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"]):
+        note("the S3 service", name=f"that of {url}")
+        yield url
+
+
+S3_SERVICES = {"emulator": emulated, "ceph": ceph, "environment": of_the_environment}
 
 
 @contextlib.contextmanager

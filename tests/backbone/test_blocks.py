@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.backbone.families import some_of
 from transfer.backbone.backbone import Backbone
 from transfer.backbone.describe import describe
 from transfer.backbone.load import load_backbone
@@ -25,23 +26,24 @@ def mobilenet():
 
 
 # Family, image size, number of blocks, and the last ones from the input to the output.
-FAMILIES = [
-    ("MobileNet", 32, 14, ["conv_11", "conv_12", "conv_13"]),
-    ("MobileNetV2", 32, 19, ["block_15", "block_16", "Conv_1"]),
-    ("MobileNetV3Small", 32, 13, ["expanded_conv_9", "expanded_conv_10", "conv_1"]),
-    ("ResNet50", 32, 17, ["conv5_block1", "conv5_block2", "conv5_block3"]),
-    ("ResNet50V2", 32, 17, ["conv5_block1", "conv5_block2", "conv5_block3"]),
-    ("VGG16", 32, 5, ["block1", "block2", "block3", "block4", "block5"]),
-    ("InceptionV3", 75, 16, [f"mixed{number}" for number in range(11)]),
-    ("DenseNet121", 32, 62, ["conv5_block15", "conv5_block16"]),
-    ("EfficientNetB0", 32, 18, ["block6d", "block7a", "top_conv"]),
-    ("ConvNeXtTiny", 32, 22, ["downsampling_block_2", "stage_3_block_0", "stage_3_block_1", "stage_3_block_2"]),
-    ("Xception", 71, 14, ["block12", "block13", "block14"]),
-]
+FAMILIES = {
+    "MobileNet": (32, 14, ["conv_11", "conv_12", "conv_13"]),
+    "MobileNetV2": (32, 19, ["block_15", "block_16", "Conv_1"]),
+    "MobileNetV3Small": (32, 13, ["expanded_conv_9", "expanded_conv_10", "conv_1"]),
+    "ResNet50": (32, 17, ["conv5_block1", "conv5_block2", "conv5_block3"]),
+    "ResNet50V2": (32, 17, ["conv5_block1", "conv5_block2", "conv5_block3"]),
+    "VGG16": (32, 5, ["block1", "block2", "block3", "block4", "block5"]),
+    "InceptionV3": (75, 16, [f"mixed{number}" for number in range(11)]),
+    "DenseNet121": (32, 62, ["conv5_block15", "conv5_block16"]),
+    "EfficientNetB0": (32, 18, ["block6d", "block7a", "top_conv"]),
+    "ConvNeXtTiny": (32, 22, ["downsampling_block_2", "stage_3_block_0", "stage_3_block_1", "stage_3_block_2"]),
+    "Xception": (71, 14, ["block12", "block13", "block14"]),
+}
 
 
-@pytest.mark.parametrize(("model", "image_size", "count", "last"), FAMILIES, ids=[family[0] for family in FAMILIES])
-def test_a_family_is_cut_at_its_known_blocks_and_the_halves_compute_what_the_whole_does(model, image_size, count, last):
+@pytest.mark.parametrize("model", some_of(FAMILIES, always={"MobileNetV2", "ResNet50", "InceptionV3", "ConvNeXtTiny"}))
+def test_a_family_is_cut_at_its_known_blocks_and_the_halves_compute_what_the_whole_does(model):
+    image_size, count, last = FAMILIES[model]
     backbone = load(model, image_size)
     names = [block.name for block in backbone.blocks]
     assert len(names) == count

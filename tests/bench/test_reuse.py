@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 ARMS = {"tutorial", "careful", "bare", "ours-cold", "ours-warm", "ours-grown"}
 RATIOS = {
     "tutorial / ours-cold",
@@ -14,6 +16,7 @@ RATIOS = {
 }
 
 
+@pytest.mark.thorough
 def test_the_bench_of_reuse_reports_every_arm_and_finds_that_all_learn_the_same():
     small = "--images 24 --epochs 10 --rounds 1 --image-size 32 --memory-images 0 --networks MobileNetV2 --json"
     command = [sys.executable, "-m", "scripts.bench.reuse", *small.split()]

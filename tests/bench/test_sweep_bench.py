@@ -13,6 +13,7 @@ from scripts.bench.sweep_task import Task
 RATES = [1e-4, 1e-3, 1e-2]
 
 
+@pytest.mark.thorough
 def test_the_bench_of_sweeps_reports_every_arm_and_every_ratio_of_theirs():
     small = "--images 80 --epochs 1 --rates 1 --depths 0,1 --image-size 32 --arms tutorials,keras-tuner,ours,floor"
     command = [sys.executable, "-m", "scripts.bench.sweep", *small.split(), "--json"]

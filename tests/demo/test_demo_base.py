@@ -91,6 +91,7 @@ def test_the_same_seed_draws_the_same_letters_and_another_seed_others():
     assert not np.array_equal(images, glyphs.render_many(60, seed=4)[0])
 
 
+@pytest.mark.thorough
 def test_pretraining_twice_writes_the_same_file(tmp_path):
     # In processes of their own: the script switches all of TensorFlow to deterministic operations.
     digests = []
