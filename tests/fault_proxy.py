@@ -31,6 +31,7 @@ Manner = Literal[
     "stalled body",  # send half of the answer's body, and the rest only when an event is set
     "slow body",  # send the answer's body in twenty pieces, with a pause before each
     "no conditions",  # take If-None-Match away from the request
+    "early conditions",  # look whether the name is taken, and a moment later write without asking again
     "refused in vain",  # take If-None-Match away, and answer 412 after the service has done the work
 ]
 
@@ -109,16 +110,11 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         fault = self.faults.next_fault(self.command, self.path, dict(self.headers))
         manner = fault.manner if fault else None
-        if manner == "status":
-            xml = f"<Error><Code>{fault.code}</Code><Message>on purpose</Message></Error>".encode()
-            self._answer(fault.status, {"Content-Type": "application/xml", "Content-Length": str(len(xml))}, xml)
-            return
-        if manner == "reset":
-            self._reset(fault)
+        if fault and self._refuses(fault):
             return
         if manner == "held":
             fault.held_until.wait()
-        if manner in {"no conditions", "refused in vain"}:
+        if manner in {"no conditions", "early conditions", "refused in vain"}:
             del self.headers["If-None-Match"]
             self._sign_again(body)
         if manner == "flipped upload" and body:
@@ -135,6 +131,19 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _handle  # noqa: N815 - http.server's names
 
+    def _refuses(self, fault: Fault) -> bool:
+        """Whether the service does not see the request at all."""
+        if fault.manner == "status":
+            xml = f"<Error><Code>{fault.code}</Code><Message>on purpose</Message></Error>".encode()
+            self._answer(fault.status, {"Content-Type": "application/xml", "Content-Length": str(len(xml))}, xml)
+        elif fault.manner == "reset":
+            self._reset(fault)
+        elif fault.manner == "early conditions" and self._is_taken():
+            self._answer(412, {}, b"")
+        else:
+            return False
+        return True
+
     def _forward(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
         upstream = http.client.HTTPConnection(self.faults.upstream.netloc, timeout=30)
         try:
@@ -144,6 +153,16 @@ class _Handler(BaseHTTPRequestHandler):
             return response.status, dict(response.getheaders()), response.read()
         finally:
             upstream.close()
+
+    def _is_taken(self) -> bool:
+        request = AWSRequest("HEAD", f"http://{self.headers['Host']}{self.path}")
+        S3SigV4Auth(Session().get_credentials(), "s3", "us-east-1").add_auth(request)
+        upstream = http.client.HTTPConnection(self.faults.upstream.netloc, timeout=30)
+        with contextlib.closing(upstream):
+            upstream.request("HEAD", self.path, headers={"Host": self.headers["Host"], **dict(request.headers.items())})
+            taken = upstream.getresponse().status == 200
+        time.sleep(0.05)  # Enough for others to come in between.
+        return taken
 
     def _sign_again(self, body: bytes) -> None:
         # The signature covers the header that is gone: a real service refuses the rest of the request.

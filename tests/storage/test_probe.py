@@ -48,6 +48,19 @@ def test_a_store_that_says_taken_and_overwrites_all_the_same_is_refused(faulty, 
         probe(faulty, single_writer=False)
 
 
+def test_a_store_that_looks_first_and_writes_then_is_refused_unless_there_is_a_single_writer(
+    faulty, single_writer, fault_proxy
+):
+    """As moto and OpenStack Swift do: who comes in between is not seen."""
+    fault_proxy.fail("early conditions", times=1_000_000, matches=lambda method, _: method == "PUT")
+    assert faulty.create("object", b"first") is True
+    assert faulty.create("object", b"second") is False
+    with pytest.raises(UnsafeStorageError, match=r"at the same moment.*single_writer"):
+        probe(faulty, single_writer=False)
+    probe(single_writer, single_writer=True)
+    assert [item.name for item in faulty.list()] == ["object"]
+
+
 def test_a_single_writer_can_use_a_store_that_ignores_conditions(single_writer, fault_proxy):
     ignore_conditions(fault_proxy)
     probe(single_writer, single_writer=True)

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 
 from transfer.errors import StorageError, UnsafeStorageError
 from transfer.storage.store import PROBE_DIRECTORY, Store
 
 _FIRST = b"first\n"
 _SECOND = b"second\n"
+_RACERS = 8
+_RACES = 6
+# A service that looks whether a name is taken before it has read the body leaves the more time for another writer.
+_RACER_SIZE_BYTES = 16 * 1024
 _THROUGHPUT_SIZE_BYTES = 4 * 1024**2
 
 
 def probe(store: Store, *, single_writer: bool) -> None:
     """Check that the store can be written, read and listed, and that it refuses a second object of the same name.
 
-    Writes a few bytes under `.probe/` and removes them again where that is allowed. `single_writer` accepts a store
-    that lets the second writer through. Raises UnsafeStorageError for such a store otherwise, StorageError when the
-    store cannot be used at all.
+    Also one that is written at the same moment. Writes small objects under `.probe/` and removes them again where that
+    is allowed. `single_writer` accepts a store that lets the second writer through. Raises UnsafeStorageError for such
+    a store otherwise, StorageError when the store cannot be used at all.
     """
     name = f"{PROBE_DIRECTORY}/{uuid.uuid4().hex}"
     try:
@@ -33,12 +39,13 @@ def probe(store: Store, *, single_writer: bool) -> None:
         refuses = False
     finally:
         store.discard(name)
-    if not refuses and not single_writer:
-        raise UnsafeStorageError(
-            f"{store.uri} does not honor conditional writes (If-None-Match: *): it let a second object replace the "
-            "first, so two writers could overwrite each other.",
-            advice="Use a store that honors them, or set storage.single_writer: true where only one job writes at a "
-            "time.",
+    if single_writer:
+        return
+    if not refuses:
+        raise _unsafe(store, "it let a second object replace the first")
+    if _lets_several_win(store):
+        raise _unsafe(
+            store, "of several who wrote a name at the same moment it told more than one that they were first"
         )
 
 
@@ -68,6 +75,34 @@ def _refuses_second(store: Store, name: str) -> bool:
         )
     _require_listed(store, name, len(found))
     return refused and found == _FIRST
+
+
+def _lets_several_win(store: Store) -> bool:
+    """Whether the store looks first and writes then, so that who comes in between is not seen."""
+    at_once = threading.Barrier(_RACERS)
+
+    def write(name: str, racer: int) -> bool:
+        at_once.wait()
+        return store.create(name, bytes([racer]) * _RACER_SIZE_BYTES)
+
+    with ThreadPoolExecutor(_RACERS) as racers:
+        for _ in range(_RACES):
+            name = f"{PROBE_DIRECTORY}/{uuid.uuid4().hex}"
+            try:
+                # None may have won: the answer to who did may have been lost, and the repetition finds the name taken.
+                if list(racers.map(write, [name] * _RACERS, range(_RACERS))).count(True) > 1:
+                    return True
+            finally:
+                store.discard(name)
+    return False
+
+
+def _unsafe(store: Store, why: str) -> UnsafeStorageError:
+    return UnsafeStorageError(
+        f"{store.uri} does not honor conditional writes (If-None-Match: *): {why}, so two writers could overwrite each "
+        "other.",
+        advice="Use a store that honors them, or set storage.single_writer: true where only one job writes at a time.",
+    )
 
 
 def _require_listed(store: Store, name: str, size_bytes: int) -> None:
