@@ -13,6 +13,9 @@ from transfer.dataset.shards import read_shard
 from transfer.registry.versions import list_promotions, list_versions, load_version, versions_folder
 from transfer.storage import open_store
 
+# Between two looks at everything: longer, and less would be seen; shorter, and whoever is watched would starve.
+PAUSE_S = 0.01
+
 
 class Reader:
     """Reads all that is committed, again and again, until the `with` block ends, and once more then."""
@@ -40,7 +43,7 @@ class Reader:
             raise self.faults[0]
 
     def _read_until_ended(self) -> None:
-        while not self._ended.wait(0.002):
+        while not self._ended.wait(PAUSE_S):
             self._read_once()
 
     def _read_once(self) -> None:

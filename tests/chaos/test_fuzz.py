@@ -27,7 +27,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def seconds():
-    return trials(10, 240)
+    return trials(10, 120)
 
 
 @pytest.fixture(scope="module")

@@ -188,7 +188,7 @@ def test_through_faults_of_all_manners_a_job_ends_right_or_with_an_error_and_a_r
 ):
     monkeypatch.setattr(address_module, "RetryPolicy", functools.partial(RetryPolicy, **vars(IMPATIENT)))
     past = job_with_a_past(tmp_path / "past")
-    rounds, errors = trials(1, 50), []
+    rounds, errors = trials(1, 30), []
     for number in range(rounds):
         draw = random.Random(number)
         storage = s3_storage.model_copy(update={"uri": f"{s3_storage.uri}/{number}"})

@@ -38,7 +38,7 @@ KILLS = [
 ]
 # How many workers, which of them hangs, and workers.hang_timeout_s. Of two, the other one notices within 120 s that
 # TensorFlow's heartbeats have stopped.
-HANGING = [(1, 0, 5), (2, 1, 5), (2, 0, 5), (2, 0, 120), (2, 1, 120)]
+HANGING = [(1, 0, 5), (2, 1, 5), (2, 0, 120)]
 # Longer than the first step takes to compile on a busy machine.
 STALL_TIMEOUT_S = 30
 STEPS_OF_FIRST_PHASE = 16
@@ -69,7 +69,7 @@ def difference_from(uninterrupted, run):
     return largest_difference(ended.weights, uninterrupted.weights)
 
 
-@pytest.mark.parametrize("seed", range(trials(1, 6)))
+@pytest.mark.parametrize("seed", range(trials(1, 3)))
 def test_workers_killed_in_steps_and_between_the_parts_of_checkpoints_change_nothing(
     ray_cluster, digits, uninterrupted, faulty_storage, fault_proxy, seed
 ):
@@ -77,7 +77,7 @@ def test_workers_killed_in_steps_and_between_the_parts_of_checkpoints_change_not
     config = digits_config(source, faulty_storage.model_dump(), training=TRAINING, activations="never", workers=PATIENT)
     store = open_store(config.storage)
     run = open_run(store, config, ingest(config, store), run_id="reset")
-    plan = KILLS[seed % len(KILLS)][: trials(2, 4)]
+    plan = KILLS[seed][: trials(2, 4)]
     kills = KillsOfWorkers(fault_proxy, plan, seed=seed)
     train_on_workers(run)
     assert kills.kills == len(plan)
