@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import os
 import subprocess
@@ -116,13 +117,17 @@ def emulator():
 @pytest.fixture
 def s3_storage(s3_server, tmp_path):
     """A prefix in a fresh bucket, and a fresh folder for what is kept of it on this machine."""
+    bucket = f"bucket-{uuid.uuid4().hex}"
+    s3_client(s3_server).create_bucket(Bucket=bucket)
+    return StorageConfig(uri=f"s3://{bucket}/some/prefix", endpoint_url=s3_server, cache_folder=str(tmp_path / "cache"))
+
+
+@functools.cache
+def s3_client(url):
+    """A client of the tests' own. Making one takes longer than many a test."""
     import boto3
 
-    bucket = f"bucket-{uuid.uuid4().hex}"
-    client = boto3.client("s3", endpoint_url=s3_server)
-    client.create_bucket(Bucket=bucket)
-    client.close()
-    return StorageConfig(uri=f"s3://{bucket}/some/prefix", endpoint_url=s3_server, cache_folder=str(tmp_path / "cache"))
+    return boto3.client("s3", endpoint_url=url)
 
 
 @pytest.fixture

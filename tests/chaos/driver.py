@@ -33,7 +33,8 @@ LONGEST_S = 60
 
 # Its server has imported what drivers import, so that one starts in hundredths of a second.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["tests.chaos.driver", "joblib"])
+# Arrow loads pandas with the first array, joblib comes with the first pool.
+PROCESSES.set_forkserver_preload(["tests.chaos.driver", "joblib", "pandas"])
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection
-from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-import boto3.session
+import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
+from botocore.loaders import create_loader
 from botocore.parsers import ResponseParserError
 
 from transfer.errors import StorageError
@@ -114,13 +115,21 @@ def _connect(endpoint_url: str | None, region: str | None, *, uri: str, silence_
         s3={"payload_signing_enabled": True},
     )
     try:
-        session = boto3.session.Session(region_name=region)
+        # A session of its own, which looks for credentials anew.
+        session = botocore.session.get_session()
+        session.register_component("data_loader", _descriptions())
         # Services other than AWS rarely care which region signs; AWS's default is the one that they expect.
-        region_name = session.region_name or ("us-east-1" if endpoint_url else None)
-        client = session.client("s3", endpoint_url=endpoint_url, region_name=region_name, config=config)
-        return client, session.get_credentials()
+        region = region or session.get_config_variable("region") or ("us-east-1" if endpoint_url else None)
+        client = session.create_client("s3", endpoint_url=endpoint_url, region_name=region, config=config)
+        return cast("S3Client", client), session.get_credentials()
     except (BotoCoreError, ValueError) as error:
         raise StorageError(f"Could not connect to {uri}: {cause_of(error)}.", advice=advice_for(error)) from error
+
+
+@cache
+def _descriptions() -> Any:
+    """The loader of botocore's description of S3, which is a megabyte of JSON: read once in a process."""
+    return create_loader()
 
 
 def _frozen(credentials: Any) -> Any:
