@@ -125,9 +125,10 @@ def s3_storage(s3_server, tmp_path):
 @functools.cache
 def s3_client(url):
     """A client of the tests' own. Making one takes longer than many a test."""
-    import boto3
+    import boto3.session
 
-    return boto3.client("s3", endpoint_url=url)
+    # Not `boto3.client`, whose session is that of the process, and remembers the first credentials that it ever found.
+    return boto3.session.Session().client("s3", endpoint_url=url)
 
 
 @pytest.fixture

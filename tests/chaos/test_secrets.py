@@ -166,7 +166,7 @@ def test_secrets_of_the_environment_appear_nowhere_that_a_job_leaves_anything(he
 def create_bucket(service):
     import boto3
 
-    client = boto3.client("s3", endpoint_url=service)
+    client = boto3.Session().client("s3", endpoint_url=service)
     client.create_bucket(Bucket="secrets")
     client.close()
 

@@ -43,7 +43,7 @@ class BucketPrefix:
 
     def __init__(self, storage):
         self.uri = f"{storage.uri}/photos"
-        self._client = boto3.client("s3", endpoint_url=storage.endpoint_url)
+        self._client = boto3.Session().client("s3", endpoint_url=storage.endpoint_url)
         self._bucket, _, self._prefix = self.uri.removeprefix("s3://").partition("/")
 
     def put(self, key, data):

@@ -48,7 +48,7 @@ def digits(cluster, s3_server, tmp_path_factory):
     folder = tmp_path_factory.mktemp("digits")
     archive = shutil.make_archive(str(folder / "digits"), "zip", write_some_digits(folder / "images"))
     bucket = f"bucket-{uuid.uuid4().hex}"
-    client = boto3.client("s3", endpoint_url=s3_server)
+    client = boto3.Session().client("s3", endpoint_url=s3_server)
     client.create_bucket(Bucket=bucket)
     for path in (Path(archive), BASE_PATH):
         client.put_object(Bucket=bucket, Key=path.name, Body=path.read_bytes())

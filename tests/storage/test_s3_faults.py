@@ -118,7 +118,7 @@ def test_a_log_entry_whose_answer_was_lost_is_added_once(store, fault_proxy):
 
 def test_equal_content_of_another_program_is_recognised_without_a_digest_beside_it(store, faulty_storage, s3_server):
     bucket = store.uri.split("/")[2]
-    client = boto3.client("s3", endpoint_url=s3_server)
+    client = boto3.Session().client("s3", endpoint_url=s3_server)
     client.put_object(Bucket=bucket, Key="some/prefix/object", Body=HELLO, Metadata={"sha256": "something else"})
     client.close()
     assert store.read("object") == HELLO

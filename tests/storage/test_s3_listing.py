@@ -48,7 +48,7 @@ def test_names_of_all_kinds_come_back_as_they_were_put_and_in_the_order_of_their
 def test_what_consoles_make_of_folders_is_not_listed(s3_storage):
     store = open_store(s3_storage)
     store.put("folder/object", b"content")
-    client = boto3.client("s3", endpoint_url=s3_storage.endpoint_url)
+    client = boto3.Session().client("s3", endpoint_url=s3_storage.endpoint_url)
     bucket, _, prefix = s3_storage.uri.removeprefix("s3://").partition("/")
     for key in (f"{prefix}/", f"{prefix}/folder/"):
         client.put_object(Bucket=bucket, Key=key, Body=b"")
@@ -67,7 +67,7 @@ def test_a_listing_without_an_order_is_refused(listed_as):
 
 
 def test_a_listing_whose_pages_repeat_is_refused_and_does_not_go_on_for_ever(listed_as, s3_storage):
-    client = boto3.client("s3", endpoint_url=s3_storage.endpoint_url)
+    client = boto3.Session().client("s3", endpoint_url=s3_storage.endpoint_url)
     token = client.list_objects_v2(Bucket=s3_storage.uri.split("/")[2], MaxKeys=1)["NextContinuationToken"]
     client.close()
     more = f"<IsTruncated>true</IsTruncated><NextContinuationToken>{token}</NextContinuationToken>".encode()

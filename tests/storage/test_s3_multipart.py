@@ -47,7 +47,7 @@ def store(faulty_storage, fast_retry, honors_condition):
 @pytest.fixture
 def unfinished(s3_storage):
     """Counts uploads that hold parts and were never completed or aborted."""
-    client = boto3.client("s3", endpoint_url=s3_storage.endpoint_url)
+    client = boto3.Session().client("s3", endpoint_url=s3_storage.endpoint_url)
     bucket = s3_storage.uri.split("/")[2]
     yield lambda: len(client.list_multipart_uploads(Bucket=bucket).get("Uploads", []))
     client.close()
@@ -139,7 +139,7 @@ def test_an_upload_that_is_gone_after_its_answer_was_lost_counts_as_done(store, 
 
 
 def test_an_upload_that_is_aborted_before_its_completion_is_an_error_and_no_object(store, fault_proxy, s3_storage):
-    client = boto3.client("s3", endpoint_url=s3_storage.endpoint_url)
+    client = boto3.Session().client("s3", endpoint_url=s3_storage.endpoint_url)
 
     def abort(method, path):
         if completes_object(method, path):
