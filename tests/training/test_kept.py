@@ -61,8 +61,8 @@ def test_kept_and_from_pixels_end_with_the_same_weights(digits, depths, engine):
 
 
 def test_two_replicas_on_what_is_kept_end_with_the_weights_of_one(digits):
-    # Adam divides a gradient by its own size: where that is all rounding, another order of summing is another update. On
-    # one kind of processor that came to 6e-5 here, with nothing wrong.
+    # Adam divides a gradient by its own size: where that is all rounding, another order of summing is another update.
+    # On one kind of processor that came to 6e-5 here, with nothing wrong.
     sgd = [{**phase, "optimizer": "sgd", "learning_rate": 3e-2} for phase in phases(0, 1)]
     runs = [new_run(digits, f"replicas-{n}", phases=sgd, activations="always") for n in (1, 2)]
     one = trained_weights(*runs[0])
