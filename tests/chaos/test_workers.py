@@ -37,7 +37,7 @@ KILLS = [
 ]
 # How many workers, which of them hangs, and workers.hang_timeout_s. Of two, the other one notices within 120 s that
 # TensorFlow's heartbeats have stopped.
-HANGING = [(1, 0, 5), (2, 1, 5), (2, 0, 120)]
+HANGING = [(2, 1, 5), (1, 0, 5), (2, 0, 120)]
 # Longer than the first step takes to compile on a busy machine.
 STALL_TIMEOUT_S = 30
 STEPS_OF_FIRST_PHASE = 16
@@ -91,7 +91,7 @@ def test_workers_killed_in_steps_and_between_the_parts_of_checkpoints_change_not
     )
 
 
-@pytest.mark.parametrize(("count", "which", "hang_timeout_s"), HANGING[: trials(2, len(HANGING))])
+@pytest.mark.parametrize(("count", "which", "hang_timeout_s"), HANGING[: trials(1, len(HANGING))])
 def test_a_worker_that_hangs_is_named_and_ended_and_changes_nothing(
     ray_cluster, digits, uninterrupted, capfd, count, which, hang_timeout_s
 ):
