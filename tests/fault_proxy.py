@@ -155,25 +155,27 @@ class _Handler(BaseHTTPRequestHandler):
             upstream.close()
 
     def _is_taken(self) -> bool:
-        request = AWSRequest("HEAD", f"http://{self.headers['Host']}{self.path}")
-        S3SigV4Auth(Session().get_credentials(), "s3", "us-east-1").add_auth(request)
+        headers = self._signed("HEAD", b"").headers
         upstream = http.client.HTTPConnection(self.faults.upstream.netloc, timeout=30)
         with contextlib.closing(upstream):
-            upstream.request("HEAD", self.path, headers={"Host": self.headers["Host"], **dict(request.headers.items())})
+            upstream.request("HEAD", self.path, headers={"Host": self.headers["Host"], **dict(headers.items())})
             taken = upstream.getresponse().status == 200
         time.sleep(0.05)  # Enough for others to come in between.
         return taken
 
     def _sign_again(self, body: bytes) -> None:
         # The signature covers the header that is gone: a real service refuses the rest of the request.
-        request = AWSRequest(self.command, f"http://{self.headers['Host']}{self.path}", data=body)
+        for name, value in self._signed(self.command, body).headers.items():
+            del self.headers[name]
+            self.headers[name] = value
+
+    def _signed(self, method: str, body: bytes) -> AWSRequest:
+        request = AWSRequest(method, f"http://{self.headers['Host']}{self.path}", data=body)
         for name in SIGNED:
             if name in self.headers:
                 request.headers[name] = self.headers[name]
         S3SigV4Auth(Session().get_credentials(), "s3", "us-east-1").add_auth(request)
-        for name, value in request.headers.items():
-            del self.headers[name]
-            self.headers[name] = value
+        return request
 
     def _send(self, body: bytes, fault: Fault | None) -> None:
         if fault is not None and fault.manner == "stalled body":
