@@ -220,6 +220,14 @@ def test_a_header_that_lies_within_the_limit_is_corrupt(data):
     assert refusal(data).reason is RejectReason.CORRUPT
 
 
+@pytest.mark.parametrize("format_name", ["JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF"])
+def test_what_is_said_of_a_broken_header_is_the_same_every_time(format_name):
+    data = images.encode(PICTURE, format_name)[:20]
+    detail = refusal(data, transcode=True).detail
+    assert detail.startswith(format_name.replace("WEBP", "WebP"))
+    assert " at 0x" not in detail
+
+
 def test_a_jpeg_that_claims_more_rows_is_taken_gray_where_it_has_none():
     accepted = check(jpeg_of_size(48, 200))
     assert isinstance(accepted, AcceptedImage)

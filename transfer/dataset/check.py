@@ -21,7 +21,7 @@ import numpy as np
 from transfer.dataset import formats
 from transfer.dataset.formats import Format
 
-CHECK_VERSION = 1
+CHECK_VERSION = 2
 """Counted up when another image is accepted, stored or described than before, so that what was found earlier is not
 relied on."""
 # A progressive JPEG has about ten scans. Each costs a pass over all pixels, however few bytes it has.
@@ -157,7 +157,7 @@ def _no_warnings() -> Iterator[None]:
 
 def _open(data: bytes, kind: Format, label: str) -> Any:
     """Read the header with Pillow, lazily: no pixel is decoded."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     if kind.plugin:
         with suppress(ImportError):
@@ -170,6 +170,9 @@ def _open(data: bytes, kind: Format, label: str) -> Any:
         return Image.open(io.BytesIO(data), formats=[kind.pillow_name])
     except Image.DecompressionBombError as error:
         raise _RefusedError(RejectReason.PIXEL_BOMB, f"{label}: {_text(error)}.") from None
+    except UnidentifiedImageError:
+        # Pillow's sentence says no more than where in memory the file is, which would make each ledger another.
+        raise _RefusedError(RejectReason.CORRUPT, f"{label} with a broken header.") from None
     except Exception as error:  # noqa: BLE001 - broken files make Pillow's parsers raise anything
         raise _RefusedError(RejectReason.CORRUPT, f"{label} with a broken header: {_text(error)}.") from None
 
