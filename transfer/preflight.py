@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from pathlib import Path
 
 from transfer.config import Config
+from transfer.config.paths import path_here
 from transfer.errors import ConfigError
 from transfer.storage import open_store
 
@@ -28,9 +28,9 @@ def _check_source(config: Config) -> None:
                 f"dataset.source is `{source}`, and tensorflow-datasets is not installed.",
                 advice="Install the extra: pip install 'transfer[tfds]'.",
             )
-    elif source != "digits" and "://" not in source and not Path(source).expanduser().exists():
+    elif source != "digits" and "://" not in source and not path_here(source).exists():
         raise ConfigError(
-            f"dataset.source is `{source}`, and there is nothing at {Path(source).expanduser().absolute()}.",
+            f"dataset.source is `{source}`, and there is nothing at {path_here(source).absolute()}.",
             advice="Give a folder, an archive, a table, an s3:// prefix, `tfds:NAME` or `digits`.",
         )
 
@@ -54,4 +54,4 @@ def _exists(file: str, config: Config) -> bool:
         folder, _, name = file.rstrip("/").rpartition("/")
         parent = open_store(config.storage.model_copy(update={"uri": folder}))
         return next(iter(parent.list(name)), None) is not None
-    return "://" in file or Path(file).expanduser().exists()
+    return "://" in file or path_here(file).exists()

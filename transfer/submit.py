@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 import tenacity
 
 from transfer.config import Config, load_config
+from transfer.config.paths import path_here
 from transfer.errors import ClusterError, ConfigError
 from transfer.working_tree import Package, pack
 
@@ -116,7 +117,7 @@ def _check_reachable(config: Config, root: Path) -> None:
     for key, place in (("storage", config.storage.uri), ("dataset.source", config.dataset.source)):
         if "://" in place:
             continue
-        path = Path(place).expanduser().absolute()
+        path = path_here(place).absolute()
         # A source may be a name, such as `digits`. Storage need not be there yet.
         if path.is_relative_to(root) and (key == "storage" or path.exists()):
             raise ConfigError(

@@ -103,6 +103,7 @@ def test_an_override_that_fits_nowhere_is_refused(tmp_path, override):
         ("a: " + "9" * 5000, "not readable as YAML"),
         ("a: 0x" + "f" * 5000, "more than 63 bits"),
         ('a: "\\ud800"', "not readable as YAML"),
+        ('storage: "a\\0b"', "holds a zero byte"),
         ("base: {options: {a: .nan}}", "nan is no number"),
         ("base: {options: {a: 2001-01-01}}", "read as a date; put it in quotes"),
         ("base: {options: {a: !!set {b}}}", "read as a set"),

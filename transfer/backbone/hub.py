@@ -24,6 +24,7 @@ import tensorflow as tf
 from transfer.backbone.preprocess import RANGES
 from transfer.backbone.source import LoadedNetwork, is_s3, local_file, local_folder, unpack_tar
 from transfer.config import BaseNetworkConfig, StorageConfig
+from transfer.config.paths import path_here
 from transfer.errors import BackboneError
 
 ARCHIVE_SUFFIXES = (".tar.gz", ".tgz")
@@ -147,7 +148,7 @@ def _fetch(model: str, scratch: Path, storage: StorageConfig | None) -> Path:
         return unpack_tar(archive, directory=unpacked, shown_as=model)
     if is_s3(model):
         return local_folder(model, directory=scratch, storage=storage)
-    return Path(model).expanduser()
+    return path_here(model)
 
 
 def _resolve(handle: str) -> Path:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import keras
 
 from transfer.backbone.applications import known_networks, load_application
@@ -14,6 +12,7 @@ from transfer.backbone.keras_file import load_keras_file
 from transfer.backbone.preprocess import RANGES
 from transfer.backbone.source import LoadedNetwork, is_s3, nearest
 from transfer.config import BaseNetworkConfig, StorageConfig
+from transfer.config.paths import path_here
 from transfer.errors import BackboneError
 
 
@@ -45,7 +44,7 @@ def _load(config: BaseNetworkConfig, storage: StorageConfig | None) -> LoadedNet
         )
     if model.endswith(".keras"):
         return load_keras_file(config, storage=storage)
-    if is_s3(model) or is_remote_handle(model) or Path(model).expanduser().exists():
+    if is_s3(model) or is_remote_handle(model) or path_here(model).exists():
         return load_saved_model(config, storage=storage)
     raise BackboneError(
         f"base.model is {model!r}, which is neither a network of keras.applications nor a file or folder that exists.",

@@ -16,6 +16,7 @@ from typing import Any
 
 from transfer.backbone.preprocess import Preprocessing
 from transfer.config import StorageConfig
+from transfer.config.paths import path_here
 from transfer.errors import BackboneError, ObjectNotFoundError
 
 INITIAL_WEIGHTS_SEED = 0
@@ -76,7 +77,7 @@ def local_file(uri: str, *, directory: Path, storage: StorageConfig | None) -> P
     Raises BackboneError when there is no such file, StorageError when S3 cannot be read.
     """
     if not is_s3(uri):
-        path = Path(uri).expanduser()
+        path = path_here(uri)
         if not path.is_file():
             raise BackboneError(f"There is no file {uri}.", advice="Check the path; it is relative to where you run.")
         return path

@@ -103,6 +103,8 @@ def _check_plain(value: Any) -> None:
 def _check_plain_scalar(value: Any) -> None:
     if isinstance(value, str):
         value.encode()  # Half of a pair of surrogates is no character.
+        if "\0" in value:
+            raise ValueError(f"{value!r:.40} holds a zero byte, which no path or name can")
     elif isinstance(value, int):
         if abs(value) > _LARGEST_NUMBER:
             raise ValueError("a number has more than 63 bits")

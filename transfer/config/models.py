@@ -13,10 +13,12 @@ from unicodedata import normalize
 from pydantic import Field, field_validator, model_validator
 
 from transfer.config.nightly import NightlyConfig
+from transfer.config.paths import path_here
 from transfer.config.section import Fraction, Name, Section
 from transfer.config.sweep import SweepConfig
 from transfer.config.training import PhaseConfig, TrainingConfig
 from transfer.config.workers import WorkersConfig
+from transfer.errors import ConfigError
 
 
 class StorageConfig(Section):
@@ -47,7 +49,12 @@ class StorageConfig(Section):
         if not value.strip():
             raise ValueError("storage is empty and must be a folder or `s3://bucket/prefix`")
         # Workers may run in another folder than the one the configuration was written for.
-        return value if "://" in value else str(Path(value).expanduser().absolute())
+        if "://" in value:
+            return value
+        try:
+            return str(path_here(value).absolute())
+        except ConfigError as error:
+            raise ValueError(error.message) from None
 
     @field_validator("cache_folder")
     @classmethod

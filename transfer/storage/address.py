@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from transfer.config.models import StorageConfig
+from transfer.config.paths import path_here
 from transfer.errors import ConfigError
 from transfer.storage.local import LocalStore
 from transfer.storage.retry import RetryPolicy
@@ -45,7 +46,7 @@ def open_store(config: StorageConfig, *, retry: RetryPolicy | None = None) -> St
     # A slash too few makes a folder of an address; it arrives here as an absolute path.
     if any(part.lower().startswith(("s3:", "file:")) for part in Path(uri).parts):
         raise ConfigError(f"storage.uri is {uri}, a folder that looks like a mistyped address.", advice=_SUPPORTED)
-    return LocalStore(Path(uri).expanduser(), single_writer=config.single_writer)
+    return LocalStore(path_here(uri), single_writer=config.single_writer)
 
 
 def _open_bucket(config: StorageConfig, rest: str, retry: RetryPolicy) -> Store:
@@ -84,9 +85,9 @@ def _tier(config: StorageConfig) -> LocalTier | None:
     folder = config.cache_folder or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "transfer")
     try:
         # A folder below, with its own rights and nothing else in it that could be given up.
-        folder = Path(folder).expanduser() / "objects"
-    except RuntimeError:
-        _log.warning("There is no home folder here: nothing of %s is kept on this machine.", config.uri)
+        folder = path_here(folder) / "objects"
+    except ConfigError as error:
+        _log.warning("%s So nothing of %s is kept on it.", error.message, config.uri)
         return None
     return LocalTier(folder, max_size_bytes=config.cache_size_bytes)
 

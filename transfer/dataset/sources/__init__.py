@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from transfer.config import DatasetConfig, StorageConfig
+from transfer.config.paths import path_here
 from transfer.dataset.sources.archive import ARCHIVE_SUFFIXES, unpack
 from transfer.dataset.sources.base import Entry, Label, Source
 from transfer.dataset.sources.digits import DigitsSource, write_digits
@@ -42,7 +43,7 @@ def _open(config: DatasetConfig, storage: StorageConfig, folder: Path) -> Source
         write_tfds(uri.removeprefix("tfds:"), folder)
         return FolderSource(str(folder), kind="tfds", uri=uri)
     if not uri.startswith(_REMOTE):
-        uri = str(Path(uri).expanduser().absolute())
+        uri = str(path_here(uri).absolute())
         if not Path(uri).exists():
             raise _no_source(config, "and there is nothing there")
         if Path(uri).is_dir():
