@@ -10,6 +10,7 @@ export RAY_worker_niceness ?= 0
 # What `make chaos` takes for S3: ceph, or emulator where Ceph's packages cannot be installed.
 S3 ?= ceph
 CHAOS_FIGURES := $(CURDIR)/chaos-figures.jsonl
+CHAOS_OF_WORKERS := tests/chaos/test_workers.py
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-local test-cluster thorough test-s3 chaos chaos-s3 chaos-workers chaos-rest check format lock docs clean
@@ -52,13 +53,13 @@ chaos-s3 chaos-workers chaos-rest: export TRANSFER_CHAOS = long
 chaos-s3 chaos-workers chaos-rest: export TRANSFER_CHAOS_FIGURES = $(CHAOS_FIGURES)
 
 chaos-s3: setup
-	$(BIN)/pytest -m "s3 and not cluster" --s3 $(S3) --timeout=1800 tests/chaos
+	$(BIN)/pytest -m s3 --s3 $(S3) --timeout=1800 tests/chaos --ignore=$(CHAOS_OF_WORKERS)
 
 chaos-workers: setup
-	$(BIN)/pytest -m cluster --s3 $(S3) --timeout=1800 tests/chaos
+	$(BIN)/pytest --s3 $(S3) --timeout=1800 $(CHAOS_OF_WORKERS)
 
 chaos-rest: setup
-	$(BIN)/pytest -m "not s3 and not cluster" --timeout=1800 tests/chaos
+	$(BIN)/pytest -m "not s3" --timeout=1800 tests/chaos --ignore=$(CHAOS_OF_WORKERS)
 
 check: setup  ## lint, format, types, generated files
 	$(BIN)/ruff check .
@@ -80,6 +81,8 @@ lock:  ## resolve the pins again (needs uv)
 		--generate-hashes --no-emit-index-url -q -o requirements/gpu.txt
 	uv pip compile pyproject.toml --group dev -c requirements/run.txt --universal --python-version 3.11 \
 		--generate-hashes --no-emit-index-url -q -o requirements/dev.txt
+	echo uv | uv pip compile - --universal --python-version 3.11 --generate-hashes --no-emit-index-url --upgrade \
+		-q -o requirements/uv.txt
 
 clean:  ## remove the environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache demo-output $(CHAOS_FIGURES)
