@@ -23,6 +23,7 @@ def result():
     return json.loads(finished.stdout.splitlines()[-1])
 
 
+@pytest.mark.thorough
 def test_every_part_is_measured_at_every_size(result):
     assert [size["shards"] for size in result["driver"]] == [10, 100]
     for size in result["driver"]:
@@ -30,6 +31,7 @@ def test_every_part_is_measured_at_every_size(result):
         assert all(memory["peak_mib"] >= memory["before_mib"] for memory in size["memory"].values())
 
 
+@pytest.mark.thorough
 def test_requests_of_the_jobs_are_those_that_the_code_makes(result):
     jobs = {job: found["requests_a_shard"] for job, found in result["requests"]["jobs"].items()}
     assert jobs["epoch from images, no local tier"] == {"GET shards": 1}
@@ -44,6 +46,7 @@ def test_requests_of_the_jobs_are_those_that_the_code_makes(result):
     assert one == both > 8 * result["requests"]["image_bytes"]
 
 
+@pytest.mark.thorough
 def test_deeper_training_exchanges_more_up_to_the_whole_network(result):
     rows = result["network"]["MobileNetV2"]
     head = 1280 * 1000 + 1000
@@ -55,6 +58,7 @@ def test_deeper_training_exchanges_more_up_to_the_whole_network(result):
     assert parameters == sorted(parameters)
 
 
+@pytest.mark.thorough
 def test_the_report_names_every_input_of_the_estimate_and_where_it_is_from(result):
     text = report(result)
     assert "ESTIMATE, not a measurement" in text
@@ -74,6 +78,7 @@ def test_growth_is_told_from_the_two_largest_sizes():
     assert exponent(figures((10, 1.0))) is None
 
 
+@pytest.mark.thorough
 def test_what_grows_faster_than_linearly_is_said_so(result):
     shown = {**result, "driver": [{"shards": 10, "figures": [], "memory": {}, "facts": {}}]}
     shown["driver"][0]["figures"] = [vars(figure) | {"part": "plan"} for figure in figures((10, 1.0), (1000, 10_000.0))]
