@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,15 +113,6 @@ def test_an_error_in_a_worker_arrives_as_it_was_raised():
     with pytest.raises(DatasetError, match="Item 0 went wrong") as caught:
         list(parallel_map(fail, range(100), processes=1))
     assert type(caught.value) is DatasetError
-
-
-def process_of(item):
-    time.sleep(0.2)
-    return os.getpid()
-
-
-def test_no_more_workers_are_started_than_are_worth_it():
-    assert len(set(parallel_map(process_of, range(6), processes=1))) == 1
 
 
 def test_images_and_shards_in_a_bucket_are_read_and_written_by_the_workers(s3_storage):

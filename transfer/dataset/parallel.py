@@ -39,15 +39,12 @@ def on_cluster() -> bool:
 
 
 def process_count(images: int) -> int:
-    """Processes worth starting for this many images; on a cluster, whatever room it has."""
-    worth_starting = max(1, -(-images // IMAGES_PER_PROCESS))
-    if on_cluster():
-        return worth_starting
+    """Local processes worth starting for this many images."""
     # It comes with scikit-learn, and knows the limits that containers and batch systems set.
     from joblib import cpu_count  # type: ignore[import-untyped]
 
     cpus: int = cpu_count()
-    return min(cpus, worth_starting)
+    return max(1, min(cpus, -(-images // IMAGES_PER_PROCESS)))
 
 
 def parallel_map(
@@ -55,12 +52,12 @@ def parallel_map(
 ) -> Generator[Answer, None, None]:
     """Yield `function(item)` of each item, in the items' order; `items` is read only a little ahead of the answers.
 
-    `function` and the items are pickled. No more than `processes` work at once, on a cluster no more than it has room
-    for; locally one means this process. `heavy` items carry megabytes, so that fewer travel at once. Raises what the
-    function raises, and DatasetError when workers die: at once locally, on Ray after a few attempts.
+    `function` and the items are pickled. `processes` counts for local work; one means this process. `heavy` items
+    carry megabytes, so that fewer travel at once. Raises what the function raises, and DatasetError when workers die:
+    at once locally, on Ray after a few attempts.
     """
     if on_cluster():
-        answers = _map_on_ray(function, items, processes=processes, heavy=heavy)
+        answers = _map_on_ray(function, items, heavy=heavy)
     elif processes > 1:
         answers = _map_on_processes(function, items, processes=processes)
     else:
@@ -112,7 +109,7 @@ def _end_with_parent() -> None:
 
 
 def _map_on_ray(
-    function: Callable[[Item], Answer], items: Iterable[Item], *, processes: int, heavy: bool
+    function: Callable[[Item], Answer], items: Iterable[Item], *, heavy: bool
 ) -> Generator[Answer, None, None]:
     import ray
 
@@ -130,7 +127,7 @@ def _map_on_ray(
     try:
         for item in items:
             waiting.append(task.remote(shared, item))
-            if len(waiting) >= min(processes, _room_on_ray(heavy=heavy)):
+            if len(waiting) >= _room_on_ray(heavy=heavy):
                 yield next_answer()
         while waiting:
             yield next_answer()
