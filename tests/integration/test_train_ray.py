@@ -1,5 +1,6 @@
 """Training on real Ray workers: the same result as in one process. Their kills are in tests/chaos."""
 
+import pickle
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ from tests.one_process import largest_difference, trained_in_one_process
 from transfer.errors import DivergedError, TrainingError
 from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoints
-from transfer.training.ray_workers import ray_storage_path, train_on_workers
+from transfer.training.ray_workers import plain_errors, ray_storage_path, train_on_workers
 from transfer.training.run import open_run
 
 WORKERS = {"count": 2, "max_failures": 2, "collectives": "ring"}
@@ -55,6 +56,14 @@ def test_the_driver_never_loads_tensorflow():
         "assert not {'tensorflow', 'keras', 'tf_keras'} & set(sys.modules), 'TensorFlow was loaded'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_errors_of_tensorflow_are_looked_at_without_it():
+    import tensorflow as tf
+
+    with pytest.raises(RuntimeError, match="UnavailableError: it is gone") as raised, plain_errors():
+        raise tf.errors.UnavailableError(None, None, "it is gone")
+    assert b"tensorflow" not in pickle.dumps(raised.value)
 
 
 def test_divergence_is_an_answer_and_not_retried(ray_cluster, digits):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -119,6 +121,21 @@ def ray_storage_path(storage: StorageConfig) -> str:
     return f"{uri}?{'&'.join(options)}" if options else uri
 
 
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Raise errors of TensorFlow as RuntimeErrors, with the same traceback.
+
+    Ray's controller would first load TensorFlow to look at them, and only then start the workers again.
+    """
+    import tensorflow as tf
+
+    try:
+        yield
+    except tf.errors.OpError as error:
+        raise RuntimeError(f"{type(error).__name__}: {error.message}").with_traceback(error.__traceback__) from None
+
+
+@plain_errors()
 def _worker_main(settings: dict[str, Any]) -> TransferError | None:
     """What each Ray worker runs, in a thread that is not the main one."""
     from transfer.training.strategy import create_strategy
