@@ -119,7 +119,7 @@ def config_of_race(config, number, racer=0):
 
 
 def test_of_two_ingests_one_makes_a_version_and_the_other_says_so_and_makes_the_next(storage, tmp_path):
-    races = trials(20, 400) if kind_of(storage) == "folder" else trials(4, 100)
+    races = trials(20, 900) if kind_of(storage) == "folder" else trials(4, 100)
     config = config_of(write_classes(tmp_path / "images", cat=6, dog=6), storage)
     for number in range(races):
         remember_as_checked(config_of_race(config, number))
