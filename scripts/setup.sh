@@ -27,11 +27,11 @@ with_pip() {
     "$venv/bin/pip" install --quiet --no-compile --no-deps --no-build-isolation -e .
 }
 
-"$python" -m venv --clear "$venv"
 if uv=$(command -v uv); then
-    :
-elif "$venv/bin/pip" install --quiet --require-hashes -r requirements/uv.txt; then
-    uv="$venv/bin/uv"
+    "$uv" venv --quiet --clear --seed --python "$python" "$venv"
+else
+    "$python" -m venv --clear "$venv"
+    "$venv/bin/pip" install --quiet --require-hashes -r requirements/uv.txt && uv="$venv/bin/uv"
 fi
 # An index may be set up for pip alone: then uv finds nothing, and pip does.
 if [[ -z $uv ]] || ! with_uv "$uv"; then
