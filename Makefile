@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 # Ray's workers are polite (nice 15), and would starve beside the tests that run in the other process.
 export RAY_worker_niceness ?= 0
-# On few CPUs it ends what is idle while others work, and the next step of a job imports TensorFlow again.
+# Where CPUs are few, Ray ends idle workers while others work, and a job's next step imports TensorFlow again.
 export RAY_num_workers_soft_limit ?= 6
 
 # What `make chaos` takes for S3: ceph, or emulator where Ceph's packages cannot be installed.

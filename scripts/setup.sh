@@ -18,8 +18,8 @@ fi
 
 with_uv() {
     export VIRTUAL_ENV="$PWD/$venv"
-    "$1" pip install --quiet --require-hashes -r requirements/dev.txt &&
-        "$1" pip install --quiet --no-deps --no-build-isolation -e .
+    "$uv" pip install --quiet --require-hashes -r requirements/dev.txt &&
+        "$uv" pip install --quiet --no-deps --no-build-isolation -e .
 }
 
 with_pip() {
@@ -34,7 +34,7 @@ else
     "$venv/bin/pip" install --quiet --require-hashes -r requirements/uv.txt && uv="$venv/bin/uv"
 fi
 # An index may be set up for pip alone: then uv finds nothing, and pip does.
-if [[ -z $uv ]] || ! with_uv "$uv"; then
+if [[ -z $uv ]] || ! with_uv; then
     echo "setup: without uv; pip takes some minutes" >&2
     with_pip
 fi

@@ -12,7 +12,7 @@ from tests.one_process import largest_difference, trained_in_one_process
 from transfer.errors import DivergedError, TrainingError
 from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoints
-from transfer.training.ray_workers import plain_errors, ray_storage_path, train_on_workers
+from transfer.training.ray_workers import _worker_main, ray_storage_path, train_on_workers
 from transfer.training.run import open_run
 
 WORKERS = {"count": 2, "max_failures": 2, "collectives": "ring"}
@@ -58,11 +58,16 @@ def test_the_driver_never_loads_tensorflow():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_errors_of_tensorflow_are_looked_at_without_it():
+def test_errors_of_tensorflow_are_looked_at_without_it(digits, monkeypatch):
     import tensorflow as tf
 
-    with pytest.raises(RuntimeError, match="UnavailableError: it is gone") as raised, plain_errors():
+    def fail(_):
         raise tf.errors.UnavailableError(None, None, "it is gone")
+
+    monkeypatch.setattr("transfer.training.strategy.create_strategy", fail)
+    settings = {"config": new_run(digits, "failing").config.model_dump(mode="json")}
+    with pytest.raises(RuntimeError, match="UnavailableError: it is gone") as raised:
+        _worker_main(settings)
     assert b"tensorflow" not in pickle.dumps(raised.value)
 
 

@@ -46,7 +46,7 @@ def open_store(config: StorageConfig, *, retry: RetryPolicy | None = None) -> St
     # A slash too few makes a folder of an address; it arrives here as an absolute path.
     if any(part.lower().startswith(("s3:", "file:")) for part in Path(uri).parts):
         raise ConfigError(f"storage.uri is {uri}, a folder that looks like a mistyped address.", advice=_SUPPORTED)
-    return LocalStore(path_here(uri), single_writer=config.single_writer)
+    return LocalStore(Path(uri), single_writer=config.single_writer)
 
 
 def _open_bucket(config: StorageConfig, rest: str, retry: RetryPolicy) -> Store:

@@ -122,7 +122,7 @@ def ray_storage_path(storage: StorageConfig) -> str:
 
 
 @contextmanager
-def plain_errors() -> Iterator[None]:
+def _plain_errors() -> Iterator[None]:
     """Raise errors of TensorFlow as RuntimeErrors, with the same traceback.
 
     Ray's controller would first load TensorFlow to look at them, and only then start the workers again.
@@ -135,7 +135,7 @@ def plain_errors() -> Iterator[None]:
         raise RuntimeError(f"{type(error).__name__}: {error.message}").with_traceback(error.__traceback__) from None
 
 
-@plain_errors()
+@_plain_errors()
 def _worker_main(settings: dict[str, Any]) -> TransferError | None:
     """What each Ray worker runs, in a thread that is not the main one."""
     from transfer.training.strategy import create_strategy
