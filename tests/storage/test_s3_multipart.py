@@ -179,7 +179,9 @@ def test_completions_that_always_conflict_end_in_an_error(store, fault_proxy):
 
 
 def test_an_upload_that_fails_leaves_neither_object_nor_parts(store, fault_proxy, unfinished):
-    fault_proxy.fail("status", times=1000, matches=lambda method, path: parts_of_object(method, path) and "=3" in path)
+    fault_proxy.fail(
+        "status", times=1000, matches=lambda method, path: parts_of_object(method, path) and "partNumber=3" in path
+    )
     with pytest.raises(StorageError, match="part 3 of large"):
         store.put("large", LARGE)
     assert not store.exists("large")
