@@ -117,6 +117,7 @@ def test_a_worker_that_hangs_is_named_and_ended_and_changes_nothing(
     )
 
 
+@pytest.mark.thorough
 def test_a_rank_that_waits_for_its_images_for_ever_is_named_and_ended_and_changes_nothing(
     ray_cluster, uninterrupted, digits, faulty_storage, fault_proxy, capfd
 ):

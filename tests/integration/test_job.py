@@ -18,6 +18,8 @@ ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).with_name("ray")
 
 
+# `make test-s3` has it, too.
+@pytest.mark.thorough
 @pytest.mark.s3
 def test_the_train_job_publishes_a_model_from_two_workers(head, s3_storage, tmp_path):
     source = write_some_digits(tmp_path / "images")

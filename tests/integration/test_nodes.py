@@ -24,8 +24,6 @@ from transfer.training.run import load_run
 
 ROOT = Path(__file__).parents[2]
 TOLERANCE = 1e-5
-# From pixels, since the frozen part's output is the other test's; and with a checkpoint to go on from at every step.
-STEPWISE = ["--set", "activations.keep=never", "--set", "training.checkpoint_steps=1"]
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +149,11 @@ def largest_difference(left, right):
     return max(float(np.max(np.abs(a - b))) for a, b in zip(left, right, strict=True))
 
 
+def runs(here):
+    """Ids of the runs that have begun."""
+    return {item.name.split("/")[1] for item in open_store(here.storage).list("runs/")}
+
+
 def steps_of(here, run_id):
     """Steps that checkpoints know of; none where the run has not begun."""
     store = open_store(here.storage)
@@ -169,15 +172,24 @@ def test_without_nodes_a_job_ends_in_time_and_says_what_it_needs(submit, cluster
     assert "Traceback" not in job.log
 
 
-def test_a_night_trains_on_two_nodes_what_one_process_does(submit, nodes, digits, here, in_one_process):
-    job = submit("nightly", digits, "--set", "publish.enabled=true")
+def test_a_night_one_of_whose_nodes_dies_trains_on_another_what_one_process_does(
+    submit, nodes, digits, here, in_one_process
+):
+    job = submit("nightly", digits, "--set", "publish.enabled=true", "--set", "training.checkpoint_steps=1")
+    job.wait_until(lambda: any(steps_of(here, run_id) >= 3 for run_id in runs(here) - {"one-process"}))
+    dead = nodes.nodes[0]
+    nodes.kill(dead)
+    nodes.join(2)
     answer = job.answer()
     assert answer["outcome"] == "promoted"
-    for node in nodes.nodes:
+    for node in (dead, *nodes.nodes):
         assert f"- (ip={node.address}, " in job.log
-    assert largest_difference(final(here, answer["run"]).weights, in_one_process) < TOLERANCE
+    ended = final(here, answer["run"])
+    assert largest_difference(ended.weights, in_one_process) < TOLERANCE
+    assert [row.epoch for row in ended.progress.history] == [0, 1, 2]
 
 
+@pytest.mark.thorough
 def test_a_sweep_has_its_hosts_on_the_nodes(submit, nodes, digits):
     head_only = "phases=[{unfreeze: 0, epochs: 2, learning_rate: 1.0e-3}]"
     # The head has no CPU for them.
@@ -185,19 +197,10 @@ def test_a_sweep_has_its_hosts_on_the_nodes(submit, nodes, digits):
     assert job.answer()["trials"] == {"finished": 4, "stopped": 0, "failed": 0}
 
 
-def test_a_node_that_dies_and_another_that_joins_change_nothing(submit, nodes, digits, here, in_one_process):
-    job = submit("train", digits, "--run-id", "replaced", *STEPWISE)
-    job.wait_until(lambda: steps_of(here, "replaced") >= 3)
-    nodes.kill(nodes.nodes[0])
-    nodes.join(2)
-    job.answer()
-    ended = final(here, "replaced")
-    assert largest_difference(ended.weights, in_one_process) < TOLERANCE
-    assert [row.epoch for row in ended.progress.history] == [0, 1, 2]
-
-
+@pytest.mark.thorough
 def test_where_no_other_node_joins_the_job_ends_in_time_and_says_what_it_needs(submit, nodes, digits, here):
-    job = submit("train", digits, "--run-id", "alone", *STEPWISE, "--set", "workers.start_timeout_s=10")
+    settings = ["training.checkpoint_steps=1", "workers.start_timeout_s=10"]
+    job = submit("train", digits, "--run-id", "alone", *(part for each in settings for part in ("--set", each)))
     job.wait_until(lambda: steps_of(here, "alone") >= 3)
     nodes.kill(nodes.nodes[0])
     assert job.end() == TrainingError.exit_code, job.log[-5000:]
