@@ -19,10 +19,11 @@ from transfer.dataset.manifest import load_dataset
 from transfer.storage import open_store
 from transfer.training.loop import train
 from transfer.training.run import load_run
+from transfer.training.workbench import Workbench
 config = load_config(Path(sys.argv[1]))
 store = open_store(config.storage)
 run = load_run(store, sys.argv[2], config)
-train(run, load_dataset(store, "digits"), strategy=tf.distribute.get_strategy())
+train(run, load_dataset(store, "digits"), workbench=Workbench(tf.distribute.get_strategy()))
 """
 
 

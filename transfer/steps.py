@@ -41,8 +41,9 @@ def fit(run: Run, dataset: Dataset) -> None:
     strategy = create_strategy()
 
     from transfer.training.loop import train as train_here
+    from transfer.training.workbench import Workbench
 
-    train_here(run, dataset, strategy=strategy, start=newest)
+    train_here(run, dataset, workbench=Workbench(strategy), start=newest)
 
 
 def evaluated(run: Run) -> int:

@@ -184,7 +184,8 @@ def ours(task: Task, watch: Stopwatch) -> dict[str, Any]:
         store = open_store(config.storage)
         dataset = load_dataset(store, config.dataset_name)
         run = open_run(store, config, dataset)
-        model = loop.train(run, dataset, strategy=create_strategy(), on_epoch=lambda row: epochs_s.append(row.seconds))
+        workbench = Workbench(create_strategy())
+        model = loop.train(run, dataset, workbench=workbench, on_epoch=lambda row: epochs_s.append(row.seconds))
     save_head(task, *model.head.get_layer("logits").get_weights())
     (extraction,) = extractions
     # Asked for at the end: OpenVINO gives way to TensorFlow when it turns out to differ too much.

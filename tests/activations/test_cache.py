@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-import tensorflow as tf
 
 from tests.digits import digits_config, ingest_some_digits
+from tests.workbench import train
 from transfer.activations.cache import collect_garbage, summarize
 from transfer.activations.layout import content_name, description_name, entry_name, schema_for
 from transfer.activations.verify import verify
@@ -22,7 +22,6 @@ from transfer.errors import ActivationsError, CorruptObjectError
 from transfer.storage import Log, open_store, put_content, put_document, sha256_hex
 from transfer.storage.local import LocalStore
 from transfer.training.checkpoints import Checkpoints
-from transfer.training.loop import train
 from transfer.training.run import open_run
 
 ROWS = 6
@@ -467,7 +466,7 @@ def new_run(digits, tmp_path):
 
 
 def trained_weights(run, dataset, **options):
-    train(run, dataset, strategy=tf.distribute.get_strategy(), **options)
+    train(run, dataset, **options)
     return Checkpoints(run).complete().weights
 
 

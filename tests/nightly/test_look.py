@@ -6,11 +6,11 @@ import sys
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from PIL import Image
 from sklearn.datasets import load_digits
 
 from tests.digits import digits_config
+from tests.workbench import train
 from transfer.dataset.ingest import ingest
 from transfer.nightly.features import kept_features
 from transfer.nightly.look import look_at_new, look_from_driver
@@ -20,7 +20,6 @@ from transfer.registry.versions import add_version
 from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoints
 from transfer.training.inputs import Inputs
-from transfer.training.loop import train
 from transfer.training.model import build_model
 from transfer.training.run import open_run
 
@@ -52,7 +51,7 @@ def champion(tmp_path_factory):
     store = open_store(config.storage)
     dataset = ingest(config, store)
     run = open_run(store, config, dataset)
-    export(train(run, dataset, strategy=tf.distribute.get_strategy()), folder / "exported", provenance={})
+    export(train(run, dataset), folder / "exported", provenance={})
     accuracy = Checkpoints(run).complete().progress.history[-1].validation_accuracy
     assert accuracy > 0.6
     provenance = {"run": run.id, "dataset": dataset.reference, "metrics": {"accuracy": accuracy}}

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from tests.digits import digits_config, ingest_some_digits
+from tests.workbench import train
 from transfer.activations.batches import KeptSplit
 from transfer.activations.kept import Kept
 from transfer.activations.prefix import prefix_of
@@ -14,7 +14,6 @@ from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoints
 from transfer.training.folds import Fold
 from transfer.training.inputs import Inputs
-from transfer.training.loop import train
 from transfer.training.model import build_model
 from transfer.training.run import load_run, open_run
 
@@ -35,7 +34,7 @@ def new_run(digits, run_id, *, fold=None, storage=None, epochs=2, depths=(0, 1),
 
 
 def trained(run, dataset, **options):
-    train(run, dataset, strategy=tf.distribute.get_strategy(), **options)
+    train(run, dataset, **options)
     return Checkpoints(run).complete()
 
 

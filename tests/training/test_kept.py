@@ -6,13 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from tests.digits import digits_config, ingest_some_digits
 from tests.replicas import two_replicas
+from tests.workbench import train
 from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoints
-from transfer.training.loop import train
 from transfer.training.run import open_run
 
 SAME = 1e-4
@@ -32,7 +31,7 @@ def new_run(digits, run_id, *, storage=None, **changes):
 
 
 def trained_weights(run, dataset, *, strategy=None, **options):
-    train(run, dataset, strategy=strategy or tf.distribute.get_strategy(), **options)
+    train(run, dataset, strategy=strategy, **options)
     return Checkpoints(run).complete().weights
 
 
@@ -45,19 +44,19 @@ def phases(*depths, epochs=2):
     return [{"unfreeze": depth, "epochs": epochs, "learning_rate": 1e-3} for depth in depths]
 
 
-@pytest.mark.parametrize("engine", ["tensorflow", "openvino"])
+def figures_of(run):
+    return [[row.loss, row.validation_loss] for row in Checkpoints(run).complete().progress.history]
+
+
 @pytest.mark.parametrize("depths", [[0], [1], [2], [0, 1, 2]], ids=str)
-def test_kept_and_from_pixels_end_with_the_same_weights(digits, depths, engine):
-    kept = {"keep": "always", "engine": engine}
-    run, dataset = new_run(digits, f"kept-{engine}-{depths}", phases=phases(*depths), activations=kept)
-    weights = trained_weights(run, dataset)
-    pixels, _ = new_run(digits, f"pixels-{engine}-{depths}", phases=phases(*depths), activations="never")
-    assert relative_difference(weights, trained_weights(pixels, dataset)) < SAME
-    figures = [
-        [[row.loss, row.validation_loss] for row in Checkpoints(each).complete().progress.history]
-        for each in (run, pixels)
-    ]
-    np.testing.assert_allclose(*figures, rtol=SAME)
+def test_kept_and_from_pixels_end_with_the_same_weights(digits, depths):
+    pixels, dataset = new_run(digits, f"pixels-{depths}", phases=phases(*depths), activations="never")
+    expected = trained_weights(pixels, dataset)
+    for engine in ("tensorflow", "openvino"):
+        kept = {"keep": "always", "engine": engine}
+        run, _ = new_run(digits, f"kept-{engine}-{depths}", phases=phases(*depths), activations=kept)
+        assert relative_difference(trained_weights(run, dataset), expected) < SAME
+        np.testing.assert_allclose(figures_of(run), figures_of(pixels), rtol=SAME)
 
 
 def test_two_replicas_on_what_is_kept_end_with_the_weights_of_one(digits):

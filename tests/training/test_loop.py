@@ -9,13 +9,13 @@ import tensorflow as tf
 
 from tests.digits import digits_config, ingest_some_digits
 from tests.replicas import two_replicas
+from tests.workbench import train
 from transfer.errors import ConfigError, DivergedError, TrainingError
 from transfer.steps import fit
 from transfer.storage import open_store
 from transfer.training.balance import class_weights
 from transfer.training.checkpoints import Checkpoints, assign
 from transfer.training.history import EpochRow
-from transfer.training.loop import train
 from transfer.training.restore import restore_model
 from transfer.training.run import open_run
 
@@ -39,7 +39,7 @@ def new_run(digits, run_id, **changes):
 
 
 def trained_weights(run, dataset, **options):
-    train(run, dataset, strategy=options.pop("strategy", tf.distribute.get_strategy()), **options)
+    train(run, dataset, **options)
     return Checkpoints(run).complete().weights
 
 
@@ -95,7 +95,7 @@ def test_interrupted_and_resumed_is_uninterrupted(digits, changes, request):
     between_phases = next(n for n, c in starts.items() if c.progress.phase == 1 and c.progress.step == 0)
     for number in (in_the_middle, between_phases):
         start = starts[number]
-        model = train(run, dataset, strategy=tf.distribute.get_strategy(), start=start)
+        model = train(run, dataset, start=start)
         assert model is not None
         assert largest_difference(checkpoints.complete().weights, expected) < 1e-6
         # Also of the epoch that was interrupted: what was summed up before counts.
@@ -111,7 +111,7 @@ def test_a_failure_in_the_middle_leaves_checkpoints_to_go_on_from(digits, undist
             raise SimulatedError
 
     with pytest.raises(SimulatedError):
-        train(run, dataset, strategy=tf.distribute.get_strategy(), on_epoch=fail)
+        train(run, dataset, on_epoch=fail)
     with pytest.raises(TrainingError, match="is not finished"):
         Checkpoints(run).complete()
     weights = trained_weights(run, dataset, start=Checkpoints(run).newest())
@@ -187,7 +187,7 @@ def test_losses_are_exact_means_whatever_the_batch_size(digits):
         run, dataset = new_run(
             digits, f"batch-{size}", phases=frozen, training={"batch_size": size}, head={"dropout": 0.0}
         )
-        train(run, dataset, strategy=tf.distribute.get_strategy())
+        train(run, dataset)
         (row,) = Checkpoints(run).complete().progress.history
         figures.append((row.loss, row.accuracy, row.validation_loss, row.validation_accuracy))
     np.testing.assert_allclose(figures[1:], [figures[0]] * 2, rtol=1e-5)
@@ -197,7 +197,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_advice(digits):
     phases = [{"unfreeze": 0, "epochs": 5, "learning_rate": 1e38, "optimizer": "sgd"}]
     run, dataset = new_run(digits, "diverging", phases=phases)
     with pytest.raises(DivergedError, match="Lower the phase's learning_rate"):
-        train(run, dataset, strategy=tf.distribute.get_strategy())
+        train(run, dataset)
 
 
 def test_event_files_are_written_for_every_epoch(digits, undisturbed):

@@ -2,18 +2,15 @@
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from tests.digits import digits_config, ingest_some_digits
+from tests.workbench import measure_curve, train
 from transfer.errors import TrainingError
 from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoints
-from transfer.training.loop import train
-from transfer.training.lr_range import measure_curve, range_test_of
+from transfer.training.lr_range import range_test_of
 from transfer.training.rate_curve import RateCurve
 from transfer.training.run import open_run
-
-STRATEGY = tf.distribute.get_strategy()
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +28,14 @@ def measured(digits, *depths, low=1e-7, high=10.0, steps=200, phase=0, **changes
     config = configured(digits, *depths, **changes)
     store = open_store(config.storage)
     test = range_test_of(store, config, digits[1], phase=phase, low=low, high=high, steps=steps)
-    return measure_curve(test, digits[1], strategy=STRATEGY)
+    return measure_curve(test, digits[1])
 
 
 def validation_loss(digits, *depths, **changes):
     """Loss on the validation split after training; infinite when it diverged."""
     config = configured(digits, *depths, **changes)
     run = open_run(open_store(config.storage), config, digits[1])
-    train(run, digits[1], strategy=STRATEGY)
+    train(run, digits[1])
     return Checkpoints(run).complete().progress.history[-1].validation_loss
 
 

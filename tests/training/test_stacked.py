@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from tests.digits import digits_config, ingest_some_digits, write_some_digits
+from tests.workbench import train
 from transfer.activations.batches import KeptBatches
 from transfer.dataset.ingest import ingest
 from transfer.errors import ConfigError, TrainingError
@@ -14,7 +15,6 @@ from transfer.storage import open_store
 from transfer.training import stacked
 from transfer.training.checkpoints import Checkpoints
 from transfer.training.inputs import Inputs
-from transfer.training.loop import train
 from transfer.training.model import build_model
 from transfer.training.restore import restore_model
 from transfer.training.run import open_run
@@ -98,7 +98,7 @@ def trained_together(digits, runs, **options):
 def trained_alone(digits, run):
     """The same run again, on its own."""
     alone = new_run(digits, f"{run.id}-alone", run.config)
-    train(alone, digits[1], strategy=tf.distribute.get_strategy())
+    train(alone, digits[1])
     return Checkpoints(alone).complete()
 
 
@@ -259,7 +259,7 @@ def test_a_stopped_trial_can_go_on_alone_to_where_it_would_have_come(digits, min
         pack.stop(run.id)
         with pytest.raises(TrainingError, match="is not finished"):
             Checkpoints(run).complete()
-        train(run, digits[1], strategy=tf.distribute.get_strategy(), start=Checkpoints(run).newest())
+        train(run, digits[1], start=Checkpoints(run).newest())
         assert_as_alone(digits, run)
 
 
@@ -303,7 +303,7 @@ def test_a_pack_with_a_trial_that_its_checkpoint_lacks_begins_anew(digits):
 
 def test_a_run_that_was_finished_before_is_not_trained_again(digits):
     runs = new_runs(digits, "before", {}, RATES)
-    train(runs[0], digits[1], strategy=tf.distribute.get_strategy())
+    train(runs[0], digits[1])
     pack = pack_of(digits, runs)
     assert pack.live == [runs[1].id]
     assert pack.histories[runs[0].id] == Checkpoints(runs[0]).complete().progress.history

@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 
 from tests.digits import digits_config, ingest_some_digits
 from tests.replicas import two_replicas
+from tests.workbench import measure_curve, train, workbench_of
 from transfer.dataset.ingest import ingest
 from transfer.errors import ConfigError
 from transfer.registry.versions import add_version
@@ -17,13 +18,12 @@ from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoints, Progress
 from transfer.training.folds import Fold
 from transfer.training.inputs import Inputs
-from transfer.training.loop import Training, train
-from transfer.training.lr_range import measure_curve, range_test_of
+from transfer.training.loop import Training
+from transfer.training.lr_range import range_test_of
 from transfer.training.model import build_model
 from transfer.training.run import open_run
 from transfer.training.stacked import Pack
 from transfer.training.warm_start import taken_over, warm_start
-from transfer.training.workbench import Workbench
 from transfer.tuning.space import check_space
 
 STILL = 1e-12
@@ -77,12 +77,12 @@ def published_head(digits, run_id, *shapes, **changes):
 
 def begun(run, dataset, **options):
     """The head of a run that has not taken a step: kernel and bias of each dense layer."""
-    training = Training(run, dataset, workbench=Workbench(tf.distribute.get_strategy()), **options)
+    training = Training(run, dataset, workbench=workbench_of(tf.distribute.get_strategy()), **options)
     return [np.array(variable) for variable in training.model.head.trainable_variables]
 
 
 def trained(run, dataset, strategy=None):
-    train(run, dataset, strategy=strategy or tf.distribute.get_strategy())
+    train(run, dataset, strategy=strategy)
     return Checkpoints(run).complete()
 
 
@@ -141,7 +141,7 @@ def test_hidden_layers_are_taken_over_too(digits, features):
 def test_a_run_that_goes_on_does_not_begin_again(digits, features):
     reference, _ = published_head(digits, "short-lived", (features, 10), (10,))
     run = new_run(digits, "resumed", phase={"epochs": 2}, **warm(reference))
-    Training(run, digits[1], workbench=Workbench(tf.distribute.get_strategy())).next_epoch()
+    Training(run, digits[1], workbench=workbench_of(tf.distribute.get_strategy())).next_epoch()
     checkpoint = Checkpoints(run).newest()
     shutil.rmtree(digits[0].parent / "storage/runs/short-lived")
     assert largest_difference(begun(run, digits[1], start=checkpoint), checkpoint.weights) == 0
@@ -173,7 +173,7 @@ def test_a_range_test_begins_where_its_run_begins(digits, champion):
     for changes in ({}, warm(champion[0])):
         config = configured(digits, **changes)
         test = range_test_of(open_store(config.storage), config, digits[1], phase=0, low=1e-7, high=1e-6, steps=2)
-        first.append(measure_curve(test, digits[1], strategy=tf.distribute.get_strategy()).losses[0])
+        first.append(measure_curve(test, digits[1]).losses[0])
     assert first[1] < 0.8 * first[0]
 
 

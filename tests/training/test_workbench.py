@@ -37,7 +37,7 @@ def alone(config, dataset):
     """Rows and weights of a run that has its process to itself."""
     run = open_run(open_store(config.storage), config, dataset, run_id=f"alone-{next_name()}")
     rows = []
-    training = train(run, dataset, strategy=tf.distribute.get_strategy(), on_epoch=rows.append)
+    training = train(run, dataset, workbench=Workbench(tf.distribute.get_strategy()), on_epoch=rows.append)
     return rows, [np.asarray(variable) for variable in training.variables_of(depths(config))]
 
 

@@ -7,13 +7,14 @@ import pytest
 import tensorflow as tf
 
 from tests.digits import digits_config, ingest_some_digits
+from tests.workbench import train
 from transfer.config import EarlyStoppingConfig, PhaseConfig, parse_config
 from transfer.errors import ConfigError
 from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoints
 from transfer.training.folds import Fold
 from transfer.training.history import EpochRow, row_kept
-from transfer.training.loop import Training, train
+from transfer.training.loop import Training
 from transfer.training.run import open_run
 from transfer.training.workbench import Workbench
 from transfer.tuning.at_work import AtWork, TrialState
@@ -61,7 +62,7 @@ def trained_by_hand(digits, name, trial):
     for fold in range(FOLDS):
         config = trial.config.model_copy(update={"name": name})
         run = open_run(open_store(config.storage), config, dataset, fold=Fold(fold, FOLDS))
-        train(run, dataset, strategy=tf.distribute.get_strategy())
+        train(run, dataset)
         ends.append(Checkpoints(run).complete())
     return ends
 

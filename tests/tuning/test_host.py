@@ -2,12 +2,11 @@
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from tests.digits import digits_config, ingest_some_digits
+from tests.workbench import train
 from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoints
-from transfer.training.loop import train
 from transfer.training.run import load_run, open_run
 from transfer.tuning.at_work import Branch
 from transfer.tuning.host import TrialHost
@@ -59,7 +58,7 @@ def test_trials_packed_or_not_learn_what_each_learns_as_a_single_run(digits):
     assert states[0].trained_flops < states[2].trained_flops
     for trial, state in zip(trials, states, strict=True):
         run = open_run(sweep.store, trial.config, digits[1], run_id=f"alone-{trial.number}")
-        train(run, digits[1], strategy=tf.distribute.get_strategy())
+        train(run, digits[1])
         assert_close(weights_of(sweep, state.run_id), Checkpoints(run).complete().weights)
 
 

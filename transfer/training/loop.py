@@ -11,7 +11,6 @@ from typing import Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from transfer.config import PhaseConfig
 from transfer.dataset.manifest import Dataset
@@ -40,7 +39,7 @@ def train(
     run: Run,
     dataset: Dataset,
     *,
-    strategy: tf.distribute.Strategy,
+    workbench: Workbench,
     worker: WorkerSlice | None = None,
     start: Checkpoint | None = None,
     on_epoch: Callable[[EpochRow], None] = lambda _: None,
@@ -50,7 +49,7 @@ def train(
     Every worker of a group calls this with the same arguments but `worker`. `on_epoch` is called by all of them after
     each epoch. Raises what `Training` raises.
     """
-    training = Training(run, dataset, workbench=Workbench(strategy), worker=worker, start=start)
+    training = Training(run, dataset, workbench=workbench, worker=worker, start=start)
     while not training.complete:
         on_epoch(training.next_epoch())
     return training.model
@@ -161,15 +160,8 @@ class Training:
             assign(self._program.optimizer.variables, suspended.optimizer)
 
     def _program_of(self, phase: PhaseConfig) -> PhaseProgram:
-        augment = phase.augment and self.config.augmentation.is_active
-        return self.workbench.program(
-            self.model,
-            phase,
-            self.config.training,
-            augmentation=self.config.augmentation if augment else None,
-            class_weights=class_weights(self.config.training.class_weights, self.dataset),
-            steps_per_epoch=self.steps,
-        )
+        weights = class_weights(self.config.training.class_weights, self.dataset)
+        return self.workbench.program(self.model, phase, self.config, class_weights=weights, steps_per_epoch=self.steps)
 
     def _next_epoch(self) -> EpochRow:
         progress = self.progress

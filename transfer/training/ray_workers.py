@@ -147,6 +147,7 @@ def _worker_main(settings: dict[str, Any]) -> TransferError | None:
     from transfer.dataset.order import WorkerSlice
     from transfer.training.checkpoints import Checkpoints
     from transfer.training.loop import train
+    from transfer.training.workbench import Workbench
 
     store = open_store(config.storage)
     run = Run(store, config=config, **settings["run"])
@@ -163,7 +164,7 @@ def _worker_main(settings: dict[str, Any]) -> TransferError | None:
             train(
                 run,
                 dataset,
-                strategy=strategy,
+                workbench=Workbench(strategy),
                 worker=worker,
                 start=start,
                 on_epoch=_report,

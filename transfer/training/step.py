@@ -88,10 +88,14 @@ class PhaseProgram:
 
     def start(self, *, learning_rate: float, seed: int) -> None:
         """Begin a phase anew: with this peak learning rate, this seed, and a fresh optimiser."""
-        self._learning_rate.assign(learning_rate)
+        self.set_learning_rate(learning_rate)
         self._seed = seed
         for variable, value in zip(self.optimizer.variables, self._fresh_optimizer, strict=True):
             variable.assign(value)
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """The peak of the phase's schedule, from the next step on."""
+        self._learning_rate.assign(learning_rate)
 
     def train_step(self, batch: Iterator[Batch], *, real_images: int, global_step: int) -> tf.Tensor:
         """Train on one global batch, of which `batch` yields one part for each replica of this worker.

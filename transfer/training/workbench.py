@@ -17,7 +17,7 @@ import tensorflow as tf
 from transfer.augmentation.layers import Augmentation
 from transfer.backbone.backbone import Backbone
 from transfer.backbone.precision import set_precision
-from transfer.config import AugmentationConfig, Config, PhaseConfig, TrainingConfig
+from transfer.config import Config, PhaseConfig
 from transfer.training.model import TransferModel, build_backbone, build_head_for
 from transfer.training.step import PhaseProgram
 
@@ -94,14 +94,14 @@ class Workbench:
         self,
         model: TransferModel,
         phase: PhaseConfig,
-        training: TrainingConfig,
+        config: Config,
         *,
-        augmentation: AugmentationConfig | None,
         class_weights: np.ndarray,
         steps_per_epoch: int,
     ) -> PhaseProgram:
-        """The steps of a phase, ready for the first one. To be called in one's turn."""
-        split = model.split(phase.unfreeze)
+        """The steps of a phase of `config`, ready for the first one. To be called in one's turn."""
+        split, training = model.split(phase.unfreeze), config.training
+        augmentation = config.augmentation if phase.augment and config.augmentation.is_active else None
 
         def build() -> PhaseProgram:
             return PhaseProgram(

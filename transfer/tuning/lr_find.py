@@ -75,10 +75,11 @@ def find_rate(
     strategy = create_strategy()
 
     from transfer.training.lr_range import measure_curve, range_test_of
+    from transfer.training.workbench import Workbench
 
     test = range_test_of(store, config, dataset, phase=phase, low=low, high=high, steps=steps)
     if not store.exists(f"{test.prefix}/curve.json"):
-        curve = measure_curve(test, dataset, strategy=strategy)
+        curve = measure_curve(test, dataset, workbench=Workbench(strategy))
         tested = config.phases[phase]
         found = FoundRate(
             id=test.id,
