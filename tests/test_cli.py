@@ -1,4 +1,7 @@
-"""The command line: what it loads, prints and exits with. Real subprocesses."""
+"""The command line: what it loads, prints and exits with.
+
+In real subprocesses, but where one command after the other would import TensorFlow: those are called in this process.
+"""
 
 import json
 import subprocess
@@ -8,12 +11,27 @@ from pathlib import Path
 import pytest
 
 from tests.digits import digits_config, write_some_digits
+from transfer.cli import app
 from transfer.config.reference import render
 
 
 def transfer(*arguments, **options):
     command = [sys.executable, "-m", "transfer", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+@pytest.fixture
+def transfer_here(capfd):
+    """The same in this process. What is logged does not come to stderr here."""
+
+    def call(*arguments):
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            app([str(argument) for argument in arguments], prog_name="transfer")
+        said = capfd.readouterr()
+        return subprocess.CompletedProcess(arguments, ended.value.code, said.out, said.err)
+
+    return call
 
 
 @pytest.fixture
@@ -66,8 +84,8 @@ def test_config_check_finds_a_missing_source_before_anything_is_written(config, 
 
 
 @pytest.mark.parametrize("change", ["base.model=/nowhere.keras", "base.weights=/nowhere.weights.h5"])
-def test_config_check_finds_missing_weights(config, change):
-    done = transfer("config", "check", config, "--set", change)
+def test_config_check_finds_missing_weights(transfer_here, config, change):
+    done = transfer_here("config", "check", config, "--set", change)
     assert done.returncode == 2
     assert "/nowhere" in done.stderr
 
@@ -110,39 +128,41 @@ def test_show_prints_what_reads_back(config):
         ("base.image_size=64", 5, "base.image_size"),
     ],
 )
-def test_a_network_that_cannot_be_used_is_found_before_images_are_read(config, tmp_path, change, code, said):
-    done = transfer("train", config, "--set", change)
+def test_a_network_that_cannot_be_used_is_found_before_images_are_read(
+    transfer_here, config, tmp_path, change, code, said
+):
+    done = transfer_here("train", config, "--set", change)
     assert done.returncode == code
     assert said in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "storage/shards").exists()
 
 
-def test_what_is_kept_is_shown_cleaned_up_and_verified(config, tmp_path):
+def test_what_is_kept_is_shown_cleaned_up_and_verified(transfer_here, config, tmp_path):
     settings = ["--set", "activations=always", "--set", "publish.enabled=false"]
-    assert transfer("train", config, *settings).returncode == 0
-    (listed, *_) = json.loads(transfer("cache", "ls", config, "--json").stdout)["kept"]
+    assert transfer_here("train", config, *settings).returncode == 0
+    (listed, *_) = json.loads(transfer_here("cache", "ls", config, "--json").stdout)["kept"]
     assert listed["kept"]["images"] == listed["reachable"]["images"] > 0
-    assert transfer("cache", "verify", config).returncode == 0
+    assert transfer_here("cache", "verify", config).returncode == 0
 
     content = next((tmp_path / "storage/activations").rglob("*.arrow"))
     content.chmod(0o644)
     content.write_bytes(content.read_bytes()[:-1])
-    done = transfer("cache", "verify", config)
+    done = transfer_here("cache", "verify", config)
     assert done.returncode == 3
     assert content.name in done.stdout
     assert "what is kept: 1." in done.stderr
-    assert transfer("cache", "verify", config, "--remove").returncode == 0
+    assert transfer_here("cache", "verify", config, "--remove").returncode == 0
     assert not content.exists()
 
     prefix = ["--prefix", listed["prefix"][:8]]
-    would = transfer("cache", "gc", config, *prefix)
+    would = transfer_here("cache", "gc", config, *prefix)
     assert "would go" in would.stdout
-    assert listed["prefix"] in transfer("cache", "ls", config, "--json").stdout
-    done = transfer("cache", "gc", config, *prefix, "--remove", "--json")
+    assert listed["prefix"] in transfer_here("cache", "ls", config, "--json").stdout
+    done = transfer_here("cache", "gc", config, *prefix, "--remove", "--json")
     assert json.loads(done.stdout)["removed"] is True
-    assert listed["prefix"] not in transfer("cache", "ls", config, "--json").stdout
-    assert transfer("cache", "gc", config, *prefix).returncode == 8
+    assert listed["prefix"] not in transfer_here("cache", "ls", config, "--json").stdout
+    assert transfer_here("cache", "gc", config, *prefix).returncode == 8
 
 
 def test_lr_find_suggests_a_rate_that_can_be_set(config):
