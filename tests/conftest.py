@@ -177,8 +177,11 @@ def ray_cluster(s3_server):
     """
     import ray
 
+    from tests.digits import ingested_digits
     from transfer.cluster import connect
 
+    # Where there is a cluster, images are ingested on it, by processes that each import TensorFlow first.
+    ingested_digits()
     connect()
     yield
     ray.shutdown()

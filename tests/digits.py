@@ -1,12 +1,15 @@
 """A small real problem for tests: some of scikit-learn's handwritten digits, and the demo's small base."""
 
+import functools
+import shutil
+import tempfile
 from pathlib import Path
 
-from transfer.config import Config, parse_config
+from transfer.config import Config, StorageConfig, parse_config
 from transfer.dataset.ingest import ingest
 from transfer.dataset.manifest import Dataset
 from transfer.demo import BASE_PATH
-from transfer.storage import open_store
+from transfer.storage import Store, open_store
 
 IMAGES_PER_CLASS = 24
 
@@ -47,6 +50,24 @@ def digits_config(source: Path, storage: str | dict, **changes: object) -> Confi
 
 def ingest_some_digits(folder: Path) -> tuple[Path, Dataset]:
     """Write a few digits below `folder` and ingest them into `folder/storage`; returns the source and the dataset."""
-    source = write_some_digits(folder / "images")
-    config = digits_config(source, str(folder / "storage"))
-    return source, ingest(config, open_store(config.storage))
+    template, dataset = ingested_digits()
+    for name in ("images", "storage"):
+        shutil.copytree(Path(template.name) / name, folder / name)
+    return folder / "images", dataset
+
+
+@functools.cache
+def ingested_digits() -> tuple[tempfile.TemporaryDirectory[str], Dataset]:
+    """A folder with digits in `images`, ingested into `storage`: once a process, and copied where they are needed."""
+    folder = tempfile.TemporaryDirectory(prefix="digits-")
+    config = digits_config(write_some_digits(Path(folder.name) / "images"), f"{folder.name}/storage")
+    return folder, ingest(config, open_store(config.storage))
+
+
+def store_some_digits(store: Store) -> Dataset:
+    """Bring the same dataset into another store."""
+    template, dataset = ingested_digits()
+    known = open_store(StorageConfig(uri=f"{template.name}/storage"))
+    for item in known.list():
+        store.put(item.name, known.read(item.name))
+    return dataset

@@ -17,7 +17,7 @@ RAY = Path(sys.executable).with_name("ray")
 
 
 @contextlib.contextmanager
-def running_head(**variables: str) -> Iterator[dict[str, str]]:
+def running_head(*, cpus: int = 3, **variables: str) -> Iterator[dict[str, str]]:
     """Yield the environment that reaches it; its nodes and jobs have `variables` in theirs.
 
     `RAY_TMPDIR` is where all of its files lie, which are left there.
@@ -35,7 +35,7 @@ def running_head(**variables: str) -> Iterator[dict[str, str]]:
         **variables,
     }
     environment.pop("RAY_ADDRESS", None)
-    start = [RAY, "start", "--head", "--node-ip-address=127.0.0.1", f"--port={_free_port()}", "--num-cpus=3"]
+    start = [RAY, "start", "--head", "--node-ip-address=127.0.0.1", f"--port={_free_port()}", f"--num-cpus={cpus}"]
     start += [f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1", f"--temp-dir={temp}"]
     # Another cluster of these tests, on the same address, may have the agent's usual port.
     start += [f"--dashboard-agent-listen-port={_free_port()}", "--disable-usage-stats"]

@@ -58,7 +58,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def head(service, folder):
     """A cluster whose nodes have the secrets in their environment, as whoever runs it puts them there."""
-    with running_head(**SECRETS, HOME=str(folder / "home"), TMPDIR=str(folder / "tmp")) as environment:
+    with running_head(cpus=1, **SECRETS, HOME=str(folder / "home"), TMPDIR=str(folder / "tmp")) as environment:
         yield environment
 
 

@@ -15,9 +15,8 @@ from tests.chaos.amount import trials
 from tests.chaos.another_node import another_node
 from tests.chaos.figures import note
 from tests.chaos.interrupting import Interruption, KillsOfWorkers, workers_of_this_cluster
-from tests.digits import digits_config, ingest_some_digits
+from tests.digits import digits_config, ingest_some_digits, store_some_digits
 from tests.one_process import largest_difference, trained_in_one_process
-from transfer.dataset.ingest import ingest
 from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoints
 from transfer.training.pulse import READING
@@ -55,9 +54,9 @@ def new_run(digits, run_id, **changes):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(digits, tmp_path_factory):
+def uninterrupted(digits):
     """The end of the run that one process trains."""
-    return trained_in_one_process(new_run(digits, "one-process"), tmp_path_factory.mktemp("config"))
+    return trained_in_one_process(new_run(digits, "one-process"))
 
 
 def difference_from(uninterrupted, run):
@@ -75,7 +74,7 @@ def test_workers_killed_in_steps_and_between_the_parts_of_checkpoints_change_not
     source, _ = digits
     config = digits_config(source, faulty_storage.model_dump(), training=TRAINING, activations="never", workers=PATIENT)
     store = open_store(config.storage)
-    run = open_run(store, config, ingest(config, store), run_id="reset")
+    run = open_run(store, config, store_some_digits(store), run_id="reset")
     plan = KILLS[seed][: trials(2, 4)]
     kills = KillsOfWorkers(fault_proxy, plan, seed=seed)
     train_on_workers(run)
@@ -126,7 +125,7 @@ def test_a_rank_that_waits_for_its_images_for_ever_is_named_and_ended_and_change
     workers = {**PATIENT, "stall_timeout_s": STALL_TIMEOUT_S}
     config = digits_config(source, storage, training=TRAINING, activations="never", workers=workers)
     store = open_store(config.storage)
-    run = open_run(store, config, ingest(config, store), run_id="stalled")
+    run = open_run(store, config, store_some_digits(store), run_id="stalled")
     let_go, steps = threading.Event(), 0
 
     def is_a_shard_of_the_second_phase(method, path):

@@ -9,18 +9,18 @@ import uuid
 from pathlib import Path
 
 import boto3
-import numpy as np
 import pytest
 
-from tests.digits import digits_config, write_some_digits
+from tests.digits import digits_config, ingest_some_digits, write_some_digits
 from tests.nodes import Nodes
+from tests.one_process import largest_difference, trained_in_one_process
 from transfer.config import load_config
 from transfer.config.reference import render
 from transfer.demo import BASE_PATH
 from transfer.errors import ClusterError, TrainingError
 from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoints
-from transfer.training.run import load_run
+from transfer.training.run import load_run, open_run
 
 ROOT = Path(__file__).parents[2]
 TOLERANCE = 1e-5
@@ -128,13 +128,12 @@ def here(digits, storage_here):
 
 
 @pytest.fixture(scope="module")
-def in_one_process(digits, here, storage_here):
-    """Final weights of the run trained from pixels in a process of its own, without Ray."""
-    changes = [*storage_here, "workers.count=0", "activations.keep=never"]
-    command = [sys.executable, "-m", "jobs.train", str(digits), "--run-id", "one-process"]
-    command += [part for change in changes for part in ("--set", change)]
-    subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
-    return final(here, "one-process").weights
+def in_one_process(tmp_path_factory):
+    """Final weights of the run trained from pixels in this process, without Ray."""
+    folder = tmp_path_factory.mktemp("one-process")
+    source, dataset = ingest_some_digits(folder)
+    config = digits_config(source, str(folder / "storage"), activations="never")
+    return trained_in_one_process(open_run(open_store(config.storage), config, dataset)).weights
 
 
 def run_of(here, run_id):
@@ -143,10 +142,6 @@ def run_of(here, run_id):
 
 def final(here, run_id):
     return Checkpoints(run_of(here, run_id)).complete()
-
-
-def largest_difference(left, right):
-    return max(float(np.max(np.abs(a - b))) for a, b in zip(left, right, strict=True))
 
 
 def runs(here):
@@ -176,7 +171,7 @@ def test_a_night_one_of_whose_nodes_dies_trains_on_another_what_one_process_does
     submit, nodes, digits, here, in_one_process
 ):
     job = submit("nightly", digits, "--set", "publish.enabled=true", "--set", "training.checkpoint_steps=1")
-    job.wait_until(lambda: any(steps_of(here, run_id) >= 3 for run_id in runs(here) - {"one-process"}))
+    job.wait_until(lambda: any(steps_of(here, run_id) >= 3 for run_id in runs(here)))
     dead = nodes.nodes[0]
     nodes.kill(dead)
     nodes.join(2)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.digits import digits_config, ingest_some_digits, write_some_digits
+from tests.digits import digits_config, ingest_some_digits
 from tests.processes import processes_titled
 from transfer.config.reference import render
 from transfer.errors import DatasetError, TrainingError
@@ -69,7 +69,7 @@ def test_a_sweep_tries_all_and_the_best_on_the_validation_split_wins(ray_cluster
 def test_several_hosts_divide_the_trials_and_find_the_same(ray_cluster, digits):
     # As many as the cluster has CPUs; the trials of a pack stay together.
     _, outcome = swept(digits, GRID, name="hosts", workers=1)
-    _, alone = swept(digits, GRID, name="one-host")
+    _, alone = swept(digits, GRID, name="grid")
     assert [trial.packed_with for trial in outcome.result.trials] == [2, 2, 1, 1]
     for trial, expected in zip(outcome.result.trials, alone.result.trials, strict=True):
         assert trial.value == expected.value
@@ -127,38 +127,40 @@ def test_a_sweep_whose_trials_all_fail_says_why(ray_cluster, digits):
         )
 
 
-def test_without_a_validation_split_there_is_nothing_to_compare(ray_cluster, tmp_path):
-    source = write_some_digits(tmp_path / "images")
-    config = digits_config(
-        source, str(tmp_path / "storage"), dataset={"source": str(source), "validation": 0.0, "test": 0.2}, sweep=GRID
-    )
-    from transfer.dataset.ingest import ingest
-
-    store = open_store(config.storage)
+def test_without_a_validation_split_there_is_nothing_to_compare(digits):
+    source, dataset = digits
+    config = digits_config(source, str(source.parent / "storage"), sweep=GRID)
+    others = [shard for shard in dataset.shards if shard.split != "validation"]
     with pytest.raises(DatasetError, match="validation split"):
-        run_sweep(config, ingest(config, store), store)
+        run_sweep(config, dataset.model_copy(update={"shards": others}), open_store(config.storage))
 
 
 def test_a_host_that_is_killed_is_replaced_and_its_trial_goes_on(ray_cluster, digits):
     killed = []
+    sweeps = open_store(digits_config(digits[0], str(digits[0].parent / "storage")).storage)
+    before = {item.name for item in sweeps.list("runs/")}
+
+    def has_trained():
+        return any("/checkpoints/" in item.name for item in sweeps.list("runs/") if item.name not in before)
 
     def kill_once():
         deadline = time.monotonic() + 60
         while not killed and time.monotonic() < deadline:
-            # In an epoch: Ray sets the title to what an actor is doing.
+            # In an epoch, not the first one: Ray sets the title to what an actor is doing.
             for pid in processes_titled(lambda title: title.startswith(b"ray::TrialHost.advance")):
-                os.kill(pid, signal.SIGKILL)
-                killed.append(pid)
-                return
-            time.sleep(0.005)
+                if has_trained():
+                    os.kill(pid, signal.SIGKILL)
+                    killed.append(pid)
+                    return
+            time.sleep(0.02)
 
     killer = threading.Thread(target=kill_once)
     killer.start()
-    _, outcome = swept(digits, GRID, name="host-killed", epochs=40)
+    _, outcome = swept(digits, GRID, name="host-killed", epochs=8)
     killer.join()
     assert killed
     assert statuses(outcome.result) == ["finished"] * 4
-    _, undisturbed = swept(digits, GRID, name="host-alive", epochs=40)
+    _, undisturbed = swept(digits, GRID, name="host-alive", epochs=8)
     assert [trial.value for trial in outcome.result.trials] == [trial.value for trial in undisturbed.result.trials]
 
 

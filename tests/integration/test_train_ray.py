@@ -31,11 +31,9 @@ def new_run(digits, run_id, **changes):
 
 
 @pytest.fixture(scope="module")
-def in_one_process(digits, tmp_path_factory):
+def in_one_process(digits):
     """The end of the run trained from pixels."""
-    return trained_in_one_process(
-        new_run(digits, "one-process", activations="never"), tmp_path_factory.mktemp("config")
-    )
+    return trained_in_one_process(new_run(digits, "one-process", activations="never"))
 
 
 def test_two_ray_workers_end_with_the_weights_of_one_process(ray_cluster, digits, in_one_process):
