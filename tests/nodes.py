@@ -34,13 +34,14 @@ RAY = Path(sys.executable).with_name("ray")
 START_TIMEOUT_S = 120.0
 OBJECT_STORE_BYTES = 100_000_000
 
-# Waits until its network is there, then runs Ray until its standard input ends.
+# Waits until its network is there, then runs Ray until its standard input ends. On a busy machine Ray's start may take
+# longer than the 30 s that Ray gives it, and the second time it is quicker.
 _MACHINE = """
 echo ready
 read -r _
 log=$1 temp=$2
 shift 2
-{ "$@"; echo "ray start ended with $?"; } >"$log" 2>&1 &
+{ "$@" || "$@"; echo "ray start ended with $?"; } >"$log" 2>&1 &
 cat
 [ $$ -eq 1 ] || { trap : TERM; kill 0; wait; }
 rm -rf "$temp"

@@ -46,7 +46,7 @@ FAMILIES = {
     "vgg19": ("VGG19", 32),
     "xception": ("Xception", 71),
 }
-DIFFERENT = {"efficientnet", "mobilenet_v2", "mobilenet_v3", "resnet_v2"}
+DIFFERENT = {"efficientnet", "mobilenet_v2", "mobilenet_v3"}
 
 
 def randomize(network):

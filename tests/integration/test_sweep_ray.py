@@ -167,7 +167,7 @@ def test_a_host_that_is_killed_is_replaced_and_its_trial_goes_on(ray_cluster, di
 def test_a_killed_sweep_goes_on_with_the_same_command_and_repeats_no_finished_trial(digits, tmp_path):
     source, _ = digits
     storage = str(tmp_path / "storage")
-    phases = [{"unfreeze": 0, "epochs": 30, "learning_rate": 1e-3}]
+    phases = [{"unfreeze": 0, "epochs": 8, "learning_rate": 1e-3}]
     config = digits_config(source, storage, phases=phases, sweep=GRID, publish={"parity_images": 8})
     path = tmp_path / "config.yaml"
     path.write_text(render(config))
@@ -203,10 +203,10 @@ def test_the_driver_of_a_sweep_never_loads_tensorflow():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_trials_of_two_workers_each_learn_the_same(ray_cluster, digits):
+def test_a_trial_of_two_workers_learns_the_same(ray_cluster, digits):
     source, dataset = digits
     # At 1e-2 this training magnifies a change of the first weights in their last digit to 3e-4, in one process, too.
-    rates = {"space": {"phases.0.learning_rate": [5e-4, 1e-3]}, "search": "grid"}
+    rates = {"space": {"phases.0.learning_rate": [5e-4]}, "search": "grid"}
     phases = [{"unfreeze": 1, "epochs": 1, "learning_rate": 1e-3}]
 
     def outcome(name, count):
@@ -216,7 +216,7 @@ def test_trials_of_two_workers_each_learn_the_same(ray_cluster, digits):
         return run_sweep(config, dataset, open_store(config.storage)).result
 
     found, expected = outcome("groups", 2), outcome("one-process", 0)
-    assert statuses(found) == ["finished"] * 2
+    assert statuses(found) == ["finished"]
     for trial, other in zip(found.trials, expected.trials, strict=True):
         assert [row.loss for row in trial.rows] == pytest.approx([row.loss for row in other.rows], rel=1e-5)
         assert (trial.value, trial.trained_flops) == (other.value, other.trained_flops)
