@@ -84,7 +84,7 @@ class Job:
     def wait_until(self, is_so):
         while not is_so():
             assert self._process.poll() is None, self.log[-5000:]
-            time.sleep(0.05)
+            time.sleep(0.2)
 
     def end(self):
         """The exit code."""
