@@ -27,7 +27,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def seconds():
-    return trials(10, 120)
+    return trials(5, 120)
 
 
 @pytest.fixture(scope="module")
