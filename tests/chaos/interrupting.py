@@ -55,7 +55,7 @@ class Interruption:
             latest = self._run.checkpoints.latest()
             if latest and is_so(latest[0], latest[1]["progress"]):
                 return latest[0]
-            time.sleep(0.02)
+            time.sleep(0.05)
 
 
 class KillsOfWorkers:
@@ -107,7 +107,7 @@ class KillsOfWorkers:
 
     def _kill_new(self, known: set[int]) -> None:
         while not (new := set(workers_of_this_cluster()) - known):
-            time.sleep(0.01)
+            time.sleep(0.05)
         self._kill(new.pop())
 
     def _kill(self, process: int) -> None:

@@ -71,7 +71,7 @@ def kill_one_in_the_middle(store, killed):
             with suppress(ProcessLookupError):
                 os.kill(at_work[-1], signal.SIGKILL)
                 killed.append(at_work[-1])
-        time.sleep(0.01)
+        time.sleep(0.05)
 
 
 def values_by_prefix(config, dataset):
@@ -145,7 +145,7 @@ def test_actors_that_keep_dying_are_an_error_that_says_so(ray_cluster, ingested)
             for pid in actor_processes():
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            time.sleep(0.05)
+            time.sleep(0.2)
 
     killer = threading.Thread(target=kill_all, daemon=True)
     killer.start()

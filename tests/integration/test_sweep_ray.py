@@ -135,24 +135,26 @@ def test_without_a_validation_split_there_is_nothing_to_compare(digits):
         run_sweep(config, dataset.model_copy(update={"shards": others}), open_store(config.storage))
 
 
+def hosts():
+    """Processes that train trials; Ray sets the title to what an actor is doing."""
+    return processes_titled(lambda title: title.startswith(b"ray::TrialHost"))
+
+
 def test_a_host_that_is_killed_is_replaced_and_its_trial_goes_on(ray_cluster, digits):
     killed = []
-    sweeps = open_store(digits_config(digits[0], str(digits[0].parent / "storage")).storage)
-    before = {item.name for item in sweeps.list("runs/")}
+    runs = open_store(digits_config(digits[0], str(digits[0].parent / "storage")).storage)
+    known = {item.name for item in runs.list("runs/")}, set(hosts())
 
     def has_trained():
-        return any("/checkpoints/" in item.name for item in sweeps.list("runs/") if item.name not in before)
+        return any("/checkpoints/" in item.name for item in runs.list("runs/") if item.name not in known[0])
 
     def kill_once():
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while not killed and time.monotonic() < deadline:
-            # In an epoch, not the first one: Ray sets the title to what an actor is doing.
-            for pid in processes_titled(lambda title: title.startswith(b"ray::TrialHost.advance")):
-                if has_trained():
-                    os.kill(pid, signal.SIGKILL)
-                    killed.append(pid)
-                    return
-            time.sleep(0.02)
+            if has_trained() and (new := set(hosts()) - known[1]):
+                killed.append(new.pop())
+                os.kill(killed[0], signal.SIGKILL)
+            time.sleep(0.1)
 
     killer = threading.Thread(target=kill_once)
     killer.start()
@@ -182,7 +184,7 @@ def test_a_killed_sweep_goes_on_with_the_same_command_and_repeats_no_finished_tr
     ) as sweep:
         while len(ended()) < 2:
             assert sweep.poll() is None
-            time.sleep(0.02)
+            time.sleep(0.1)
         # With everything that it started.
         os.killpg(sweep.pid, signal.SIGKILL)
     finished = ended()

@@ -183,7 +183,8 @@ def killed(it):
     ) as job:
         while not (new := checkpoints_of(it.store, known)):
             assert job.poll() is None, job.stdout.read().decode()
-            time.sleep(0.02)
+            # Each look goes through all of storage, and the job wants the processor.
+            time.sleep(0.3)
         with pytest.raises(NightBusyError, match=f"process {job.pid} on"), work_on_night(it.store, config):
             pass
         assert it.command(**options) == 10
