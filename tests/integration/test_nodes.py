@@ -55,7 +55,7 @@ def digits(cluster, s3_server, tmp_path_factory):
         f"s3://{bucket}/digits.zip",
         {"uri": f"s3://{bucket}/transfer", "endpoint_url": cluster.reach(s3_server)},
         base={"model": f"s3://{bucket}/{BASE_PATH.name}", "image_size": 32},
-        activations={"keep": "always", "engine": "tensorflow"},
+        activations="never",
         workers={"count": 2, "max_failures": 1},
         publish={"enabled": False, "parity_images": 8},
         # Trials with different batches are not trained as one.
