@@ -166,8 +166,8 @@ def test_a_host_that_is_killed_is_replaced_and_its_trial_goes_on(ray_cluster, di
     assert [trial.value for trial in outcome.result.trials] == [trial.value for trial in undisturbed.result.trials]
 
 
-def test_a_killed_sweep_goes_on_with_the_same_command_and_repeats_no_finished_trial(tmp_path):
-    source, _ = ingest_some_digits(tmp_path)
+def test_a_killed_sweep_goes_on_with_the_same_command_and_repeats_no_finished_trial(digits, tmp_path):
+    source, _ = digits
     storage = str(tmp_path / "storage")
     phases = [{"unfreeze": 0, "epochs": 8, "learning_rate": 1e-3}]
     config = digits_config(source, storage, phases=phases, sweep=GRID, publish={"parity_images": 8})
