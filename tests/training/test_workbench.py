@@ -38,14 +38,14 @@ def alone(config, dataset):
     run = open_run(open_store(config.storage), config, dataset, run_id=f"alone-{next_name()}")
     rows = []
     training = train(run, dataset, workbench=Workbench(tf.distribute.get_strategy()), on_epoch=rows.append)
-    return rows, [np.asarray(variable) for variable in training.variables_of(depths(config))]
+    return rows, [np.asarray(variable) for variable in training.variables_of(depths_of(config))]
 
 
 def next_name():
     return next(_names)
 
 
-def depths(config):
+def depths_of(config):
     return [phase.unfreeze for phase in config.phases]
 
 
@@ -83,12 +83,15 @@ def test_runs_one_after_the_other_on_a_workbench_learn_what_each_learns_alone(di
         assert_same(rows, weights_of(training), alone(each, dataset))
 
 
-@pytest.mark.parametrize("keep", ["auto", "never"])
-def test_runs_that_take_turns_learn_what_each_learns_alone(digits, keep):
+@pytest.mark.parametrize(("keep", "depths"), [("auto", [(0, 1), (1, 2)]), ("never", [(1,), (2,)])])
+def test_runs_that_take_turns_learn_what_each_learns_alone(digits, keep, depths):
     config, dataset = digits
     config = config.model_copy(update={"activations": config.activations.model_copy(update={"keep": keep})})
     workbench = Workbench(tf.distribute.get_strategy())
-    configs = [changed(config, learning_rate=1e-3), changed(config, learning_rate=1e-2, unfreeze=(1, 2))]
+    configs = [
+        changed(config, learning_rate=rate, unfreeze=unfreeze)
+        for rate, unfreeze in zip((1e-3, 1e-2), depths, strict=True)
+    ]
     trainings = [open_training(each, dataset, workbench) for each in configs]
     rows = [[], []]
     while not all(training.complete for training in trainings):
