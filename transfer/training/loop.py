@@ -44,7 +44,7 @@ def train(
     start: Checkpoint | None = None,
     on_epoch: Callable[[EpochRow], None] = lambda _: None,
 ) -> TransferModel:
-    """Train a run to its end, from `start` or from the beginning, and return the trained model.
+    """Train a run to its end on a workbench, from `start` or from the beginning, and return the trained model.
 
     Every worker of a group calls this with the same arguments but `worker`. `on_epoch` is called by all of them after
     each epoch. Raises what `Training` raises.
