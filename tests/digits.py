@@ -49,7 +49,7 @@ def digits_config(source: Path, storage: str | dict, **changes: object) -> Confi
 
 
 def ingest_some_digits(folder: Path) -> tuple[Path, Dataset]:
-    """Write a few digits below `folder` and ingest them into `folder/storage`; returns the source and the dataset."""
+    """Bring a few digits below `folder`, ingested into `folder/storage`; returns the source and the dataset."""
     template, dataset = ingested_digits()
     for name in ("images", "storage"):
         shutil.copytree(Path(template.name) / name, folder / name)

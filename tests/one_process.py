@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from tests.workbench import train
 from transfer.dataset.manifest import load_dataset
 from transfer.training.checkpoints import Checkpoint, Checkpoints
 from transfer.training.run import Run
@@ -9,9 +10,6 @@ from transfer.training.run import Run
 
 def trained_in_one_process(run: Run) -> Checkpoint:
     """The end of a run that this process trains."""
-    # Only here: the drivers of tests before this one do without TensorFlow.
-    from tests.workbench import train
-
     train(run, load_dataset(run.store, run.dataset_name, run.dataset_number))
     return Checkpoints(run).complete()
 

@@ -71,7 +71,7 @@ def test_errors_of_tensorflow_are_looked_at_without_it(digits, monkeypatch):
 
 def test_divergence_is_an_answer_and_not_retried(ray_cluster, digits):
     phases = [{"unfreeze": 0, "epochs": 5, "learning_rate": 1e38, "optimizer": "sgd"}]
-    run = new_run(digits, "diverging", workers={**WORKERS, "count": 1}, phases=phases)
+    run = new_run(digits, "diverging", workers=WORKERS, phases=phases)
     with pytest.raises(DivergedError, match="Lower the phase's learning_rate"):
         train_on_workers(run)
 

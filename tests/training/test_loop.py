@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from tests.digits import digits_config, ingest_some_digits
+from tests.one_process import largest_difference
 from tests.replicas import two_replicas
 from tests.workbench import train
 from transfer.errors import ConfigError, DivergedError, TrainingError
@@ -41,10 +42,6 @@ def new_run(digits, run_id, **changes):
 def trained_weights(run, dataset, **options):
     train(run, dataset, **options)
     return Checkpoints(run).complete().weights
-
-
-def largest_difference(left, right):
-    return max(float(np.max(np.abs(a - b))) for a, b in zip(left, right, strict=True))
 
 
 @pytest.fixture(scope="module")

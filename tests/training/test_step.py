@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.one_process import largest_difference
 from tests.replicas import two_replicas
 from transfer.activations.batches import Chunk
 from transfer.augmentation.layers import Augmentation
@@ -107,10 +108,6 @@ def trained(strategy, *, steps=6, head=None, phase=None, training=None, augmenta
             parts = parts_of(batch, strategy.num_replicas_in_sync)
             results.append(program.train_step(parts, real_images=real, global_step=step))
         return program.sum_over_workers(results), [np.asarray(variable) for variable in split.variables]
-
-
-def largest_difference(left, right):
-    return max(float(np.max(np.abs(a - b))) for a, b in zip(left, right, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import tensorflow as tf
 from PIL import Image, ImageOps
 
 from tests.digits import digits_config, ingest_some_digits
+from tests.one_process import largest_difference
 from tests.replicas import two_replicas
 from tests.workbench import measure_curve, train, workbench_of
 from transfer.dataset.ingest import ingest
@@ -84,10 +85,6 @@ def begun(run, dataset, **options):
 def trained(run, dataset, strategy=None):
     train(run, dataset, strategy=strategy)
     return Checkpoints(run).complete()
-
-
-def largest_difference(left, right):
-    return max(float(np.max(np.abs(a - b))) for a, b in zip(left, right, strict=True))
 
 
 @pytest.fixture(scope="module")
