@@ -101,14 +101,20 @@ def evaluate(
 
 
 @app.command()
-def publish(config: ConfigPath, run_id: RunId, overrides: Overrides = None, json: AsJson = False) -> None:
+def publish(
+    config: ConfigPath,
+    run_id: RunId,
+    overrides: Overrides = None,
+    again: Annotated[bool, typer.Option("--again", help="As a new version, where it is published already.")] = False,
+    json: AsJson = False,
+) -> None:
     """Export an evaluated run, prove that it answers the same, and publish it."""
 
     def work() -> dict[str, Any]:
         from transfer import pipeline
 
         loaded = load(config, overrides)
-        version = pipeline.publish(loaded, run_id=run_id)
+        version = pipeline.publish(loaded, run_id=run_id, again=again)
         return {"run": run_id, "version": version.number, "model": f"{loaded.storage.uri}/{version.folder}"}
 
     run(work, json)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from transfer.cli_common import AsJson, ConfigPath, Overrides, load, run
+from transfer.cli_common import AsJson, ConfigPath, Overrides, errors_explained, load, run
 
 if TYPE_CHECKING:
     from transfer.registry.describe import DescribedVersion
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from transfer.storage import Store
 
 registry_app = typer.Typer(
-    help="List a model's versions, go back to one, keep one, remove old ones.", no_args_is_help=True
+    help="List a model's versions, fetch and verify them, go back to one, keep one, remove old ones.",
+    no_args_is_help=True,
 )
 Version = Annotated[int, typer.Argument(metavar="VERSION", min=1, help="Number of the version.")]
 
@@ -88,6 +89,69 @@ def rollback(
         return {"model": model, "changed": done.changed, **done.promotion.model_dump()}
 
     run(work, json)
+
+
+@registry_app.command("fetch")
+def fetch(
+    config: ConfigPath,
+    to: Annotated[Path, typer.Option(help="Folder on this machine. The version becomes the folder VERSION in it.")],
+    version: Annotated[
+        int | None, typer.Argument(metavar="VERSION", min=1, help="Number of the version. Default: the promoted one.")
+    ] = None,
+    overrides: Overrides = None,
+    json: AsJson = False,
+) -> None:
+    """Bring a version to this machine's disk, verified, for programs that read no bucket."""
+
+    def work() -> dict[str, Any]:
+        from transfer.registry.fetch import fetch_version
+        from transfer.registry.versions import load_version
+
+        store, model = _open(config, overrides)
+        wanted = load_version(store, model, version)
+        folder = fetch_version(store, wanted, to)
+        return {"model": model, "version": wanted.number, "folder": str(folder), "size_bytes": wanted.size_bytes}
+
+    run(work, json)
+
+
+@registry_app.command("verify")
+def verify(
+    config: ConfigPath,
+    version: Annotated[
+        int | None, typer.Argument(metavar="VERSION", min=1, help="Number of the version. Default: all.")
+    ] = None,
+    overrides: Overrides = None,
+    json: AsJson = False,
+) -> None:
+    """Read all bytes of the versions, and ask each in every way in which programs load it. Fails when one is wrong."""
+    wrong: list[int] = []
+
+    def work() -> dict[str, Any]:
+        from transfer.registry.verify import problems_of_versions
+
+        store, model = _open(config, overrides)
+        rows = [
+            {
+                "version": each.number,
+                "run": each.provenance.get("run"),
+                "intact_and_served": not problem,
+                "why": problem,
+            }
+            for each, problem in problems_of_versions(store, model, version)
+        ]
+        wrong.extend(row["version"] for row in rows if row["why"])
+        return {"model": model, "storage": store.uri, "wrong": len(wrong), "versions": rows}
+
+    run(work, json)
+    if wrong:
+        from transfer.errors import RegistryError
+
+        with errors_explained():
+            raise RegistryError(
+                f"Versions that cannot be served as they are: {', '.join(map(str, wrong))}.",
+                advice="`transfer publish CONFIG --run-id RUN --again` makes a new version of a run.",
+            )
 
 
 @registry_app.command("pin")

@@ -112,9 +112,12 @@ def evaluate(config: Config, *, run_id: str, split: str | None = None) -> tuple[
     return read_report(run, steps.evaluate(run, split=split))
 
 
-def publish(config: Config, *, run_id: str) -> ModelVersion:
-    """Publish an evaluated run, and promote it unless the configuration says otherwise."""
-    return _publish_and_promote(load_run(writable_storage(config), run_id, config), None)
+def publish(config: Config, *, run_id: str, again: bool = False) -> ModelVersion:
+    """Publish an evaluated run, and promote it unless the configuration says otherwise.
+
+    `again`: as a new version, exported by the present code, where it is published already.
+    """
+    return _publish_and_promote(load_run(writable_storage(config), run_id, config), None, again=again)
 
 
 def predict(config: Config, *, images: str, output: str, version: int | None = None) -> PredictOutcome:
@@ -147,8 +150,8 @@ def _finish(run: Run, dataset: Dataset) -> TrainOutcome:
     return TrainOutcome(run, dataset, report, uri, version)
 
 
-def _publish_and_promote(run: Run, report: int | None) -> ModelVersion:
-    version = published(run, report=report)
+def _publish_and_promote(run: Run, report: int | None, *, again: bool = False) -> ModelVersion:
+    version = published(run, report=report, again=again)
     if run.config.publish.promote:
         promote(run.store, version, reason=f"published by run {run.id}")
     return version

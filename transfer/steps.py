@@ -64,9 +64,12 @@ def read_report(run: Run, number: int) -> tuple[Report, str]:
     return report, f"{run.store.uri}/{folder}/report.html"
 
 
-def published(run: Run, *, report: int | None = None) -> ModelVersion:
-    """The version of an evaluated run; publishes it first where there is none. `report`: default is the newest."""
-    number = run_where(run.config.workers, _publish, run.config, run.id, report)
+def published(run: Run, *, report: int | None = None, again: bool = False) -> ModelVersion:
+    """The version of an evaluated run; publishes it first where there is none, or `again`.
+
+    `report`: default is the newest.
+    """
+    number = run_where(run.config.workers, _publish, run.config, run.id, report, again)
     return load_version(run.store, run.config.name, number)
 
 
@@ -87,8 +90,8 @@ def _evaluate(config: Config, run_id: str, split: str | None) -> int:
     return evaluate_run(run, dataset, split=split)
 
 
-def _publish(config: Config, run_id: str, report_number: int | None) -> int:
+def _publish(config: Config, run_id: str, report_number: int | None, again: bool) -> int:
     from transfer.registry.publish import publish_run
 
     run, dataset = reopened(config, run_id)
-    return publish_run(run, dataset, report_number=report_number).number
+    return publish_run(run, dataset, report_number=report_number, again=again).number

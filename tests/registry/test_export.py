@@ -124,7 +124,7 @@ def test_an_export_that_answers_differently_is_refused(outcome, held_out, tmp_pa
     exported = download_version(store, done.version, tmp_path)
     _, predictions = load_report(done.run, 1)
     expected = predictions.probabilities[:8].copy()
-    assert prove_parity(exported, held_out[:8], expected) <= 1e-5
+    assert max(prove_parity(exported, held_out[:8], expected).values()) <= 1e-5
     expected[3] = np.roll(expected[3], 1)
     with pytest.raises(ParityError, match="differ from the evaluated model's"):
         prove_parity(exported, held_out[:8], expected)

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from transfer.activations.folding import FoldedNetwork
+from transfer.activations.inference import InferenceNetwork
 from transfer.activations.prefix import Prefix
 
 
@@ -32,7 +32,7 @@ class Pass:
 
     def trace(self) -> Any:
         """A concrete function, float32 [n, *row_shape] to a list of float32 [n, *prefix.shape], without variables."""
-        network = FoldedNetwork(self._entry, [prefix.network for prefix in self._prefixes])
+        network = InferenceNetwork(self._entry, [prefix.network for prefix in self._prefixes])
 
         def forward(rows: tf.Tensor) -> list[tf.Tensor]:
             return [tf.cast(output, tf.float32) for output in network(self._prepared(rows))]

@@ -204,6 +204,9 @@ class PublishConfig(Section):
     """Export the model and add it to the registry."""
     promote: bool = True
     """Make the new version the one that serving reads."""
+    graph: Literal["merged", "plain"] = "merged"
+    """`merged`: BatchNorms are merged into the layers before them, which answers sooner and rounds otherwise. `plain`:
+    the layers as they were trained."""
     parity_images: Annotated[int, Field(ge=1)] = 256
     """Held-out images on which a fresh process compares the exported model with the evaluated one."""
 

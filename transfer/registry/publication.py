@@ -3,7 +3,8 @@
 models/<name>/published/<run id>/<00000001>.json   the whole version, when all its files are in storage
 
 The entry is made before the version's own JSON, which alone makes a version exist. Whoever finds an entry without it
-writes that JSON: it is the same, whoever does. A run whose version was removed is published anew, by the next entry.
+writes that JSON: it is the same, whoever does. A run whose version was removed, or that is to be published once more,
+is published anew, by the next entry.
 """
 
 from __future__ import annotations
@@ -25,15 +26,18 @@ def published_version(store: Store, model: str, run: str) -> ModelVersion | None
     return commit_version(store, version)
 
 
-def publish_once(store: Store, version: ModelVersion, *, run: str) -> ModelVersion:
+def publish_once(
+    store: Store, version: ModelVersion, *, run: str, instead_of: ModelVersion | None = None
+) -> ModelVersion:
     """Make an uploaded version the one that a run is published as, and have it exist.
 
-    Raises PublishConflictError when another process published the run meanwhile; then its version exists. StorageError.
+    `instead_of`: the version that the run is known to be published as, which stays a version. Raises
+    PublishConflictError when another process published the run meanwhile; then its version exists. StorageError.
     """
     log = _publications(store, version.model, run)
     number = max(log.numbers(), default=0) + 1
     winner = published_version(store, version.model, run)
-    if winner is not None:
+    if winner is not None and winner != instead_of:
         raise _conflict(store, winner, run)
     try:
         log.append(version.model_dump(mode="json"), number=number)

@@ -16,15 +16,16 @@ from transfer.training.restore import restore_model
 from transfer.training.run import Run
 
 
-def publish_run(run: Run, dataset: Dataset, *, report_number: int | None = None) -> ModelVersion:
+def publish_run(run: Run, dataset: Dataset, *, report_number: int | None = None, again: bool = False) -> ModelVersion:
     """Export a run's model, prove that it answers as it was evaluated, and add it to the registry.
 
-    A run is published once: publishing it again returns its version. `report_number`: default is the newest report.
+    A run is published once: publishing it again returns its version, unless `again` asks for a new one, exported by the
+    present code. `report_number`: default is the newest report.
     Raises RegistryError when the run was not evaluated, ParityError when the export answers differently,
     PublishConflictError when another process published the run meanwhile.
     """
     published = published_version(run.store, run.config.name, run.id)
-    if published is not None:
+    if published is not None and not again:
         return published
     report_number = report_number or run.newest_report()
     if report_number is None:
@@ -44,14 +45,18 @@ def publish_run(run: Run, dataset: Dataset, *, report_number: int | None = None)
     images = held_out_images(run, dataset, report.split, run.config.publish.parity_images)
     with tempfile.TemporaryDirectory() as folder:
         exported = Path(folder) / "saved_model"
-        export(model, exported, provenance=provenance)
+        export(model, exported, provenance=provenance, graph=run.config.publish.graph)
         half = run.config.training.mixed_precision != "off"
-        difference = prove_parity(
+        differences = prove_parity(
             exported,
             images,
             predictions.probabilities[: len(images)],
             tolerance=HALF_PRECISION_TOLERANCE if half else TOLERANCE,
         )
-        provenance["parity"] = {"images": len(images), "largest_difference": difference}
+        provenance["parity"] = {
+            "images": len(images),
+            "largest_difference": max(differences.values()),
+            "by_loader": differences,
+        }
         version = upload_version(run.store, run.config.name, exported, classes=dataset.classes, provenance=provenance)
-        return publish_once(run.store, version, run=run.id)
+        return publish_once(run.store, version, run=run.id, instead_of=published)

@@ -1,4 +1,4 @@
-"""A frozen network as plain TensorFlow operations: weights are constants, and BatchNorms are folded into them.
+"""A network in inference as plain TensorFlow operations, with its BatchNorms merged into the layers before them.
 
 In inference a BatchNorm multiplies each channel by a number and adds another. Behind a linear layer with weights of its
 own the product goes into that layer's kernel and the sum into its bias; anywhere else both stay, as one multiply-add.
@@ -16,9 +16,10 @@ import numpy as np
 import tensorflow as tf
 
 from transfer.backbone.graph import Node, nodes_in_order
+from transfer.backbone.hub import SavedModelLayer
 
 layers = keras.layers
-# Layers that a BatchNorm can be folded into, and their attribute with the kernel that makes the output channels.
+# Layers that a BatchNorm can be merged into, and their attribute with the kernel that makes the output channels.
 _KERNELS = {
     layers.Conv2D: "kernel",
     layers.DepthwiseConv2D: "kernel",
@@ -27,30 +28,47 @@ _KERNELS = {
 }
 
 
-class FoldedNetwork:
+class InferenceNetwork:
     """From the tensor `start` to the outputs of all `networks`, which lie on one chain, as a function.
 
-    It holds the weights of the moment it is made. Call it while a `tf.function` is traced: they become constants of
-    that graph. Layers that do not compute in float32, and layers of any other kind, are called as they are, in
-    inference mode. Raises ValueError when the tensors do not lie on one chain.
+    It holds the weights of the moment it is made. Call it while a `tf.function` is traced. Layers that do not compute
+    in float32, and layers of any other kind, are called as they are, in inference mode. A SavedModel computes with its
+    own variables. Raises ValueError when the tensors do not lie on one chain.
+
+    `merge`: whether BatchNorms are merged, which changes the answers by rounding only.
     """
 
-    def __init__(self, start: Any, networks: Sequence[keras.Model]) -> None:
+    def __init__(self, start: Any, networks: Sequence[keras.Model], *, merge: bool = True) -> None:
         self._start = start
         self._outputs = [network.outputs[0] for network in networks]
         self._nodes = _nodes_between(start, networks)
         operations = {id(node.operation): node.operation for node in self._nodes}.values()
-        variables = [variable for operation in operations for variable in getattr(operation, "variables", [])]
+        variables = [
+            variable
+            for operation in operations
+            if not isinstance(operation, SavedModelLayer)
+            for variable in getattr(operation, "variables", [])
+        ]
         self._weights = {id(variable): (variable, variable.numpy()) for variable in variables}
         # By the position of a BatchNorm: what is left of it, factor (None is 1) and summand (None is 0).
         self._left: dict[int, tuple[np.ndarray | None, np.ndarray | None]] = {}
-        self._fold()
+        if merge:
+            self._merge()
 
-    def __call__(self, value: tf.Tensor) -> list[tf.Tensor]:
-        """Values of the outputs, for a value of `start`."""
+    @property
+    def weights(self) -> list[np.ndarray]:
+        """The weights that it computes with, but for those of a SavedModel."""
+        return [weight for _, weight in self._weights.values()]
+
+    def __call__(self, value: tf.Tensor, weights: Sequence[np.ndarray | tf.Variable] | None = None) -> list[tf.Tensor]:
+        """Values of the outputs, for a value of `start`.
+
+        `weights`: variables that hold `self.weights`; default: those arrays, which become constants of the graph.
+        """
         values = {id(self._start): value}
-        constants = [(variable, tf.constant(weight)) for variable, weight in self._weights.values()]
-        with keras.StatelessScope(constants):
+        tensors = [tf.convert_to_tensor(weight) for weight in weights or self.weights]
+        placed = zip((variable for variable, _ in self._weights.values()), tensors, strict=True)
+        with keras.StatelessScope(list(placed)):
             for position, node in enumerate(self._nodes):
                 answer = self._run(position, node, values)
                 values |= {
@@ -71,7 +89,7 @@ class FoldedNetwork:
             kwargs["training"] = False
         return node.operation(*args, **kwargs)
 
-    def _fold(self) -> None:
+    def _merge(self) -> None:
         calls = Counter(id(node.operation) for node in self._nodes)
         uses = Counter(id(tensor) for node in self._nodes for tensor in node.inputs)
         uses.update(id(output) for output in self._outputs)
@@ -84,11 +102,14 @@ class FoldedNetwork:
             maker = makers.get(id(source))
             # Whoever else sees the layer's output, or its weights, wants them as they were.
             if maker and uses[id(source)] == 1 and calls[id(maker.operation)] == 1 and _takes_factors(maker.operation):
-                self._left[position] = (None, self._fold_into(maker.operation, factor, summand))
+                self._left[position] = (None, self._merge_into(maker.operation, factor, summand))
             else:
                 self._left[position] = (factor.astype(np.float32), summand.astype(np.float32))
+        for position in self._left:
+            for variable in self._nodes[position].operation.variables:
+                self._weights.pop(id(variable), None)
 
-    def _fold_into(self, layer: Any, factor: np.ndarray, summand: np.ndarray) -> np.ndarray | None:
+    def _merge_into(self, layer: Any, factor: np.ndarray, summand: np.ndarray) -> np.ndarray | None:
         """Change the layer's weights; gives what it has no weights for, to be added to its output."""
         kernel = getattr(layer, _KERNELS[type(layer)])
         # A depthwise kernel is [height, width, channels, multiplier], any other one [..., output channels].

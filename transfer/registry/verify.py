@@ -1,0 +1,64 @@
+"""Whether published versions are intact and can be served by every program that loads SavedModels.
+
+What publishing proves of a new version, this asks of those that there are: also of versions that an earlier release of
+this project exported.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from transfer.errors import CorruptObjectError, ObjectNotFoundError
+from transfer.registry.versions import ModelVersion, download_version, list_versions, load_version
+from transfer.storage import Store
+
+TOLERANCE = 1e-4
+"""Largest difference in a probability between two ways of loading; half precision rounds alike in all of them."""
+
+
+def problems_of_versions(store: Store, model: str, number: int | None = None) -> Iterator[tuple[ModelVersion, str]]:
+    """Each version, or the one with that number, and what is wrong with it: empty when nothing is.
+
+    Raises RegistryError when there is no such version, StorageError when storage cannot be read.
+    """
+    versions = list_versions(store, model) if number is None else [load_version(store, model, number)]
+    for version in versions:
+        yield version, _problem(store, version)
+
+
+def _problem(store: Store, version: ModelVersion) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            model = download_version(store, version, Path(folder))
+        except (CorruptObjectError, ObjectNotFoundError) as error:
+            return error.message
+        return _problem_of_model(model, classes=len(version.classes))
+
+
+def _problem_of_model(folder: Path, *, classes: int) -> str:
+    """Ask a SavedModel for two images in every way; the answers must be probabilities, and agree."""
+    from transfer.registry.loaders import LOADERS, answers_of
+
+    first: np.ndarray | None = None
+    for way, load in LOADERS.items():
+        answers = answers_of(load, folder, [_two_images()])
+        if isinstance(answers, str):
+            return f"It does not answer, asked by {way}: {answers}"
+        first = answers if first is None else first
+        if answers.shape != (2, classes) or not np.allclose(answers.sum(axis=1), 1.0, atol=1e-3):
+            return f"Asked by {way}, it does not answer with probabilities of its {classes} classes."
+        if not np.allclose(answers, first, rtol=0.0, atol=TOLERANCE):
+            return f"Asked by {way}, it answers differently by {np.abs(answers - first).max():.3g}."
+    return ""
+
+
+def _two_images() -> list[bytes]:
+    """A gray picture and one of noise, as PNG."""
+    import tensorflow as tf
+
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    return [bytes(tf.io.encode_png(image).numpy()) for image in (np.full_like(noise, 128), noise)]
