@@ -131,16 +131,11 @@ def verify(
         from transfer.registry.verify import problems_of_versions
 
         store, model = _open(config, overrides)
-        rows = [
-            {
-                "version": each.number,
-                "run": each.provenance.get("run"),
-                "intact_and_served": not problem,
-                "why": problem,
-            }
-            for each, problem in problems_of_versions(store, model, version)
-        ]
-        wrong.extend(row["version"] for row in rows if row["why"])
+        rows = []
+        for each, problem in problems_of_versions(store, model, version):
+            wrong.extend([each.number] if problem else [])
+            fine = None if json else "-"
+            rows.append({"version": each.number, "run": each.provenance.get("run"), "problem": problem or fine})
         return {"model": model, "storage": store.uri, "wrong": len(wrong), "versions": rows}
 
     run(work, json)

@@ -43,3 +43,12 @@ def test_a_run_whose_version_was_removed_is_published_anew(store, tmp_path):
     again = publish_once(store, uploaded(store, tmp_path), run="run")
     assert published_version(store, MODEL, "run") == again
     assert numbers(store) == [3, 4]
+
+
+def test_a_run_is_published_once_more_where_that_is_asked_for_and_both_versions_stay(store, tmp_path):
+    first = publish_once(store, uploaded(store, tmp_path), run="run")
+    second = publish_once(store, uploaded(store, tmp_path, b"by other code"), run="run", instead_of=first)
+    assert published_version(store, MODEL, "run") == second
+    with pytest.raises(PublishConflictError, match="as version 2 of model"):
+        publish_once(store, uploaded(store, tmp_path, b"at the same time"), run="run", instead_of=first)
+    assert numbers(store) == [1, 2]

@@ -47,6 +47,9 @@ def test_versions_are_listed_rolled_back_pinned_and_removed(config):
         "pinned": None,
     }
     assert answer("pin", config, 1, "--reason", "the paper's")["pinned"] is True
+    fetched = answer("fetch", config, 3, "--to", config.parent / "served")
+    assert fetched["folder"] == str(config.parent / "served/3")
+    assert (config.parent / "served/3/saved_model.pb").read_bytes() == b"graph 2"
     back = answer("rollback", config, "--reason", "5 is slow")
     assert (back["version"], back["replaces"], back["changed"]) == (4, 5, True)
     for remove, removed in (((), False), (("--yes",), True)):
@@ -90,3 +93,13 @@ def test_a_mistake_ends_with_the_code_of_the_registry_and_changes_nothing(config
     assert "Its versions are [1, 2, 3, 4, 5]" in done.stderr
     assert "Traceback" not in done.stderr
     assert answer("show", config)["version"] == 5
+
+
+def test_verifying_names_the_versions_that_cannot_be_served_and_fails(config):
+    done = registry("verify", config, "2", "--json")
+    assert done.returncode == 7, done.stderr
+    (row,) = json.loads(done.stdout)["versions"]
+    assert (row["version"], row["run"]) == (2, "run-1")
+    assert "does not answer, asked by tf.saved_model.load" in row["problem"]
+    assert "cannot be served as they are: 2." in done.stderr
+    assert "Traceback" not in done.stderr

@@ -7,6 +7,7 @@ runs/<run id>/reports/<00000001>.json          written last: which split, and th
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +24,7 @@ from transfer.evaluation.predictions import Predictions
 from transfer.evaluation.report import Report, render_html
 from transfer.progress import progress
 from transfer.storage import Store, sha256_hex
-from transfer.training.model import TransferModel
+from transfer.training.inference import trace_inference
 from transfer.training.restore import restore_model
 from transfer.training.run import Run
 
@@ -43,7 +44,9 @@ def evaluate_run(run: Run, dataset: Dataset, *, split: str | None = None) -> int
             advice="Set dataset.test or dataset.validation above 0.",
         )
     model, checkpoint = restore_model(run, dataset)
-    predictions = predict_split(model, run.store, dataset, split, batch_size=run.config.training.batch_size)
+    answer = trace_inference(model, graph=run.config.publish.graph).answer
+    image_size, batch_size = model.backbone.image_size, run.config.training.batch_size
+    predictions = predict_split(answer, run.store, dataset, split, image_size=image_size, batch_size=batch_size)
     mistakes = worst_mistakes(predictions, count=GALLERY_SIZE)
     report = Report(
         name=run.config.name,
@@ -76,11 +79,21 @@ def _free_number(run: Run) -> int:
     return max((int(item.name.removeprefix(folder)[:8]) for item in run.store.list(folder)), default=0) + 1
 
 
-def predict_split(model: TransferModel, store: Store, dataset: Dataset, split: str, *, batch_size: int) -> Predictions:
-    """Answers of a model for every image of a split, in stored order."""
-    answer = tf.function(lambda images: tf.nn.softmax(model.logits(images)))
+def predict_split(
+    answer: Callable[[tf.Tensor], tf.Tensor],
+    store: Store,
+    dataset: Dataset,
+    split: str,
+    *,
+    image_size: int,
+    batch_size: int,
+) -> Predictions:
+    """Answers for every image of a split, in stored order.
+
+    `answer`: from images, float32 [batch, image_size, image_size, 3] in 0..255, to probabilities [batch, classes].
+    """
     shards = dataset.shards_of(split)
-    batches = image_batches(store, shards, image_size=model.backbone.image_size, batch_size=batch_size)
+    batches = image_batches(store, shards, image_size=image_size, batch_size=batch_size)
     probabilities = []
     with progress(f"evaluate {split}", total=dataset.rows(split)) as advance:
         for batch in batches:

@@ -69,8 +69,8 @@ def answers_of(load: Callable[[Path], Answer], folder: Path, batches: Iterable[l
         answer = load(folder)
         return np.concatenate([answer(batch) for batch in batches])
     except (tf.errors.OpError, OSError, ValueError, KeyError) as error:
-        # TensorFlow's messages go on with the graph's nodes.
-        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:500]}"
+        # TensorFlow's messages go on for pages, with the graph's nodes.
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
 
 
 def _probabilities(answers: dict[str, tf.Tensor]) -> np.ndarray:

@@ -12,7 +12,6 @@ import os
 import subprocess
 import sys
 import tempfile
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -76,25 +75,26 @@ def check_outcome(way: str, outcome: float | str, *, images: int, tolerance: flo
         )
 
 
-def compare(exported: Path, questions: Path) -> dict[str, float | str]:
-    """The largest difference in a probability for each way of loading, or why it did not answer.
-
-    `questions`: a Parquet table of `image` (encoded) and `expected` (probabilities).
-    """
+def compare(exported: Path, images: list[bytes], expected: np.ndarray) -> dict[str, float | str]:
+    """The largest difference from `expected` for each way of loading, or why it did not answer."""
     from transfer.registry.loaders import LOADERS, answers_of, load_in_python
 
-    expected = np.stack(pq.read_table(questions, columns=["expected"])["expected"].to_numpy())
+    batches = [images[start : start + _BATCH_SIZE] for start in range(0, len(images), _BATCH_SIZE)]
     found: dict[str, float | str] = {}
     for way, load in LOADERS.items():
-        batches = pq.ParquetFile(questions).iter_batches(_BATCH_SIZE, columns=["image"])
-        asked = islice(batches, None if load is load_in_python else 1)
-        answers = answers_of(load, exported, (batch["image"].to_pylist() for batch in asked))
+        answers = answers_of(load, exported, batches if load is load_in_python else batches[:1])
         # NaN must fail the proof; Python's max() would drop it depending on the order.
         found[way] = answers if isinstance(answers, str) else float(np.max(np.abs(answers - expected[: len(answers)])))
     return found
 
 
-if __name__ == "__main__":
+def _main(exported: str, questions: str) -> None:
     # TensorFlow would load it, which takes as long again, and what is served must do without it.
     sys.modules["keras"] = None  # type: ignore[assignment]
-    print(json.dumps(compare(*map(Path, sys.argv[1:]))))  # noqa: T201 - the answer to the parent process
+    table = pq.read_table(questions)
+    found = compare(Path(exported), table["image"].to_pylist(), np.stack(table["expected"].to_numpy()))
+    print(json.dumps(found))  # noqa: T201 - the answer to the parent process
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

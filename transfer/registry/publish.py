@@ -7,7 +7,8 @@ from pathlib import Path
 
 from transfer.dataset.manifest import Dataset
 from transfer.errors import RegistryError
-from transfer.evaluation.evaluate import held_out_images, load_report
+from transfer.evaluation.evaluate import evaluate_run, held_out_images, load_report
+from transfer.evaluation.report import Report
 from transfer.registry.export import export
 from transfer.registry.parity import HALF_PRECISION_TOLERANCE, TOLERANCE, prove_parity
 from transfer.registry.publication import publish_once, published_version
@@ -33,6 +34,10 @@ def publish_run(run: Run, dataset: Dataset, *, report_number: int | None = None,
             f"Run `{run.id}` has no report to prove the export against.", advice="Run `transfer evaluate` first."
         )
     report, predictions = load_report(run, report_number)
+    if _graph_of(report) != run.config.publish.graph:
+        # What is proved of the export is that it answers as it was evaluated, to the last digits.
+        report_number = evaluate_run(run, dataset, split=report.split)
+        report, predictions = load_report(run, report_number)
     model, _ = restore_model(run, dataset)
     provenance = {
         "run": run.id,
@@ -60,3 +65,9 @@ def publish_run(run: Run, dataset: Dataset, *, report_number: int | None = None,
         }
         version = upload_version(run.store, run.config.name, exported, classes=dataset.classes, provenance=provenance)
         return publish_once(run.store, version, run=run.id, instead_of=published)
+
+
+def _graph_of(report: Report) -> object:
+    """The `publish.graph` that a run was evaluated with. Before there was a choice, it was the plain one."""
+    publish = report.config["publish"]
+    return publish.get("graph", "plain") if isinstance(publish, dict) else None

@@ -1,0 +1,34 @@
+"""A version on a disk, where TensorFlow Serving reads it; without TensorFlow: any folder of files will do."""
+
+import pytest
+
+from tests.published import publish_some
+from transfer.errors import CorruptObjectError, RegistryError
+from transfer.registry.fetch import fetch_version
+
+
+def test_a_fetched_version_is_whole_in_the_folder_of_its_number(store, tmp_path):
+    _, second = publish_some(store, 2)
+    folder = fetch_version(store, second, tmp_path / "served")
+    assert folder == tmp_path / "served/2"
+    assert (folder / "saved_model.pb").read_bytes() == b"graph 1"
+    assert (folder / "variables/variables.index").read_bytes() == b"index 1"
+    assert [path.name for path in (tmp_path / "served").iterdir()] == ["2"]
+    assert fetch_version(store, second, tmp_path / "served") == folder
+
+
+def test_a_wrong_byte_in_storage_leaves_no_folder_behind(store, tmp_path):
+    (version,) = publish_some(store, 1)
+    damaged = version.model_copy(update={"files": (version.files[0].model_copy(update={"sha256": "0" * 64}),)})
+    with pytest.raises(CorruptObjectError):
+        fetch_version(store, damaged, tmp_path / "served")
+    assert list((tmp_path / "served").iterdir()) == []
+
+
+def test_a_folder_with_other_content_is_not_taken_for_the_version(store, tmp_path):
+    (version,) = publish_some(store, 1)
+    folder = fetch_version(store, version, tmp_path / "served")
+    (folder / "saved_model.pb").write_bytes(b"somebody else's")
+    with pytest.raises(RegistryError, match=r"is not version 1 of model `flowers`: saved_model.pb is another file"):
+        fetch_version(store, version, tmp_path / "served")
+    assert (folder / "saved_model.pb").read_bytes() == b"somebody else's"
