@@ -204,3 +204,16 @@ def test_what_an_evaluation_that_was_killed_halfway_left_does_not_stand_in_the_w
     done.run.store.put(f"{done.run.prefix}/reports/{number:08d}/report.json", b"of one that rounded otherwise")
     assert evaluate_run(done.run, done.dataset) == number + 1
     load_report(done.run, number + 1)
+
+
+def test_a_run_is_published_again_as_a_plain_graph_and_what_was_there_stays(outcome):
+    config, done = outcome
+    plain = config.model_copy(
+        update={"publish": config.publish.model_copy(update={"graph": "plain", "promote": False})}
+    )
+    again = pipeline.publish(plain, run_id=done.run.id, again=True)
+    assert again.number == done.version.number + 1
+    assert again.provenance["parity"]["largest_difference"] <= 1e-5
+    # It is proved against answers of the same graph.
+    assert load_report(done.run, again.provenance["report"])[0].config["publish"]["graph"] == "plain"
+    assert load_version(open_store(config.storage), "digits") == done.version

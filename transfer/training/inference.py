@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import tensorflow as tf
 
 from transfer.activations.inference import InferenceNetwork
@@ -15,7 +16,7 @@ from transfer.training.model import TransferModel
 Graph = Literal["merged", "plain"]
 
 MAX_CONSTANT_BYTES = 64 * 1024**2
-"""Up to so many bytes of weights are constants of the graph: a small network then answers one image a quarter sooner.
+"""Up to so many bytes of a base's weights are constants of the graph: a small one then answers one image sooner.
 Those of a larger one are variables, since a protocol buffer, which a saved graph is, holds 2 GiB at most."""
 
 
@@ -26,32 +27,31 @@ class Inference:
     answer: Any
     """A concrete function: images, float32 [batch, size, size, 3] in 0..255, to probabilities [batch, classes]."""
     weights: list[tf.Variable]
-    """Those that it computes with. Empty where they are constants."""
+    """Those that it computes with, except for constants of the graph."""
     modules: list[Any]
     """Reusable SavedModels in it, with variables, tables and asset files of their own."""
 
 
 def trace_inference(model: TransferModel, *, graph: Graph) -> Inference:
     """Trace `model`, with BatchNorms merged into the layers before them, or plain, as they were trained."""
-    base, head = model.backbone.network, model.head
-    parts = [InferenceNetwork(network.inputs[0], [network], merge=graph == "merged") for network in (base, head)]
-    weights: list[list[Any]] = [list(part.weights) for part in parts]
-    variables: list[tf.Variable] = []
-    if sum(weight.nbytes for arrays in weights for weight in arrays) > MAX_CONSTANT_BYTES:
-        weights = [[tf.Variable(weight, trainable=False) for weight in arrays] for arrays in weights]
-        variables = [variable for held in weights for variable in held]
+    network, merge = model.backbone.network, graph == "merged"
+    base, head = (InferenceNetwork(part.inputs[0], [part], merge=merge) for part in (network, model.head))
+    weights_of_base: list[Any] = base.weights
+    if sum(weight.nbytes for weight in base.weights) > MAX_CONSTANT_BYTES:
+        weights_of_base = _variables(base.weights)
+    # In any case variables: the names of a graph's tensors are then the same for a small and for a large network.
+    weights_of_head = _variables(head.weights)
 
     def answer(images: tf.Tensor) -> tf.Tensor:
-        value = model.backbone.preprocess(images)
-        for part, held in zip(parts, weights, strict=True):
-            (value,) = part(value, held)
-        return tf.nn.softmax(value)
+        (features,) = base(model.backbone.preprocess(images), weights_of_base)
+        (logits,) = head(features, weights_of_head)
+        return tf.nn.softmax(logits)
 
     size = model.backbone.image_size
-    layers = {id(node.operation): node.operation for node in nodes_in_order(base)}.values()
+    layers = {id(node.operation): node.operation for node in nodes_in_order(network)}.values()
     return Inference(
         answer=trace(answer, tf.TensorSpec([None, size, size, 3], tf.float32, name="images")),
-        weights=variables,
+        weights=[weight for weight in (*weights_of_base, *weights_of_head) if isinstance(weight, tf.Variable)],
         modules=[layer._module for layer in layers if isinstance(layer, SavedModelLayer)],  # noqa: SLF001
     )
 
@@ -60,3 +60,7 @@ def trace(function: Any, argument: tf.TensorSpec) -> Any:
     """A concrete function of one argument."""
     # Autograph would first rewrite the source of everything that is called: four times the time.
     return tf.function(function, autograph=False).get_concrete_function(argument)
+
+
+def _variables(weights: list[np.ndarray]) -> list[tf.Variable]:
+    return [tf.Variable(weight, trainable=False) for weight in weights]
