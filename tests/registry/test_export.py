@@ -11,9 +11,11 @@ import pytest
 import tensorflow as tf
 
 from tests.digits import digits_config, write_some_digits
+from tests.registry.test_loaders import Tampered
 from transfer import pipeline
 from transfer.errors import DatasetError, ParityError, RegistryError, TrainingError
 from transfer.evaluation.evaluate import evaluate_run, held_out_images, load_report
+from transfer.registry import publish
 from transfer.registry.loaders import LOADERS
 from transfer.registry.parity import prove_parity
 from transfer.registry.versions import download_version, list_versions, load_version
@@ -134,6 +136,14 @@ def test_an_export_that_answers_differently_is_refused(outcome, held_out, tmp_pa
     (exported / "saved_model.pb").write_bytes(b"nonsense")
     with pytest.raises(ParityError, match=r"does not answer, asked by tf.saved_model.load: .*corrupt"):
         prove_parity(exported, held_out[:8], expected)
+
+
+def test_what_no_session_can_run_is_not_published(outcome, monkeypatch):
+    config, done = outcome
+    monkeypatch.setattr(publish, "export", lambda model, folder, **_: Tampered(model, "Keras's variables").save(folder))
+    with pytest.raises(ParityError, match="asked by a session, as in TensorFlow Serving: .*Could not find variable"):
+        pipeline.publish(config, run_id=done.run.id, again=True)
+    assert [version.number for version in list_versions(open_store(config.storage), "digits")] == [1]
 
 
 def test_predict_answers_good_images_and_lists_bad_ones(outcome, held_out, tmp_path):
