@@ -141,7 +141,7 @@ def test_an_export_that_answers_differently_is_refused(outcome, held_out, tmp_pa
 def test_what_no_session_can_run_is_not_published(outcome, monkeypatch):
     config, done = outcome
     monkeypatch.setattr(publish, "export", lambda model, folder, **_: Tampered(model, "Keras's variables").save(folder))
-    with pytest.raises(ParityError, match="asked by a session, as in TensorFlow Serving: .*Could not find variable"):
+    with pytest.raises(ParityError, match=r"asked by a session, as in TensorFlow Serving: .*Could not find variable"):
         pipeline.publish(config, run_id=done.run.id, again=True)
     assert [version.number for version in list_versions(open_store(config.storage), "digits")] == [1]
 
