@@ -21,6 +21,7 @@ from transfer.errors import DatasetError
 from transfer.evaluation.metrics import compute_metrics, worst_mistakes
 from transfer.evaluation.predictions import Predictions
 from transfer.evaluation.report import Report, render_html
+from transfer.memory import FOR_EVALUATION, memory_explained
 from transfer.progress import progress
 from transfer.storage import Store, sha256_hex
 from transfer.training.model import TransferModel
@@ -77,12 +78,13 @@ def _free_number(run: Run) -> int:
 
 
 def predict_split(model: TransferModel, store: Store, dataset: Dataset, split: str, *, batch_size: int) -> Predictions:
-    """Answers of a model for every image of a split, in stored order."""
+    """Answers of a model for every image of a split, in stored order. Raises OutOfMemoryError."""
     answer = tf.function(lambda images: tf.nn.softmax(model.logits(images)))
     shards = dataset.shards_of(split)
     batches = image_batches(store, shards, image_size=model.backbone.image_size, batch_size=batch_size)
     probabilities = []
-    with progress(f"evaluate {split}", total=dataset.rows(split)) as advance:
+    explained = memory_explained(f"Evaluating on {batch_size} images at a time", advice=FOR_EVALUATION)
+    with explained, progress(f"evaluate {split}", total=dataset.rows(split)) as advance:
         for batch in batches:
             real = int(tf.reduce_sum(batch["real"]))
             probabilities.append(answer(batch["images"]).numpy()[:real])
