@@ -1,5 +1,7 @@
 """What of a working tree is shipped with a submitted job, and what is refused before anything is sent."""
 
+import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -8,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from transfer import working_tree
-from transfer.errors import ConfigError
+from transfer.errors import ClusterError, ConfigError
 from transfer.submit import cluster_address, submit
 from transfer.working_tree import pack, shipped_files
 
@@ -19,7 +21,14 @@ ROOT = Path(__file__).parents[1]
 def tree(tmp_path):
     """A working tree with everything in it that has no business on a cluster."""
     root = tmp_path / "tree"
-    wanted = ["jobs/train.py", "transfer/storage/store.py", "transfer/data/names.txt", "flowers.yaml", "notes/a.md"]
+    wanted = [
+        "jobs/train.py",
+        "jobs/sweep.py",
+        "transfer/storage/store.py",
+        "transfer/data/names.txt",
+        "flowers.yaml",
+        "notes/a.md",
+    ]
     unwanted = [
         *(".git/HEAD", "jobs/__pycache__/train.cpython-311.pyc", "old.pyc", ".mypy_cache/x.json", "data/1.jpg"),
         *("storage/shards/1.parquet", "x.egg-info/PKG-INFO", ".env", "key.pem", "node_modules/m/index.js"),
@@ -42,7 +51,14 @@ def names(root):
 
 def test_code_is_shipped_and_data_environments_caches_and_keys_are_not(tree):
     ignore_files = {".gitignore", ".rayignore", "notes/.gitignore"}
-    code = {"jobs/train.py", "transfer/storage/store.py", "transfer/data/names.txt", "flowers.yaml", "notes/a.md"}
+    code = {
+        "jobs/train.py",
+        "jobs/sweep.py",
+        "transfer/storage/store.py",
+        "transfer/data/names.txt",
+        "flowers.yaml",
+        "notes/a.md",
+    }
     assert names(tree) == code | ignore_files
 
 
@@ -99,23 +115,79 @@ def test_a_tree_larger_than_what_ray_takes_is_refused_with_its_largest_folders(t
 
 
 def test_a_job_that_is_not_there_is_refused_with_those_that_are(tree):
-    with pytest.raises(ConfigError, match=r"no job `trian` in .*; found: train"):
+    with pytest.raises(ConfigError, match=r"no job `trian` in .*; found: sweep, train"):
         submit("trian", tree / "flowers.yaml", root=tree, write=print)
 
 
-@pytest.mark.parametrize(
-    ("key", "changes"),
-    [("storage", {"storage": "storage"}), ("dataset.source", {"source": "notes"})],
-)
-def test_folders_in_the_tree_are_refused_as_places_for_data(tree, tmp_path, monkeypatch, key, changes):
-    monkeypatch.chdir(tree)
-    storage, source = changes.get("storage", "s3://bucket/prefix"), changes.get("source", "digits")
+def sent(tree, *options, storage="s3://bucket/prefix", source="digits", base="MobileNetV2", job="train", arguments=()):
+    """Submit to where nobody answers: ClusterError is what becomes of a job that is not refused before."""
     path = tree / "flowers.yaml"
-    path.write_text(f"{{name: n, storage: '{storage}', dataset: {{source: {source}}}, base: {{model: MobileNetV2}}, ")
-    with path.open("a") as file:
-        file.write("phases: [{unfreeze: 0, epochs: 1, learning_rate: 0.001}]}")
-    with pytest.raises(ConfigError, match=f"`{key}` is .*inside of the working tree"):
-        submit("train", path, address="http://127.0.0.1:1", root=tree, write=print)
+    document = {"name": "n", "storage": storage, "dataset": {"source": source}, "base": {"model": base}}
+    path.write_text(
+        json.dumps(document | {"sweep": {"space": {"base.model": ["VGG16", "notes/a.md"]}, "search": "grid"}})
+    )
+    where = {"address": "http://127.0.0.1:1", "root": tree / "jobs" / "..", "write": print}
+    submit(job, path, overrides=options, arguments=arguments, **where)
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"storage": "storage"}, "`storage` is storage, a relative path"),
+        ({"storage": {"uri": "../elsewhere"}}, "`storage` is ../elsewhere, a relative path"),
+        ({"storage": "TREE/storage"}, "`storage` is TREE/storage, inside of the working tree"),
+        ({"storage": "file://TREE/storage"}, "`storage` is TREE/storage, inside of the working tree"),
+        ({"source": "notes"}, "`dataset.source` is notes, a relative path"),
+        ({"source": "../images.zip"}, "`dataset.source` is ../images.zip, a relative path"),
+        ({"source": "TREE/notes"}, "`dataset.source` is TREE/notes, inside of the working tree"),
+        ({"base": "base.keras"}, "relative to the working tree, and there is nothing at TREE/base.keras"),
+        ({"base": "ignored/by-git.txt/"}, "`base.model` is .*, and ignored/by-git.txt is not shipped: an ignore file"),
+        ({"base": "ignored"}, "`base.model` is ignored, and ignored/by-git.txt is not shipped"),
+        ({"base": "linked/one.keras"}, "linked/one.keras is not shipped: .* a folder above it is a link"),
+        ({"base": "TREE/notes/a.md"}, "a path of this machine, .* relative to the working tree: notes/a.md"),
+        ({"base": "../outside/one.keras"}, "`base.model` is .*/outside/one.keras, outside of the working tree"),
+        ({"base": "~/one.keras"}, "`base.model` is .*/one.keras, outside of the working tree"),
+        ({"base": "/srv/one.keras", "storage": "/data"}, "`base.model` is /srv/one.keras, outside of the working tree"),
+    ],
+)
+def test_what_a_job_would_not_find_is_refused_before_anything_is_sent(tree, tmp_path, monkeypatch, changes, found):
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside/one.keras").touch()
+    (tree / "linked").symlink_to(tmp_path / "outside")
+    # What is relative to the folder of the command, the job would not find either.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base.keras").touch()
+    changes = json.loads(json.dumps(changes).replace("TREE", str(tree)))
+    with pytest.raises(ConfigError, match=found.replace("TREE", re.escape(str(tree)))):
+        sent(tree, **changes)
+
+
+def test_overrides_and_what_a_sweep_tries_are_refused_too(tree):
+    (tree / ".rayignore").write_text("a.md")
+    for options in ({"options": ["base.weights=x.h5"]}, {"arguments": ["--set", "base.weights=x.h5"]}):
+        with pytest.raises(ConfigError, match=r"`base.weights` is x.h5"):
+            sent(tree, *options.get("options", ()), arguments=options.get("arguments", ()))
+    with pytest.raises(ConfigError, match=r"`base.model` is notes/a.md, and notes/a.md is not shipped"):
+        sent(tree, job="sweep")
+    with pytest.raises(ConfigError, match=r"`sweep.mlflow` is sqlite:///trials.db, a relative path"):
+        sent(tree, "sweep.mlflow=sqlite:///trials.db", job="sweep")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"base": "notes/a.md"},
+        {"base": "notes", "source": "/srv/images"},
+        {"base": "SHARED/bases/one.keras", "storage": "SHARED/storage", "source": "tfds:flowers"},
+        {"base": "s3://bucket/one.keras"},
+    ],
+)
+def test_what_a_job_finds_is_sent(tree, tmp_path, changes):
+    (tree / "notes/ignored-there.txt").unlink()
+    (tree / "notes/.DS_Store").touch()
+    changes = json.loads(json.dumps(changes).replace("SHARED", str(tmp_path)))
+    with pytest.raises(ClusterError, match="No Ray cluster answers"):
+        sent(tree, **changes)
 
 
 def test_without_an_address_no_cluster_is_guessed(monkeypatch):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from transfer.errors import StorageError, TransferError
+from transfer.memory import memory_explained
 
 if TYPE_CHECKING:
     from transfer.config import Config
@@ -56,7 +57,8 @@ def run(work: Callable[[], dict[str, Any]], as_json: bool) -> None:
 def errors_explained() -> Any:
     """End the process with the error's message, advice and exit code, when there is one that a user can act on."""
     try:
-        yield
+        with memory_explained("The command"):
+            yield
     except TransferError as error:
         _end_with(error)
     except OSError as error:

@@ -26,6 +26,7 @@ def sweep(config: ConfigPath, overrides: Overrides = None, json: AsJson = False)
             "sweep": result.id,
             "dataset": result.dataset,
             "trials": count,
+            "ended because": result.ended_by,
             "winner": winner.values,
             f"validation {result.metric}": winner.value,
             "run": won.run.id,

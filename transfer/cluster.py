@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from transfer.config import WorkersConfig
 from transfer.errors import ClusterError, TransferError
+from transfer.memory import memory_explained
 
 Answer = TypeVar("Answer")
 
@@ -73,7 +74,7 @@ def run_where(workers: WorkersConfig, function: Callable[..., Answer], *argument
     import ray
 
     try:
-        answer: Answer = ray.get(_on_worker(workers, function).remote(*arguments))
+        answer: Answer = ray.get(_on_worker(workers, _explained).remote(function, *arguments))
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, TransferError):
             raise error.cause from None
@@ -87,6 +88,12 @@ def _on_worker(workers: WorkersConfig, function: Callable[..., Any]) -> Any:
     return ray.remote(
         num_cpus=workers.cpus_per_worker, num_gpus=workers.gpus_per_worker, scheduling_strategy=anywhere()
     )(function)
+
+
+def _explained(function: Callable[..., Answer], *arguments: Any) -> Answer:
+    """Errors of TensorFlow stay on the worker: the driver would have to load it to read them."""
+    with memory_explained("A task on the cluster"):
+        return function(*arguments)
 
 
 def _nothing() -> None:

@@ -84,6 +84,13 @@ class DivergedError(TrainingError):
     """The loss became NaN or infinite."""
 
 
+class OutOfMemoryError(TrainingError):
+    """The memory of a GPU or of a machine does not suffice for what was asked."""
+
+    # 11 to 13 are outcomes of a night.
+    exit_code = 15
+
+
 class RunConflictError(TrainingError):
     """A run with this id exists and was started with another configuration."""
 

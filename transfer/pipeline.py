@@ -91,6 +91,12 @@ def sweep(config: Config) -> tuple[SweepOutcome, TrainOutcome]:
     outcome = run_sweep(config, dataset, store)
     winner = outcome.winner
     logger.info("Trial %d won: %s.", winner.number, winner.values)
+    if winner.status == "stopped":
+        logger.info(
+            "It was stopped after epoch %d (%s). Its run is trained to its end before it is evaluated.",
+            len(winner.rows),
+            winner.reason,
+        )
     run = open_run(store, with_values(config, winner.values), dataset, run_id=winner.run_id or None)
     return outcome, _finish(run, dataset)
 

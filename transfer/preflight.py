@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from pathlib import Path
 
-from transfer.config import Config
+from transfer.config import BaseNetworkConfig, Config
 from transfer.config.paths import path_here
 from transfer.errors import ConfigError
 from transfer.storage import open_store
@@ -35,13 +36,19 @@ def _check_source(config: Config) -> None:
         )
 
 
-def _check_base(config: Config) -> None:
-    base = config.base
-    files = {"base.model": base.model if _is_path(base.model) else None}
+def files_of(base: BaseNetworkConfig, *, root: Path = Path()) -> dict[str, str]:
+    """Files, folders and addresses that a base network is read from, by key; relative ones are relative to `root`."""
+    files = {}
+    if _is_path(base.model) or (root / path_here(base.model)).exists():
+        files["base.model"] = base.model
     if base.weights not in ("imagenet", "none"):
         files["base.weights"] = base.weights
-    for key, file in files.items():
-        if file is not None and not _exists(file, config):
+    return files
+
+
+def _check_base(config: Config) -> None:
+    for key, file in files_of(config.base).items():
+        if not _exists(file, config):
             raise ConfigError(f"{key} is `{file}`, and there is nothing there.", advice="Give an existing file or URI.")
 
 

@@ -18,14 +18,15 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
 import tenacity
 
-from transfer.config import Config, load_config
-from transfer.config.paths import path_here
+from transfer.config import load_document, parse_config
 from transfer.errors import ClusterError, ConfigError
+from transfer.local_paths import check_paths
 from transfer.working_tree import Package, pack
 
 STOPPED = 20
@@ -74,8 +75,9 @@ def submit(
     """
     root = root.absolute()
     _check_job(job, root)
-    loaded = load_config(config, overrides)
-    _check_reachable(loaded, root)
+    document = load_document(config, [*overrides, *_overrides_in(arguments)])
+    loaded = parse_config(document, name=str(config))
+    check_paths(loaded, document, job=job, root=root)
     options = [part for override in overrides for part in ("--set", override)]
     with tempfile.TemporaryDirectory(prefix="transfer-submit-") as folder:
         package = pack(root, config, Path(folder) / "tree.zip")
@@ -112,18 +114,10 @@ def _check_job(job: str, root: Path) -> None:
         )
 
 
-def _check_reachable(config: Config, root: Path) -> None:
-    """Refuse folders inside of the working tree: the job runs in a copy of it, without data, that goes with the job."""
-    for key, place in (("storage", config.storage.uri), ("dataset.source", config.dataset.source)):
-        if "://" in place:
-            continue
-        path = path_here(place).absolute()
-        # A source may be a name, such as `digits`. Storage need not be there yet.
-        if path.is_relative_to(root) and (key == "storage" or path.exists()):
-            raise ConfigError(
-                f"`{key}` is {path}, inside of the working tree, and the job runs in a copy of that without data.",
-                advice=f"Name a bucket, or a folder that all nodes share: --set {key}=s3://BUCKET/PREFIX.",
-            )
+def _overrides_in(arguments: Sequence[str]) -> list[str]:
+    """Overrides among the arguments that the job is given after `--`."""
+    after = [value for option, value in pairwise(arguments) if option == "--set"]
+    return [*after, *(argument.removeprefix("--set=") for argument in arguments if argument.startswith("--set="))]
 
 
 def _submission_name(job: str, config: str, id: str | None, command: list[str], package: Package) -> str:  # noqa: A002

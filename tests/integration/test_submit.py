@@ -14,6 +14,7 @@ from tests.cutting_proxy import CuttingProxy
 from tests.digits import digits_config, write_some_digits
 from transfer.config.reference import render
 from transfer.dataset.manifest import load_dataset
+from transfer.demo import BASE_PATH
 from transfer.storage import open_store
 from transfer.working_tree import size_limit_bytes
 
@@ -42,7 +43,8 @@ def tree(tmp_path):
     for name, code in {"waiting": WAITING, "counting": COUNTING, "failing": FAILING}.items():
         (root / "jobs" / f"{name}.py").write_text(code)
     # A job's id is made of its content, and the head is there for all tests.
-    config = digits_config(tmp_path, str(tmp_path / "storage"), name=f"n{secrets.token_hex(4)}")
+    base = {"model": "MobileNetV2"}
+    config = digits_config(tmp_path, str(tmp_path / "storage"), base=base, name=f"n{secrets.token_hex(4)}")
     (root / "config.yaml").write_text(render(config))
     return root
 
@@ -94,7 +96,8 @@ def follow(head, tmp_path):
 
 
 def test_a_job_of_the_project_runs_from_its_working_tree(head, tmp_path):
-    config = digits_config(write_some_digits(tmp_path / "images"), str(tmp_path / "storage"))
+    base = {"model": str(BASE_PATH.relative_to(ROOT)), "image_size": 32}
+    config = digits_config(write_some_digits(tmp_path / "images"), str(tmp_path / "storage"), base=base)
     (tmp_path / "config.yaml").write_text(render(config))
     line = [sys.executable, "-m", "transfer", "submit", "ingest", str(tmp_path / "config.yaml"), "--json"]
     line += ["--set", "dataset.validation=0.25"]

@@ -19,7 +19,8 @@ from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoints
 from transfer.training.run import load_run
 from transfer.tuning.driver import run_sweep
-from transfer.tuning.records import SweepResult
+from transfer.tuning.records import SweepResult, winner_of
+from transfer.tuning.sweep import SweepRecords, open_sweep
 
 SPACE = {"phases.0.unfreeze": [0, 1], "phases.0.learning_rate": [1e-3, 1e-2]}
 GRID = {"space": SPACE, "search": "grid"}
@@ -30,15 +31,19 @@ def digits(tmp_path_factory):
     return ingest_some_digits(tmp_path_factory.mktemp("digits"))
 
 
-def swept(digits, sweep, *, name="digits", epochs=2, optimizer="adam", workers=0):
-    """Run a sweep whose trials no other test has."""
-    source, dataset = digits
+def configured(digits, sweep, *, name="digits", epochs=2, optimizer="adam", workers=0):
+    source, _ = digits
     phases = [{"unfreeze": 0, "epochs": epochs, "learning_rate": 1e-3, "optimizer": optimizer}]
     config = digits_config(
         source, str(source.parent / "storage"), phases=phases, sweep=sweep, workers={"count": workers}
     )
-    config = config.model_copy(update={"name": name})
-    return config, run_sweep(config, dataset, open_store(config.storage))
+    return config.model_copy(update={"name": name})
+
+
+def swept(digits, sweep, **options):
+    """Run a sweep whose trials no other test has."""
+    config = configured(digits, sweep, **options)
+    return config, run_sweep(config, digits[1], open_store(config.storage))
 
 
 def statuses(result: SweepResult):
@@ -76,18 +81,31 @@ def test_several_hosts_divide_the_trials_and_find_the_same(ray_cluster, digits):
         assert [row.loss for row in trial.rows] == pytest.approx([row.loss for row in expected.rows], rel=1e-5)
 
 
-def test_a_scheduler_stops_trials_and_the_target_ends_the_sweep(ray_cluster, digits):
+def test_a_scheduler_stops_trials_and_the_target_ends_the_sweep(ray_cluster, digits, caplog):
+    caplog.set_level("INFO", logger="transfer")
     worse_and_worse = {"phases.0.learning_rate": [1e-2, 1e-3, 1e-4, 1e-5]}
     asha = {"space": worse_and_worse, "search": "grid", "scheduler": {"kind": "asha", "reduction_factor": 2}}
     _, outcome = swept(digits, asha, name="asha", epochs=4)
     assert "stopped" in statuses(outcome.result)
     stopped = next(trial for trial in outcome.result.trials if trial.status == "stopped")
-    assert stopped.reason == "by asha"
+    assert (stopped.reason, stopped.stopped_by) == ("by asha", "scheduler")
     assert len(stopped.rows) < 4
     assert outcome.winner.status == "finished"
-    _, reached = swept(digits, {**GRID, "target": 0.01}, name="target", epochs=4)
-    assert "reached the target" in reached.result.ended_by
-    assert len(reached.result.trials) < 4
+    # An earlier attempt came to a trial that this one does not come to.
+    options = {"name": "target", "epochs": 4}
+    aiming = configured(digits, {**GRID, "target": 0.01}, **options)
+    records = SweepRecords(open_sweep(open_store(aiming.storage), aiming, digits[1]))
+    earlier = [trial.model_copy(update={"number": 2 + trial.number}) for trial in outcome.result.trials[:2]]
+    for record in earlier:
+        records.note_start(record.number, record.values)
+        records.note_end(record)
+    _, reached = swept(digits, {**GRID, "target": 0.01}, **options)
+    assert "trial 1 reached the target" in reached.result.ended_by
+    first, *others = reached.result.trials
+    assert (first.status, first.stopped_by) == ("stopped", "target")
+    assert others == earlier
+    assert f"{reached.result.ended_by}: 1 finished" in caplog.text
+    assert reached.winner == winner_of(reached.result.trials, "accuracy")
 
 
 def test_suggestions_and_populations_are_trained(ray_cluster, digits):
@@ -103,7 +121,7 @@ def test_suggestions_and_populations_are_trained(ray_cluster, digits):
     assert Checkpoints(load_run(open_store(config.storage), population.winner.run_id, config)).complete()
 
 
-def test_a_failing_trial_is_recorded_and_the_sweep_goes_on(ray_cluster, digits):
+def test_a_failing_trial_is_recorded_and_the_sweep_goes_on(ray_cluster, digits, caplog):
     weights = ["none", {"no such class": 2.0}]
     space = {"training.class_weights": weights, "phases.0.learning_rate": [1e-2, 1e38]}
     phases = [{"unfreeze": 0, "epochs": 2, "learning_rate": 1e-3, "optimizer": "sgd"}]
@@ -115,6 +133,7 @@ def test_a_failing_trial_is_recorded_and_the_sweep_goes_on(ray_cluster, digits):
     assert "loss became" in outcome.result.trials[1].reason
     assert "no such class" in outcome.result.trials[2].reason
     assert outcome.winner is outcome.result.trials[0]
+    assert "3 of 4 trials failed. trial 2: The loss became" in caplog.text
 
 
 def test_a_sweep_whose_trials_all_fail_says_why(ray_cluster, digits):

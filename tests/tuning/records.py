@@ -1,7 +1,7 @@
 """Trials and sweeps to show, without training any."""
 
 from transfer.training.history import EpochRow
-from transfer.tuning.records import SweepResult, TrialRecord
+from transfer.tuning.records import SweepResult, TrialRecord, winner_of
 
 
 def trial(number, values=None, *, value=0.5, epochs=3, depth=0, **changes):
@@ -37,16 +37,17 @@ def failed(number, values=None, *, reason="The loss became nan in phase 1.", **c
 
 
 def sweep(trials, **changes):
-    ended = [each for each in trials if each.value is not None]
+    metric = changes.get("metric", "accuracy")
+    winner = winner_of(trials, metric)
     content = {
         "id": "digits-sweep-0123456789ab",
         "name": "digits",
         "dataset": "digits/00000001",
-        "metric": "accuracy",
+        "metric": metric,
         "search": "random",
         "scheduler": "none",
         "trials": tuple(trials),
-        "winner": max(ended, key=lambda each: each.value).number if ended else None,
+        "winner": winner.number if winner else None,
         "ended_by": "every trial ended",
         "seconds": 12.5,
     }

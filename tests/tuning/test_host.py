@@ -158,6 +158,19 @@ def test_a_diverged_trial_says_why_and_takes_no_other_along(digits):
         assert "loss became" in state.failure
 
 
+def test_a_trial_that_runs_out_of_memory_says_what_it_needs_and_takes_no_other_along(digits):
+    sizes = {"space": {"training.batch_size": [1 << 52, 16]}, "search": "grid"}
+    sweep = swept(digits, "large", sizes)
+    trials = fixed_trials(sweep.config)
+    host = TrialHost(sweep, trials)
+    large, fitting = (host.advance(trial, 2) for trial in trials)
+    assert large.complete
+    assert f"ran out of memory: Python could not allocate any more. Give a smaller training.batch_size ({1 << 52})" in (
+        large.failure
+    )
+    assert (fitting.failure, len(fitting.rows)) == (None, 2)
+
+
 def test_a_branch_goes_on_from_another_trials_weights_with_its_own_values(digits):
     sweep = swept(digits, "branch", {"space": {"phases.0.learning_rate": [1e-3, 1e-2]}, "scheduler": "pbt"}, epochs=3)
     host = TrialHost(sweep, None)

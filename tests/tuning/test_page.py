@@ -60,8 +60,8 @@ def test_page_says_what_won_with_which_values_and_by_how_much():
 
 
 def test_the_winner_stands_first_even_beside_a_tie():
-    trials = [trial(1, {"head.dropout": 0.1}, value=0.7), trial(2, {"head.dropout": 0.2}, value=0.7)]
-    page = Page(render(sweep(trials, winner=2)))
+    trials = [trial(1, {"head.dropout": 0.1}, value=0.7, depth=1), trial(2, {"head.dropout": 0.2}, value=0.7)]
+    page = Page(render(sweep(trials)))
     assert "trial 1 with 70.0\u202f%, equal" in page.text
     in_table = [href.split("/")[-2] for href in page.attributes("href") if href.endswith("run.json")][1:]
     assert in_table == ["digits-000000000002", "digits-000000000001"]
@@ -69,9 +69,23 @@ def test_the_winner_stands_first_even_beside_a_tie():
 
 def test_with_loss_as_the_metric_the_lowest_is_best():
     trials = [trial(1, value=0.9), trial(2, value=0.3), trial(3, value=0.31)]
-    text = Page(render(sweep(trials, metric="loss", winner=2))).text
+    text = Page(render(sweep(trials, metric="loss"))).text
     assert "Best loss0.3000" in text
     assert "trial 3 with 0.3100, 0.0100 behind" in text
+
+
+def test_the_page_of_a_winner_that_was_stopped_says_so_and_what_a_scheduler_stopped_is_not_above_it():
+    trials = [
+        trial(1, value=0.7),
+        trial(2, value=0.9, status="stopped", stopped_by="target", reason="trial 2 reached the target"),
+        trial(3, value=0.95, status="stopped", stopped_by="scheduler", reason="by asha"),
+    ]
+    page = Page(render(sweep(trials)))
+    assert "Best accuracy90.0\u202f%" in page.text
+    assert "trial 1 with 70.0\u202f%, 20.0 points behind" in page.text
+    assert "those of its epoch 3; its run is trained to its end" in page.text
+    without_the_first = Page(render(sweep(trials[1:]))).text
+    assert "trial 3 with 95.0\u202f%, 5.0 points ahead when it was stopped by asha" in without_the_first
 
 
 def test_each_depth_has_a_line_of_its_own_color_in_the_chart_of_each_learning_rate():

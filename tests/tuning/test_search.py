@@ -7,30 +7,43 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.digits import store_some_digits
+from tests.tuning.records import trial
 from transfer.config import parse_config
 from transfer.errors import ConfigError
+from transfer.storage import open_store
 from transfer.tuning import search
+from transfer.tuning.notes import Notes
 from transfer.tuning.space import drawn
+from transfer.tuning.sweep import SweepRecords, open_sweep
 
-MINIMAL = {"name": "n", "storage": "s3://b/p", "dataset": {"source": "digits"}, "base": {"model": "MobileNetV2"}}
+MINIMAL = {"name": "n", "dataset": {"source": "digits"}, "base": {"model": "MobileNetV2"}}
 RATE = {"phases.0.learning_rate": {"log_uniform": [1e-5, 1e-1]}}
 EPOCHS = 8
 
 
-def config_of(space=RATE, **options):
-    return parse_config({**MINIMAL, "phases": [{"epochs": EPOCHS}], "sweep": {"space": space, **options}})
+def _rate(params, _epoch):
+    return params["values"]["phases.0.learning_rate"]
 
 
-def tune_sweep(config, folder, *, value, earlier=(), cpus=None):
+def config_of(space=RATE, *, storage="s3://b/p", **options):
+    return parse_config(
+        {**MINIMAL, "storage": storage, "phases": [{"epochs": EPOCHS}], "sweep": {"space": space, **options}}
+    )
+
+
+def tune_sweep(config, folder, *, value, earlier=(), cpus=None, notes_of=None):
     """Run the sweep's trials through Tune, one at a time unless `cpus` says what one takes.
 
-    `value(params, epoch)` is what a trial reports. Returns each trial's last result, why the sweep was ended, and the
-    numbers of the trials in the order in which they were started, trained an epoch and came to their end.
+    `value(params, epoch)` is what a trial reports; `notes_of(budget)` is what else hears of trials. Returns each
+    trial's last result, why the sweep was ended, and the numbers of the trials in the order in which they were started,
+    trained an epoch and came to their end.
     """
     import ray
     from ray import tune
 
     folder.mkdir(exist_ok=True)
+    (folder / "ended").touch()
 
     def note(name, params):
         with (folder / name).open("a") as notes:
@@ -53,7 +66,9 @@ def tune_sweep(config, folder, *, value, earlier=(), cpus=None):
             ends = self.epoch == EPOCHS
             if ends:
                 note("ended", self.params)
-            return {search.METRIC: value(self.params, self.epoch), search.TIME: self.epoch, "done": ends}
+            row = {**trial(1).rows[0].model_dump(), "epoch": self.epoch - 1}
+            found = value(self.params, self.epoch)
+            return {search.METRIC: found, search.TIME: self.epoch, "rows": [row], "done": ends, "ended": ends}
 
         def save_checkpoint(self, checkpoint_dir):
             Path(checkpoint_dir, "epoch").write_text(str(self.epoch))
@@ -69,6 +84,7 @@ def tune_sweep(config, folder, *, value, earlier=(), cpus=None):
             self.last[result["config"]["trial"]] = result
 
     results, stopper = Results(), search.stopper(config)
+    callbacks = [results, notes_of(stopper)] if notes_of else [results]
     tune.Tuner(
         tune.with_resources(LookedUp, {"cpu": cpus or ray.cluster_resources()["CPU"]}),
         param_space=search.param_space(config),
@@ -82,7 +98,7 @@ def tune_sweep(config, folder, *, value, earlier=(), cpus=None):
             max_concurrent_trials=1 if config.sweep.search == "optuna" else None,
             reuse_actors=True,
         ),
-        run_config=tune.RunConfig(storage_path=str(folder), stop=stopper, callbacks=[results], verbose=0),
+        run_config=tune.RunConfig(storage_path=str(folder), stop=stopper, callbacks=callbacks, verbose=0),
     ).fit()
     notes = {
         name: [int(line) for line in (folder / name).read_text().split()] for name in ("started", "trained", "ended")
@@ -109,7 +125,7 @@ class TestExperiments:
     def test_without_a_scheduler_every_trial_runs_all_its_epochs(self, tmp_path):
         sweep = tune_sweep(config_of(trials=3), tmp_path, value=lambda params, _: -params["trial"])
         assert epochs_of(sweep) == [EPOCHS] * 3
-        assert sweep.reason is None
+        assert sweep.reason == ""
 
     def test_asha_stops_the_worse_at_its_rungs_and_nobody_at_the_last_epoch(self, tmp_path):
         # Rungs are at 2 and 4 epochs; 8 would be the next, and is the end.
@@ -149,10 +165,7 @@ class TestExperiments:
         options = {"kind": "pbt", "interval_epochs": 4, "quantile": 0.5}
         config = config_of({**RATE, "head.dropout": [0.0, 0.1, 0.2]}, scheduler=options, trials=4)
 
-        def value(params, _):
-            return params["values"]["phases.0.learning_rate"]
-
-        sweep = tune_sweep(config, tmp_path / "first", value=value, cpus=0.25)
+        sweep = tune_sweep(config, tmp_path / "first", value=_rate, cpus=0.25)
         assert epochs_of(sweep) == [EPOCHS] * 4
         # Who copies goes on from there: no epoch is trained twice.
         assert sorted(sweep.trained) == sorted([1, 2, 3, 4] * EPOCHS)
@@ -161,8 +174,30 @@ class TestExperiments:
         best, worst = sorted(range(4), key=first.__getitem__)[2:], sorted(range(4), key=first.__getitem__)[:2]
         assert [last[index] for index in best] == [first[index] for index in best]
         assert not {last[index] for index in worst} & set(first)
-        again = tune_sweep(config, tmp_path / "again", value=value, cpus=0.25)
+        again = tune_sweep(config, tmp_path / "again", value=_rate, cpus=0.25)
         assert values_of(again) == values_of(sweep)
+
+    def test_trials_that_run_when_a_budget_ends_the_sweep_take_part_with_what_they_reported(self, tmp_path):
+        # Half of the trials have just been given new values, and one of all has trained an epoch since.
+        options = {"kind": "pbt", "interval_epochs": 4, "quantile": 0.5}
+        config = config_of(scheduler=options, trials=4, max_epochs=4 * 4 + 1, storage=str(tmp_path / "storage"))
+        store = open_store(config.storage)
+        dataset = store_some_digits(store)
+        opened = open_sweep(store, config, dataset)
+        noted = []
+
+        def notes_of(budget):
+            noted.append(Notes(opened, SweepRecords(opened), budget, {}))
+            return noted[0]
+
+        tune_sweep(config, tmp_path / "sweep", value=_rate, cpus=0.25, notes_of=notes_of)
+        result = noted[0].result(seconds=1.0)
+        assert [each.stopped_by for each in result.trials] == ["max_epochs"] * 4
+        first = drawn(config)
+        assert sorted(len(each.rows) for each in result.trials) == [4, 4, 4, 5]
+        assert all(each.value == each.values["phases.0.learning_rate"] for each in result.trials)
+        assert all(each.values == first[each.number - 1] for each in result.trials if len(each.rows) == 4)
+        assert result.winner == max(result.trials, key=lambda each: each.value).number
 
 
 def suggestions(config, earlier=(), *, count):

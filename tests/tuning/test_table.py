@@ -55,6 +55,16 @@ def test_the_best_is_first_and_marked_then_what_runs_then_the_rest_by_value():
     assert "4 trials ended, 2 running" in lines[-1]
 
 
+def test_what_would_win_is_the_best(capsys):
+    with TrialTable("accuracy") as table:
+        table.ended(trial(1, value=0.1))
+        table.ended(trial(2, value=0.95, status="stopped", stopped_by="scheduler", reason="by asha"))
+        table.ended(trial(3, value=0.9, status="stopped", stopped_by="target", reason="trial 3 reached the target"))
+    said = capsys.readouterr().err.splitlines()
+    assert ["best so far" in line for line in said] == [True, False, True]
+    assert "★ 3" in shown(table)[1]
+
+
 def test_the_lowest_loss_is_the_best():
     table = TrialTable("loss")
     for number, value in ((1, 0.5), (2, 0.1), (3, 0.7)):

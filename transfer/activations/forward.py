@@ -17,6 +17,7 @@ from transfer.activations.openvino import OpenVinoEngine, is_installed
 from transfer.activations.prefix import Prefix
 from transfer.activations.tracing import Pass
 from transfer.errors import ActivationsError
+from transfer.memory import FOR_THE_FROZEN_PART, memory_explained
 
 logger = logging.getLogger(__name__)
 
@@ -57,14 +58,16 @@ class Forward:
 
         `batches`: float32 [n, image_size, image_size, 3] in 0..255, or [n, *start.shape], n at most `batch_size`. They
         are read a little ahead of the answers, in this thread, and must not change after they are handed over. Raises
-        ActivationsError when OpenVINO was asked for by name and disagrees with TensorFlow.
+        ActivationsError when OpenVINO was asked for by name and disagrees with TensorFlow, OutOfMemoryError.
         """
         reader = iter(batches)
-        if self._is_unchecked:
-            yield from self._check(reader)
-        if self._is_undecided:
-            yield from self._measure(reader)
-        yield from run(self._runner, reader)
+        work = f"The frozen part, on at most {self.batch_size} rows at a time,"
+        with memory_explained(work, advice=FOR_THE_FROZEN_PART):
+            if self._is_unchecked:
+                yield from self._check(reader)
+            if self._is_undecided:
+                yield from self._measure(reader)
+            yield from run(self._runner, reader)
 
     def _use(self, engine: Engine) -> None:
         self._engine = engine

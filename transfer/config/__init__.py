@@ -1,6 +1,6 @@
 """The configuration: typed models, reading YAML with overrides, rendering, and the generated reference."""
 
-from transfer.config.loading import load_config, parse_config, set_key
+from transfer.config.loading import load_config, load_document, parse_config, set_key
 from transfer.config.models import (
     ActivationsConfig,
     AugmentationConfig,
@@ -44,6 +44,7 @@ __all__ = [
     "TrainingConfig",
     "WorkersConfig",
     "load_config",
+    "load_document",
     "parse_config",
     "set_key",
 ]

@@ -47,6 +47,14 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
 
     Raises ConfigError that lists everything that is wrong, with the nearest known name for an unknown key.
     """
+    return parse_config(load_document(path, overrides), name=str(path))
+
+
+def load_document(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """What stands in a configuration file and its overrides, as it was written: `parse_config` checks it.
+
+    Raises ConfigError when the file cannot be read, or an override does not fit.
+    """
     try:
         if path.stat().st_size > MAX_FILE_SIZE_BYTES:
             raise ConfigError(f"{path} is larger than {MAX_FILE_SIZE_BYTES} bytes, too large for a configuration.")
@@ -62,7 +70,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         )
     for override in overrides:
         _apply(document, override)
-    return parse_config(document, name=str(path))
+    return document
 
 
 def parse_config(document: Mapping[str, Any], *, name: str = "the configuration") -> Config:

@@ -22,6 +22,7 @@ from transfer.errors import DatasetError
 from transfer.evaluation.metrics import compute_metrics, worst_mistakes
 from transfer.evaluation.predictions import Predictions
 from transfer.evaluation.report import Report, render_html
+from transfer.memory import FOR_EVALUATION, memory_explained
 from transfer.progress import progress
 from transfer.storage import Store, sha256_hex
 from transfer.training.inference import trace_inference
@@ -91,11 +92,13 @@ def predict_split(
     """Answers for every image of a split, in stored order.
 
     `answer`: from images, float32 [batch, image_size, image_size, 3] in 0..255, to probabilities [batch, classes].
+    Raises OutOfMemoryError.
     """
     shards = dataset.shards_of(split)
     batches = image_batches(store, shards, image_size=image_size, batch_size=batch_size)
     probabilities = []
-    with progress(f"evaluate {split}", total=dataset.rows(split)) as advance:
+    explained = memory_explained(f"Evaluating on {batch_size} images at a time", advice=FOR_EVALUATION)
+    with explained, progress(f"evaluate {split}", total=dataset.rows(split)) as advance:
         for batch in batches:
             real = int(tf.reduce_sum(batch["real"]))
             probabilities.append(answer(batch["images"]).numpy()[:real])

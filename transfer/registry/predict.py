@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from transfer.config import Config, DatasetConfig, StorageConfig
 from transfer.dataset.check import AcceptedImage, check_image
 from transfer.errors import DatasetError
+from transfer.memory import FOR_PREDICTION, memory_explained
 from transfer.progress import progress
 from transfer.registry.versions import ModelVersion, download_version, load_version
 from transfer.storage import Store, StoredObject, open_store
@@ -80,13 +81,18 @@ def load_answers(store: Store, version: ModelVersion, folder: Path) -> Answers:
     """Load a published version: a function from n encoded images to its answers.
 
     They are `probabilities` float32 [n, classes], `class_index` int32 [n] and `class_name` bytes [n]. `folder`: where
-    its files are put. Raises CorruptObjectError for a wrong byte, RegistryError when the version is removed meanwhile.
+    its files are put. Raises CorruptObjectError for a wrong byte, RegistryError when the version is removed meanwhile,
+    OutOfMemoryError, as the answers do.
     """
     import tensorflow as tf
 
-    loaded = tf.saved_model.load(str(download_version(store, version, folder)))
+    name = f"Version {version.number} of {version.model}"
+    files = download_version(store, version, folder)
+    with memory_explained(name, advice=FOR_PREDICTION):
+        loaded = tf.saved_model.load(str(files))
     signature = loaded.signatures["serving_default"]
 
+    @memory_explained(f"{name}, asked about at most {BATCH_SIZE} images at a time,", advice=FOR_PREDICTION)
     def answer(encoded: list[bytes]) -> dict[str, Any]:
         return {name: value.numpy() for name, value in signature(image_bytes=tf.constant(encoded)).items()}
 

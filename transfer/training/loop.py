@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import keras
@@ -16,6 +16,7 @@ from transfer.config import PhaseConfig
 from transfer.dataset.manifest import Dataset
 from transfer.dataset.order import WorkerSlice, steps_per_epoch
 from transfer.errors import ConfigError
+from transfer.memory import for_training, memory_explained
 from transfer.progress import progress as show_progress
 from transfer.training.balance import class_weights
 from transfer.training.checkpoints import Checkpoint, Checkpoints, Progress, assign
@@ -78,7 +79,7 @@ class Training:
         images; else for each phase when it begins, which it may never do.
 
         Raises BackboneError when the base cannot be loaded, ConfigError when the batch cannot be divided among the
-        replicas, and what `warm_start` raises.
+        replicas, OutOfMemoryError, and what `warm_start` raises.
         """
         replicas, batch_size = workbench.strategy.num_replicas_in_sync, run.config.training.batch_size
         if batch_size % replicas:
@@ -104,7 +105,7 @@ class Training:
         self._suspended = start
         self._program: PhaseProgram | None = None
         self._samples: Samples | None = None
-        with workbench.strategy.scope():
+        with self._memory_explained(), workbench.strategy.scope():
             workbench.take_turn(self)
             self.model = workbench.model(run.config, dataset.classes)
             if start is None:
@@ -130,9 +131,9 @@ class Training:
     def next_epoch(self) -> EpochRow:
         """Train the rest of the present epoch, validate, and write a checkpoint.
 
-        Raises DivergedError when the loss is not finite.
+        Raises DivergedError when the loss is not finite, OutOfMemoryError when a step does not fit.
         """
-        with self.workbench.strategy.scope():
+        with self._memory_explained(), self.workbench.strategy.scope():
             self.take_turn()
             return self._next_epoch()
 
@@ -149,6 +150,10 @@ class Training:
             weights=[np.array(variable) for variable in self.weights],
             optimizer=[np.array(variable) for variable in self._program.optimizer.variables] if self._program else [],
         )
+
+    def _memory_explained(self) -> AbstractContextManager[None]:
+        place = f"phase {self.progress.phase + 1}" if not self.complete else "its end"
+        return memory_explained(f"Run {self.run.id} at {place}", advice=for_training(self.config))
 
     def _resume(self) -> None:
         suspended, self._suspended = self._suspended, None

@@ -15,6 +15,7 @@ import numpy as np
 from transfer.config import Config, PhaseConfig, ScheduleConfig
 from transfer.dataset.manifest import Dataset
 from transfer.dataset.order import WorkerSlice, steps_per_epoch
+from transfer.memory import for_training, memory_explained
 from transfer.progress import progress
 from transfer.storage import Store
 from transfer.training.balance import class_weights
@@ -60,9 +61,9 @@ def measure_curve(test: RangeTest, dataset: Dataset, *, workbench: Workbench) ->
     """Take the test's steps, and stop where the loss grows out of bounds. Nothing that it trains is kept.
 
     Phases before the tested one are trained first, without early stopping, for their end is where it begins. Raises
-    BackboneError when the base cannot be loaded, and what `warm_start` raises.
+    BackboneError when the base cannot be loaded, OutOfMemoryError, and what `warm_start` raises.
     """
-    with workbench.strategy.scope():
+    with memory_explained("The range test", advice=for_training(test.config)), workbench.strategy.scope():
         bench = _Bench(test, dataset, workbench)
         last = len(test.config.phases) - 1
         for index in range(last):

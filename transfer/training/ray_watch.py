@@ -17,7 +17,7 @@ from ray.train.v2._internal.execution.controller.state import (
     SchedulingState,
 )
 
-from transfer.errors import TrainingError
+from transfer.errors import OutOfMemoryError, TrainingError
 from transfer.training.pulse import holding_up, pulse
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,13 @@ class Watchdog(WorkerGroupCallback):
         self._group, self._looked = worker_group, time.monotonic()
 
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
-        """Called by Ray's controller every other second; when there are errors, it will end the group next."""
+        """Called by Ray's controller every other second; when there are errors, it will end the group next.
+
+        Raises OutOfMemoryError where a worker did: Ray then ends the run, for another group would need as much.
+        """
+        for error in worker_group_status.errors.values():
+            if isinstance(error, OutOfMemoryError):
+                raise error
         if worker_group_status.errors:
             for rank in self._ask()[1]:
                 self._say(rank, "does not answer any more")

@@ -16,6 +16,7 @@ from transfer.activations.batches import CHUNK_SIZE_BYTES, KeptBatches, KeptSpli
 from transfer.dataset.manifest import Dataset
 from transfer.dataset.order import steps_per_epoch
 from transfer.errors import DivergedError
+from transfer.memory import for_training, memory_explained
 from transfer.training.balance import class_weights
 from transfer.training.checkpoints import Progress
 from transfer.training.head import build_head
@@ -75,10 +76,15 @@ class Pack:
         """Train and validate all live trials for one epoch, and write a checkpoint.
 
         Returns the rows of those whose loss is finite; `failures` has the others. Raises ConfigError when early
-        stopping has nothing to watch, AlreadyExistsError when another process trains the same pack.
+        stopping has nothing to watch, AlreadyExistsError when another process trains the same pack,
+        OutOfMemoryError.
         """
         if not self.live:
             return {}
+        with memory_explained(f"A pack of {len(self.live)} trials", advice=for_training(self._common)):
+            return self._next_epoch()
+
+    def _next_epoch(self) -> dict[str, EpochRow]:
         heads = self._heads_of_live()
         started = time.monotonic()
         progress = self._progress()

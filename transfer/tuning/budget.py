@@ -8,14 +8,18 @@ from typing import Any
 from ray.tune import Stopper
 
 from transfer.config import SweepConfig
+from transfer.tuning.records import EndedBy
 
 
 class Budget(Stopper):
-    """Ends a sweep when its target is reached or its epochs or seconds are spent; `reason` then says which."""
+    """Ends a sweep when its target is reached or its epochs or seconds are spent.
+
+    `ended_by` then names the key, and `reason` says it in words.
+    """
 
     def __init__(self, sweep: SweepConfig) -> None:
-        self.reason: str | None = None
-        self.is_out_of_time = False
+        self.ended_by: EndedBy | None = None
+        self.reason = ""
         self._sweep = sweep
         self._started = time.monotonic()
         # An epoch that is reported again, by a trial that was resumed or retried, is counted once.
@@ -25,19 +29,22 @@ class Budget(Stopper):
         """Whether the trial that reports is to stop: with all others, or not at all."""
         sweep, trial = self._sweep, result["config"]["trial"]
         self._epochs.add((trial, result["epochs"]))
-        if self.reason is None and sweep.target is not None and _reached(sweep, result["value"]):
-            self.reason = f"trial {trial} reached the target, {sweep.metric} {sweep.target:g}"
-        if self.reason is None and sweep.max_epochs is not None and len(self._epochs) >= sweep.max_epochs:
-            self.reason = f"the budget of {sweep.max_epochs} epochs is spent"
+        if sweep.target is not None and _reached(sweep, result["value"]):
+            self._end("target", f"trial {trial} reached the target, {sweep.metric} {sweep.target:g}")
+        if sweep.max_epochs is not None and len(self._epochs) >= sweep.max_epochs:
+            self._end("max_epochs", f"the budget of {sweep.max_epochs} epochs is spent")
         return self.stop_all()
 
     def stop_all(self) -> bool:
         """Whether every trial is to stop."""
         limit = self._sweep.max_seconds
-        if self.reason is None and limit is not None and time.monotonic() - self._started >= limit:
-            self.reason = f"the budget of {limit:g} seconds is spent"
-            self.is_out_of_time = True
-        return self.reason is not None
+        if limit is not None and time.monotonic() - self._started >= limit:
+            self._end("max_seconds", f"the budget of {limit:g} seconds is spent")
+        return self.ended_by is not None
+
+    def _end(self, key: EndedBy, reason: str) -> None:
+        if self.ended_by is None:
+            self.ended_by, self.reason = key, reason
 
 
 def _reached(sweep: SweepConfig, value: float) -> bool:

@@ -24,8 +24,8 @@ from transfer.evaluation.svg import (
     printable,
     to_svg,
 )
-from transfer.tuning.records import TrialRecord
-from transfer.tuning.words import best_first, depth_text, value_text
+from transfer.tuning.records import TrialRecord, best_first
+from transfer.tuning.words import depth_text, value_text
 
 # Only numbers that differ by more may be drawn on a logarithmic axis.
 _LOG_SPREAD = 20
@@ -59,7 +59,7 @@ def variable_of(color: str) -> str:
 
 def parallel_coordinates(trials: Sequence[TrialRecord], keys: Sequence[str], metric: str, *, winner: int | None) -> str:
     """Draw each trial as a line through its values, up to the metric; one that failed ends before, with a cross."""
-    ranked = [trial for trial in best_first(trials, metric, winner=winner) if trial.value is not None]
+    ranked = [trial for trial in best_first(trials, metric) if trial.value is not None]
     failed = [trial for trial in trials if trial.value is None]
     drawn = [*ranked, *failed]
     scales = [_scale([trial.values.get(key) for trial in drawn]) for key in keys]

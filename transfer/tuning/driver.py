@@ -6,6 +6,7 @@ import logging
 import os
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,8 @@ logger = logging.getLogger(__name__)
 # Of the machine itself, which Ray counts as 1 whatever it has: Tune's trials neither take a CPU from what trains nor
 # wait for one, and they stay on the driver's machine.
 _SLIVER = 0.001
+# Trials whose reasons an error or a log line repeats.
+_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -74,10 +77,28 @@ def run_sweep(config: Config, dataset: Dataset, store: Store) -> SweepOutcome:
     finally:
         for host in hosts:
             ray.kill(host)
+    _tell(result, planned=sweep_of(config).trial_count)
     if result.winner is None:
-        reasons = "; ".join(f"trial {trial.number}: {trial.reason}" for trial in result.trials[:3])
-        raise TrainingError(f"No trial of sweep {sweep.id} has a result. {reasons}", advice="Change what is searched.")
+        raise TrainingError(
+            f"No trial of sweep {sweep.id} has a result. {_reasons(result.trials)}", advice="Change what is searched."
+        )
     return SweepOutcome(result, records.put_result(result))
+
+
+def _tell(result: SweepResult, *, planned: int) -> None:
+    """Log how the sweep ended, with what became of every trial."""
+    count = Counter(trial.status for trial in result.trials)
+    counts = ", ".join(f"{count[status]} {status}" for status in ("finished", "stopped", "failed"))
+    never = planned - len(result.trials)
+    logger.info("Sweep %s ended because %s: %s, %d not started.", result.id, result.ended_by, counts, never)
+    failed = [trial for trial in result.trials if trial.status == "failed"]
+    if failed:
+        logger.warning("%d of %d trials failed. %s", len(failed), planned, _reasons(failed))
+
+
+def _reasons(trials: Sequence[TrialRecord]) -> str:
+    named = "; ".join(f"trial {trial.number}: {trial.reason}" for trial in trials[:_NAMED])
+    return named if len(trials) <= _NAMED else f"{named}; and {len(trials) - _NAMED} more"
 
 
 def _tune(

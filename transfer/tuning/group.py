@@ -6,7 +6,7 @@ import threading
 import time
 
 from transfer.dataset.manifest import Dataset
-from transfer.errors import DivergedError
+from transfer.errors import DivergedError, OutOfMemoryError
 from transfer.training.history import EpochRow
 from transfer.training.ray_workers import train_on_workers
 from transfer.training.run import Run, open_run
@@ -40,9 +40,11 @@ class GroupTrial:
         if complete and self._thread.is_alive():
             # Until its workers have left, the next trial would wait for their CPUs.
             self._thread.join()
-        if len(rows) < epochs and not complete and not isinstance(self._error, DivergedError):
-            raise self._error or RuntimeError(f"run {self._run.id} ended without a word")
-        failure = self._error.message if isinstance(self._error, DivergedError) and len(rows) < epochs else None
+        failure = None
+        if len(rows) < epochs and not complete:
+            if not isinstance(self._error, DivergedError | OutOfMemoryError):
+                raise self._error or RuntimeError(f"run {self._run.id} ended without a word")
+            failure = self._error.message
         return TrialState(run_id=self._run.id, rows=rows, complete=complete or failure is not None, failure=failure)
 
     def _train(self) -> None:

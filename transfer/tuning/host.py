@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from transfer.activations.request import Extraction, Request
 from transfer.config import Config
 from transfer.dataset.manifest import Dataset
+from transfer.errors import OutOfMemoryError
 from transfer.training.folds import Fold
 from transfer.training.run import Run, open_run, run_id_for
 from transfer.tuning.at_work import Alone, AtWork, Branch, Packed, TrialState
@@ -92,11 +93,16 @@ class TrialHost:
         `branch`: for a trial that took another's weights, where it goes on from.
         """
         run_id = self._run_id(trial, branch)
-        if run_id not in self._open:
-            self._open[run_id] = self._start(trial, branch)
-        at_work = self._open[run_id]
-        while not at_work.ended and len(at_work.rows) < epochs:
-            at_work.next_epoch()
+        try:
+            if run_id not in self._open:
+                self._open[run_id] = self._start(trial, branch)
+            at_work = self._open[run_id]
+            while not at_work.ended and len(at_work.rows) < epochs:
+                at_work.next_epoch()
+        except OutOfMemoryError as error:
+            # Another attempt would need as much. What is not held on to any more is there for the next trial.
+            failed = self._open.pop(run_id, None)
+            return TrialState(run_id, failed.rows if failed else (), complete=True, failure=str(error))
         state = at_work.state()
         if state.complete:
             # Of a trial that failed, some folds may have epochs to come.

@@ -115,7 +115,8 @@ class MlflowTrials:
             "status": record.status,
             "unfreeze": json.dumps(record.depth),
         }
-        return tags | ({"reason": record.reason} if record.reason else {})
+        why = {"reason": record.reason, "stopped_by": record.stopped_by}
+        return tags | {name: text for name, text in why.items() if text}
 
 
 def _metrics_of(row: EpochRow) -> dict[str, float]:

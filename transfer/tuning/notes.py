@@ -14,7 +14,7 @@ from ray.tune.experiment import Trial as TuneExperimentTrial
 from transfer.training.history import EpochRow
 from transfer.tuning.budget import Budget
 from transfer.tuning.mlflow import MlflowTrials
-from transfer.tuning.records import SweepResult, TrialRecord
+from transfer.tuning.records import SweepResult, TrialRecord, winner_of
 from transfer.tuning.search import METRIC
 from transfer.tuning.space import Trial, make_trial, sweep_of
 from transfer.tuning.sweep import Sweep, SweepRecords
@@ -54,7 +54,7 @@ class Notes(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: TuneExperimentTrial, **_: Any) -> None:  # noqa: ARG002 - the signature is Tune's
         """A trial begins, or goes on after a failure."""
-        found = self._trial(trial)
+        found = self._trial(trial.config)
         self._rows[found.number] = self._rows.get(found.number, [])
         self._records.note_start(found.number, found.values)
         self._table.started(found.number, found.values)
@@ -63,7 +63,7 @@ class Notes(tune.Callback):
         self,
         iteration: int,  # noqa: ARG002 - the signature is Tune's
         trials: list[Any],  # noqa: ARG002
-        trial: TuneExperimentTrial,
+        trial: TuneExperimentTrial,  # noqa: ARG002
         result: dict[str, Any],
         **_: Any,
     ) -> None:
@@ -71,7 +71,7 @@ class Notes(tune.Callback):
         if "rows" not in result:
             return
         rows = [EpochRow.model_validate(row) for row in result["rows"]]
-        found = self._trial(trial)
+        found = self._trial(result["config"])
         # A trial that failed once reports epochs again.
         self._rows[found.number] = [*self._rows[found.number][: rows[0].epoch], *rows]
         self._table.epoch(found.number, rows[-1], self._value(result))
@@ -84,16 +84,25 @@ class Notes(tune.Callback):
         elif result.get("ended"):
             self._end(trial, status="finished")
         else:
-            self._end(trial, status="stopped", reason=self._budget.reason or f"by {self._settings.scheduler.kind}")
+            self._end(trial, status="stopped")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: TuneExperimentTrial, **_: Any) -> None:  # noqa: ARG002 - the signature is Tune's
         """A trial has failed as often as it may."""
         self._end(trial, status="failed", reason=_reason(trial))
 
+    def on_experiment_end(self, trials: list[Any], **_: Any) -> None:
+        """Tune has ended. It says nothing of trials that were running when a budget ended the sweep."""
+        for trial in trials if self._budget.ended_by else ():
+            number = trial.config["trial"]
+            if number in self._rows and number not in self._ended:
+                self._end(trial, status="stopped")
+
     def result(self, *, seconds: float) -> SweepResult:
-        """The sweep as it ended."""
+        """The sweep as it ended, with what earlier attempts recorded of trials that this one did not come to."""
         settings = self._settings
-        trials = tuple(self._ended[number] for number in sorted(self._ended))
+        records = {**self._records.ended(but=self._ended.keys()), **self._ended}
+        trials = tuple(records[number] for number in sorted(records))
+        winner = winner_of(trials, settings.metric)
         return SweepResult(
             id=self._sweep.id,
             name=self._sweep.config.name,
@@ -103,54 +112,48 @@ class Notes(tune.Callback):
             scheduler=settings.scheduler.kind,
             folds=settings.folds,
             trials=trials,
-            winner=winner_of(trials, settings.metric),
+            winner=winner.number if winner else None,
             ended_by=self._budget.reason or "every trial ended",
-            is_final=not self._budget.is_out_of_time,
+            is_final=self._budget.ended_by != "max_seconds",
             seconds=seconds,
         )
 
     def _end(self, trial: TuneExperimentTrial, *, status: Any, reason: str | None = None) -> None:
-        found, result = self._trial(trial), trial.last_result or {}
+        result = trial.last_result or {}
+        # What it last reported on: a population may have given it new values since, on which it trained nothing.
+        found = self._trial(result.get("config", trial.config))
         failed = status == "failed" or METRIC not in result
+        stopped_by = (self._budget.ended_by or "scheduler") if status == "stopped" else None
+        if stopped_by:
+            reason = self._budget.reason or f"by {self._settings.scheduler.kind}"
         record = TrialRecord(
             number=found.number,
             values=found.values,
             run_id=result.get("run_id", ""),
             status=status,
             reason=reason,
+            stopped_by=stopped_by,
             rows=tuple(self._rows.get(found.number, ())),
             value=None if failed else self._value(result),
             depth=[phase.unfreeze for phase in found.config.phases],
             trained_flops=result.get("trained_flops", 0.0),
             packed_with=result.get("packed_with", 1),
         )
+        record = self._records.note_end(record)
         self._ended[found.number] = record
-        self._records.note_end(record)
         self._table.ended(record)
         if self._mlflow:
             self._mlflow.log(record)
 
-    def _trial(self, trial: TuneExperimentTrial) -> Trial:
-        number = trial.config["trial"]
-        values = trial.config.get("values")
+    def _trial(self, params: Mapping[str, Any]) -> Trial:
+        number = params["trial"]
+        values = params.get("values")
         if values is not None and (number not in self._trials or self._trials[number].values != values):
             self._trials[number] = make_trial(self._sweep.config, number, values)
         return self._trials[number]
 
     def _value(self, result: Mapping[str, Any]) -> float:
         return float(result[METRIC]) if self._settings.metric == "accuracy" else -float(result[METRIC])
-
-
-def winner_of(trials: tuple[TrialRecord, ...], metric: str) -> int | None:
-    """Number of the best trial; of equally good ones, that which trains least, then the first.
-
-    Trials that were stopped count only where none finished.
-    """
-    judged = [trial for trial in trials if trial.value is not None]
-    judged = [trial for trial in judged if trial.status == "finished"] or judged
-    sign = -1.0 if metric == "accuracy" else 1.0
-    best = min(judged, key=lambda trial: (sign * (trial.value or 0.0), trial.trained_flops, trial.number), default=None)
-    return best.number if best else None
 
 
 def _reason(trial: TuneExperimentTrial) -> str:

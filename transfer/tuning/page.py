@@ -10,8 +10,8 @@ from markupsafe import Markup
 
 from transfer.evaluation.templates import page_environment
 from transfer.tuning import charts
-from transfer.tuning.records import SweepResult, TrialRecord
-from transfer.tuning.words import best_first, depth_text, keys_of, metric_text, short_names, value_text
+from transfer.tuning.records import SweepResult, TrialRecord, best_first
+from transfer.tuning.words import depth_text, is_better, keys_of, metric_text, short_names, value_text
 
 # Longer tables continue in a part that is folded away.
 _OPEN_ROWS = 40
@@ -48,7 +48,7 @@ def render(result: SweepResult, *, runs: str = "../../../runs") -> str:
 
     `runs`: where the folder of runs lies, seen from the page; by default the page lies in `sweeps/<id>/results/`.
     """
-    trials = best_first(result.trials, result.metric, winner=result.winner)
+    trials = best_first(result.trials, result.metric)
     ended = [trial for trial in trials if trial.value is not None]
     winner = next((trial for trial in trials if trial.number == result.winner), None)
     keys = keys_of(trial.values for trial in result.trials)
@@ -129,13 +129,14 @@ def _rate_charts(
 
 def _behind(winner: TrialRecord | None, ended: list[TrialRecord], metric: str) -> tuple[TrialRecord, str, str] | None:
     """The runner-up, its value, and by how much it is behind, in words."""
-    others = [trial for trial in ended if winner and trial.number != winner.number]
-    if not winner or not others or winner.value is None or others[0].value is None:
+    second = next((trial for trial in ended if winner and trial.number != winner.number), None)
+    if not winner or not second or winner.value is None or second.value is None:
         return None
-    second = others[0]
-    gap = abs(winner.value - second.value) if second.value is not None else 0.0
-    words = f"{100 * gap:.1f} points behind" if metric == "accuracy" else f"{gap:.4f} behind"
-    return second, metric_text(second.value, metric), words if gap else "equal"
+    gap = abs(winner.value - second.value)
+    words = f"{100 * gap:.1f} points" if metric == "accuracy" else f"{gap:.4f}"
+    # Only one that the scheduler stopped can be ahead of the winner.
+    side = f"ahead when it was stopped {second.reason}" if is_better(second.value, winner.value, metric) else "behind"
+    return second, metric_text(second.value, metric), f"{words} {side}" if gap else "equal"
 
 
 def _middle(ended: list[TrialRecord], metric: str) -> tuple[str, str, str] | None:

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from transfer.training.history import EpochRow
+
+EndedBy = Literal["target", "max_epochs", "max_seconds"]
+"""What ends a whole sweep, by its key in section `sweep`."""
+
+# What reasons said before records had `stopped_by`.
+_REASONS: dict[str, EndedBy] = {
+    "reached the target": "target",
+    "epochs is spent": "max_epochs",
+    "seconds is spent": "max_seconds",
+}
 
 
 class _Record(BaseModel):
@@ -25,7 +36,9 @@ class TrialRecord(_Record):
     status: Literal["finished", "stopped", "failed"]
     """`stopped`: by the scheduler or by a budget, before its last epoch."""
     reason: str | None = None
-    """Why it failed or was stopped."""
+    """Why it failed or was stopped, for people."""
+    stopped_by: Literal["scheduler"] | EndedBy | None = None
+    """Who stopped it; None of one that was not stopped."""
     rows: tuple[EpochRow, ...] = ()
     """Its epochs; those of cross-validated trials are means over folds."""
     value: float | None = None
@@ -36,6 +49,15 @@ class TrialRecord(_Record):
     """Multiply-adds that its trained part takes for one image in one pass, the largest of its phases."""
     packed_with: int = 1
     """Trials that were trained together as one program, itself included."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_an_older_release(cls, document: Any) -> Any:
+        if isinstance(document, dict) and document.get("status") == "stopped" and "stopped_by" not in document:
+            reason = document.get("reason") or ""
+            by = next((budget for words, budget in _REASONS.items() if words in reason), "scheduler")
+            return {**document, "stopped_by": by}
+        return document
 
     @property
     def seconds(self) -> float:
@@ -63,3 +85,26 @@ class SweepResult(_Record):
     """Whether another attempt would add nothing; one that only ran out of time can go on."""
     seconds: float
     """From the first trial's start, of the attempt that ended it."""
+
+
+def best_first(trials: Iterable[TrialRecord], metric: str) -> list[TrialRecord]:
+    """Trials in the order in which they could win.
+
+    First those that finished or that the end of the sweep stopped, by value; of equally good ones that which trains
+    least, then one that finished, then the first. Behind them those that a scheduler stopped: their values are of early
+    epochs, at which others were better. Last those without a value.
+    """
+    sign = -1.0 if metric == "accuracy" else 1.0
+
+    def place(trial: TrialRecord) -> tuple[bool, bool, float, float, bool, int]:
+        value = sign * (trial.value or 0.0)
+        is_out = trial.stopped_by == "scheduler"
+        return trial.value is None, is_out, value, trial.trained_flops, trial.status != "finished", trial.number
+
+    return sorted(trials, key=place)
+
+
+def winner_of(trials: Iterable[TrialRecord], metric: str) -> TrialRecord | None:
+    """The best trial; None where none has a value."""
+    best = next(iter(best_first(trials, metric)), None)
+    return best if best is not None and best.value is not None else None

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,10 +91,21 @@ class SweepRecords:
         found = self._trial(number).latest()
         return TrialRecord.model_validate(found[1]) if found else None
 
-    def note_end(self, record: TrialRecord) -> None:
-        """Write down what came out of a trial, unless that is written already."""
-        if self.trial(record.number) != record:
-            self._trial(record.number).append(record.model_dump(mode="json"))
+    def ended(self, *, but: Collection[int] = ()) -> dict[int, TrialRecord]:
+        """What came out of the trials so far, by number, without those in `but`."""
+        found = {number: self.trial(number) for number in self._started.numbers() if number not in but}
+        return {number: record for number, record in found.items() if record is not None}
+
+    def note_end(self, record: TrialRecord) -> TrialRecord:
+        """Write down what came out of a trial, unless that is written already; returns what stands.
+
+        An earlier attempt may have come further with a trial than one that ran out of its budget.
+        """
+        earlier = self.trial(record.number)
+        if earlier is not None and (earlier == record or _is_further(earlier, record)):
+            return earlier
+        self._trial(record.number).append(record.model_dump(mode="json"))
+        return record
 
     def result(self) -> tuple[SweepResult, str] | None:
         """The newest result and the address of its page."""
@@ -115,3 +127,9 @@ class SweepRecords:
 
     def _page_uri(self, digest: str) -> str:
         return f"{self._store.uri}/{self._folder}/results/{digest}.html"
+
+
+def _is_further(earlier: TrialRecord, record: TrialRecord) -> bool:
+    if record.values != earlier.values or record.stopped_by in (None, "scheduler"):
+        return False
+    return earlier.status != "stopped" or len(earlier.rows) > len(record.rows)

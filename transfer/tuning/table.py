@@ -14,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from transfer.training.history import EpochRow
-from transfer.tuning.records import TrialRecord
-from transfer.tuning.words import is_better, keys_of, metric_text, short_names, value_text
+from transfer.tuning.records import TrialRecord, best_first, winner_of
+from transfer.tuning.words import keys_of, metric_text, short_names, value_text
 
 # Lines of a terminal that are not trials: the header, the line that counts the rest, and the prompt to come.
 _OTHER_LINES = 4
@@ -33,11 +33,16 @@ class _Shown:
     value: float | None = None
     status: str = "running"
     seconds: float = 0.0
-    reason: str | None = None
+    record: TrialRecord | None = None
+    """Once it has ended."""
+
+    @property
+    def reason(self) -> str | None:
+        return self.record.reason if self.record else None
 
     def see(self, record: TrialRecord) -> None:
         self.epochs, self.value, self.seconds = len(record.rows), record.value, record.seconds
-        self.status, self.reason = record.status, record.reason
+        self.status, self.record = record.status, record
 
 
 class TrialTable:
@@ -102,25 +107,19 @@ class TrialTable:
             self._live.update(self.rendered(**_size(self._live.console)))
 
     def _best(self) -> _Shown | None:
-        best: _Shown | None = None
-        for trial in self._trials.values():
-            if trial.value is not None and trial.status != "running":
-                better = best is None or best.value is None or is_better(trial.value, best.value, self.metric)
-                best = trial if better else best
-        return best
+        """The trial that would win if the sweep ended now."""
+        best = winner_of(self._ended(), self.metric)
+        return self._trials[best.number] if best else None
+
+    def _ended(self) -> list[TrialRecord]:
+        return [trial.record for trial in self._trials.values() if trial.record]
 
     def _in_order(self, best: _Shown | None) -> list[_Shown]:
-        """The best one, those that run, then the others by value; those without one last."""
-
-        def place(trial: _Shown) -> tuple[bool, bool, bool, float, int]:
-            value = trial.value or 0.0
-            if trial.status == "running":
-                # In the order in which they were made: rows that change places cannot be read.
-                return trial is not best, False, False, 0.0, trial.number
-            better = -value if self.metric == "accuracy" else value
-            return trial is not best, True, trial.value is None, better, trial.number
-
-        return sorted(self._trials.values(), key=place)
+        """The best one, those that run, then the others as they could win."""
+        # Those that run as they were made: rows that change places cannot be read.
+        running = sorted((trial for trial in self._trials.values() if not trial.record), key=lambda each: each.number)
+        ended = [self._trials[record.number] for record in best_first(self._ended(), self.metric)]
+        return [*ended[:1], *running, *ended[1:]] if best else [*running, *ended]
 
     def rendered(self, *, height: int, width: int) -> Table:
         """The table for a terminal of this size: the best trial, those that run, and as many others as fit."""

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from transfer.evaluation.templates import percent
-from transfer.tuning.records import TrialRecord
 
 
 def value_text(value: Any) -> str:
@@ -51,13 +50,3 @@ def short_names(keys: Sequence[str]) -> dict[str, str]:
 def is_better(value: float, than: float, metric: str) -> bool:
     """Whether one value of the metric is better than another."""
     return value > than if metric == "accuracy" else value < than
-
-
-def best_first(trials: Iterable[TrialRecord], metric: str, *, winner: int | None = None) -> list[TrialRecord]:
-    """Trials by value, those without one last; equal ones in the order in which they were made, the winner first."""
-
-    def place(trial: TrialRecord) -> tuple[bool, bool, float, int]:
-        value = trial.value or 0.0
-        return trial.number != winner, trial.value is None, -value if metric == "accuracy" else value, trial.number
-
-    return sorted(trials, key=place)

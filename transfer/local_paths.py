@@ -1,0 +1,132 @@
+"""Local paths that a configuration names: which of them a job finds that runs on a cluster, in a copy of the tree."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from transfer.config import BaseNetworkConfig, Config
+from transfer.config.paths import path_here
+from transfer.errors import ConfigError
+from transfer.preflight import files_of
+from transfer.tuning.space import with_values
+from transfer.working_tree import shipped_files
+
+
+def check_paths(config: Config, document: Mapping[str, Any], *, job: str, root: Path) -> None:
+    """Refuse paths that mean something else on the cluster than here, or nothing.
+
+    `document`: what `config` was read from, with paths as they were written. `root`: the working tree, absolute; only
+    its shipped files are in the copy that the job runs in, and what it writes there is lost. Raises ConfigError, which
+    names key and path.
+    """
+    root = Path(os.path.normpath(root))
+    for key, written in _places(config, document, job):
+        _check_place(key, written, root)
+    shared = _shared_folder(config)
+    shipped: set[str] | None = None
+    for base in _bases(config, job):
+        for key, written in files_of(base, root=root).items():
+            if _local(written) is not None:
+                shipped = shipped or {path.relative_to(root).as_posix() for path in shipped_files(root)}
+                _check_file(key, written, root, shipped, shared)
+
+
+def _places(config: Config, document: Mapping[str, Any], job: str) -> Iterator[tuple[str, str]]:
+    """Keys of what lies where all nodes see it, and where, as it was written."""
+    storage = document["storage"]
+    yield "storage", storage if isinstance(storage, str) else storage["uri"]
+    source = config.dataset.source
+    if source != "digits" and not source.startswith("tfds:"):
+        yield "dataset.source", source
+    if job == "sweep" and config.sweep is not None and config.sweep.mlflow is not None:
+        yield "sweep.mlflow", config.sweep.mlflow
+
+
+def _check_place(key: str, written: str, root: Path) -> None:
+    path = _local(written)
+    if path is None:
+        return
+    advice = f"Name a bucket, or the whole path of a folder that all nodes share: --set {key}=s3://BUCKET/PREFIX."
+    if key == "sweep.mlflow":
+        advice = "Name a server, http://…, or the whole path of a database that the head of the cluster has."
+    if not path.is_absolute():
+        raise ConfigError(
+            f"`{key}` is {written}, a relative path, and the job runs in a copy of the working tree without data.",
+            advice=advice,
+        )
+    if _is_within(path, root):
+        raise ConfigError(
+            f"`{key}` is {path}, inside of the working tree, and the job runs in a copy of that without data.",
+            advice=advice,
+        )
+
+
+def _bases(config: Config, job: str) -> Iterator[BaseNetworkConfig]:
+    """The base, and those that a sweep tries."""
+    yield config.base
+    if job == "sweep" and config.sweep is not None:
+        for key, domain in config.sweep.space.items():
+            for choice in domain.choices or () if key.split(".")[0] == "base" else ():
+                yield with_values(config, {key: choice}).base
+
+
+def _check_file(key: str, written: str, root: Path, shipped: set[str], shared: Path | None) -> None:
+    """Refuse a file or folder that is neither shipped nor where storage is."""
+    beside = f"put it beside storage, into {shared}" if shared else "put it into a bucket (s3://…)"
+    path = Path(os.path.normpath(root / path_here(written)))
+    is_relative = not path_here(written).is_absolute()
+    if path.is_relative_to(root) and not is_relative:
+        raise ConfigError(
+            f"`{key}` is {written}, a path of this machine, and the job runs in a copy of the working tree elsewhere.",
+            advice=f"Name it relative to the working tree: {_name(path, root)}.",
+        )
+    if not path.is_relative_to(root):
+        if shared and path.is_relative_to(shared) and not is_relative:
+            return
+        raise ConfigError(
+            f"`{key}` is {path}, outside of the working tree, and is not shipped with it.",
+            advice=f"Put it into the working tree and name it relative to that, or {beside}.",
+        )
+    if not path.exists():
+        raise ConfigError(
+            f"`{key}` is {written}, relative to the working tree, and there is nothing at {path}.",
+            advice=f"Put it there, or {beside}.",
+        )
+    # Hidden files, such as a file manager's, are no part of a model.
+    inside = [file for file in path.rglob("*") if file.is_file() and not file.name.startswith(".")]
+    files = inside if path.is_dir() else [path]
+    missing = sorted(_name(file, root) for file in files if _name(file, root) not in shipped)
+    if missing:
+        raise ConfigError(
+            f"`{key}` is {written}, and {missing[0]} is not shipped: an ignore file names it, a folder above it is a "
+            "link, or it is never shipped.",
+            advice=f"Take it out of .gitignore and .rayignore, or {beside}.",
+        )
+
+
+def _shared_folder(config: Config) -> Path | None:
+    """The folder that a local storage lies in, which all nodes see; None for a bucket, or where that is everything."""
+    path = _local(config.storage.uri)
+    folder = path.parent if path else None
+    return folder if folder and folder != folder.parent else None
+
+
+def _local(address: str) -> Path | None:
+    """The path that an address stands for; None where it leads elsewhere."""
+    scheme, is_address, rest = address.partition("://")
+    if not is_address:
+        return path_here(address)
+    # `sqlite:///x` is relative, `sqlite:////x` is not.
+    return {"file": Path(rest), "sqlite": Path(rest[1:])}.get(scheme)
+
+
+def _is_within(path: Path, folder: Path) -> bool:
+    """Whether a path leads into a folder, as it is written or by links."""
+    return Path(os.path.normpath(path)).is_relative_to(folder) or path.resolve().is_relative_to(folder.resolve())
+
+
+def _name(file: Path, root: Path) -> str:
+    return file.relative_to(root).as_posix()
