@@ -1,4 +1,5 @@
 import io
+import shutil
 import tarfile
 
 import keras
@@ -77,6 +78,43 @@ def test_a_gradient_step_changes_what_the_module_computes(module_folder, images)
     assert np.abs(after - before).max() > 0.01
     np.testing.assert_array_equal(backbone.network(backbone.preprocess(images)).numpy(), after)
     assert backbone.digest() != digest
+
+
+def test_the_weights_of_a_module_that_does_not_list_them_are_found_and_told_apart(export, images, tmp_path):
+    export(tmp_path / "first", seed=1, lists_variables=False)
+    export(tmp_path / "second", seed=2, lists_variables=False)
+    # As from another process: the same graph with other weights.
+    shutil.copy(tmp_path / "first" / "saved_model.pb", tmp_path / "second")
+    first, second = load(tmp_path / "first"), load(tmp_path / "second")
+    assert first.digest() != second.digest()
+    network = first.network
+    assert sorted(tuple(v.shape) for v in network.trainable_variables) == [(3, 8), (8,)]
+    assert [v.name for v in network.non_trainable_variables] == ["block_moving_mean"]
+    digest = first.digest()
+    sgd_step(first, images)
+    assert first.digest() != digest == load(tmp_path / "first").digest()
+
+
+def test_every_file_of_a_module_is_in_its_digest(module_folder, tmp_path):
+    folder = shutil.copytree(module_folder, tmp_path / "module")
+    digest = load(folder).digest()
+    assert digest == load(module_folder).digest()
+    (folder / "assets" / "words.txt").write_text("one")
+    with_asset = load(folder).digest()
+    (folder / "assets" / "words.txt").rename(folder / "assets" / "other.txt")
+    assert len({digest, with_asset, load(folder).digest()}) == 3
+
+
+def test_unfreezing_a_module_without_weights_to_train_is_refused(tmp_path):
+    module = tf.train.Checkpoint(scale=tf.Variable(2.0, trainable=False))
+    module.__call__ = tf.function(
+        lambda images: module.scale * images[:, 0, 0], input_signature=[tf.TensorSpec((None, 32, 32, 3))]
+    )
+    tf.saved_model.save(module, str(tmp_path / "fixed"))
+    backbone = load(tmp_path / "fixed")
+    assert backbone.cut(0) == (backbone.network, None)
+    with pytest.raises(BackboneError, match=r"unfreeze is 'all', and fixed has no weights there.*`unfreeze: 0`"):
+        backbone.cut("all")
 
 
 def test_the_modules_regularisation_counts_while_it_is_trained(module_folder):
