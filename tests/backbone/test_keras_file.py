@@ -20,7 +20,7 @@ def layers():
         keras.layers.Conv2D(4, 3, name="first"),
         keras.layers.Conv2D(8, 3, name="second"),
         keras.layers.GlobalAveragePooling2D(name="pool"),
-        keras.layers.Dense(3, name="classes"),
+        keras.layers.Dense(64, name="projection"),
     ]
 
 
@@ -41,12 +41,12 @@ def test_a_functional_model_is_a_base_that_sees_pixels_as_they_are(tmp_path, ima
     model.save(tmp_path / "base.keras")
     backbone = load(tmp_path / "base.keras")
     assert backbone.name == "base"
-    assert [block.name for block in backbone.blocks] == ["first", "second", "classes"]
+    assert [block.name for block in backbone.blocks] == ["first", "second", "projection"]
     assert backbone.preprocess(images) is images
     np.testing.assert_array_equal(backbone.network(images).numpy(), model(images).numpy())
 
 
-def test_a_sequential_model_is_a_base_and_a_tap_leaves_its_classifier_out(tmp_path, images):
+def test_a_sequential_model_is_a_base_and_a_tap_leaves_the_layers_behind_it_out(tmp_path, images):
     model = keras.Sequential([keras.Input((16, 16, 3)), *layers()])
     model.save(tmp_path / "base.keras")
     backbone = load(tmp_path / "base.keras", tap="second")

@@ -48,7 +48,8 @@ class SavedModelLayer(keras.layers.Layer):
         self._files_sha256 = _files_sha256(folder, shown_as)
         self._module = _load_module(folder, shown_as)
         self._takes_training = "training" in inspect.signature(self._module.__call__).parameters
-        self._output_key = self._choose_output(image_size, shown_as)
+        self.output_key = self._choose_output(image_size, shown_as)
+        """Key or index of the output that is used; None where the module answers a single tensor."""
         trained, fixed = _float_variables(self._module)
         # Keras tracks variables that it finds in an attribute. It calls this the layer's weights.
         self.module_variables = [_adopt(v, trainable=True) for v in trained] + [
@@ -64,14 +65,13 @@ class SavedModelLayer(keras.layers.Layer):
         """The module's main output for images, float32 [batch, size, size, 3]."""
         arguments = {"training": bool(training)} if self._takes_training else {}
         output = self._module(images, **arguments)
-        return output if self._output_key is None else output[self._output_key]
+        return output if self.output_key is None else output[self.output_key]
 
     def get_config(self) -> dict[str, Any]:
         """What identifies the module, besides its weights."""
-        return {**super().get_config(), "files_sha256": self._files_sha256, "output": self._output_key}
+        return {**super().get_config(), "files_sha256": self._files_sha256, "output": self.output_key}
 
     def _choose_output(self, image_size: int, shown_as: str) -> str | int | None:
-        """Key or index of the output that is used; None where the module answers a single tensor."""
         images = tf.TensorSpec([None, image_size, image_size, 3], tf.float32)
         arguments = {"training": False} if self._takes_training else {}
         try:

@@ -6,6 +6,7 @@ import keras
 
 from transfer.backbone.applications import known_networks, load_application
 from transfer.backbone.backbone import Backbone
+from transfer.backbone.classifier import refuse_classifier
 from transfer.backbone.graph import nodes_in_order
 from transfer.backbone.hub import is_remote_handle, load_saved_model
 from transfer.backbone.keras_file import load_keras_file
@@ -25,6 +26,8 @@ def load_backbone(config: BaseNetworkConfig, *, storage: StorageConfig | None = 
     loaded = _load(config, storage)
     network = _tap(loaded, config.tap) if config.tap else loaded.network
     _check_output(loaded.name, network)
+    if not (config.tap or config.accept_head or config.model in known_networks()):
+        refuse_classifier(loaded.name, network)
     return Backbone(
         name=loaded.name,
         image_size=config.image_size,
