@@ -1,16 +1,20 @@
 import io
 import shutil
 import tarfile
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.digits import digits_config
 from tests.replicas import two_replicas
 from transfer.backbone.load import load_backbone
+from transfer.backbone.precision import set_precision
 from transfer.config import BaseNetworkConfig
 from transfer.errors import BackboneError
+from transfer.pipeline import check
 
 
 def load(model, **changes):
@@ -105,16 +109,41 @@ def test_every_file_of_a_module_is_in_its_digest(module_folder, tmp_path):
     assert len({digest, with_asset, load(folder).digest()}) == 3
 
 
-def test_unfreezing_a_module_without_weights_to_train_is_refused(tmp_path):
+@pytest.fixture(scope="module")
+def constant_folder(tmp_path_factory):
+    """A module that has nothing to train."""
     module = tf.train.Checkpoint(scale=tf.Variable(2.0, trainable=False))
     module.__call__ = tf.function(
         lambda images: module.scale * images[:, 0, 0], input_signature=[tf.TensorSpec((None, 32, 32, 3))]
     )
-    tf.saved_model.save(module, str(tmp_path / "fixed"))
-    backbone = load(tmp_path / "fixed")
+    folder = tmp_path_factory.mktemp("hub") / "constant"
+    tf.saved_model.save(module, str(folder))
+    return folder
+
+
+def test_a_module_without_weights_to_train_can_be_frozen_only(constant_folder):
+    backbone = load(constant_folder)
     assert backbone.cut(0) == (backbone.network, None)
-    with pytest.raises(BackboneError, match=r"unfreeze is 'all', and fixed has no weights there.*`unfreeze: 0`"):
+    with pytest.raises(BackboneError, match=r"unfreeze is 'all', and constant has no weights there.*`unfreeze: 0`"):
         backbone.cut("all")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"phases": [{"unfreeze": 0}, {"unfreeze": 1}]}, "unfreeze is 1, and constant has no weights"),
+        ({"training": {"mixed_precision": "bfloat16"}}, "mixed_precision is bfloat16"),
+    ],
+    ids=["nothing to train", "half precision"],
+)
+def test_what_a_module_cannot_do_is_refused_before_the_job(constant_folder, tmp_path, changes, said):
+    base = {"model": str(constant_folder), "image_size": 32}
+    config = digits_config(Path("digits"), str(tmp_path), base=base, **{"phases": [{"unfreeze": 0}], **changes})
+    try:
+        with pytest.raises(BackboneError, match=said):
+            check(config)
+    finally:
+        set_precision("off")
 
 
 def test_the_modules_regularisation_counts_while_it_is_trained(module_folder):
@@ -176,13 +205,13 @@ def test_a_module_inside_an_export_answers_the_same_after_reloading(module_folde
     assert np.abs(expected - expected_features(module_folder, images)).max() > 0.01
 
 
-def test_a_module_computes_in_float32_under_mixed_precision(module_folder, images):
-    keras.mixed_precision.set_dtype_policy("mixed_bfloat16")
+def test_a_module_is_refused_in_half_precision(module_folder):
+    set_precision("float16")
     try:
-        network = load(module_folder).network
-        np.testing.assert_array_equal(network(images / 255.0).numpy(), expected_features(module_folder, images))
+        with pytest.raises(BackboneError, match=r"mixed_precision is float16.*SavedModel.*to `off`"):
+            load(module_folder)
     finally:
-        keras.mixed_precision.set_dtype_policy("float32")
+        set_precision("off")
 
 
 def test_a_classification_module_that_is_accepted_gives_its_logits(export, images, tmp_path):

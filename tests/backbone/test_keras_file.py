@@ -4,6 +4,7 @@ import pytest
 import tensorflow as tf
 
 from transfer.backbone.load import load_backbone
+from transfer.backbone.precision import computes_in_half, set_precision
 from transfer.config import BaseNetworkConfig
 from transfer.errors import BackboneError
 
@@ -136,3 +137,55 @@ def test_weights_none_starts_a_file_with_the_same_random_weights_each_time(tmp_p
     )
     assert first.digest() == second.digest() != pretrained.digest()
     assert [block.name for block in first.blocks] == [block.name for block in pretrained.blocks]
+
+
+@pytest.fixture
+def precise():
+    """Sets the precision; afterwards it is off again."""
+    yield set_precision
+    set_precision("off")
+
+
+def intricate():
+    """Nested, shared, called on another size than it was built for, with attention and a bare operation."""
+    images = keras.Input((None, None, 3))
+    nested = keras.Sequential(
+        [keras.Input((None, None, 3)), keras.layers.Conv2D(8, 3), keras.layers.BatchNormalization()], name="nested"
+    )
+    shared = keras.layers.Conv2D(8, 3, padding="same", name="shared")
+    x = shared(shared(nested(images / 255.0)))
+    x = keras.layers.Reshape((-1, 8))(x)
+    x = keras.layers.MultiHeadAttention(2, 4, name="attention")(x, x)
+    return keras.Model(images, keras.layers.GlobalAveragePooling1D()(x))
+
+
+@pytest.mark.parametrize("saved", ["off", "float16"])
+@pytest.mark.parametrize("chosen", ["off", "bfloat16"])
+def test_a_file_computes_in_the_chosen_precision_whatever_it_was_saved_with(tmp_path, images, precise, saved, chosen):
+    precise(saved)
+    model = intricate()
+    model.save(tmp_path / "base.keras")
+    precise(chosen)
+    expected = intricate()
+    expected.set_weights(model.get_weights())
+    backbone = load(tmp_path / "base.keras")
+    network = backbone.network
+    np.testing.assert_array_equal(network(images).numpy(), expected(images).numpy())
+    assert computes_in_half(network) == (chosen != "off")
+    assert {weight.dtype for weight in network.weights} == {"float32"}
+    assert [block.name for block in backbone.blocks] == ["nested", "shared", "attention"]
+    assert network.get_layer("nested").layers[0].name == model.get_layer("nested").layers[0].name
+    assert backbone.digest() == load(tmp_path / "base.keras").digest()
+    frozen, unfrozen = backbone.cut(1)
+    np.testing.assert_array_equal(unfrozen(frozen(images)).numpy(), network(images).numpy())
+    assert computes_in_half(load(tmp_path / "base.keras", weights="none").network) == (chosen != "off")
+
+
+def test_a_quantised_file_is_refused_in_half_precision(tmp_path, precise):
+    model = functional()
+    model.get_layer("projection").quantize("int8")
+    model.save(tmp_path / "base.keras")
+    assert load(tmp_path / "base.keras")
+    precise("bfloat16")
+    with pytest.raises(BackboneError, match=r"training.mixed_precision says, which is bfloat16.*quantised"):
+        load(tmp_path / "base.keras")

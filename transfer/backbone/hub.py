@@ -21,6 +21,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from transfer.backbone.precision import precision
 from transfer.backbone.preprocess import RANGES
 from transfer.backbone.source import LoadedNetwork, is_s3, local_file, local_folder, unpack_tar
 from transfer.config import BaseNetworkConfig, StorageConfig
@@ -36,8 +37,8 @@ class SavedModelLayer(keras.layers.Layer):
     """A reusable SavedModel as a layer: float32 images [batch, size, size, 3] to the module's main output.
 
     Its variables are the module's own, so that gradients and checkpoints reach what the module computes with. While
-    it is trainable, the module's regularisation losses are among the layer's `losses`. It computes in float32 under
-    any precision policy, since the module's graph is fixed. Make it in the distribution strategy's scope.
+    it is trainable, the module's regularisation losses are among the layer's `losses`. It computes in the types of the
+    module's graph under any precision policy. Make it in the distribution strategy's scope.
 
     The configuration identifies the module by the SHA-256 of its files; a layer is made from a folder, never from a
     configuration. Raises BackboneError when the folder is no such module or does not take images of that size.
@@ -120,6 +121,12 @@ def load_saved_model(config: BaseNetworkConfig, *, storage: StorageConfig | None
         raise BackboneError(
             f"base.weights is `none`, and {config.model} is a SavedModel, which knows no other weights than its own.",
             advice="Leave base.weights out, or name a network of keras.applications or a .keras file.",
+        )
+    if precision() != "off":
+        raise BackboneError(
+            f"training.mixed_precision is {precision()}, and {config.model} is a SavedModel, whose graph says in which "
+            "types it computes.",
+            advice="Set training.mixed_precision to `off`, or name a network of keras.applications or a .keras file.",
         )
     scratch = Path(tempfile.mkdtemp(prefix="transfer-"))
     try:
