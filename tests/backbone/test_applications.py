@@ -1,4 +1,5 @@
 import hashlib
+import inspect
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import tensorflow as tf
 from keras.src.legacy.saving import legacy_h5_format
 
 from tests.replicas import two_replicas
+from transfer.backbone import applications
 from transfer.backbone.applications import known_networks
 from transfer.backbone.digest import network_digest
 from transfer.backbone.load import load_backbone
@@ -68,6 +70,45 @@ def test_preprocessing_is_that_of_keras_also_inside_a_graph(model, family):
     # Keras computes in another order on arrays than on tensors: equal to a few float32 roundings of values up to 255.
     np.testing.assert_allclose(tf.function(backbone.preprocess)(images).numpy(), expected, rtol=0, atol=1e-4)
     np.testing.assert_allclose(backbone.preprocess(images).numpy(), expected, rtol=0, atol=1e-4)
+
+
+def test_a_network_that_is_told_not_to_preprocess_gets_pixels_in_the_range_it_did_so_for():
+    inside, outside = (
+        load_backbone(
+            BaseNetworkConfig(
+                model="MobileNetV3Small", weights="none", image_size=32, options={"include_preprocessing": included}
+            )
+        )
+        for included in (True, False)
+    )
+    images = tf.random.stateless_uniform((2, 32, 32, 3), seed=(1, 2), maxval=255.0)
+    features = [base.network(base.preprocess(images)).numpy() for base in (inside, outside)]
+    np.testing.assert_allclose(*features, rtol=0, atol=1e-6)
+    assert inside.preprocess.name != outside.preprocess.name
+
+
+@pytest.mark.parametrize("model", ["ConvNeXtTiny", "EfficientNetV2B0"])
+def test_no_range_is_made_up_for_a_network_that_normalises_otherwise(model):
+    settings = {"model": model, "weights": "none", "image_size": 32, "options": {"include_preprocessing": False}}
+    with pytest.raises(BackboneError, match=r"include_preprocessing off.*set base.preprocessing"):
+        load_backbone(BaseNetworkConfig(**settings))
+
+
+def test_no_other_option_of_keras_changes_what_a_network_expects_of_pixels():
+    own = applications.OWN_ARGUMENTS
+    options = {name: inspect.signature(network).parameters.keys() - own for name, network in known_networks().items()}
+    # A new option has to be looked at: does the network expect other pixels with it?
+    assert set().union(*options.values()) == {
+        *("alpha", "depth_multiplier", "dropout", "dropout_rate", "minimalistic"),
+        applications.INNER_PREPROCESSING,
+    }
+    preprocessing_inside = {name for name, taken in options.items() if applications.INNER_PREPROCESSING in taken}
+    assert preprocessing_inside >= applications.SIGNED_WITHOUT_IT
+    assert {known_networks()[name].__module__.rpartition(".")[2] for name in preprocessing_inside} == {
+        "convnext",
+        "efficientnet_v2",
+        "mobilenet_v3",
+    }
 
 
 @pytest.mark.parametrize(("setting", "low", "high"), [("0..255", 0, 255), ("0..1", 0, 1), ("-1..1", -1, 1)])

@@ -17,7 +17,7 @@ from typing import Any
 import keras
 from keras.src.backend.common import global_state
 
-from transfer.backbone.preprocess import Preprocessing
+from transfer.backbone.preprocess import RANGES, Preprocessing
 from transfer.backbone.source import LoadedNetwork, all_weights_or_none, fixed_seed, local_file, nearest
 from transfer.config import BaseNetworkConfig, StorageConfig
 from transfer.errors import BackboneError
@@ -33,6 +33,10 @@ OWN_ARGUMENTS = {
     "weights": "they are configured in `base.weights`",
     "name": "the network keeps its own",
 }
+# The option that turns off what a network preprocesses inside, and the networks that then expect -1..1. Keras documents
+# that for all EfficientNetV2, but B0 to B3 normalise by ImageNet's mean and deviation, as ConvNeXt does.
+INNER_PREPROCESSING = "include_preprocessing"
+SIGNED_WITHOUT_IT = {"MobileNetV3Large", "MobileNetV3Small", "EfficientNetV2S", "EfficientNetV2M", "EfficientNetV2L"}
 WEIGHTS_SUFFIXES = (".weights.h5", ".h5", ".keras")
 
 
@@ -48,16 +52,29 @@ def load_application(config: BaseNetworkConfig, *, storage: StorageConfig | None
     """
     constructor = known_networks()[config.model]
     _check_options(config, constructor)
+    preprocessing = _preprocessing(config, constructor)
     if config.weights in {"imagenet", "none"}:
         network = _construct(config, constructor, weights=None if config.weights == "none" else config.weights)
     else:
         network = _construct(config, constructor, weights=None)
         _load_weights(network, config, storage)
-    return LoadedNetwork(config.model, network, _preprocessing(constructor))
+    return LoadedNetwork(config.model, network, preprocessing)
 
 
-def _preprocessing(constructor: Callable[..., keras.Model]) -> Preprocessing:
-    """The function beside the constructor in its module; networks that preprocess inside have one that does nothing."""
+def _preprocessing(config: BaseNetworkConfig, constructor: Callable[..., keras.Model]) -> Preprocessing:
+    """The function beside the constructor in its module; networks that preprocess inside have one that does nothing.
+
+    Raises BackboneError where an option turns the preprocessing inside off and no range says what it did.
+    """
+    if not config.options.get(INNER_PREPROCESSING, True):
+        if config.model in SIGNED_WITHOUT_IT:
+            return RANGES["-1..1"]
+        if config.preprocessing == "auto":
+            raise BackboneError(
+                f"base.options turns {INNER_PREPROCESSING} off, and base.preprocessing is `auto`: {config.model} then "
+                "expects pixels that are normalised by ImageNet's mean and deviation, which no range stands for.",
+                advice=f"Remove {INNER_PREPROCESSING}, or set base.preprocessing to the range that the weights expect.",
+            )
     module = sys.modules[constructor.__module__]
     return Preprocessing(f"keras.applications.{module.__name__.rpartition('.')[2]}", module.preprocess_input)
 
