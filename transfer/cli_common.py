@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from transfer.errors import StorageError, TransferError
+from transfer.numerics import check_keras_json
 
 if TYPE_CHECKING:
     from transfer.config import Config
@@ -41,6 +42,7 @@ def run(work: Callable[[], dict[str, Any]], as_json: bool) -> None:
     logging.getLogger("transfer").setLevel(logging.INFO)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with errors_explained(), _stdout_kept_clean() as stdout:
+        check_keras_json()
         answer = work()
         if as_json:
             import json

@@ -1,5 +1,7 @@
 import hashlib
 import inspect
+import json
+import os
 import subprocess
 import sys
 
@@ -17,6 +19,7 @@ from transfer.backbone.digest import network_digest
 from transfer.backbone.load import load_backbone
 from transfer.config import BaseNetworkConfig
 from transfer.errors import BackboneError
+from transfer.numerics import OWN_ENVIRONMENT, OWN_KERAS
 
 # Keras saves and loads weights through np.array(variable), which NumPy 2 warns about.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -120,19 +123,33 @@ def test_a_range_replaces_the_preprocessing(setting, low, high):
     assert (answer[1] == high).all()
 
 
-def test_random_weights_are_the_same_in_every_process_and_leave_the_generator_alone():
+def test_random_weights_are_the_same_in_every_process_and_leave_the_generator_alone(tmp_path):
     import random
 
     program = (
         "from transfer.backbone.load import load_backbone; from transfer.config import BaseNetworkConfig as C;"
         "print(load_backbone(C(model='MobileNetV2', weights='none', image_size=96, options={'alpha': 0.35})).digest())"
     )
-    other = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    # Whatever settings Keras and TensorFlow find there.
+    settings = {"floatx": "float16", "epsilon": 0.5, "image_data_format": "channels_first", "backend": "torch"}
+    (tmp_path / "keras.json").write_text(json.dumps(settings))
+    environment = {name: value for name, value in os.environ.items() if name not in OWN_ENVIRONMENT}
+    environment |= {"KERAS_HOME": str(tmp_path), "TF_XLA_FLAGS": "--tf_xla_auto_jit=2", "KERAS_MAX_EPOCHS": "few"}
+    other = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
     random.seed(5)
     expected = random.random()
     random.seed(5)
     assert load_backbone(config()).digest() == other.stdout.split()[-1]
     assert random.random() == expected
+    said = [line for line in other.stderr.splitlines() if "is used, so that results do not depend on it" in line]
+    for line, setting in zip(said, ["backend", "KERAS_MAX_EPOCHS", "TF_XLA_FLAGS", *OWN_KERAS], strict=True):
+        assert setting in line
+
+
+def test_another_backend_of_keras_in_the_process_is_refused(monkeypatch):
+    monkeypatch.setattr("keras.src.backend.config._BACKEND", "jax")
+    with pytest.raises(BackboneError, match=r"imported Keras on the backend 'jax'.*Import `transfer` before"):
+        load_backbone(config())
 
 
 def test_layer_names_do_not_depend_on_what_was_built_before():

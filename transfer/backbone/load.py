@@ -15,6 +15,7 @@ from transfer.backbone.source import LoadedNetwork, is_s3, nearest
 from transfer.config import BaseNetworkConfig, StorageConfig
 from transfer.config.paths import path_here
 from transfer.errors import BackboneError
+from transfer.numerics import use_own_keras
 
 
 def load_backbone(config: BaseNetworkConfig, *, storage: StorageConfig | None = None) -> Backbone:
@@ -23,6 +24,7 @@ def load_backbone(config: BaseNetworkConfig, *, storage: StorageConfig | None = 
     `storage` says how to reach `s3://` files (endpoint and region); credentials come from the environment. Raises
     BackboneError when the network is unknown, cannot be read, or cannot serve as a base; StorageError from S3.
     """
+    use_own_keras()
     loaded = _load(config, storage)
     network = _tap(loaded, config.tap) if config.tap else loaded.network
     _check_output(loaded.name, network)
