@@ -7,6 +7,7 @@ from transfer.backbone.load import load_backbone
 from transfer.backbone.precision import computes_in_half, set_precision
 from transfer.config import BaseNetworkConfig
 from transfer.errors import BackboneError
+from transfer.training.model import TransferModel
 
 # Keras saves and loads weights through np.array(variable), which NumPy 2 warns about.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -189,3 +190,28 @@ def test_a_quantised_file_is_refused_in_half_precision(tmp_path, precise):
     precise("bfloat16")
     with pytest.raises(BackboneError, match=r"training.mixed_precision says, which is bfloat16.*quantised"):
         load(tmp_path / "base.keras")
+
+
+def test_random_layers_in_a_file_do_nothing_and_leave_no_trace(tmp_path, images):
+    random_layers = [keras.layers.RandomFlip(), keras.layers.RandomRotation(0.5), keras.layers.RandomBrightness(0.5)]
+    augmentation = keras.Sequential([keras.Input((16, 16, 3)), *random_layers], name="augmentation")
+    plain = functional()
+    entry = keras.Input((16, 16, 3))
+    x = plain.get_layer("first")(augmentation(entry, training=True))
+    x = keras.layers.Dropout(0.5)(x, training=True)  # as people do who ask for random answers
+    x = plain.get_layer("second")(keras.layers.RandomContrast(0.5)(x))
+    for name in ("pool", "projection"):
+        x = plain.get_layer(name)(x)
+    keras.Model(entry, x).save(tmp_path / "base.keras")
+
+    backbone = load(tmp_path / "base.keras")
+    digest = backbone.digest()
+    expected = plain(images).numpy()
+    for unfreeze in ("all", 2, 1):
+        model = TransferModel(backbone, keras.Sequential([keras.layers.Identity()]), ["a", "b"])
+        split = model.split(unfreeze)
+        np.testing.assert_array_equal(split.logits(split.activations(images), training=True).numpy(), expected)
+        assert {v.path for v in split.variables} <= {w.path for w in backbone.network.weights}
+    assert len(model.split("all").variables) == len(plain.trainable_variables)
+    assert sum(block.parameters for block in backbone.blocks) == plain.count_params()
+    assert backbone.digest() == digest == load(tmp_path / "base.keras").digest()
