@@ -211,6 +211,16 @@ def test_weights_that_are_neither_a_name_nor_a_file_are_refused(weights, said):
         load_backbone(config(weights=weights))
 
 
+def test_imagenet_weights_of_an_efficientnet_are_refused_as_a_file(tmp_path, monkeypatch):
+    # Without the layer that Keras builds for `imagenet` alone, they would see other pixels than they were trained on.
+    weights = tmp_path / "downloaded.h5"
+    weights.write_bytes(b"as if from Keras")
+    hashes = ("", hashlib.md5(weights.read_bytes()).hexdigest())  # noqa: S324 - as Keras does
+    monkeypatch.setitem(applications.WEIGHTS_HASHES, "b0", hashes)
+    with pytest.raises(BackboneError, match=r"imagenet weights of EfficientNetB0.*models/efficientnetb0_notop.h5"):
+        load_backbone(config(model="EfficientNetB0", image_size=32, options={}, weights=str(weights)))
+
+
 def test_a_damaged_weights_file_is_refused(tmp_path):
     (tmp_path / "bad.weights.h5").write_bytes(b"not HDF5")
     with pytest.raises(BackboneError, match=r"bad.weights.h5 does not hold the weights"):

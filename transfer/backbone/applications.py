@@ -5,6 +5,7 @@ Which networks exist, what their constructors take and how they preprocess is re
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import sys
 import tempfile
@@ -15,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import keras
+from keras.src.applications.efficientnet import WEIGHTS_HASHES
 from keras.src.backend.common import global_state
+from keras.src.backend.config import keras_home
 
 from transfer.backbone.preprocess import RANGES, Preprocessing
 from transfer.backbone.source import LoadedNetwork, all_weights_or_none, fixed_seed, local_file, nearest
@@ -164,6 +167,7 @@ def _load_weights(network: keras.Model, config: BaseNetworkConfig, storage: Stor
         )
     with tempfile.TemporaryDirectory(prefix="transfer-") as directory:
         path = local_file(config.weights, directory=Path(directory), storage=storage)
+        _refuse_efficientnet_of_imagenet(config, path)
         try:
             with all_weights_or_none():
                 network.load_weights(path)
@@ -173,6 +177,23 @@ def _load_weights(network: keras.Model, config: BaseNetworkConfig, storage: Stor
                 f"and options {config.options}: {_first_line(error)}",
                 advice="The file must be of this very network without its top (Keras calls such files `…_no_top.h5`).",
             ) from error
+
+
+def _refuse_efficientnet_of_imagenet(config: BaseNetworkConfig, path: Path) -> None:
+    """Raise BackboneError for the file that Keras downloads for an EfficientNet (not V2) with `weights: imagenet`.
+
+    The network that these weights fit divides pixels once more, in a layer that Keras builds only for `imagenet`.
+    """
+    version = config.model.removeprefix("EfficientNet").lower()
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "md5").hexdigest() not in WEIGHTS_HASHES.get(version, ()):
+            return
+    place = Path(keras_home(), "models", f"{config.model.lower()}_notop.h5")
+    raise BackboneError(
+        f"{config.weights} has Keras's imagenet weights of {config.model}, which need a normalisation of pixels that "
+        "Keras only builds with `weights: imagenet`.",
+        advice=f"Put the file at {place} on each machine, and set base.weights to `imagenet`.",
+    )
 
 
 def _first_line(error: Any) -> str:
