@@ -76,6 +76,15 @@ def test_a_mistake_ends_with_a_sentence_and_a_code_and_no_traceback(config):
     assert done.stdout == ""
 
 
+@pytest.mark.parametrize(("name", "value"), [("floatx", "bfloat16"), ("epsilon", 1), ("image_data_format", "NCHW")])
+def test_settings_with_which_keras_does_not_start_are_refused(transfer_here, tmp_path, monkeypatch, name, value):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    (tmp_path / "keras.json").write_text(json.dumps({name: value}))
+    done = transfer_here("inspect", "MobileNetV2")
+    assert done.returncode == 2
+    assert f"keras.json has `{name}: {value}`, with which Keras does not start" in done.stderr
+
+
 def test_config_check_finds_a_missing_source_before_anything_is_written(config, tmp_path):
     done = transfer("config", "check", config, "--set", "dataset.source=/nowhere")
     assert done.returncode == 2

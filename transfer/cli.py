@@ -160,6 +160,8 @@ def inspect(
         else:
             # Its structure does not depend on the weights, and random ones need no download.
             base = BaseNetworkConfig(model=network, weights="none", image_size=image_size)
+        # Also a classifier's: who chooses the layer to tap has to see them.
+        base = base.model_copy(update={"accept_head": True})
         rows = describe(load_backbone(base, storage=storage))
         return {"network": base.model, "blocks": rows if json else [_for_people(row) for row in rows]}
 

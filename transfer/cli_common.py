@@ -16,6 +16,7 @@ import typer
 
 from transfer.errors import StorageError, TransferError
 from transfer.memory import memory_explained
+from transfer.numerics import check_keras_json
 
 if TYPE_CHECKING:
     from transfer.config import Config
@@ -42,6 +43,7 @@ def run(work: Callable[[], dict[str, Any]], as_json: bool) -> None:
     logging.getLogger("transfer").setLevel(logging.INFO)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with errors_explained(), _stdout_kept_clean() as stdout:
+        check_keras_json()
         answer = work()
         if as_json:
             import json

@@ -173,7 +173,9 @@ def _check_network(config: Config) -> None:
     create_strategy()
 
     from transfer.backbone.load import load_backbone
+    from transfer.backbone.precision import set_precision
 
+    set_precision(config.training.mixed_precision)
     backbone = load_backbone(config.base, storage=config.storage)
     for phase in config.phases:
         backbone.cut(phase.unfreeze)

@@ -14,18 +14,24 @@ import tests.replicas  # noqa: F401
 class FeatureVector(tf.Module):
     """A reusable SavedModel as TF Hub publishes them: 8 features of a 32×32 image, some state, an L2 loss."""
 
-    def __init__(self, *, answer="tensor"):
+    def __init__(self, *, answer="tensor", seed=7):
         super().__init__()
         self._answer = answer
-        generator = tf.random.Generator.from_seed(7)
+        generator = tf.random.Generator.from_seed(seed)
         self.kernel = tf.Variable(generator.normal((3, 8)), name="block/kernel")
         self.bias = tf.Variable(generator.normal((8,)), name="block/bias")
         self.moving_mean = tf.Variable(generator.normal((8,)), trainable=False, name="block/moving_mean")
+        # What is no weight: an integer, words, and a table of them.
+        self.scale = tf.Variable(1, dtype=tf.int64, name="scale")
+        self.words = tf.Variable(["one"], name="words")
+        entries = tf.lookup.KeyValueTensorInitializer(["one"], [1.0])
+        self.table = tf.lookup.StaticHashTable(entries, default_value=0.0)
         # The base class has these as properties, which are not saved; a list in an attribute is.
         self.exported_losses = [self._penalty]
 
     @tf.function
     def __call__(self, images, training=False):
+        images = images * tf.cast(self.scale, tf.float32) * self.table.lookup(self.words)[0]
         features = tf.nn.relu(tf.reduce_mean(images, (1, 2)) @ self.kernel + self.bias)
         features = features * 2.0 if training else features - self.moving_mean
         if self._answer == "tensor":
@@ -39,15 +45,19 @@ class FeatureVector(tf.Module):
         return 0.5 * tf.reduce_sum(self.kernel**2)
 
 
-def export_module(folder, *, answer="tensor"):
+def export_module(folder, *, answer="tensor", seed=7, lists_variables=True):
     """Write the module as a reusable SavedModel into `folder` and return it."""
-    module = FeatureVector(answer=answer)
+    module = FeatureVector(answer=answer, seed=seed)
     images = tf.TensorSpec((None, 32, 32, 3), tf.float32)
     for training in (False, True):
         module.__call__.get_concrete_function(images, training=training)
-    # What the reusable SavedModel interface asks for, as saved attributes.
+    # What the reusable SavedModel interface knows, as saved attributes.
     exported = tf.train.Checkpoint()
     exported.__call__ = module.__call__
+    exported.state = module
+    if not lists_variables:
+        tf.saved_model.save(exported, str(folder))
+        return module
     exported.variables = [module.kernel, module.bias, module.moving_mean]
     exported.trainable_variables = [module.kernel, module.bias]
     exported.regularization_losses = module.exported_losses

@@ -1,4 +1,7 @@
 import hashlib
+import inspect
+import json
+import os
 import subprocess
 import sys
 
@@ -10,11 +13,13 @@ import tensorflow as tf
 from keras.src.legacy.saving import legacy_h5_format
 
 from tests.replicas import two_replicas
+from transfer.backbone import applications
 from transfer.backbone.applications import known_networks
 from transfer.backbone.digest import network_digest
 from transfer.backbone.load import load_backbone
 from transfer.config import BaseNetworkConfig
 from transfer.errors import BackboneError
+from transfer.numerics import OWN_ENVIRONMENT, OWN_KERAS
 
 # Keras saves and loads weights through np.array(variable), which NumPy 2 warns about.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -70,6 +75,45 @@ def test_preprocessing_is_that_of_keras_also_inside_a_graph(model, family):
     np.testing.assert_allclose(backbone.preprocess(images).numpy(), expected, rtol=0, atol=1e-4)
 
 
+def test_a_network_that_is_told_not_to_preprocess_gets_pixels_in_the_range_it_did_so_for():
+    inside, outside = (
+        load_backbone(
+            BaseNetworkConfig(
+                model="MobileNetV3Small", weights="none", image_size=32, options={"include_preprocessing": included}
+            )
+        )
+        for included in (True, False)
+    )
+    images = tf.random.stateless_uniform((2, 32, 32, 3), seed=(1, 2), maxval=255.0)
+    features = [base.network(base.preprocess(images)).numpy() for base in (inside, outside)]
+    np.testing.assert_allclose(*features, rtol=0, atol=1e-6)
+    assert inside.preprocess.name != outside.preprocess.name
+
+
+@pytest.mark.parametrize("model", ["ConvNeXtTiny", "EfficientNetV2B0"])
+def test_no_range_is_made_up_for_a_network_that_normalises_otherwise(model):
+    settings = {"model": model, "weights": "none", "image_size": 32, "options": {"include_preprocessing": False}}
+    with pytest.raises(BackboneError, match=r"include_preprocessing off.*set base.preprocessing"):
+        load_backbone(BaseNetworkConfig(**settings))
+
+
+def test_no_other_option_of_keras_changes_what_a_network_expects_of_pixels():
+    own = applications.OWN_ARGUMENTS
+    options = {name: inspect.signature(network).parameters.keys() - own for name, network in known_networks().items()}
+    # A new option has to be looked at: does the network expect other pixels with it?
+    assert set().union(*options.values()) == {
+        *("alpha", "depth_multiplier", "dropout", "dropout_rate", "minimalistic"),
+        applications.INNER_PREPROCESSING,
+    }
+    preprocessing_inside = {name for name, taken in options.items() if applications.INNER_PREPROCESSING in taken}
+    assert preprocessing_inside >= applications.SIGNED_WITHOUT_IT
+    assert {known_networks()[name].__module__.rpartition(".")[2] for name in preprocessing_inside} == {
+        "convnext",
+        "efficientnet_v2",
+        "mobilenet_v3",
+    }
+
+
 @pytest.mark.parametrize(("setting", "low", "high"), [("0..255", 0, 255), ("0..1", 0, 1), ("-1..1", -1, 1)])
 def test_a_range_replaces_the_preprocessing(setting, low, high):
     backbone = load_backbone(config(preprocessing=setting))
@@ -79,19 +123,33 @@ def test_a_range_replaces_the_preprocessing(setting, low, high):
     assert (answer[1] == high).all()
 
 
-def test_random_weights_are_the_same_in_every_process_and_leave_the_generator_alone():
+def test_random_weights_are_the_same_in_every_process_and_leave_the_generator_alone(tmp_path):
     import random
 
     program = (
         "from transfer.backbone.load import load_backbone; from transfer.config import BaseNetworkConfig as C;"
         "print(load_backbone(C(model='MobileNetV2', weights='none', image_size=96, options={'alpha': 0.35})).digest())"
     )
-    other = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    # Whatever settings Keras and TensorFlow find there.
+    settings = {"floatx": "float16", "epsilon": 0.5, "image_data_format": "channels_first", "backend": "torch"}
+    (tmp_path / "keras.json").write_text(json.dumps(settings))
+    environment = {name: value for name, value in os.environ.items() if name not in OWN_ENVIRONMENT}
+    environment |= {"KERAS_HOME": str(tmp_path), "TF_XLA_FLAGS": "--tf_xla_auto_jit=2", "KERAS_MAX_EPOCHS": "few"}
+    other = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
     random.seed(5)
     expected = random.random()
     random.seed(5)
     assert load_backbone(config()).digest() == other.stdout.split()[-1]
     assert random.random() == expected
+    said = [line for line in other.stderr.splitlines() if "is used, so that results do not depend on it" in line]
+    for line, setting in zip(said, ["backend", "KERAS_MAX_EPOCHS", "TF_XLA_FLAGS", *OWN_KERAS], strict=True):
+        assert setting in line
+
+
+def test_another_backend_of_keras_in_the_process_is_refused(monkeypatch):
+    monkeypatch.setattr("keras.src.backend.config._BACKEND", "jax")
+    with pytest.raises(BackboneError, match=r"imported Keras on the backend 'jax'.*Import `transfer` before"):
+        load_backbone(config())
 
 
 def test_layer_names_do_not_depend_on_what_was_built_before():
@@ -151,6 +209,16 @@ def test_weights_of_another_network_are_refused(trained, tmp_path, name):
 def test_weights_that_are_neither_a_name_nor_a_file_are_refused(weights, said):
     with pytest.raises(BackboneError, match=said):
         load_backbone(config(weights=weights))
+
+
+def test_imagenet_weights_of_an_efficientnet_are_refused_as_a_file(tmp_path, monkeypatch):
+    # Without the layer that Keras builds for `imagenet` alone, they would see other pixels than they were trained on.
+    weights = tmp_path / "downloaded.h5"
+    weights.write_bytes(b"as if from Keras")
+    hashes = ("", hashlib.md5(weights.read_bytes()).hexdigest())  # noqa: S324 - as Keras does
+    monkeypatch.setitem(applications.WEIGHTS_HASHES, "b0", hashes)
+    with pytest.raises(BackboneError, match=r"imagenet weights of EfficientNetB0.*models/efficientnetb0_notop.h5"):
+        load_backbone(config(model="EfficientNetB0", image_size=32, options={}, weights=str(weights)))
 
 
 def test_a_damaged_weights_file_is_refused(tmp_path):

@@ -85,7 +85,7 @@ def test_unfreezing_nothing_or_everything_gives_one_part(mobilenet):
         ("block_15_depthwise", "block_15_expand"),  # beside a shortcut: the cut moves to the block's beginning
         ("block_15", "block_15_expand"),  # a block's name
         ("block_13", "block_13_expand"),
-        ("out_relu", "out_relu"),
+        ("Conv_1_bn", "Conv_1_bn"),
     ],
 )
 def test_a_name_cuts_at_the_nearest_valid_place_at_or_before_it(mobilenet, name, first_unfrozen):
@@ -97,6 +97,11 @@ def test_a_name_cuts_at_the_nearest_valid_place_at_or_before_it(mobilenet, name,
 def test_too_many_blocks_are_refused_with_the_number_there_is(mobilenet):
     with pytest.raises(BackboneError, match=r"unfreeze is 20 and MobileNetV2 has 19 blocks.*0 to 19"):
         mobilenet.cut(20)
+
+
+def test_unfreezing_layers_without_weights_is_refused(mobilenet):
+    with pytest.raises(BackboneError, match=r"unfreeze is 'out_relu', and MobileNetV2 has no weights there"):
+        mobilenet.cut("out_relu")
 
 
 def test_an_unknown_layer_is_refused_with_the_nearest_names(mobilenet):

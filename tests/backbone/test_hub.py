@@ -1,15 +1,20 @@
 import io
+import shutil
 import tarfile
+from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.digits import digits_config
 from tests.replicas import two_replicas
 from transfer.backbone.load import load_backbone
+from transfer.backbone.precision import set_precision
 from transfer.config import BaseNetworkConfig
 from transfer.errors import BackboneError
+from transfer.pipeline import check
 
 
 def load(model, **changes):
@@ -79,6 +84,68 @@ def test_a_gradient_step_changes_what_the_module_computes(module_folder, images)
     assert backbone.digest() != digest
 
 
+def test_the_weights_of_a_module_that_does_not_list_them_are_found_and_told_apart(export, images, tmp_path):
+    export(tmp_path / "first", seed=1, lists_variables=False)
+    export(tmp_path / "second", seed=2, lists_variables=False)
+    # As from another process: the same graph with other weights.
+    shutil.copy(tmp_path / "first" / "saved_model.pb", tmp_path / "second")
+    first, second = load(tmp_path / "first"), load(tmp_path / "second")
+    assert first.digest() != second.digest()
+    network = first.network
+    assert sorted(tuple(v.shape) for v in network.trainable_variables) == [(3, 8), (8,)]
+    assert [v.name for v in network.non_trainable_variables] == ["block_moving_mean"]
+    digest = first.digest()
+    sgd_step(first, images)
+    assert first.digest() != digest == load(tmp_path / "first").digest()
+
+
+def test_every_file_of_a_module_is_in_its_digest(module_folder, tmp_path):
+    folder = shutil.copytree(module_folder, tmp_path / "module")
+    digest = load(folder).digest()
+    assert digest == load(module_folder).digest()
+    (folder / "assets" / "words.txt").write_text("one")
+    with_asset = load(folder).digest()
+    (folder / "assets" / "words.txt").rename(folder / "assets" / "other.txt")
+    assert len({digest, with_asset, load(folder).digest()}) == 3
+
+
+@pytest.fixture(scope="module")
+def constant_folder(tmp_path_factory):
+    """A module that has nothing to train."""
+    module = tf.train.Checkpoint(scale=tf.Variable(2.0, trainable=False))
+    module.__call__ = tf.function(
+        lambda images: module.scale * images[:, 0, 0], input_signature=[tf.TensorSpec((None, 32, 32, 3))]
+    )
+    folder = tmp_path_factory.mktemp("hub") / "constant"
+    tf.saved_model.save(module, str(folder))
+    return folder
+
+
+def test_a_module_without_weights_to_train_can_be_frozen_only(constant_folder):
+    backbone = load(constant_folder)
+    assert backbone.cut(0) == (backbone.network, None)
+    with pytest.raises(BackboneError, match=r"unfreeze is 'all', and constant has no weights there.*`unfreeze: 0`"):
+        backbone.cut("all")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"phases": [{"unfreeze": 0}, {"unfreeze": 1}]}, "unfreeze is 1, and constant has no weights"),
+        ({"training": {"mixed_precision": "bfloat16"}}, "mixed_precision is bfloat16"),
+    ],
+    ids=["nothing to train", "half precision"],
+)
+def test_what_a_module_cannot_do_is_refused_before_the_job(constant_folder, tmp_path, changes, said):
+    base = {"model": str(constant_folder), "image_size": 32}
+    config = digits_config(Path("digits"), str(tmp_path), base=base, **{"phases": [{"unfreeze": 0}], **changes})
+    try:
+        with pytest.raises(BackboneError, match=said):
+            check(config)
+    finally:
+        set_precision("off")
+
+
 def test_the_modules_regularisation_counts_while_it_is_trained(module_folder):
     network = load(module_folder).network
     kernel = network.trainable_variables[0].numpy()
@@ -138,18 +205,18 @@ def test_a_module_inside_an_export_answers_the_same_after_reloading(module_folde
     assert np.abs(expected - expected_features(module_folder, images)).max() > 0.01
 
 
-def test_a_module_computes_in_float32_under_mixed_precision(module_folder, images):
-    keras.mixed_precision.set_dtype_policy("mixed_bfloat16")
+def test_a_module_is_refused_in_half_precision(module_folder):
+    set_precision("float16")
     try:
-        network = load(module_folder).network
-        np.testing.assert_array_equal(network(images / 255.0).numpy(), expected_features(module_folder, images))
+        with pytest.raises(BackboneError, match=r"mixed_precision is float16.*SavedModel.*to `off`"):
+            load(module_folder)
     finally:
-        keras.mixed_precision.set_dtype_policy("float32")
+        set_precision("off")
 
 
-def test_a_classification_module_gives_its_logits(export, images, tmp_path):
+def test_a_classification_module_that_is_accepted_gives_its_logits(export, images, tmp_path):
     export(tmp_path / "module", answer="logits first")
-    network = load(tmp_path / "module").network
+    network = load(tmp_path / "module", accept_head=True).network
     outside = tf.saved_model.load(str(tmp_path / "module"))(images, training=False)["logits"]
     np.testing.assert_array_equal(network(images).numpy(), outside.numpy())
 

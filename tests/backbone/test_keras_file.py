@@ -4,8 +4,10 @@ import pytest
 import tensorflow as tf
 
 from transfer.backbone.load import load_backbone
+from transfer.backbone.precision import computes_in_half, set_precision
 from transfer.config import BaseNetworkConfig
 from transfer.errors import BackboneError
+from transfer.training.model import TransferModel
 
 # Keras saves and loads weights through np.array(variable), which NumPy 2 warns about.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -20,7 +22,7 @@ def layers():
         keras.layers.Conv2D(4, 3, name="first"),
         keras.layers.Conv2D(8, 3, name="second"),
         keras.layers.GlobalAveragePooling2D(name="pool"),
-        keras.layers.Dense(3, name="classes"),
+        keras.layers.Dense(64, name="projection"),
     ]
 
 
@@ -41,12 +43,12 @@ def test_a_functional_model_is_a_base_that_sees_pixels_as_they_are(tmp_path, ima
     model.save(tmp_path / "base.keras")
     backbone = load(tmp_path / "base.keras")
     assert backbone.name == "base"
-    assert [block.name for block in backbone.blocks] == ["first", "second", "classes"]
+    assert [block.name for block in backbone.blocks] == ["first", "second", "projection"]
     assert backbone.preprocess(images) is images
     np.testing.assert_array_equal(backbone.network(images).numpy(), model(images).numpy())
 
 
-def test_a_sequential_model_is_a_base_and_a_tap_leaves_its_classifier_out(tmp_path, images):
+def test_a_sequential_model_is_a_base_and_a_tap_leaves_the_layers_behind_it_out(tmp_path, images):
     model = keras.Sequential([keras.Input((16, 16, 3)), *layers()])
     model.save(tmp_path / "base.keras")
     backbone = load(tmp_path / "base.keras", tap="second")
@@ -136,3 +138,80 @@ def test_weights_none_starts_a_file_with_the_same_random_weights_each_time(tmp_p
     )
     assert first.digest() == second.digest() != pretrained.digest()
     assert [block.name for block in first.blocks] == [block.name for block in pretrained.blocks]
+
+
+@pytest.fixture
+def precise():
+    """Sets the precision; afterwards it is off again."""
+    yield set_precision
+    set_precision("off")
+
+
+def intricate():
+    """Nested, shared, called on another size than it was built for, with attention and a bare operation."""
+    images = keras.Input((None, None, 3))
+    nested = keras.Sequential(
+        [keras.Input((None, None, 3)), keras.layers.Conv2D(8, 3), keras.layers.BatchNormalization()], name="nested"
+    )
+    shared = keras.layers.Conv2D(8, 3, padding="same", name="shared")
+    x = shared(shared(nested(images / 255.0)))
+    x = keras.layers.Reshape((-1, 8))(x)
+    x = keras.layers.MultiHeadAttention(2, 4, name="attention")(x, x)
+    return keras.Model(images, keras.layers.GlobalAveragePooling1D()(x))
+
+
+@pytest.mark.parametrize("saved", ["off", "float16"])
+@pytest.mark.parametrize("chosen", ["off", "bfloat16"])
+def test_a_file_computes_in_the_chosen_precision_whatever_it_was_saved_with(tmp_path, images, precise, saved, chosen):
+    precise(saved)
+    model = intricate()
+    model.save(tmp_path / "base.keras")
+    precise(chosen)
+    expected = intricate()
+    expected.set_weights(model.get_weights())
+    backbone = load(tmp_path / "base.keras")
+    network = backbone.network
+    np.testing.assert_array_equal(network(images).numpy(), expected(images).numpy())
+    assert computes_in_half(network) == (chosen != "off")
+    assert {weight.dtype for weight in network.weights} == {"float32"}
+    assert [block.name for block in backbone.blocks] == ["nested", "shared", "attention"]
+    assert network.get_layer("nested").layers[0].name == model.get_layer("nested").layers[0].name
+    assert backbone.digest() == load(tmp_path / "base.keras").digest()
+    frozen, unfrozen = backbone.cut(1)
+    np.testing.assert_array_equal(unfrozen(frozen(images)).numpy(), network(images).numpy())
+    assert computes_in_half(load(tmp_path / "base.keras", weights="none").network) == (chosen != "off")
+
+
+def test_a_quantised_file_is_refused_in_half_precision(tmp_path, precise):
+    model = functional()
+    model.get_layer("projection").quantize("int8")
+    model.save(tmp_path / "base.keras")
+    assert load(tmp_path / "base.keras")
+    precise("bfloat16")
+    with pytest.raises(BackboneError, match=r"training.mixed_precision says, which is bfloat16.*quantised"):
+        load(tmp_path / "base.keras")
+
+
+def test_random_layers_in_a_file_do_nothing_and_leave_no_trace(tmp_path, images):
+    random_layers = [keras.layers.RandomFlip(), keras.layers.RandomRotation(0.5), keras.layers.RandomBrightness(0.5)]
+    augmentation = keras.Sequential([keras.Input((16, 16, 3)), *random_layers], name="augmentation")
+    plain = functional()
+    entry = keras.Input((16, 16, 3))
+    x = plain.get_layer("first")(augmentation(entry, training=True))
+    x = keras.layers.Dropout(0.5)(x, training=True)  # as people do who ask for random answers
+    x = plain.get_layer("second")(keras.layers.RandomContrast(0.5)(x))
+    for name in ("pool", "projection"):
+        x = plain.get_layer(name)(x)
+    keras.Model(entry, x).save(tmp_path / "base.keras")
+
+    backbone = load(tmp_path / "base.keras")
+    digest = backbone.digest()
+    expected = plain(images).numpy()
+    for unfreeze in ("all", 2, 1):
+        model = TransferModel(backbone, keras.Sequential([keras.layers.Identity()]), ["a", "b"])
+        split = model.split(unfreeze)
+        np.testing.assert_array_equal(split.logits(split.activations(images), training=True).numpy(), expected)
+        assert {v.path for v in split.variables} <= {w.path for w in backbone.network.weights}
+    assert len(model.split("all").variables) == len(plain.trainable_variables)
+    assert sum(block.parameters for block in backbone.blocks) == plain.count_params()
+    assert backbone.digest() == digest == load(tmp_path / "base.keras").digest()

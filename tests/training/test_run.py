@@ -38,8 +38,13 @@ def test_the_same_configuration_finds_its_run_again(tmp_path, dataset):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"workers": {"count": 2}}, {"publish": {"promote": False}}, {"storage": "/elsewhere"}],
-    ids=["workers", "publish", "storage"],
+    [
+        {"workers": {"count": 2}},
+        {"publish": {"promote": False}},
+        {"storage": "/elsewhere"},
+        {"base": {**config_in(Path("/nowhere")).base.model_dump(), "accept_head": True}},
+    ],
+    ids=["workers", "publish", "storage", "accepted head"],
 )
 def test_what_is_not_learned_does_not_make_another_run(tmp_path, dataset, changes):
     assert run_id_for(config_in(tmp_path), dataset) == run_id_for(

@@ -5,6 +5,7 @@ Which networks exist, what their constructors take and how they preprocess is re
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import sys
 import tempfile
@@ -15,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import keras
+from keras.src.applications.efficientnet import WEIGHTS_HASHES
 from keras.src.backend.common import global_state
+from keras.src.backend.config import keras_home
 
-from transfer.backbone.preprocess import Preprocessing
+from transfer.backbone.preprocess import RANGES, Preprocessing
 from transfer.backbone.source import LoadedNetwork, all_weights_or_none, fixed_seed, local_file, nearest
 from transfer.config import BaseNetworkConfig, StorageConfig
 from transfer.errors import BackboneError
@@ -33,6 +36,10 @@ OWN_ARGUMENTS = {
     "weights": "they are configured in `base.weights`",
     "name": "the network keeps its own",
 }
+# The option that turns off what a network preprocesses inside, and the networks that then expect -1..1. Keras documents
+# that for all EfficientNetV2, but B0 to B3 normalise by ImageNet's mean and deviation, as ConvNeXt does.
+INNER_PREPROCESSING = "include_preprocessing"
+SIGNED_WITHOUT_IT = {"MobileNetV3Large", "MobileNetV3Small", "EfficientNetV2S", "EfficientNetV2M", "EfficientNetV2L"}
 WEIGHTS_SUFFIXES = (".weights.h5", ".h5", ".keras")
 
 
@@ -48,16 +55,29 @@ def load_application(config: BaseNetworkConfig, *, storage: StorageConfig | None
     """
     constructor = known_networks()[config.model]
     _check_options(config, constructor)
+    preprocessing = _preprocessing(config, constructor)
     if config.weights in {"imagenet", "none"}:
         network = _construct(config, constructor, weights=None if config.weights == "none" else config.weights)
     else:
         network = _construct(config, constructor, weights=None)
         _load_weights(network, config, storage)
-    return LoadedNetwork(config.model, network, _preprocessing(constructor))
+    return LoadedNetwork(config.model, network, preprocessing)
 
 
-def _preprocessing(constructor: Callable[..., keras.Model]) -> Preprocessing:
-    """The function beside the constructor in its module; networks that preprocess inside have one that does nothing."""
+def _preprocessing(config: BaseNetworkConfig, constructor: Callable[..., keras.Model]) -> Preprocessing:
+    """The function beside the constructor in its module; networks that preprocess inside have one that does nothing.
+
+    Raises BackboneError where an option turns the preprocessing inside off and no range says what it did.
+    """
+    if not config.options.get(INNER_PREPROCESSING, True):
+        if config.model in SIGNED_WITHOUT_IT:
+            return RANGES["-1..1"]
+        if config.preprocessing == "auto":
+            raise BackboneError(
+                f"base.options turns {INNER_PREPROCESSING} off, and base.preprocessing is `auto`: {config.model} then "
+                "expects pixels that are normalised by ImageNet's mean and deviation, which no range stands for.",
+                advice=f"Remove {INNER_PREPROCESSING}, or set base.preprocessing to the range that the weights expect.",
+            )
     module = sys.modules[constructor.__module__]
     return Preprocessing(f"keras.applications.{module.__name__.rpartition('.')[2]}", module.preprocess_input)
 
@@ -147,6 +167,7 @@ def _load_weights(network: keras.Model, config: BaseNetworkConfig, storage: Stor
         )
     with tempfile.TemporaryDirectory(prefix="transfer-") as directory:
         path = local_file(config.weights, directory=Path(directory), storage=storage)
+        _refuse_efficientnet_of_imagenet(config, path)
         try:
             with all_weights_or_none():
                 network.load_weights(path)
@@ -156,6 +177,23 @@ def _load_weights(network: keras.Model, config: BaseNetworkConfig, storage: Stor
                 f"and options {config.options}: {_first_line(error)}",
                 advice="The file must be of this very network without its top (Keras calls such files `…_no_top.h5`).",
             ) from error
+
+
+def _refuse_efficientnet_of_imagenet(config: BaseNetworkConfig, path: Path) -> None:
+    """Raise BackboneError for the file that Keras downloads for an EfficientNet (not V2) with `weights: imagenet`.
+
+    The network that these weights fit divides pixels once more, in a layer that Keras builds only for `imagenet`.
+    """
+    version = config.model.removeprefix("EfficientNet").lower()
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "md5").hexdigest() not in WEIGHTS_HASHES.get(version, ()):
+            return
+    place = Path(keras_home(), "models", f"{config.model.lower()}_notop.h5")
+    raise BackboneError(
+        f"{config.weights} has Keras's imagenet weights of {config.model}, which need a normalisation of pixels that "
+        "Keras only builds with `weights: imagenet`.",
+        advice=f"Put the file at {place} on each machine, and set base.weights to `imagenet`.",
+    )
 
 
 def _first_line(error: Any) -> str:

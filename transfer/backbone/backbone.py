@@ -8,7 +8,7 @@ import keras
 
 from transfer.backbone.blocks import Block, group
 from transfer.backbone.digest import network_digest
-from transfer.backbone.graph import Cut, cut_points, nodes_in_order
+from transfer.backbone.graph import Cut, cut_points, has_trainable_weights, nodes_in_order
 from transfer.backbone.preprocess import Preprocessing
 from transfer.backbone.source import nearest
 from transfer.errors import BackboneError
@@ -39,14 +39,20 @@ class Backbone:
         `0` gives (network, None), `"all"` or the number of blocks (None, network), `n` puts the last n blocks into
         the second part. A layer's name cuts at the nearest valid place at or before it, a block's name before the
         block. One part after the other computes exactly what `network` does. Whether variables are trainable is left
-        as it is. Raises BackboneError when there are fewer blocks, or no such layer or block.
+        as it is. Raises BackboneError when there are fewer blocks, no such layer or block, or nothing to train in the
+        second part.
         """
         cut = self._find_cut(unfreeze)
-        if cut is None:
-            return None, self.network
-        if cut.tensor is self.network.outputs[0]:
+        if cut is not None and cut.tensor is self.network.outputs[0]:
             return self.network, None
-        return keras.Model(self.network.inputs[0], cut.tensor), keras.Model(cut.tensor, self.network.outputs[0])
+        unfrozen = self.network if cut is None else keras.Model(cut.tensor, self.network.outputs[0])
+        if not has_trainable_weights(unfrozen):
+            raise BackboneError(
+                f"unfreeze is {unfreeze!r}, and {self.name} has no weights there that could be trained.",
+                advice="Use `unfreeze: 0`, which trains the head alone, or a base with trainable weights. "
+                "`transfer inspect` lists the blocks.",
+            )
+        return None if cut is None else keras.Model(self.network.inputs[0], cut.tensor), unfrozen
 
     def digest(self) -> str:
         """SHA-256 over the network's graph, configuration and weights, the image size and the preprocessing.

@@ -11,7 +11,7 @@ from math import prod
 
 import keras
 
-from transfer.backbone.graph import Node, nodes_in_order
+from transfer.backbone.graph import Node, called_on, nodes_in_order
 
 
 def network_flops(network: keras.Model) -> int:
@@ -26,7 +26,9 @@ def multiply_adds(node: Node) -> int:
     """
     layer = node.operation
     if isinstance(layer, keras.Model) and layer.inputs:
-        return network_flops(layer)
+        # A nested model may be open to any image size, and is called on one here.
+        is_open = any(None in entry.shape[1:] for entry in layer.inputs)
+        return network_flops(called_on(layer, *(tensor.shape for tensor in node.inputs)) if is_open else layer)
     if isinstance(layer, keras.layers.SeparableConv2D):
         return _positions(node.outputs[0]) * (_size(layer.depthwise_kernel) + _size(layer.pointwise_kernel))
     if isinstance(layer, keras.layers.Conv2DTranspose):

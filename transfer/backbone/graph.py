@@ -1,7 +1,8 @@
 """The graph of a functional network: its nodes in order, and the tensors at which it can be cut in two.
 
 A node is one call of a layer (or of a bare operation such as `a + b`). A model nested in the network is one layer.
-Keras gives no public way to walk the calls, so this module is the one place that reads its `_keras_history`.
+Keras gives no public way to walk the calls, or the layers inside layers, so this module is the one place that reads
+its `_keras_history` and the like.
 """
 
 from __future__ import annotations
@@ -69,6 +70,26 @@ def nodes_in_order(network: keras.Model) -> list[Node]:
 def _keras_node(tensor: Any) -> Any:
     history = tensor._keras_history  # noqa: SLF001 - see the module's docstring
     return history.operation._inbound_nodes[history.node_index]  # noqa: SLF001
+
+
+def inner_layers(network: keras.Model) -> list[keras.layers.Layer]:
+    """All layers of a network, those inside nested models and inside other layers too."""
+    return list(network._flatten_layers(include_self=False))  # noqa: SLF001 - see the module's docstring
+
+
+def has_trainable_weights(network: keras.Model) -> bool:
+    """Whether training could change any weight of the network, also where layers are marked as frozen now."""
+    return any(layer._trainable_variables for layer in inner_layers(network))  # noqa: SLF001
+
+
+def called_on(network: keras.Model, *shapes: tuple[int | None, ...]) -> keras.Model:
+    """The same layers, called again on inputs of other shapes (batch first): all shapes are then as known as these."""
+    inputs = [
+        keras.Input(batch_shape=shape, name=entry.name, dtype=entry.dtype)
+        for entry, shape in zip(network.inputs, shapes, strict=True)
+    ]
+    tensors = inputs if len(inputs) > 1 else inputs[0]
+    return keras.models.clone_model(network, input_tensors=tensors, clone_function=lambda layer: layer)
 
 
 def cut_points(nodes: list[Node], output: Any) -> list[Cut]:

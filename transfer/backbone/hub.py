@@ -1,6 +1,6 @@
 """TF Hub style reusable SavedModels as a trainable Keras 3 layer.
 
-A reusable SavedModel is a folder whose loaded object can be called on images and lists its `variables`,
+A reusable SavedModel is a folder whose loaded object can be called on images. It may list its `variables`,
 `trainable_variables` and `regularization_losses`. It may be a folder, a `.tar.gz`, either of them in S3, or a handle
 that tensorflow-hub resolves. Its inside cannot be seen, so such a base has one block: `unfreeze` is 0 or `all`.
 
@@ -21,6 +21,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from transfer.backbone.precision import precision
 from transfer.backbone.preprocess import RANGES
 from transfer.backbone.source import LoadedNetwork, is_s3, local_file, local_folder, unpack_tar
 from transfer.config import BaseNetworkConfig, StorageConfig
@@ -36,22 +37,21 @@ class SavedModelLayer(keras.layers.Layer):
     """A reusable SavedModel as a layer: float32 images [batch, size, size, 3] to the module's main output.
 
     Its variables are the module's own, so that gradients and checkpoints reach what the module computes with. While
-    it is trainable, the module's regularisation losses are among the layer's `losses`. It computes in float32 under
-    any precision policy, since the module's graph is fixed. Make it in the distribution strategy's scope.
+    it is trainable, the module's regularisation losses are among the layer's `losses`. It computes in the types of the
+    module's graph under any precision policy. Make it in the distribution strategy's scope.
 
-    The configuration identifies the module by the SHA-256 of its graph; a layer is made from a folder, never from a
+    The configuration identifies the module by the SHA-256 of its files; a layer is made from a folder, never from a
     configuration. Raises BackboneError when the folder is no such module or does not take images of that size.
     """
 
     def __init__(self, folder: Path, *, image_size: int, shown_as: str) -> None:
         super().__init__(name="saved_model", dtype="float32")
-        self._graph_sha256 = hashlib.sha256(_graph_file(folder, shown_as).read_bytes()).hexdigest()
+        self._files_sha256 = _files_sha256(folder, shown_as)
         self._module = _load_module(folder, shown_as)
         self._takes_training = "training" in inspect.signature(self._module.__call__).parameters
-        self._output_key = self._choose_output(image_size, shown_as)
-        trained = list(getattr(self._module, "trainable_variables", []))
-        trained_ids = {id(variable) for variable in trained}
-        fixed = [v for v in getattr(self._module, "variables", []) if id(v) not in trained_ids]
+        self.output_key = self._choose_output(image_size, shown_as)
+        """Key or index of the output that is used; None where the module answers a single tensor."""
+        trained, fixed = _float_variables(self._module)
         # Keras tracks variables that it finds in an attribute. It calls this the layer's weights.
         self.module_variables = [_adopt(v, trainable=True) for v in trained] + [
             _adopt(v, trainable=False) for v in fixed
@@ -66,14 +66,13 @@ class SavedModelLayer(keras.layers.Layer):
         """The module's main output for images, float32 [batch, size, size, 3]."""
         arguments = {"training": bool(training)} if self._takes_training else {}
         output = self._module(images, **arguments)
-        return output if self._output_key is None else output[self._output_key]
+        return output if self.output_key is None else output[self.output_key]
 
     def get_config(self) -> dict[str, Any]:
         """What identifies the module, besides its weights."""
-        return {**super().get_config(), "graph_sha256": self._graph_sha256, "output": self._output_key}
+        return {**super().get_config(), "files_sha256": self._files_sha256, "output": self.output_key}
 
     def _choose_output(self, image_size: int, shown_as: str) -> str | int | None:
-        """Key or index of the output that is used; None where the module answers a single tensor."""
         images = tf.TensorSpec([None, image_size, image_size, 3], tf.float32)
         arguments = {"training": False} if self._takes_training else {}
         try:
@@ -122,6 +121,12 @@ def load_saved_model(config: BaseNetworkConfig, *, storage: StorageConfig | None
         raise BackboneError(
             f"base.weights is `none`, and {config.model} is a SavedModel, which knows no other weights than its own.",
             advice="Leave base.weights out, or name a network of keras.applications or a .keras file.",
+        )
+    if precision() != "off":
+        raise BackboneError(
+            f"training.mixed_precision is {precision()}, and {config.model} is a SavedModel, whose graph says in which "
+            "types it computes.",
+            advice="Set training.mixed_precision to `off`, or name a network of keras.applications or a .keras file.",
         )
     scratch = Path(tempfile.mkdtemp(prefix="transfer-"))
     try:
@@ -172,14 +177,24 @@ def _find_module(folder: Path) -> Path:
     return next((path for path in [folder, *inner] if (path / "saved_model.pb").is_file()), folder)
 
 
-def _graph_file(folder: Path, shown_as: str) -> Path:
-    path = folder / "saved_model.pb"
-    if not path.is_file():
+def _files_sha256(folder: Path, shown_as: str) -> str:
+    """SHA-256 of all that TensorFlow reads of a module: the graph, the values of its variables, and its assets.
+
+    Values that no variable of ours stands for (tables, integers, what the module does not list) are in it, too.
+    """
+    graph = folder / "saved_model.pb"
+    if not graph.is_file():
         raise BackboneError(
             f"{shown_as} is not a SavedModel: it has no file saved_model.pb.",
             advice="Name a .keras file, or the folder that holds saved_model.pb.",
         )
-    return path
+    files = [path for part in ("assets", "variables") for path in (folder / part).rglob("*") if path.is_file()]
+    digest = hashlib.sha256()
+    for path in sorted([graph, *files]):
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        digest.update(f"{path.relative_to(folder).as_posix()}\n{content}\n".encode())
+    return digest.hexdigest()
 
 
 def _load_module(folder: Path, shown_as: str) -> Any:
@@ -196,6 +211,20 @@ def _load_module(folder: Path, shown_as: str) -> Any:
             advice="Use a TF2 module, a .keras file, or export the model again with a `__call__`.",
         )
     return module
+
+
+def _float_variables(module: Any) -> tuple[list[Any], list[Any]]:
+    """The module's variables of floating point: those that may be trained, and the others.
+
+    They are what its function computes with, whether or not the module lists it as `variables`. Where the module says
+    nothing of `trainable_variables`, each variable itself does. Others (counters, words) are left to the module.
+    """
+    captured = [variable for function in module.__call__.concrete_functions for variable in function.variables]
+    listed = getattr(module, "trainable_variables", None)
+    found = {id(v): v for v in [*(listed or []), *getattr(module, "variables", []), *captured] if v.dtype.is_floating}
+    may_train = {id(v) for v in (found.values() if listed is None else listed) if v.trainable}
+    trained = [variable for key, variable in found.items() if key in may_train]
+    return trained, [variable for key, variable in found.items() if key not in may_train]
 
 
 def _adopt(variable: Any, *, trainable: bool) -> keras.Variable:

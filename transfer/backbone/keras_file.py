@@ -8,6 +8,8 @@ from pathlib import Path
 
 import keras
 
+from transfer.backbone.graph import called_on
+from transfer.backbone.precision import in_chosen_precision, precision
 from transfer.backbone.preprocess import RANGES
 from transfer.backbone.source import MAX_MODULE_BYTES, LoadedNetwork, all_weights_or_none, fixed_seed, local_file
 from transfer.config import BaseNetworkConfig, StorageConfig
@@ -21,10 +23,11 @@ def load_keras_file(config: BaseNetworkConfig, *, storage: StorageConfig | None)
     """The functional or sequential model in the file, from one image to one output.
 
     `weights: none` starts it with random weights, the same in every process. A model whose height and width are open
-    is fixed to `config.image_size`. Code in the file (Lambda layers, classes of other packages) is never run. Raises
-    BackboneError when the file cannot be used like this.
+    is fixed to `config.image_size`. It computes in the precision that is set, whatever it was saved with. Code in the
+    file (Lambda layers, classes of other packages) is never run. Raises BackboneError when the file cannot be used
+    like this.
     """
-    model = _as_functional(config, _read(config, storage))
+    model = _in_chosen_precision(config, _as_functional(config, _read(config, storage)))
     if config.weights == "none":
         with fixed_seed():
             model = keras.models.clone_model(model)
@@ -77,6 +80,16 @@ def _as_functional(config: BaseNetworkConfig, model: keras.Model) -> keras.Model
     return keras.Model(inputs[0], outputs[0], name=model.name)
 
 
+def _in_chosen_precision(config: BaseNetworkConfig, model: keras.Model) -> keras.Model:
+    try:
+        return in_chosen_precision(model)
+    except ValueError as error:
+        raise BackboneError(
+            f"{config.model} cannot compute as training.mixed_precision says, which is {precision()}: {error}.",
+            advice="Save the network before it is quantised.",
+        ) from error
+
+
 def _with_fixed_size(config: BaseNetworkConfig, model: keras.Model) -> keras.Model:
     size = config.image_size
     found = tuple(model.input.shape[1:3])
@@ -87,6 +100,4 @@ def _with_fixed_size(config: BaseNetworkConfig, model: keras.Model) -> keras.Mod
             f"{config.model} takes images of {found[0]}×{found[1]} pixels and base.image_size is {size}.",
             advice=f"Set base.image_size to {found[0]}." if found[0] == found[1] else "Save it with a square input.",
         )
-    images = keras.Input((size, size, 3), name=model.input.name, dtype=model.input.dtype)
-    # The same layers, called again on images of a known size: shapes and costs are then known throughout.
-    return keras.models.clone_model(model, input_tensors=images, clone_function=lambda layer: layer)
+    return called_on(model, (None, size, size, 3))

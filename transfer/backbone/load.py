@@ -6,6 +6,7 @@ import keras
 
 from transfer.backbone.applications import known_networks, load_application
 from transfer.backbone.backbone import Backbone
+from transfer.backbone.classifier import refuse_classifier
 from transfer.backbone.graph import nodes_in_order
 from transfer.backbone.hub import is_remote_handle, load_saved_model
 from transfer.backbone.keras_file import load_keras_file
@@ -14,6 +15,7 @@ from transfer.backbone.source import LoadedNetwork, is_s3, nearest
 from transfer.config import BaseNetworkConfig, StorageConfig
 from transfer.config.paths import path_here
 from transfer.errors import BackboneError
+from transfer.numerics import use_own_keras
 
 
 def load_backbone(config: BaseNetworkConfig, *, storage: StorageConfig | None = None) -> Backbone:
@@ -22,9 +24,12 @@ def load_backbone(config: BaseNetworkConfig, *, storage: StorageConfig | None = 
     `storage` says how to reach `s3://` files (endpoint and region); credentials come from the environment. Raises
     BackboneError when the network is unknown, cannot be read, or cannot serve as a base; StorageError from S3.
     """
+    use_own_keras()
     loaded = _load(config, storage)
     network = _tap(loaded, config.tap) if config.tap else loaded.network
     _check_output(loaded.name, network)
+    if not (config.tap or config.accept_head or config.model in known_networks()):
+        refuse_classifier(loaded.name, network)
     return Backbone(
         name=loaded.name,
         image_size=config.image_size,

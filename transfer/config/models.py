@@ -130,9 +130,13 @@ class BaseNetworkConfig(Section):
     """Side of the square, in pixels, that images are resized to."""
     tap: str | None = None
     """Name of an inner layer whose output is used instead of the network's last one, for example `mixed7`."""
+    accept_head: bool = False
+    """Take the outputs of a `.keras` file or SavedModel as features also where it ends in a classifier, which is
+    otherwise refused: the answers about its own classes say little of other images. Better: `tap` the layer before."""
     preprocessing: Literal["auto", "0..255", "0..1", "-1..1"] = "auto"
-    """Range of pixel values that the network expects. `auto`: what `keras.applications` documents for the network;
-    `0..1` for SavedModels, the TF Hub convention; `0..255` for `.keras` files."""
+    """Range of pixel values that the network expects. `auto`: what `keras.applications` documents for the network, also
+    with `include_preprocessing: false` (refused where no range stands for that); `0..1` for SavedModels, the TF Hub
+    convention; `0..255` for `.keras` files."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the network's constructor in `keras.applications`, for example `{alpha: 0.35}`."""
 

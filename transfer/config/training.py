@@ -90,7 +90,9 @@ class TrainingConfig(Section):
     label_smoothing: Fraction = 0.0
     """Share of each label spread over all classes."""
     mixed_precision: Literal["off", "bfloat16", "float16"] = "off"
-    """Compute in half precision where the device has it; variables stay float32."""
+    """Compute in half precision where the device has it; variables stay float32. Holds for all layers of any base,
+    whatever a `.keras` file was saved with. SavedModels are refused, for their graphs say in which types they compute.
+    """
     checkpoint_steps: Annotated[int, Field(ge=1)] | None = None
     """Also write a checkpoint every this many steps. One is always written at the end of an epoch."""
     warm_start: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}/[0-9]+$")] | None = None

@@ -144,6 +144,8 @@ def load_run(store: Store, run_id: str, config: Config) -> Run:
 def identity(config: Config, dataset: Dataset) -> dict[str, Any]:
     """What decides what a run learns."""
     learned = config.model_dump(mode="json", exclude=_NOT_LEARNED)
+    # A permission: it decides whether a base is refused, and not what is learned on it.
+    del learned["base"]["accept_head"]
     # The dataset version says which images were used; where they once came from does not matter any more.
     learned["dataset"] = dataset.reference
     return learned

@@ -1,0 +1,188 @@
+"""Bases that end in a classifier.
+
+The answers of a classifier tell its own classes apart and little else. As features they make a model that works, and is
+far worse than one on the layer before them, so such a base is refused unless the configuration accepts it.
+
+Inside a Keras network the end is looked at: a softmax or sigmoid is a classifier's. A linear Dense layer is one where
+its width looks like a number of classes: below 64, or no multiple of 16, as the widths of features are (64, 512, 1280)
+and the numbers of classes seldom (10, 100, 1000, 21843). The inside of a SavedModel cannot be seen: its outputs are
+counted, and looked at for two images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from transfer.backbone.graph import Node, nodes_in_order
+from transfer.backbone.hub import SavedModelLayer
+from transfer.errors import BackboneError
+
+IMAGENET_CLASSES = {1000, 1001, 21841, 21843}
+"""ImageNet and all of its 21,000 classes, each with and without a class for the background."""
+FEWEST_FEATURES = 64
+FEATURES_MULTIPLE = 16
+PROBABILITY_TOLERANCE = 1e-3
+"""Largest distance from 1 of a sum of probabilities, which modules in half precision round."""
+
+# By the name of a layer's class or of its activation function, in small letters and without underscores.
+_PROBABILITIES = {"softmax", "sparsemax", "logsoftmax", "sigmoid", "logsigmoid", "hardsigmoid"}
+# What does not change the numbers in inference, or only averages each of them over the map.
+_PASSING_ON = {
+    "dropout",
+    "spatialdropout2d",
+    "alphadropout",
+    "gaussiandropout",
+    "gaussiannoise",
+    "activityregularization",
+    "identity",
+    "linear",
+    "flatten",
+    "reshape",
+    "squeeze",
+    "cast",
+}
+_POOLING = {"globalaveragepooling2d", "globalmaxpooling2d"}
+_ACCEPT = "Or set base.accept_head to true, where these outputs are the features that you want."
+
+
+def refuse_classifier(name: str, network: keras.Model) -> None:
+    """Raise BackboneError when `network`, loaded from a user's file or folder, answers classes and not features."""
+    last = nodes_in_order(network)[-1].operation
+    if isinstance(last, SavedModelLayer):
+        _refuse_saved_model(name, last, network)
+    elif top := find_classifier(network):
+        kind = "probabilities" if top.probabilities else "outputs, as a classifier does"
+        raise BackboneError(
+            f"{name} ends in {top.outputs:,} {kind} (layer `{top.layer}`). As features of other images these say "
+            "little of what the network sees.",
+            advice=f"{_where_to_tap(top)} {_ACCEPT}",
+        )
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """The end of a network, found to be a classifier."""
+
+    layer: str
+    """The layer that weighs the classes."""
+    outputs: int
+    probabilities: bool
+    """Whether a softmax or sigmoid follows."""
+    before: str | None
+    """The last layer before it, of the network itself or of the one that `inside` names; None: the input."""
+    inside: str | None = None
+    """The nested model in which both of them are."""
+
+
+def find_classifier(network: keras.Model) -> Classifier | None:
+    """The classifier that a functional network ends in; None where it ends in features."""
+    nodes = nodes_in_order(network)
+    made_by = {id(tensor): node for node in nodes for tensor in node.outputs}
+    node = made_by[id(network.outputs[0])]
+    kinds: set[str] = set()
+    while not node.weights and len(node.inputs) == 1:
+        kinds |= _kinds(node)
+        node = made_by[id(node.inputs[0])]
+    before = _before(node, made_by)
+    if isinstance(node.operation, keras.Model) and node.operation.inputs:
+        nested = find_classifier(node.operation)
+        if nested is None:
+            return Classifier(node.name, _width(node), True, before) if kinds & _PROBABILITIES else None
+        probabilities = nested.probabilities or bool(kinds & _PROBABILITIES)
+        if nested.before is None or any(earlier.weights for earlier in nodes[: nodes.index(node)]):
+            # The nested model is a head, and not the whole network.
+            return Classifier(nested.layer, nested.outputs, probabilities, before)
+        return Classifier(nested.layer, nested.outputs, probabilities, nested.before, nested.inside or node.name)
+    probabilities = bool((kinds | _kinds(node)) & _PROBABILITIES)
+    if probabilities or _counts_classes(node, kinds):
+        return Classifier(node.name, _width(node), probabilities, before)
+    return None
+
+
+def _counts_classes(node: Node, behind: set[str]) -> bool:
+    """Whether a layer is linear up to the network's output, and as wide as there are classes."""
+    convolves = isinstance(node.operation, keras.layers.Conv2D)
+    if not convolves and not isinstance(node.operation, keras.layers.Dense):
+        return False
+    if not _kinds(node) <= {"dense", "conv2d", "linear"} or not behind <= _PASSING_ON | _POOLING:
+        return False
+    width = _width(node)
+    if convolves and any(side != 1 for side in node.inputs[0].shape[1:-1]):
+        return width in IMAGENET_CLASSES
+    return width < FEWEST_FEATURES or width % FEATURES_MULTIPLE != 0
+
+
+def _kinds(node: Node) -> set[str]:
+    """What a layer is, as in the sets above; of a nested model all that is in it."""
+    operation = node.operation
+    if isinstance(operation, keras.Model) and operation.inputs:
+        return {kind for inner in nodes_in_order(operation) if not inner.is_input for kind in _kinds(inner)}
+    # A layer that only applies a function is as that function.
+    names = [] if isinstance(operation, keras.layers.Activation) else [type(operation).__name__]
+    activation = getattr(operation, "activation", None)
+    if activation is not None:
+        names.append(getattr(activation, "__name__", type(activation).__name__))
+    return {name.lower().replace("_", "") for name in names}
+
+
+def _before(node: Node, made_by: dict[int, Node]) -> str | None:
+    """The layer whose output a layer works on, behind what passes it on."""
+    while len(node.inputs) == 1:
+        node = made_by[id(node.inputs[0])]
+        if node.is_input:
+            return None
+        if node.weights or not _kinds(node) <= _PASSING_ON:
+            return node.name
+    return None
+
+
+def _width(node: Node) -> int:
+    return int(node.outputs[0].shape[-1])
+
+
+def _where_to_tap(top: Classifier) -> str:
+    if top.before is None:
+        return "Use a network without its classifier."
+    if top.inside is None:
+        return f"Set base.tap to `{top.before}`, the last layer before it."
+    return (
+        f"It is inside the nested model `{top.inside}`, which cannot be tapped. Save what comes before it: "
+        f"`keras.Model(m.input, m.get_layer('{top.before}').output).save('features.keras')`, where m is that model."
+    )
+
+
+def _refuse_saved_model(name: str, layer: SavedModelLayer, network: keras.Model) -> None:
+    shape = network.outputs[0].shape
+    if len(shape) != 2 or shape[1] is None:
+        return
+    if layer.output_key == "logits":
+        found = f"{shape[1]:,} logits"
+    elif shape[1] in IMAGENET_CLASSES:
+        found = f"{shape[1]:,} outputs, the number of ImageNet's classes"
+    elif _answers_probabilities(network):
+        found = f"{shape[1]:,} probabilities"
+    else:
+        return
+    raise BackboneError(
+        f"{name} answers {found}. As features of other images these say little of what the network sees.",
+        advice="Use a variant without the classifier: on TF Hub `feature_vector`, not `classification`. " + _ACCEPT,
+    )
+
+
+def _answers_probabilities(network: keras.Model) -> bool:
+    images = tf.random.stateless_uniform((2, *network.input_shape[1:]), seed=(0, 0))
+    strategy = tf.distribute.get_strategy()
+
+    @tf.function
+    def answer() -> Any:
+        # Under a strategy, a module finds its variables only on a replica.
+        return strategy.run(lambda: network(images, training=False))
+
+    answers = strategy.experimental_local_results(answer())[0].numpy()
+    sums = np.sum(answers, axis=1, dtype=np.float64)
+    return bool(np.all(answers >= 0) and np.allclose(sums, 1.0, rtol=0, atol=PROBABILITY_TOLERANCE))
