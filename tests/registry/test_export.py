@@ -16,6 +16,7 @@ from transfer.errors import DatasetError, ParityError, RegistryError, TrainingEr
 from transfer.evaluation.evaluate import evaluate_run, held_out_images, load_report
 from transfer.registry.parity import prove_parity
 from transfer.registry.versions import download_version, list_versions, load_version
+from transfer.steps import evaluated
 from transfer.storage import open_store
 
 
@@ -179,6 +180,8 @@ def test_evaluating_again_adds_a_report_and_keeps_the_first(outcome):
     report, uri = pipeline.evaluate(config, run_id=done.run.id, split="validation")
     assert report.split == "validation"
     assert uri != done.report_uri
+    # A look at another split is not what the run is judged by from now on.
+    assert evaluated(done.run, done.dataset) == 1
     assert load_report(done.run, 1)[0] == done.report
 
 
