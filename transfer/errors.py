@@ -95,6 +95,10 @@ class RunConflictError(TrainingError):
     """A run with this id exists and was started with another configuration."""
 
 
+class BaseChangedError(TrainingError):
+    """The base is not the network any more that a run began with."""
+
+
 class RegistryError(TransferError):
     """A model cannot be exported, published, promoted or read."""
 

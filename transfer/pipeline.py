@@ -121,9 +121,12 @@ def evaluate(config: Config, *, run_id: str, split: str | None = None) -> tuple[
 def publish(config: Config, *, run_id: str, again: bool = False) -> ModelVersion:
     """Publish an evaluated run, and promote it unless the configuration says otherwise.
 
+    It is published with its newest report on the held-out split, or on another one where it has no such report.
     `again`: as a new version, exported by the present code, where it is published already.
     """
-    return _publish_and_promote(load_run(writable_storage(config), run_id, config), None, again=again)
+    run = load_run(writable_storage(config), run_id, config)
+    dataset = load_dataset(run.store, run.dataset_name, run.dataset_number)
+    return _publish_and_promote(run, run.newest_report(dataset.held_out_split), again=again)
 
 
 def predict(config: Config, *, images: str, output: str, version: int | None = None) -> PredictOutcome:
@@ -150,7 +153,7 @@ def lr_find(
 def _finish(run: Run, dataset: Dataset) -> TrainOutcome:
     """Train what is left of a run, evaluate it, publish it."""
     fit(run, dataset)
-    number = evaluated(run)
+    number = evaluated(run, dataset)
     report, uri = read_report(run, number)
     version = _publish_and_promote(run, number) if run.config.publish.enabled else None
     return TrainOutcome(run, dataset, report, uri, version)

@@ -46,9 +46,12 @@ def fit(run: Run, dataset: Dataset) -> None:
     train_here(run, dataset, workbench=Workbench(strategy), start=newest)
 
 
-def evaluated(run: Run) -> int:
-    """Number of the run's newest report; evaluates it first where there is none."""
-    return run.newest_report() or evaluate(run, split=None)
+def evaluated(run: Run, dataset: Dataset) -> int:
+    """Number of the run's newest report on the held-out split; evaluates it first where there is none.
+
+    Somebody may have looked at other splits since, and no model is judged by those.
+    """
+    return run.newest_report(dataset.held_out_split) or evaluate(run, split=dataset.held_out_split)
 
 
 def evaluate(run: Run, *, split: str | None) -> int:

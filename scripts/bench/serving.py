@@ -63,9 +63,10 @@ def arms_of(network: str, image_size: int, folder: Path) -> dict[str, Arm]:
     head = build_head(HeadConfig(), feature_shape=tuple(base.network.output_shape[1:]), class_count=5, seed=0)
     frozen = prefix_of(base, 0, map_dtype="float32")
     assert frozen is not None  # noqa: S101 - with nothing unfrozen there is one
+    model = TransferModel(base, head, list("abcde"), digest=base.digest())
     arms: dict[str, Arm] = {"forward": Pass([frozen], None).trace()}
     for graph in ("merged", "plain"):
-        export(TransferModel(base, head, list("abcde")), folder / graph, provenance={}, graph=graph)
+        export(model, folder / graph, provenance={}, graph=graph)
         arms[graph] = _signature(folder / graph)
     return arms
 

@@ -75,7 +75,7 @@ def test_a_gradient_step_changes_what_the_module_computes(module_folder, images)
     assert load(module_folder).digest() == digest
     sgd_step(backbone, images)
     layer = backbone.network.layers[1]
-    loaded = layer._module
+    loaded = layer.module
     for ours, inside in zip(layer.module_variables, loaded.variables, strict=True):
         np.testing.assert_array_equal(ours.numpy(), inside.numpy())
     after = loaded(images / 255.0, training=False).numpy()

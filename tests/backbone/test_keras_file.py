@@ -125,10 +125,12 @@ def test_a_missing_file_is_refused(tmp_path):
         load(tmp_path / "missing.keras")
 
 
-def test_options_belong_to_keras_applications_only(tmp_path):
+def test_options_and_files_of_weights_belong_to_keras_applications_only(tmp_path):
     functional().save(tmp_path / "base.keras")
     with pytest.raises(BackboneError, match=r"Remove base.options"):
         load(tmp_path / "base.keras", options={"alpha": 1.0})
+    with pytest.raises(BackboneError, match=r"Remove base.weights"):
+        load(tmp_path / "base.keras", weights="other.weights.h5")
 
 
 def test_weights_none_starts_a_file_with_the_same_random_weights_each_time(tmp_path):

@@ -19,6 +19,7 @@ from transfer.registry import publish
 from transfer.registry.loaders import LOADERS
 from transfer.registry.parity import prove_parity
 from transfer.registry.versions import download_version, list_versions, load_version
+from transfer.steps import evaluated
 from transfer.storage import open_store
 
 
@@ -192,6 +193,8 @@ def test_evaluating_again_adds_a_report_and_keeps_the_first(outcome):
     report, uri = pipeline.evaluate(config, run_id=done.run.id, split="validation")
     assert report.split == "validation"
     assert uri != done.report_uri
+    # A look at another split is not what the run is judged by from now on.
+    assert evaluated(done.run, done.dataset) == 1
     assert load_report(done.run, 1)[0] == done.report
 
 

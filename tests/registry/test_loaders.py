@@ -59,7 +59,7 @@ def with_head(base):
     head = build_head(
         HeadConfig(hidden=[6]), feature_shape=tuple(base.network.output_shape[1:]), class_count=len(CLASSES), seed=5
     )
-    return TransferModel(base, head, CLASSES)
+    return TransferModel(base, head, CLASSES, digest=base.digest())
 
 
 class WithTable(tf.Module):

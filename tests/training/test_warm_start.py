@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -203,6 +204,21 @@ def test_a_head_that_is_built_otherwise_is_refused_by_what_differs(digits, champ
         ConfigError, match=r"head\.pooling is 'average' there and 'max' here; head\.hidden is \[\] there"
     ):
         begun(run, digits[1])
+
+
+def test_a_head_of_another_base_of_the_same_name_is_refused(digits, features, tmp_path):
+    base = shutil.copy(digits_config("images", "storage").base.model, tmp_path / "base.keras")
+    on_it = {"base": {"model": str(base), "image_size": 32}}
+    reference, _ = published_head(digits, "on-a-file", (features, 10), (10,), **on_it)
+    begun(new_run(digits, "on-the-same", **on_it, **warm(reference)), digits[1])
+    # The same file, and yet another network was built for it: by another Keras, or behind a handle.
+    new_run(digits, "on-a-file", **on_it).network.append({"sha256": "0" * 64, "keras": "3"}, number=1)
+    with pytest.raises(ConfigError, match=r"base\.keras` is the network 000000000000… there"):
+        begun(new_run(digits, "on-another-network", **on_it, **warm(reference)), digits[1])
+    base.write_bytes(b"another")
+    run = new_run(digits, "on-another-file", **on_it, **warm(reference))
+    with pytest.raises(ConfigError, match=r"the file of base\.model has the SHA-256 .* there and .* here"):
+        warm_start(keras.Sequential(), run, digits[1])
 
 
 def test_a_head_that_reads_other_features_is_refused(digits, features):

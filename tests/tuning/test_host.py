@@ -1,12 +1,16 @@
 """What trains trials, asked without Ray."""
 
+import shutil
+
 import numpy as np
 import pytest
 
 from tests.digits import digits_config, ingest_some_digits
 from tests.workbench import train
+from transfer.errors import BaseChangedError
 from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoints
+from transfer.training.network import pinned_network
 from transfer.training.run import load_run, open_run
 from transfer.tuning.at_work import Branch
 from transfer.tuning.host import TrialHost
@@ -56,6 +60,9 @@ def test_trials_packed_or_not_learn_what_each_learns_as_a_single_run(digits):
     assert [state.packed_with for state in states] == [2, 2, 1, 1]
     assert all(state.complete and len(state.rows) == 2 for state in states)
     assert states[0].trained_flops < states[2].trained_flops
+    pinned = {pinned_network(load_run(sweep.store, state.run_id, sweep.config)) for state in states}
+    assert len(pinned) == 1
+    assert None not in pinned
     for trial, state in zip(trials, states, strict=True):
         run = open_run(sweep.store, trial.config, digits[1], run_id=f"alone-{trial.number}")
         train(run, digits[1])
@@ -183,3 +190,13 @@ def test_a_branch_goes_on_from_another_trials_weights_with_its_own_values(digits
     assert state.rows[0] == origin.rows[0]
     assert [row.learning_rate for row in state.rows] == pytest.approx([1e-2, 1e-3, 1e-3])
     assert state.complete
+
+
+def test_a_trial_on_another_file_than_the_sweep_began_with_is_refused(digits, tmp_path):
+    base = shutil.copy(digits[0].base.model, tmp_path / "base.keras")
+    sweep = swept(digits, "replaced", base={"model": str(base), "image_size": 32})
+    trials = fixed_trials(sweep.config)
+    base.write_bytes(b"another")
+    for ask in (TrialHost(sweep, trials).survey, lambda: TrialHost(sweep, trials).advance(trials[0], 1)):
+        with pytest.raises(BaseChangedError, match=f"sweep `{sweep.id}` began"):
+            ask()

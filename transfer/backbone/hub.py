@@ -47,16 +47,16 @@ class SavedModelLayer(keras.layers.Layer):
     def __init__(self, folder: Path, *, image_size: int, shown_as: str) -> None:
         super().__init__(name="saved_model", dtype="float32")
         self._files_sha256 = _files_sha256(folder, shown_as)
-        self._module = _load_module(folder, shown_as)
-        self._takes_training = "training" in inspect.signature(self._module.__call__).parameters
+        self.module = _load_module(folder, shown_as)
+        self._takes_training = "training" in inspect.signature(self.module.__call__).parameters
         self.output_key = self._choose_output(image_size, shown_as)
         """Key or index of the output that is used; None where the module answers a single tensor."""
-        trained, fixed = _float_variables(self._module)
+        trained, fixed = _float_variables(self.module)
         # Keras tracks variables that it finds in an attribute. It calls this the layer's weights.
         self.module_variables = [_adopt(v, trainable=True) for v in trained] + [
             _adopt(v, trainable=False) for v in fixed
         ]
-        losses = list(getattr(self._module, "regularization_losses", []))
+        losses = list(getattr(self.module, "regularization_losses", []))
         if losses and trained:
             # Keras asks a variable's regulariser only while the variable is trained, which is when these count.
             self.module_variables[0].regularizer = ModuleRegularizer(losses)
@@ -65,7 +65,7 @@ class SavedModelLayer(keras.layers.Layer):
     def call(self, images: Any, training: bool | None = None) -> Any:
         """The module's main output for images, float32 [batch, size, size, 3]."""
         arguments = {"training": bool(training)} if self._takes_training else {}
-        output = self._module(images, **arguments)
+        output = self.module(images, **arguments)
         return output if self.output_key is None else output[self.output_key]
 
     def get_config(self) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class SavedModelLayer(keras.layers.Layer):
         images = tf.TensorSpec([None, image_size, image_size, 3], tf.float32)
         arguments = {"training": False} if self._takes_training else {}
         try:
-            outputs = self._module.__call__.get_concrete_function(images, **arguments).structured_outputs
+            outputs = self.module.__call__.get_concrete_function(images, **arguments).structured_outputs
         except (ValueError, TypeError) as error:
             raise BackboneError(
                 f"{shown_as} cannot be called on float images (batch, {image_size}, {image_size}, 3): {error}",

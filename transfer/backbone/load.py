@@ -47,6 +47,12 @@ def _load(config: BaseNetworkConfig, storage: StorageConfig | None) -> LoadedNet
             f"base.options are given and {model} is not a network of keras.applications, which alone takes options.",
             advice="Remove base.options, or check base.model." + nearest(model, known_networks()),
         )
+    if config.weights not in ("imagenet", "none"):
+        raise BackboneError(
+            f"base.weights is {config.weights!r} and {model} is not a network of keras.applications, which alone takes "
+            "other weights.",
+            advice="Remove base.weights, or check base.model." + nearest(model, known_networks()),
+        )
     if model.endswith(".keras"):
         return load_keras_file(config, storage=storage)
     if is_s3(model) or is_remote_handle(model) or path_here(model).exists():

@@ -18,6 +18,7 @@ from transfer.backbone.preprocess import Preprocessing
 from transfer.config import StorageConfig
 from transfer.config.paths import path_here
 from transfer.errors import BackboneError, ObjectNotFoundError
+from transfer.storage import Store, open_store
 
 INITIAL_WEIGHTS_SEED = 0
 
@@ -92,11 +93,11 @@ def local_folder(uri: str, *, directory: Path, storage: StorageConfig | None) ->
 
     Raises BackboneError when nothing is there, when it is too much, or when a name leaves the prefix.
     """
-    store = _open(uri, storage)
+    store = open_at(uri, storage)
     objects = list(store.list())
     if not objects:
         raise BackboneError(f"There is nothing under {uri}.", advice="Check the bucket and the prefix.")
-    _check_bounds(uri, files=len(objects), size_bytes=sum(item.size_bytes for item in objects))
+    check_bounds(uri, files=len(objects), size_bytes=sum(item.size_bytes for item in objects))
     for item in objects:
         target = directory / _safe_relative(uri, item.name)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -123,7 +124,7 @@ def unpack_tar(archive: Path, *, directory: Path, shown_as: str) -> Path:
                 files += 1
                 size_bytes += member.size
                 # Before extraction: the header announces the size, and tarfile reads no more than that.
-                _check_bounds(shown_as, files=files, size_bytes=size_bytes)
+                check_bounds(shown_as, files=files, size_bytes=size_bytes)
                 tar.extract(member, directory, filter="data")
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise BackboneError(
@@ -142,7 +143,8 @@ def _safe_relative(where: str, name: str) -> PurePosixPath:
     return path
 
 
-def _check_bounds(where: str, *, files: int, size_bytes: int) -> None:
+def check_bounds(where: str, *, files: int, size_bytes: int) -> None:
+    """Raise BackboneError for more than one SavedModel has."""
     if files > MAX_MODULE_FILES or size_bytes > MAX_MODULE_BYTES:
         raise BackboneError(
             f"{where} holds more than {MAX_MODULE_FILES:,} files or {MAX_MODULE_BYTES:,} bytes.",
@@ -150,16 +152,15 @@ def _check_bounds(where: str, *, files: int, size_bytes: int) -> None:
         )
 
 
-def _open(uri: str, storage: StorageConfig | None) -> Any:
-    from transfer.storage import open_store
-
+def open_at(uri: str, storage: StorageConfig | None) -> Store:
+    """The store at an `s3://` URI, reached as `storage` says."""
     where = {"endpoint_url": storage.endpoint_url, "region": storage.region} if storage else {}
     return open_store(StorageConfig(uri=uri, **where))
 
 
 def _copy_object(uri: str, name: str, target: Path, storage: StorageConfig | None) -> None:
     try:
-        with _open(uri, storage).open(name) as remote, target.open("wb") as local:
+        with open_at(uri, storage).open(name) as remote, target.open("wb") as local:
             shutil.copyfileobj(remote, local, length=8 * 1024**2)
     except ObjectNotFoundError as error:
         raise BackboneError(f"There is no object {uri}/{name}.", advice="Check the bucket and the name.") from error

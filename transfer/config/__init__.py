@@ -12,6 +12,7 @@ from transfer.config.models import (
     StorageConfig,
 )
 from transfer.config.nightly import ChecksConfig, GateConfig, NightlyConfig
+from transfer.config.section import NOT_LEARNED
 from transfer.config.sweep import DomainConfig, SchedulerConfig, SweepConfig
 from transfer.config.training import (
     EarlyStoppingConfig,
@@ -23,6 +24,7 @@ from transfer.config.training import (
 from transfer.config.workers import WorkersConfig
 
 __all__ = [
+    "NOT_LEARNED",
     "ActivationsConfig",
     "AugmentationConfig",
     "BaseNetworkConfig",

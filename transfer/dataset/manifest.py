@@ -57,6 +57,11 @@ class Dataset(BaseModel):
         """How a version is named for people: `flowers/00000003`."""
         return f"{self.name}/{self.number:08d}"
 
+    @property
+    def held_out_split(self) -> str:
+        """The split that models are judged on: test, or validation where there is no test split."""
+        return "test" if self.rows("test") else "validation"
+
     def rows(self, split: str) -> int:
         """Images in a split; 0 for a split that there is not."""
         return sum(shard.rows for shard in self.shards_of(split))

@@ -38,7 +38,7 @@ def evaluate_run(run: Run, dataset: Dataset, *, split: str | None = None) -> int
     `split`: default is the test split, or validation where there is no test split. Raises TrainingError when the run is
     not finished, DatasetError when the split is empty.
     """
-    split = split or ("test" if dataset.rows("test") else "validation")
+    split = split or dataset.held_out_split
     if not dataset.rows(split):
         raise DatasetError(
             f"Split `{split}` of {dataset.reference} is empty, there is nothing to evaluate on.",

@@ -8,11 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from transfer.activations.batches import KeptSplit
-from transfer.backbone.precision import set_precision
 from transfer.dataset.manifest import Dataset
 from transfer.nightly.sample import ShardRows
 from transfer.training.inputs import Inputs
-from transfer.training.model import build_model
+from transfer.training.model import build_model_of
 from transfer.training.run import Run
 from transfer.training.strategy import create_strategy
 
@@ -26,11 +25,10 @@ def kept_features(
     """Features float32 [n, channels] and labels int32 [n] for each group of rows of the training split, none empty.
 
     A map is averaged over its places. Has all that the run's phases will train on computed and kept first, where it is
-    not yet. None where no phase keeps its frozen part's output. Raises what `Inputs` raises.
+    not yet. None where no phase keeps its frozen part's output. Raises what `build_model_of` and `Inputs` raise.
     """
     with create_strategy().scope():
-        set_precision(run.config.training.mixed_precision)
-        inputs = Inputs(run, dataset, build_model(run.config, dataset.classes))
+        inputs = Inputs(run, dataset, build_model_of(run, dataset))
         inputs.extract()
     phase = next((index for index, choice in enumerate(inputs.choices) if choice.kept), None)
     if phase is None:

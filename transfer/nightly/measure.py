@@ -42,7 +42,7 @@ def compare_versions(
     compare on, RegistryError when there is no such version.
     """
     run, dataset = reopened(config, run_id)
-    split = "test" if dataset.rows("test") else "validation"
+    split = dataset.held_out_split
     shards = dataset.shards_of(split)
     if not shards:
         raise DatasetError(

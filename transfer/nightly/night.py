@@ -20,7 +20,7 @@ from transfer.cluster import run_where
 from transfer.config import Config
 from transfer.dataset.ingest import ingest
 from transfer.dataset.manifest import Dataset, load_dataset
-from transfer.errors import ConfigError, NightBusyError, PromotionConflictError, TransferError
+from transfer.errors import BaseChangedError, ConfigError, NightBusyError, PromotionConflictError, TransferError
 from transfer.nightly.change import data_change, trained_on
 from transfer.nightly.checks import check_change, refusals
 from transfer.nightly.claim import HeldClaim
@@ -101,12 +101,18 @@ class _Work:
         self._check_change(dataset, champion)
         run = open_run(self.store, config, dataset)
         self.known["run"] = run.id
+        if judged_digest(self.config, dataset) != plan.trains:
+            raise BaseChangedError(
+                f"Night {self.night.number} decided what it trains, and since then a file of base.model or base.weights "
+                "was replaced, or this release was installed.",
+                advice="Repeat the command: the next night decides anew.",
+            )
         self._look(run.id, plan.champion)
         with self._step("train") as step:
             fit(run, dataset)
             step("Run %s on %d images.", run.id, dataset.rows("train"))
         with self._step("evaluate") as step:
-            report = evaluated(run)
+            report = evaluated(run, dataset)
             step("Report %d.", report)
         with self._step("publish") as step:
             challenger = published(run, report=report)
@@ -139,7 +145,7 @@ class _Work:
             champion=champion,
             promotion=promotion,
             warm_start=f"{self.night.name}/{champion}" if warm else self.config.training.warm_start,
-            trains=_trained(self.config, dataset),
+            trains=judged_digest(self.config, dataset),
         )
 
     def _end_if_nothing_new(self, plan: Plan, dataset: Dataset) -> None:
@@ -248,9 +254,12 @@ class _Work:
             self.steps.append(Step(name=name, seconds=round(time.monotonic() - started, 3), text=told[0]))
 
 
-def _trained(config: Config, dataset: Dataset) -> str:
+def judged_digest(config: Config, dataset: Dataset) -> str:
     """Digest of what a night would train, and by what it would be judged. The champion does not count: it moves."""
-    told = {"learned": identity(config, dataset), "nightly": config.nightly.model_dump(mode="json")}
+    told: dict[str, Any] = {"learned": identity(config, dataset), "nightly": config.nightly.model_dump(mode="json")}
+    if not config.publish.promote:
+        # It was judged, and not acted upon: a night that may promote has something to do.
+        told["promote"] = False
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 

@@ -19,7 +19,8 @@ from datetime import UTC, datetime
 
 from pydantic import BaseModel, ConfigDict
 
-from transfer.config import Config
+from transfer.backbone.identity import base_files
+from transfer.config import NOT_LEARNED, Config
 from transfer.errors import AlreadyExistsError
 from transfer.nightly.claim import HeldClaim, is_held, take_claim
 from transfer.nightly.summary import NightSummary, Outcome
@@ -155,8 +156,11 @@ def list_nights(store: Store, name: str) -> Iterator[Night]:
 
 
 def config_digest(config: Config) -> str:
-    """Digest of all that a night depends on; not of where it runs."""
-    told = config.model_dump(mode="json", exclude={"storage", "workers", "sweep"})
+    """Digest of all that a night depends on, files of the base included; not of where it runs."""
+    told = config.model_dump(mode="json", exclude=set(NOT_LEARNED) - {"publish", "nightly"})
+    files = base_files(config.base, storage=config.storage)
+    if files:
+        told["base_files"] = files
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 

@@ -42,7 +42,7 @@ def publish_run(run: Run, dataset: Dataset, *, report_number: int | None = None,
     provenance = {
         "run": run.id,
         "dataset": dataset.reference,
-        "base": {"model": run.config.base.model, "sha256": model.backbone.digest()},
+        "base": {"model": run.config.base.model, "sha256": model.digest},
         "report": report_number,
         "metrics": {"loss": report.metrics.loss, "accuracy": report.metrics.accuracy, "split": report.split},
         "config": run.config.model_dump(mode="json", exclude={"storage"}),

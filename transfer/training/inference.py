@@ -52,7 +52,7 @@ def trace_inference(model: TransferModel, *, graph: Graph) -> Inference:
     return Inference(
         answer=trace(answer, tf.TensorSpec([None, size, size, 3], tf.float32, name="images")),
         weights=[weight for weight in (*weights_of_base, *weights_of_head) if isinstance(weight, tf.Variable)],
-        modules=[layer._module for layer in layers if isinstance(layer, SavedModelLayer)],  # noqa: SLF001
+        modules=[layer.module for layer in layers if isinstance(layer, SavedModelLayer)],
     )
 
 

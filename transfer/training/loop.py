@@ -25,6 +25,7 @@ from transfer.training.folds import images_of
 from transfer.training.history import EpochRow
 from transfer.training.inputs import Inputs
 from transfer.training.model import TransferModel
+from transfer.training.network import check_network
 from transfer.training.pulse import SAVING, during
 from transfer.training.run import Run
 from transfer.training.samples import MAX_STEPS, ImageSamples, KeptSamples, Samples
@@ -78,8 +79,9 @@ class Training:
         `sharing`: runs that will train on the same frozen part. `extract_ahead`: for all phases in one pass over the
         images; else for each phase when it begins, which it may never do.
 
-        Raises BackboneError when the base cannot be loaded, ConfigError when the batch cannot be divided among the
-        replicas, OutOfMemoryError, and what `warm_start` raises.
+        Raises BackboneError when the base cannot be loaded, BaseChangedError when it is not the one that the run began
+        with, ConfigError when the batch cannot be divided among the replicas, OutOfMemoryError, and what `warm_start`
+        raises.
         """
         replicas, batch_size = workbench.strategy.num_replicas_in_sync, run.config.training.batch_size
         if batch_size % replicas:
@@ -108,6 +110,7 @@ class Training:
         with self._memory_explained(), workbench.strategy.scope():
             workbench.take_turn(self)
             self.model = workbench.model(run.config, dataset.classes)
+            check_network(run, self.model.digest)
             if start is None:
                 warm_start(self.model.head, run, dataset)
             self.weights = self.model.variables_of([phase.unfreeze for phase in self.config.phases])

@@ -53,7 +53,7 @@ def range_test_of(
     changes = {"learning_rate": low, "schedule": ScheduleConfig(), "early_stopping": None}
     tested = config.phases[phase].model_copy(update=changes)
     config = config.model_copy(update={"phases": [*config.phases[:phase], tested]})
-    name = f"{run_id_for(config, dataset)}-{low:g}-{high:g}-{steps}"
+    name = f"{run_id_for(config, dataset)}-{low}-{high}-{steps}"
     return RangeTest(store, name, config, dataset.name, dataset.number, low, high, steps)
 
 

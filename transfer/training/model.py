@@ -10,8 +10,12 @@ import tensorflow as tf
 from transfer.backbone.backbone import Backbone
 from transfer.backbone.load import load_backbone
 from transfer.backbone.pooling import pooled
+from transfer.backbone.precision import set_precision
 from transfer.config import Config
+from transfer.dataset.manifest import Dataset
 from transfer.training.head import build_head
+from transfer.training.network import check_network
+from transfer.training.run import Run
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,10 @@ class Split:
 class TransferModel:
     """The network that is trained: images in, logits out."""
 
-    def __init__(self, backbone: Backbone, head: keras.Model, classes: list[str]) -> None:
+    def __init__(self, backbone: Backbone, head: keras.Model, classes: list[str], *, digest: str) -> None:
+        """`digest`: of the backbone as it was pretrained. Its variables may hold something else by now."""
         self.backbone = backbone
+        self.digest = digest
         self.head = head
         self.classes = classes
 
@@ -86,7 +92,18 @@ def build_model(config: Config, classes: list[str]) -> TransferModel:
     Raises BackboneError when the base cannot be loaded, ConfigError when the head does not fit the classes.
     """
     backbone = build_backbone(config)
-    return TransferModel(backbone, build_head_for(backbone, config, classes), classes)
+    return TransferModel(backbone, build_head_for(backbone, config, classes), classes, digest=backbone.digest())
+
+
+def build_model_of(run: Run, dataset: Dataset) -> TransferModel:
+    """The untrained model of a run, on the base that the run began with. Call it within the strategy's scope.
+
+    Raises BaseChangedError when the base is another one by now, and what `build_model` raises.
+    """
+    set_precision(run.config.training.mixed_precision)
+    model = build_model(run.config, dataset.classes)
+    check_network(run, model.digest)
+    return model
 
 
 def build_backbone(config: Config) -> Backbone:

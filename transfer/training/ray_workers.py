@@ -96,13 +96,11 @@ def extract_before_training(run: Run) -> None:
 
 def _choose_inputs(config: Config, run_id: str, dataset: Dataset) -> list[Request]:
     """What is to be kept for a run; decided in a process with TensorFlow."""
-    from transfer.backbone.precision import set_precision
     from transfer.training.inputs import Inputs
-    from transfer.training.model import build_model
+    from transfer.training.model import build_model_of
 
     run = load_run(open_store(config.storage), run_id, config)
-    set_precision(config.training.mixed_precision)
-    inputs = Inputs(run, dataset, build_model(config, dataset.classes))
+    inputs = Inputs(run, dataset, build_model_of(run, dataset))
     inputs.claim()
     return inputs.requests()
 

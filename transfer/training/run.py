@@ -3,6 +3,7 @@
 runs/<run id>/run.json               configuration, dataset version, package versions
 runs/<run id>/checkpoints/<n>.json   the log of checkpoints, each naming its arrays
 runs/<run id>/arrays/<sha256>.npz    weights and optimiser state
+runs/<run id>/network/00000001.json  digest of the base as it was pretrained (`network.py`)
 runs/<run id>/inputs/00000001.json   what each phase trains on: pixels, or what is kept of its frozen part
 runs/<run id>/uses/<n>.json          attempts that rely on what is kept
 runs/<run id>/tensorboard/…          event files
@@ -19,15 +20,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from transfer.config import Config
+from transfer.backbone.identity import base_files
+from transfer.config import NOT_LEARNED, Config
 from transfer.dataset.manifest import Dataset
 from transfer.errors import AlreadyExistsError, RunConflictError, TrainingError
 from transfer.storage import Log, Store, as_model, put_document, read_document
 from transfer.storage.log import Number
 from transfer.training.folds import Fold
-
-# What may change between two attempts of the same run without changing what is learned.
-_NOT_LEARNED = {"storage", "workers", "publish", "sweep", "nightly"}
 
 
 class _DatasetVersion(BaseModel):
@@ -71,6 +70,11 @@ class Run:
         return Log(self.store, f"{self.prefix}/reports")
 
     @property
+    def network(self) -> Log:
+        """The log whose first entry says which network the run began with."""
+        return Log(self.store, f"{self.prefix}/network")
+
+    @property
     def inputs(self) -> Log:
         """The log whose first entry says what each phase trains on."""
         return Log(self.store, f"{self.prefix}/inputs")
@@ -80,9 +84,10 @@ class Run:
         """The log of attempts that rely on kept activations."""
         return Log(self.store, f"{self.prefix}/uses")
 
-    def newest_report(self) -> int | None:
-        """Number of the newest evaluation, or None."""
-        return max(self.reports.numbers(), default=None)
+    def newest_report(self, split: str | None = None) -> int | None:
+        """Number of the newest evaluation, of any split or of this one, or None."""
+        numbers = reversed(self.reports.numbers())
+        return next((each for each in numbers if split is None or self.reports.read(each)["split"] == split), None)
 
 
 def run_id_for(config: Config, dataset: Dataset) -> str:
@@ -116,7 +121,8 @@ def open_run(
         if differing:
             raise RunConflictError(
                 f"Run `{run_id}` was started with another configuration; different: {', '.join(differing)}.",
-                advice="Give another --run-id, or none, or go back to the configuration it was started with.",
+                advice="Give another --run-id, or none, or go back to the configuration it was started with"
+                + (", its files included." if any(key.endswith(".sha256") for key in differing) else "."),
             ) from None
     return Run(store, run_id, config, dataset.name, dataset.number, fold=fold)
 
@@ -136,19 +142,29 @@ def load_run(store: Store, run_id: str, config: Config) -> Run:
             f"Run `{run_id}` trained on all but one fold to cross-validate a trial; it is no model to use.",
             advice="`transfer train` with the trial's values trains one on the whole training split.",
         )
-    changed = config.model_dump(mode="json", include=_NOT_LEARNED)
+    changed = config.model_dump(mode="json", include=set(NOT_LEARNED))
     kept = as_model(Config, {**started.config, **changed}, uri=store.uri)
     return Run(store, run_id, kept, started.dataset.name, started.dataset.number)
 
 
 def identity(config: Config, dataset: Dataset) -> dict[str, Any]:
-    """What decides what a run learns."""
-    learned = config.model_dump(mode="json", exclude=_NOT_LEARNED)
+    """What decides what a run learns: the configuration, the dataset version, and the files of the base by content.
+
+    Raises what `base_files` raises.
+    """
+    learned = config.model_dump(mode="json", exclude=set(NOT_LEARNED))
     # A permission: it decides whether a base is refused, and not what is learned on it.
     del learned["base"]["accept_head"]
     # The dataset version says which images were used; where they once came from does not matter any more.
     learned["dataset"] = dataset.reference
+    for key, sha256 in base_files(config.base, storage=config.storage).items():
+        learned["base"][key] = {"name": learned["base"][key], "sha256": sha256}
     return learned
+
+
+def started_identity(run: Run) -> dict[str, Any]:
+    """The `identity` that a run was started with. Raises ObjectNotFoundError, CorruptObjectError, StorageError."""
+    return _read(run.store, run.id).identity
 
 
 def _read(store: Store, run_id: str) -> _Started:

@@ -18,13 +18,15 @@ from typing import Any
 import keras
 import numpy as np
 
+from transfer.backbone.identity import base_files
 from transfer.config import Config
 from transfer.dataset.manifest import Dataset
 from transfer.dataset.same_classes import places_among
 from transfer.errors import ConfigError, ObjectNotFoundError, TrainingError
 from transfer.storage import Log, Store
 from transfer.training.checkpoints import Checkpoints, assign
-from transfer.training.run import Run, load_run
+from transfer.training.network import pinned_network
+from transfer.training.run import Run, load_run, started_identity
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +47,8 @@ _MUST_AGREE = (
 class PublishedHead:
     """The head of a published version. `weights`: kernel and bias of each dense layer, the logits' last."""
 
-    dataset_name: str
+    run: Run
+    """That it was trained in."""
     classes: list[str]
     weights: list[np.ndarray]
 
@@ -68,13 +71,14 @@ def warm_start(head: keras.Model, run: Run, dataset: Dataset) -> None:
             advice="Set sweep.folds to 0, or leave warm_start out.",
         )
     published = published_head(run.store, run.config, reference)
-    places = places_among(published.classes, dataset.classes, same_dataset=published.dataset_name == dataset.name)
+    places = places_among(published.classes, dataset.classes, same_dataset=published.run.dataset_name == dataset.name)
     known = sum(place is not None for place in places)
     if not known:
         raise ConfigError(
             f"training.warm_start is `{reference}`, which knows none of the classes of {dataset.reference}.",
             advice="Name a version that does, or leave warm_start out.",
         )
+    _check_network(reference, published.run, run)
     first = [np.array(variable) for variable in head.trainable_variables]
     _check_features(reference, published.weights[0], first[0])
     assign(head.trainable_variables, taken_over(first, published.weights, places, output=run.config.head.output))
@@ -97,10 +101,10 @@ def published_head(store: Store, config: Config, reference: str) -> PublishedHea
         weights = Checkpoints(run).complete().weights
     except TrainingError as error:
         raise _refused(reference, f"its weights are gone: {error.message.rstrip('.')}") from error
-    _check_agreement(reference, run.config, config)
+    _check_agreement(reference, run, config)
     # The head's variables come last, and every phase trains them: kernel and bias of each dense layer.
     own = weights[-2 * (len(run.config.head.hidden) + 1) :]
-    return PublishedHead(run.dataset_name, version["classes"], own)
+    return PublishedHead(run, version["classes"], own)
 
 
 def taken_over(
@@ -124,14 +128,34 @@ def taken_over(
     return [*hidden, kernel, bias]
 
 
-def _check_agreement(reference: str, theirs: Config, ours: Config) -> None:
+def _check_agreement(reference: str, theirs: Run, ours: Config) -> None:
     differing = [
         f"{key} is {there!r} there and {here!r} here"
         for key in _MUST_AGREE
-        if (there := _value(theirs, key)) != (here := _value(ours, key))
+        if (there := _value(theirs.config, key)) != (here := _value(ours, key))
+    ]
+    named = started_identity(theirs)["base"]
+    differing += [
+        f"the file of base.{key} has the SHA-256 {there[:12]}… there and {here[:12]}… here"
+        for key, here in base_files(ours.base, storage=ours.storage).items()
+        # A run of an earlier release does not say.
+        if isinstance(named[key], dict) and (there := named[key]["sha256"]) != here
     ]
     if differing:
         raise _refused(reference, f"its head does not fit: {'; '.join(differing)}")
+
+
+def _check_network(reference: str, theirs: Run, ours: Run) -> None:
+    """Raise ConfigError where one base is another network than the other, however alike they are configured."""
+    # Images of another size, or another precision, make another network of the same weights.
+    seen = [(run.config.base.image_size, run.config.training.mixed_precision) for run in (theirs, ours)]
+    there, here = pinned_network(theirs), pinned_network(ours)
+    if seen[0] == seen[1] and there is not None and here is not None and there != here:
+        raise _refused(
+            reference,
+            f"its head does not fit: `{ours.config.base.model}` is the network {there[:12]}… there and {here[:12]}… "
+            "here",
+        )
 
 
 def _check_features(reference: str, theirs: np.ndarray, ours: np.ndarray) -> None:

@@ -6,8 +6,10 @@ many a trial.
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import keras
@@ -16,8 +18,10 @@ import tensorflow as tf
 
 from transfer.augmentation.layers import Augmentation
 from transfer.backbone.backbone import Backbone
+from transfer.backbone.identity import base_files
 from transfer.backbone.precision import set_precision
 from transfer.config import Config, PhaseConfig
+from transfer.errors import BaseChangedError
 from transfer.training.model import TransferModel, build_backbone, build_head_for
 from transfer.training.step import PhaseProgram
 
@@ -36,12 +40,23 @@ class Turn(Protocol):
         """Copy all state out of the shared variables."""
 
 
+@dataclass(frozen=True, eq=False)
+class _Base:
+    """A network of a workbench, and its digest before anybody trained in it."""
+
+    backbone: Backbone
+    digest: str
+    number: int
+    """Of those that were built here: the next one may lie where a given up one did, and have its `id`."""
+
+
 class Workbench:
     """Models and programs, each made when it is first asked for. Those who train on them take turns."""
 
     def __init__(self, strategy: tf.distribute.Strategy) -> None:
         self.strategy = strategy
-        self._backbones: OrderedDict[Hashable, Backbone] = OrderedDict()
+        self._bases: OrderedDict[Hashable, _Base] = OrderedDict()
+        self._numbers = itertools.count()
         self._heads: OrderedDict[Hashable, keras.Model] = OrderedDict()
         self._programs: OrderedDict[Hashable, PhaseProgram] = OrderedDict()
         self._pretrained: dict[int, tuple[keras.Variable, np.ndarray]] = {}
@@ -65,23 +80,35 @@ class Workbench:
     def model(self, config: Config, classes: list[str]) -> TransferModel:
         """The untrained model of a configuration. To be called when one's turn begins.
 
-        Raises what `build_model` raises.
+        Raises what `build_model` raises, and BaseChangedError when a file is replaced while it is read.
         """
         set_precision(config.training.mixed_precision)
-        of_backbone = (
+        # A file may have been replaced since a network was read from it.
+        files = base_files(config.base, storage=config.storage)
+        of_base = (
             config.base.model_dump_json(),
+            tuple(files.items()),
             config.storage.model_dump_json(),
             config.head.pooling,
             config.training.mixed_precision,
         )
-        backbone = _made(self._backbones, of_backbone, lambda: build_backbone(config), MAX_BACKBONES)
-        first = build_head_for(backbone, config, classes)
-        of_head = (id(backbone), config.head.model_dump_json(), len(classes), config.training.mixed_precision)
+        base = _made(self._bases, of_base, lambda: self._build(config, files), MAX_BACKBONES)
+        first = build_head_for(base.backbone, config, classes)
+        of_head = (base.number, config.head.model_dump_json(), len(classes), config.training.mixed_precision)
         head = _made(self._heads, of_head, lambda: first, MAX_HEADS)
         if head is not first:
             for variable, value in zip(head.variables, first.variables, strict=True):
                 variable.assign(value)
-        return TransferModel(backbone, head, classes)
+        return TransferModel(base.backbone, head, classes, digest=base.digest)
+
+    def _build(self, config: Config, files: dict[str, str]) -> _Base:
+        backbone = build_backbone(config)
+        if base_files(config.base, storage=config.storage) != files:
+            raise BaseChangedError(
+                f"A file of base.model, `{config.base.model}`, was replaced while it was read.",
+                advice="Repeat the command.",
+            )
+        return _Base(backbone, backbone.digest(), next(self._numbers))
 
     def will_train(self, model: TransferModel, variables: Sequence[keras.Variable]) -> None:
         """Note what variables of the base are before they are trained, so that `model` can bring that back."""

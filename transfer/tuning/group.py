@@ -21,6 +21,7 @@ class GroupTrial:
     """Trains a trial's run on `workers.count` workers, and tells how far it has come by its checkpoints."""
 
     def __init__(self, sweep: Sweep, dataset: Dataset, trial: Trial) -> None:
+        sweep.check_bases(dataset)
         self._run: Run = open_run(sweep.store, trial.config, dataset)
         self._error: Exception | None = None
         # Ends with the process: whoever stops the trial ends that, and with it the workers that it owns.

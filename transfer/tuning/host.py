@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from transfer.config import Config
 from transfer.dataset.manifest import Dataset
 from transfer.errors import OutOfMemoryError
 from transfer.training.folds import Fold
+from transfer.training.network import check_network
 from transfer.training.run import Run, open_run, run_id_for
 from transfer.tuning.at_work import Alone, AtWork, Branch, Packed, TrialState
 from transfer.tuning.folded import Folded
@@ -53,12 +55,14 @@ class TrialHost:
         self._open: dict[str, AtWork] = {}
         self._pack_of: dict[tuple[str, Fold | None], Pack | None] = {}
         self._flops_of: dict[str, float] = {}
+        self._run_ids: dict[str, str] = {}
 
     def ready(self) -> None:
         """Answer: the process is there."""
 
     def survey(self) -> Survey:
         """What the trials that are known will need and cost. Raises BackboneError, ConfigError for what cannot be."""
+        self._sweep.check_bases(self._dataset)
         return Survey(self._requests(), {number: self._flops(trial) for number, trial in self._trials.items()})
 
     def _requests(self) -> list[Request]:
@@ -72,7 +76,9 @@ class TrialHost:
         found: dict[Request, None] = {}
         for config in reversed(by_depth.values()):
             run = open_run(self._sweep.store, config, self._dataset, fold=self._folds[0])
-            inputs = Inputs(run, self._dataset, self._model(config), sharing=self._sharing(config))
+            model = self._model(config)
+            check_network(run, model.digest)
+            inputs = Inputs(run, self._dataset, model, sharing=self._sharing(config))
             inputs.claim()
             found.update(dict.fromkeys(inputs.requests(None if self._sees_all_phases else [0])))
         return list(found)
@@ -153,7 +159,11 @@ class TrialHost:
 
     def _run_id(self, trial: Trial, branch: Branch | None) -> str:
         if branch is None:
-            return run_id_for(trial.config, self._dataset)
+            # Asked for each epoch; naming a run looks at the files of its base, in a bucket by a request.
+            described = trial.config.model_dump_json()
+            if described not in self._run_ids:
+                self._run_ids[described] = run_id_for(trial.config, self._dataset)
+            return self._run_ids[described]
         came_from = f"{self._sweep.id} {trial.number} {sorted(trial.values.items())} {branch}"
         return f"{self._sweep.config.name}-{hashlib.sha256(came_from.encode()).hexdigest()[:12]}"
 
@@ -161,6 +171,7 @@ class TrialHost:
         return open_run(self._sweep.store, trial.config, self._dataset, run_id=self._run_id(trial, branch), fold=fold)
 
     def _start(self, trial: Trial, branch: Branch | None) -> AtWork:
+        self._sweep.check_bases(self._dataset)
         if self._folds == [None]:
             return self._start_run(trial, self._run(trial, None, branch), branch)
         runs = [self._run(trial, fold) for fold in self._folds]
@@ -194,12 +205,15 @@ class TrialHost:
     def _pack(self, key: str, fold: Fold | None) -> Pack | None:
         """The pack of all trials with that key; None where it was found cheaper to train them from pixels."""
         from transfer.training.inputs import Inputs
-        from transfer.training.stacked import Pack
+        from transfer.training.stacked import THREADS, Pack
 
         if (key, fold) not in self._pack_of:
             trials = [trial for trial in self._trials.values() if pack_key(trial.config) == key]
             runs = [self._run(trial, fold) for trial in trials]
-            inputs = Inputs(runs[0], self._dataset, self._model(trials[0].config), sharing=len(runs))
+            model = self._model(trials[0].config)
+            with ThreadPoolExecutor(THREADS) as pool:
+                list(pool.map(lambda run: check_network(run, model.digest), runs))
+            inputs = Inputs(runs[0], self._dataset, model, sharing=len(runs))
             inputs.extract()
             kept = inputs.open(0)
             folder = f"{self._sweep.folder}/packs/{key}" + (f"-{fold}" if fold else "")

@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Any
 
-from transfer.config import Config
+from transfer.config import NOT_LEARNED, Config
 
 _MAY_DIFFER: dict[str, Any] = {
     # What one program can hold side by side,
@@ -15,10 +15,7 @@ _MAY_DIFFER: dict[str, Any] = {
     "training": {"label_smoothing", "seed"},
     # and what has no part in what is learned.
     "name": True,
-    "storage": True,
-    "workers": True,
-    "publish": True,
-    "sweep": True,
+    **dict.fromkeys(NOT_LEARNED, True),
 }
 
 
@@ -27,7 +24,8 @@ def pack_key(config: Config) -> str | None:
 
     A trial can be packed when it trains nothing but its head, in one phase, on what is kept of the frozen part. Two
     trials of one dataset version with the same key differ only in learning rate, weight decay, dropout, L2 penalty,
-    label smoothing and seed, so they train on the same kept output.
+    label smoothing and seed, so they train on the same kept output. The files of the base are not in the key: packs lie
+    in the folder of their sweep, whose id they are part of.
     """
     phase = config.phases[0]
     augmented = phase.augment and config.augmentation.is_active

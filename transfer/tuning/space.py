@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from transfer.config import Config, DomainConfig, SweepConfig, parse_config, set_key
+from transfer.config import BaseNetworkConfig, Config, DomainConfig, SweepConfig, parse_config, set_key
 from transfer.errors import ConfigError
 
 # What may change between two epochs of one training: these decide neither what is trained nor on what.
@@ -102,6 +102,16 @@ def depths_within_reach(config: Config) -> list[Config]:
     searched = {key: _all_of(domain) for key, domain in space_of(config).items() if key.endswith(".unfreeze")}
     combinations = itertools.product(*searched.values())
     return [with_values(config, dict(zip(searched, values, strict=True))) for values in combinations]
+
+
+def bases_within_reach(config: Config) -> list[BaseNetworkConfig]:
+    """The section `base` with each choice of each of its keys that is searched."""
+    return [
+        with_values(config, {key: value}).base
+        for key, domain in sweep_of(config).space.items()
+        if key.partition(".")[0] == "base"
+        for value in domain.choices or ()
+    ]
 
 
 def drawn(config: Config) -> list[dict[str, Any]]:

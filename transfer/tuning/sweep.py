@@ -18,13 +18,14 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+from transfer.backbone.identity import base_files
 from transfer.config import Config
 from transfer.dataset.manifest import Dataset, load_dataset
-from transfer.errors import AlreadyExistsError
+from transfer.errors import AlreadyExistsError, BaseChangedError
 from transfer.storage import Log, Store, open_store, put_content, put_document
 from transfer.training.run import identity
 from transfer.tuning.records import SweepResult, TrialRecord
-from transfer.tuning.space import sweep_of
+from transfer.tuning.space import bases_within_reach, sweep_of
 
 # What may change between two attempts of the same sweep without changing what is tried.
 _NOT_TRIED = {"concurrency", "max_failures", "mlflow", "gpus_per_trial"}
@@ -54,15 +55,38 @@ class Sweep:
         """The dataset version that all trials are trained on."""
         return load_dataset(self.store, self.dataset_name, self.dataset_number)
 
+    def check_bases(self, dataset: Dataset) -> None:
+        """Raise BaseChangedError when a file of a base is not the one, here and now, that the sweep began with.
+
+        Trials on either would be compared as if they had been trained on the same.
+        """
+        if _id_of(self.config, _described(self.config, dataset)) != self.id:
+            raise BaseChangedError(
+                f"A file of base.model or base.weights is another one here than when sweep `{self.id}` began.",
+                advice="Bring it back, or repeat the command for a sweep on the file that is there now; each machine "
+                "must have the same.",
+            )
+
 
 def open_sweep(store: Store, config: Config, dataset: Dataset) -> Sweep:
-    """Start the sweep, or find the one of the same configuration and dataset version."""
-    tried = sweep_of(config).model_dump(mode="json", exclude=_NOT_TRIED)
-    described = {"learned": identity(config, dataset), "sweep": tried}
-    text = json.dumps(described, sort_keys=True, separators=(",", ":"))
-    sweep_id = f"{config.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    """Start the sweep, or find the one of the same configuration and dataset version, with the same files of bases."""
+    described = _described(config, dataset)
+    sweep_id = _id_of(config, described)
     put_document(store, f"sweeps/{sweep_id}/sweep.json", {**described, "dataset": dataset.reference})
     return Sweep(sweep_id, config, dataset.name, dataset.number)
+
+
+def _described(config: Config, dataset: Dataset) -> dict[str, Any]:
+    """What decides what comes out of a sweep."""
+    tried = sweep_of(config).model_dump(mode="json", exclude=_NOT_TRIED)
+    described = {"learned": identity(config, dataset), "sweep": tried}
+    searched = [base_files(base, storage=config.storage) for base in bases_within_reach(config)]
+    return {**described, "base_files": searched} if any(searched) else described
+
+
+def _id_of(config: Config, described: dict[str, Any]) -> str:
+    text = json.dumps(described, sort_keys=True, separators=(",", ":"))
+    return f"{config.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 class SweepRecords:

@@ -1,0 +1,124 @@
+"""Which files a base is read from, by their content: another file may take the place of one under the same name.
+
+Needs no TensorFlow: a driver names runs by it. What can only be known of a base by loading it (the weights behind
+`imagenet`, a handle that tensorflow-hub resolves) `training/network.py` compares.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from transfer.backbone.source import check_bounds, is_s3, open_at
+from transfer.config import BaseNetworkConfig, StorageConfig
+from transfer.config.paths import path_here
+from transfer.errors import BackboneError
+from transfer.storage import Store, StoredObject, sha256_of_file
+
+_WEIGHTS_OF_KERAS = ("imagenet", "none")
+_FILE_SUFFIXES = (".keras", ".h5", ".tar.gz", ".tgz")
+"""What names one object in a bucket; any other name is the prefix of a SavedModel."""
+_SETTLED_NS = 2 * 10**9
+"""A file that was changed less than this before it was read may change again within its clock's tick."""
+_READ_SIZE_BYTES = 8 * 1024**2
+
+_known: dict[tuple[object, ...], str] = {}
+"""SHA-256 of what was read in this process, by all that changes with the content."""
+
+
+def base_files(config: BaseNetworkConfig, *, storage: StorageConfig | None) -> dict[str, str]:
+    """SHA-256 of what the keys `model` and `weights` name: of a file, or of all files of a SavedModel with their names.
+
+    A key that names no file has no entry: a network of keras.applications, its weights `imagenet` or `none`, a handle
+    that tensorflow-hub resolves. Neither has one whose file is not there: loading it says so. `storage` says how to
+    reach `s3://` files. Raises BackboneError for a folder that is too large for one SavedModel, StorageError from S3.
+    """
+    named = {"model": config.model}
+    if config.weights not in _WEIGHTS_OF_KERAS:
+        named["weights"] = config.weights
+    digests = {key: _digest(name, storage) for key, name in named.items()}
+    return {key: digest for key, digest in digests.items() if digest is not None}
+
+
+def _digest(name: str, storage: StorageConfig | None) -> str | None:
+    if is_s3(name):
+        return _digest_in_bucket(name, storage)
+    if "://" in name:
+        return None
+    path = path_here(name)
+    if path.is_file():
+        return _sha256(path)
+    return _of_folder(name, path) if _holds_saved_model(path) else None
+
+
+def _holds_saved_model(folder: Path) -> bool:
+    """Whether it is a SavedModel or has one a level down, as archives do; any folder may be called `ResNet50`."""
+    graph = "saved_model.pb"
+    return (folder / graph).is_file() or (folder.is_dir() and any(folder.glob(f"*/{graph}")))
+
+
+def _of_folder(name: str, folder: Path) -> str:
+    files: dict[str, Path] = {}
+    for parent, _, names in os.walk(folder, followlinks=True):
+        for each in names:
+            path = Path(parent, each)
+            files[path.relative_to(folder).as_posix()] = path
+        check_bounds(name, files=len(files), size_bytes=0)
+    return _together((relative, _sha256(path)) for relative, path in files.items() if path.is_file())
+
+
+def _sha256(path: Path) -> str:
+    try:
+        stamp = _stamp(path)
+        if stamp in _known:
+            return _known[stamp]
+        started_ns = time.time_ns()
+        digest = sha256_of_file(path)
+        # `ctime` is the one time that nobody can set.
+        settled = started_ns - path.stat().st_ctime_ns > _SETTLED_NS and _stamp(path) == stamp
+    except OSError as error:
+        raise BackboneError(f"{path} cannot be read: {error}.", advice="It is a file of the base network.") from error
+    if settled:
+        _known[stamp] = digest
+    return digest
+
+
+def _stamp(path: Path) -> tuple[object, ...]:
+    found = path.stat()
+    return str(path.absolute()), found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _digest_in_bucket(uri: str, storage: StorageConfig | None) -> str | None:
+    if uri.endswith(_FILE_SUFFIXES):
+        parent, _, name = uri.rpartition("/")
+        store = open_at(parent, storage)
+        # Listed, and not asked for alone: only a listing has the stamp. It begins with the name itself.
+        first = next(iter(store.list(name)), None)
+        return _object_sha256(store, first, storage) if first is not None and first.name == name else None
+    store = open_at(uri, storage)
+    items = list(store.list())
+    check_bounds(uri, files=len(items), size_bytes=sum(item.size_bytes for item in items))
+    return _together((item.name, _object_sha256(store, item, storage)) for item in items) if items else None
+
+
+def _object_sha256(store: Store, item: StoredObject, storage: StorageConfig | None) -> str:
+    stamp = (store.uri, storage and storage.endpoint_url, item.name, item.size_bytes, item.stamp)
+    if stamp in _known:
+        return _known[stamp]
+    digest = hashlib.sha256()
+    with store.open(item.name) as file:
+        while piece := file.read(_READ_SIZE_BYTES):
+            digest.update(piece)
+    # A service that says nothing that changes with the content is asked again.
+    if item.stamp:
+        _known[stamp] = digest.hexdigest()
+    return digest.hexdigest()
+
+
+def _together(files: Iterable[tuple[str, str]]) -> str:
+    """SHA-256 of several files, whatever order they come in: their relative names and the SHA-256 of each."""
+    lines = sorted(f"{digest} {name}\n" for name, digest in files)
+    return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
