@@ -103,8 +103,8 @@ class _Work:
         self.known["run"] = run.id
         if judged_digest(self.config, dataset) != plan.trains:
             raise BaseChangedError(
-                f"Night {self.night.number} decided what it trains, and since then a file of base.model or base.weights "
-                "was replaced, or this release was installed.",
+                f"Night {self.night.number} decided what it trains, and since then a file of base.model or "
+                "base.weights was replaced, or this release was installed.",
                 advice="Repeat the command: the next night decides anew.",
             )
         self._look(run.id, plan.champion)
