@@ -299,9 +299,9 @@ def test_mixed_precision_runs_as_it_is_and_only_with_tensorflow():
         build_forward(prefixes, engine="openvino")
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_a_saved_model_base_runs_frozen(tmp_path, engine):
-    export_module(tmp_path / "module")
+@pytest.mark.parametrize(("engine", "looks_up"), [*((engine, False) for engine in ENGINES), ("tensorflow", True)])
+def test_a_saved_model_base_runs_frozen(tmp_path, engine, looks_up):
+    export_module(tmp_path / "module", looks_up=looks_up)
     backbone = load_backbone(BaseNetworkConfig(model=str(tmp_path / "module"), image_size=32))
     prefixes = cuts(backbone, 0)
     images = pixels(3)

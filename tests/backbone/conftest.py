@@ -14,14 +14,15 @@ import tests.replicas  # noqa: F401
 class FeatureVector(tf.Module):
     """A reusable SavedModel as TF Hub publishes them: 8 features of a 32×32 image, some state, an L2 loss."""
 
-    def __init__(self, *, answer="tensor", seed=7):
+    def __init__(self, *, answer="tensor", seed=7, looks_up=False):
         super().__init__()
         self._answer = answer
+        self._looks_up = looks_up
         generator = tf.random.Generator.from_seed(seed)
         self.kernel = tf.Variable(generator.normal((3, 8)), name="block/kernel")
         self.bias = tf.Variable(generator.normal((8,)), name="block/bias")
         self.moving_mean = tf.Variable(generator.normal((8,)), trainable=False, name="block/moving_mean")
-        # What is no weight: an integer, words, and a table of them.
+        # What is no weight: an integer, words, and a table of them. Computed with when it `looks_up`.
         self.scale = tf.Variable(1, dtype=tf.int64, name="scale")
         self.words = tf.Variable(["one"], name="words")
         entries = tf.lookup.KeyValueTensorInitializer(["one"], [1.0])
@@ -31,7 +32,8 @@ class FeatureVector(tf.Module):
 
     @tf.function
     def __call__(self, images, training=False):
-        images = images * tf.cast(self.scale, tf.float32) * self.table.lookup(self.words)[0]
+        if self._looks_up:
+            images = images * tf.cast(self.scale, tf.float32) * self.table.lookup(self.words)[0]
         features = tf.nn.relu(tf.reduce_mean(images, (1, 2)) @ self.kernel + self.bias)
         features = features * 2.0 if training else features - self.moving_mean
         if self._answer == "tensor":
@@ -45,9 +47,9 @@ class FeatureVector(tf.Module):
         return 0.5 * tf.reduce_sum(self.kernel**2)
 
 
-def export_module(folder, *, answer="tensor", seed=7, lists_variables=True):
+def export_module(folder, *, lists_variables=True, **options):
     """Write the module as a reusable SavedModel into `folder` and return it."""
-    module = FeatureVector(answer=answer, seed=seed)
+    module = FeatureVector(**options)
     images = tf.TensorSpec((None, 32, 32, 3), tf.float32)
     for training in (False, True):
         module.__call__.get_concrete_function(images, training=training)

@@ -85,8 +85,8 @@ def test_a_gradient_step_changes_what_the_module_computes(module_folder, images)
 
 
 def test_the_weights_of_a_module_that_does_not_list_them_are_found_and_told_apart(export, images, tmp_path):
-    export(tmp_path / "first", seed=1, lists_variables=False)
-    export(tmp_path / "second", seed=2, lists_variables=False)
+    export(tmp_path / "first", seed=1, looks_up=True, lists_variables=False)
+    export(tmp_path / "second", seed=2, looks_up=True, lists_variables=False)
     # As from another process: the same graph with other weights.
     shutil.copy(tmp_path / "first" / "saved_model.pb", tmp_path / "second")
     first, second = load(tmp_path / "first"), load(tmp_path / "second")

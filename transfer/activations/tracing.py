@@ -40,8 +40,14 @@ class Pass:
         rows = tf.TensorSpec([None, *self.row_shape], tf.float32)
         # Autograph would first rewrite the source of everything that is called: four times the time.
         function = tf.function(forward, autograph=False).get_concrete_function(rows)
-        # A SavedModel computes with variables of its own.
-        return convert_variables_to_constants_v2(function) if function.captured_inputs else function
+        # A SavedModel computes with variables of its own, which become constants, and maybe with tables, which do not.
+        if not function.captured_inputs:
+            return function
+        frozen = convert_variables_to_constants_v2(function)
+        names = {tensor.name for tensor in frozen.inputs}
+        tables = [handle for handle, inside in function.graph.captures if inside.name in names]
+        bound = tf.function(lambda rows: frozen(rows, *tables), autograph=False)
+        return bound.get_concrete_function(rows) if tables else frozen
 
     def plain(self, rows: np.ndarray) -> list[np.ndarray]:
         """The outputs for rows, float32 [n, *row_shape], by calling the Keras network: what faster ways must equal."""
