@@ -1,21 +1,17 @@
 """Finding the processes that Ray started, to kill them for real."""
 
 import contextlib
-from collections.abc import Callable
+import os
 from pathlib import Path
 
 
-def processes_titled(is_wanted: Callable[[bytes], bool]) -> list[int]:
-    """Ids of the processes whose title, as Ray sets it, is wanted."""
+def processes_titled(start: str) -> list[int]:
+    """Ids of the processes whose title, as Ray sets it, begins so: of those alone that this process has started."""
     found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                title = (entry / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if is_wanted(title):
-                found.append(int(entry.name))
+    for process in descendants(os.getpid()):
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{process}/cmdline").read_bytes().startswith(start.encode()):
+                found.append(process)
     return sorted(found)
 
 

@@ -143,7 +143,7 @@ def main(folder: Path, count: int) -> None:
             outcome = go_off()
             said = [type(outcome).__name__, getattr(outcome, "detail", "")]
         except TransferError as error:
-            said = [type(error).__name__, error.message[:300]]
+            said = [type(error).__name__, error.message[:3000]]
         print(json.dumps([name, *said, kept_mib("VmHWM") - before]), flush=True)  # noqa: T201
 
 

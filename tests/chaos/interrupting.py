@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from tests.fault_proxy import FaultProxy
-from tests.processes import descendants, processes_titled
+from tests.processes import processes_titled
 from transfer.training.run import Run
 
 LONGEST_S = 600
@@ -119,9 +119,7 @@ class KillsOfWorkers:
 
 def workers_of_this_cluster() -> list[int]:
     """Ids of the processes of Ray Train's workers on the cluster that this process started."""
-    ours = set(descendants(os.getpid()))
-    titled = processes_titled(lambda title: title.startswith(b"ray::RayTrainWorker"))
-    return [process for process in titled if process in ours]
+    return processes_titled("ray::RayTrainWorker")
 
 
 def _process_at(port: int) -> int:

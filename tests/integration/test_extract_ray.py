@@ -58,7 +58,7 @@ def asked(dataset):
 
 def actor_processes(method=""):
     """Process ids of the actors, or of those at work on a method."""
-    return processes_titled(lambda title: title.startswith(f"ray::ExtractionActor{method}".encode()))
+    return processes_titled(f"ray::ExtractionActor{method}")
 
 
 def kill_one_in_the_middle(store, killed):

@@ -156,7 +156,7 @@ def test_without_a_validation_split_there_is_nothing_to_compare(digits):
 
 def hosts():
     """Processes that train trials; Ray sets the title to what an actor is doing."""
-    return processes_titled(lambda title: title.startswith(b"ray::TrialHost"))
+    return processes_titled("ray::TrialHost")
 
 
 def test_a_host_that_is_killed_is_replaced_and_its_trial_goes_on(ray_cluster, digits):
