@@ -94,7 +94,7 @@ def rollback(
 @registry_app.command("fetch")
 def fetch(
     config: ConfigPath,
-    to: Annotated[Path, typer.Option(help="Folder on this machine. The version becomes the folder VERSION in it.")],
+    to: Annotated[Path, typer.Option(help="Folder on this machine; the version becomes a folder in it.")],
     version: Annotated[
         int | None, typer.Argument(metavar="VERSION", min=1, help="Number of the version. Default: the promoted one.")
     ] = None,
@@ -104,13 +104,16 @@ def fetch(
     """Bring a version to this machine's disk, verified, for programs that read no bucket."""
 
     def work() -> dict[str, Any]:
-        from transfer.registry.fetch import fetch_version
+        from transfer.registry.fetch import fetch_version, higher_number
         from transfer.registry.versions import load_version
 
         store, model = _open(config, overrides)
         wanted = load_version(store, model, version)
         folder = fetch_version(store, wanted, to)
-        return {"model": model, "version": wanted.number, "folder": str(folder), "size_bytes": wanted.size_bytes}
+        answer = {"model": model, "version": wanted.number, "folder": str(folder), "size_bytes": wanted.size_bytes}
+        if higher := higher_number(wanted, to):
+            answer["warning"] = f"{to}/{higher} is there, too, and TensorFlow Serving serves the highest number."
+        return answer
 
     run(work, json)
 
@@ -124,7 +127,7 @@ def verify(
     overrides: Overrides = None,
     json: AsJson = False,
 ) -> None:
-    """Read all bytes of the versions, and ask each in every way in which programs load it. Fails when one is wrong."""
+    """Read all bytes of the versions, and ask each by every loader of SavedModels. Fails when one is wrong."""
     wrong: list[int] = []
 
     def work() -> dict[str, Any]:

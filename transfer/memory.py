@@ -19,21 +19,21 @@ _WORDS = re.compile(
 )
 _LONGEST = 300
 
-_OTHERS = "`nvidia-smi` and `free -h` show what else holds memory."
+_SEE_WHAT_ELSE = "`nvidia-smi` and `free -h` show what else holds memory."
 
-FOR_ANY_WORK = f"{_OTHERS} Without it, or on a machine with more, repeat the command: what is done is found."
+FOR_ANY_WORK = f"{_SEE_WHAT_ELSE} Without it, or on a machine with more, repeat the command: what is done is found."
 """Advice where no key of the configuration is known to help."""
 
 FOR_THE_FROZEN_PART = (
     "Give half precision by training.mixed_precision, a smaller base.image_size, or `activations: never`, which has it "
-    f"computed in each step, on training.batch_size images at a time. {_OTHERS}"
+    f"computed in each step, on training.batch_size images at a time. {_SEE_WHAT_ELSE}"
 )
 FOR_EVALUATION = (
-    f"The run is finished and stays. {_OTHERS} Without it, or on the CPU by CUDA_VISIBLE_DEVICES=-1, repeat the "
+    f"The run is finished and stays. {_SEE_WHAT_ELSE} Without it, or on the CPU by CUDA_VISIBLE_DEVICES=-1, repeat the "
     "command. How many images come at a time is the run's training.batch_size."
 )
 FOR_PREDICTION = (
-    f"{_OTHERS} Without it, or on the CPU by CUDA_VISIBLE_DEVICES=-1, repeat the command. A model of a smaller "
+    f"{_SEE_WHAT_ELSE} Without it, or on the CPU by CUDA_VISIBLE_DEVICES=-1, repeat the command. A model of a smaller "
     "base.image_size needs less."
 )
 
@@ -44,7 +44,7 @@ def for_training(config: Config) -> str:
     training = config.training
     return (
         f"Give a smaller training.batch_size ({training.batch_size}), half precision by training.mixed_precision "
-        f"({training.mixed_precision}), or fewer blocks to train by {phases}. {_OTHERS}"
+        f"({training.mixed_precision}), or fewer blocks to train by {phases}. {_SEE_WHAT_ELSE}"
     )
 
 
@@ -52,7 +52,7 @@ def for_training(config: Config) -> str:
 def memory_explained(work: str, *, advice: str = FOR_ANY_WORK) -> Iterator[None]:
     """Raise OutOfMemoryError for what TensorFlow and Python raise in the block when memory runs out.
 
-    `work`: what the block does, as the subject of a sentence. What is nested in the block and explains it better, does.
+    `work`: what the block does, as the subject of a sentence. A nested `memory_explained` wins.
     """
     try:
         yield

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ OWN_ENVIRONMENT: dict[str, str | None] = {
 }
 """What environment variables are set to; None: they are removed."""
 OWN_KERAS = {"floatx": "float32", "epsilon": 1e-7, "image_data_format": "channels_last"}
-"""What `keras.json` may say otherwise, by the names in `keras.config`."""
+"""Settings of Keras that hold whatever `keras.json` says, by their names in `keras.config`."""
 _ACCEPTED_BY_KERAS = {
     "floatx": ("float16", "float32", "float64"),
     "image_data_format": ("channels_last", "channels_first"),
@@ -57,6 +58,8 @@ def use_own_environment() -> None:
         found = os.environ.get(name)
         if found is not None and found != own:
             _say(f"The environment variable {name}", found, own or "TensorFlow's own choice")
+            if "tensorflow" in sys.modules:
+                logger.warning("TensorFlow was imported before and may have read it: import `transfer` first.")
         if own is None:
             os.environ.pop(name, None)
         else:

@@ -18,7 +18,8 @@ from transfer.evaluation.report import Report
 from transfer.preflight import check_source_and_files
 from transfer.registry.predict import PredictOutcome
 from transfer.registry.predict import predict as predict_images
-from transfer.registry.versions import ModelVersion, promote
+from transfer.registry.publication import published_version
+from transfer.registry.versions import ModelVersion, current_promotion, promote
 from transfer.steps import evaluated, fit, published, read_report, writable_storage
 from transfer.storage import open_store
 from transfer.training.run import Run, load_run, open_run
@@ -122,7 +123,8 @@ def publish(config: Config, *, run_id: str, again: bool = False) -> ModelVersion
     """Publish an evaluated run, and promote it unless the configuration says otherwise.
 
     It is published with its newest report on the held-out split, or on another one where it has no such report.
-    `again`: as a new version, exported by the present code, where it is published already.
+    `again`: as a new version, exported by the present code, where it is published already. That is promoted only where
+    the version that it replaces serves.
     """
     run = load_run(writable_storage(config), run_id, config)
     dataset = load_dataset(run.store, run.dataset_name, run.dataset_number)
@@ -160,8 +162,11 @@ def _finish(run: Run, dataset: Dataset) -> TrainOutcome:
 
 
 def _publish_and_promote(run: Run, report: int | None, *, again: bool = False) -> ModelVersion:
+    before = published_version(run.store, run.config.name, run.id) if again else None
     version = published(run, report=report, again=again)
-    if run.config.publish.promote:
+    serving = current_promotion(run.store, run.config.name)
+    takes_its_place = before is None or (serving is not None and serving.version == before.number)
+    if run.config.publish.promote and takes_its_place:
         promote(run.store, version, reason=f"published by run {run.id}")
     return version
 

@@ -1,10 +1,12 @@
 """A version on a disk, where TensorFlow Serving reads it; without TensorFlow: any folder of files will do."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from tests.published import publish_some
 from transfer.errors import CorruptObjectError, RegistryError
-from transfer.registry.fetch import fetch_version
+from transfer.registry.fetch import fetch_version, higher_number
 
 
 def test_a_fetched_version_is_whole_in_the_folder_of_its_number(store, tmp_path):
@@ -15,6 +17,22 @@ def test_a_fetched_version_is_whole_in_the_folder_of_its_number(store, tmp_path)
     assert (folder / "variables/variables.index").read_bytes() == b"index 1"
     assert [path.name for path in (tmp_path / "served").iterdir()] == ["2"]
     assert fetch_version(store, second, tmp_path / "served") == folder
+
+
+def test_a_higher_number_beside_it_which_would_be_served_is_told(store, tmp_path):
+    first, second = publish_some(store, 2)
+    for version in (second, first):
+        fetch_version(store, version, tmp_path / "served")
+    assert higher_number(first, tmp_path / "served") == 2
+    assert higher_number(second, tmp_path / "served") is None
+
+
+def test_two_that_fetch_at_once_both_find_it(store, tmp_path):
+    (version,) = publish_some(store, 1)
+    with ThreadPoolExecutor(8) as pool:
+        folders = set(pool.map(lambda _: fetch_version(store, version, tmp_path / "served"), range(8)))
+    assert folders == {tmp_path / "served/1"}
+    assert [path.name for path in (tmp_path / "served").iterdir()] == ["1"]
 
 
 def test_a_wrong_byte_in_storage_leaves_no_folder_behind(store, tmp_path):

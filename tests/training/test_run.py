@@ -6,7 +6,7 @@ from tests.digits import digits_config
 from transfer.dataset.manifest import Dataset, dataset_log, load_dataset
 from transfer.errors import AlreadyExistsError, CorruptObjectError, RunConflictError, TrainingError
 from transfer.storage import open_store, put_document
-from transfer.training.run import load_run, open_run, run_id_for
+from transfer.training.run import identity, load_run, open_run, run_id_for
 
 
 @pytest.fixture
@@ -50,6 +50,24 @@ def test_what_is_not_learned_does_not_make_another_run(tmp_path, dataset, change
     assert run_id_for(config_in(tmp_path), dataset) == run_id_for(
         config_in(tmp_path).model_validate({**config_in(tmp_path).model_dump(), **changes}), dataset
     )
+
+
+def test_a_head_that_was_not_accepted_when_a_run_was_started_can_be_accepted_later(tmp_path, dataset):
+    config = config_in(tmp_path)
+    store = open_store(config.storage)
+    run = open_run(store, config, dataset)
+    accepting = config.model_copy(update={"base": config.base.model_copy(update={"accept_head": True})})
+    assert load_run(store, run.id, accepting).config == accepting
+
+
+def test_a_named_run_of_a_release_that_knew_files_by_name_only_goes_on(tmp_path, dataset):
+    config = config_in(tmp_path)
+    store = open_store(config.storage)
+    learned = identity(config, dataset)
+    learned["base"]["model"] = config.base.model
+    of_old = {"identity": learned, "config": config.model_dump(mode="json"), "dataset": {"name": "digits", "number": 1}}
+    put_document(store, "runs/mine/run.json", of_old)
+    assert open_run(store, config, dataset, run_id="mine").id == "mine"
 
 
 def test_another_dataset_version_is_another_run(tmp_path, dataset):

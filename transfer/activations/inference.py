@@ -1,4 +1,4 @@
-"""A network in inference as plain TensorFlow operations, with its BatchNorms merged into the layers before them.
+"""A network in inference as plain TensorFlow operations, its BatchNorms merged into the layers before them if wanted.
 
 In inference a BatchNorm multiplies each channel by a number and adds another. Behind a linear layer with weights of its
 own the product goes into that layer's kernel and the sum into its bias; anywhere else both stay, as one multiply-add.
@@ -47,7 +47,8 @@ class InferenceNetwork:
             variable
             for operation in operations
             if not isinstance(operation, SavedModelLayer)
-            for variable in getattr(operation, "variables", [])
+            # Not `variables`, among which are counters of random layers.
+            for variable in getattr(operation, "weights", [])
         ]
         self._weights = {id(variable): (variable, variable.numpy()) for variable in variables}
         # By the position of a BatchNorm: what is left of it, factor (None is 1) and summand (None is 0).

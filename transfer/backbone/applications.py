@@ -184,9 +184,11 @@ def _refuse_efficientnet_of_imagenet(config: BaseNetworkConfig, path: Path) -> N
 
     The network that these weights fit divides pixels once more, in a layer that Keras builds only for `imagenet`.
     """
-    version = config.model.removeprefix("EfficientNet").lower()
+    known = WEIGHTS_HASHES.get(config.model.removeprefix("EfficientNet").lower())
+    if known is None:
+        return
     with path.open("rb") as file:
-        if hashlib.file_digest(file, "md5").hexdigest() not in WEIGHTS_HASHES.get(version, ()):
+        if hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest() not in known:
             return
     place = Path(keras_home(), "models", f"{config.model.lower()}_notop.h5")
     raise BackboneError(

@@ -1,4 +1,4 @@
-"""Which files a base is read from, by their content: another file may take the place of one under the same name.
+"""SHA-256 of the files that a base is read from, so that a replaced file counts as another base.
 
 Needs no TensorFlow: a driver names runs by it. What can only be known of a base by loading it (the weights behind
 `imagenet`, a handle that tensorflow-hub resolves) `training/network.py` compares.
@@ -67,7 +67,7 @@ def _of_folder(name: str, folder: Path) -> str:
             path = Path(parent, each)
             files[path.relative_to(folder).as_posix()] = path
         check_bounds(name, files=len(files), size_bytes=0)
-    return _together((relative, _sha256(path)) for relative, path in files.items() if path.is_file())
+    return _combined_sha256((relative, _sha256(path)) for relative, path in files.items() if path.is_file())
 
 
 def _sha256(path: Path) -> str:
@@ -101,7 +101,7 @@ def _digest_in_bucket(uri: str, storage: StorageConfig | None) -> str | None:
     store = open_at(uri, storage)
     items = list(store.list())
     check_bounds(uri, files=len(items), size_bytes=sum(item.size_bytes for item in items))
-    return _together((item.name, _object_sha256(store, item, storage)) for item in items) if items else None
+    return _combined_sha256((item.name, _object_sha256(store, item, storage)) for item in items) if items else None
 
 
 def _object_sha256(store: Store, item: StoredObject, storage: StorageConfig | None) -> str:
@@ -118,7 +118,7 @@ def _object_sha256(store: Store, item: StoredObject, storage: StorageConfig | No
     return digest.hexdigest()
 
 
-def _together(files: Iterable[tuple[str, str]]) -> str:
+def _combined_sha256(files: Iterable[tuple[str, str]]) -> str:
     """SHA-256 of several files, whatever order they come in: their relative names and the SHA-256 of each."""
     lines = sorted(f"{digest} {name}\n" for name, digest in files)
     return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()

@@ -9,6 +9,7 @@ from transfer.config.models import (
     DatasetConfig,
     HeadConfig,
     PublishConfig,
+    ServingGraph,
     StorageConfig,
 )
 from transfer.config.nightly import ChecksConfig, GateConfig, NightlyConfig
@@ -41,6 +42,7 @@ __all__ = [
     "PublishConfig",
     "ScheduleConfig",
     "SchedulerConfig",
+    "ServingGraph",
     "StorageConfig",
     "SweepConfig",
     "TrainingConfig",

@@ -201,6 +201,9 @@ class ActivationsConfig(Section):
     agree with TensorFlow's; else TensorFlow."""
 
 
+ServingGraph = Literal["merged", "plain"]
+
+
 class PublishConfig(Section):
     """What happens with a finished run."""
 
@@ -208,7 +211,7 @@ class PublishConfig(Section):
     """Export the model and add it to the registry."""
     promote: bool = True
     """Make the new version the one that serving reads."""
-    graph: Literal["merged", "plain"] = "merged"
+    graph: ServingGraph = "merged"
     """`merged`: BatchNorms are merged into the layers before them, which answers sooner and rounds otherwise. `plain`:
     the layers as they were trained."""
     parity_images: Annotated[int, Field(ge=1)] = 256

@@ -10,15 +10,9 @@ Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 
-NOT_LEARNED = {
-    "storage": "all trials share one storage",
-    "workers": "it decides where a trial is computed, not what it learns",
-    "publish": "only the winner is published",
-    "sweep": "a sweep does not search itself",
-    "nightly": "it judges models, and decides nothing of what they learn",
-}
-"""Sections that decide nothing of what a run learns, and why no sweep searches them. All others are part of a run's
-identity; whatever names something by what was learned leaves out these and no more."""
+NOT_LEARNED = frozenset({"storage", "workers", "publish", "sweep", "nightly"})
+"""Sections that decide nothing of what a run learns. All others are part of a run's identity; whatever names something
+by what was learned leaves out these and no more."""
 
 
 class Section(BaseModel):

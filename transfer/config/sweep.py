@@ -6,16 +6,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from transfer.config.section import NOT_LEARNED, PositiveFloat, Section
+from transfer.config.section import PositiveFloat, Section
 
 MAX_TRIALS = 10_000
 
 # Keys that a sweep may not search, and why.
 _NOT_SEARCHED = {
-    **NOT_LEARNED,
     "name": "all trials belong to one model",
+    "storage": "all trials share one storage",
     "dataset": "trials can only be compared on the same images",
     "activations": "it decides how a trial is computed, not what it learns",
+    "workers": "it decides where a trial is computed, not what it learns",
+    "publish": "only the winner is published",
+    "nightly": "it judges models, and decides nothing of what they learn",
+    "sweep": "a sweep does not search itself",
 }
 
 

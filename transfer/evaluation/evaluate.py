@@ -25,7 +25,7 @@ from transfer.evaluation.report import Report, render_html
 from transfer.memory import FOR_EVALUATION, memory_explained
 from transfer.progress import progress
 from transfer.storage import Store, sha256_hex
-from transfer.training.inference import trace_inference
+from transfer.training.inference import rounds_coarsely, trace_inference
 from transfer.training.restore import restore_model
 from transfer.training.run import Run
 
@@ -60,6 +60,8 @@ def evaluate_run(run: Run, dataset: Dataset, *, split: str | None = None) -> int
         mistakes=mistakes,
         counts=dataset.counts,
         config=run.config.model_dump(mode="json", exclude={"storage"}),
+        graph=run.config.publish.graph,
+        rounds_coarsely=rounds_coarsely(model),
     )
     thumbnails = _images_of(run.store, dataset.shards_of(split), {mistake.key for mistake in mistakes})
     files = {

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from pydantic import JsonValue, ValidationError
 
+from transfer.config import ServingGraph
 from transfer.errors import DatasetError
 from transfer.evaluation.metrics import Figures, Metrics, Mistake
 from transfer.training.history import EpochRow
@@ -17,7 +18,8 @@ class Report(Figures):
 
     `dataset`: reference of the dataset version, `name/00000001`. `base`: the pretrained network, in words. `mistakes`:
     the most confident ones, worst first. `counts`: images of each class in each split, {split: {class: n}}. `config`:
-    the resolved configuration.
+    the resolved configuration. `graph`: the `publish.graph` that answered; None in reports of earlier releases.
+    `rounds_coarsely`: whether it computed in half precision somewhere, or on a GPU in TF32.
     """
 
     name: str
@@ -30,6 +32,8 @@ class Report(Figures):
     mistakes: list[Mistake]
     counts: dict[str, dict[str, int]]
     config: dict[str, JsonValue]
+    graph: ServingGraph | None = None
+    rounds_coarsely: bool = False
 
     def to_json(self) -> bytes:
         """UTF-8 JSON: the same report always gives the same bytes, and every number in it is finite."""

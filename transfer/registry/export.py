@@ -19,15 +19,16 @@ from typing import Any
 
 import tensorflow as tf
 
+from transfer.config import ServingGraph
 from transfer.dataset.decode import load_image
 from transfer.registry.warmup import write_warmup_requests
-from transfer.training.inference import Graph, trace, trace_inference
+from transfer.training.inference import trace, trace_inference
 from transfer.training.model import TransferModel
 
 Tensors = dict[str, tf.Tensor]
 
 
-def export(model: TransferModel, folder: Path, *, provenance: dict[str, Any], graph: Graph = "merged") -> None:
+def export(model: TransferModel, folder: Path, *, provenance: dict[str, Any], graph: ServingGraph = "merged") -> None:
     """Write the SavedModel into `folder`, which must not exist or be empty.
 
     `provenance` (where the model came from) stands with the class names as JSON in `assets.extra`, which loaders ignore

@@ -20,11 +20,29 @@ def fetch_version(store: Store, version: ModelVersion, to: Path) -> Path:
     if target.exists():
         _check_same(version, target)
         return target
-    to.mkdir(parents=True, exist_ok=True)
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RegistryError(
+            f"The folder {to} cannot be made: {error.strerror}.", advice="Name another one with --to."
+        ) from error
     # In the same folder, so that it can be renamed; the name is no number, so that no server takes it for a version.
     with tempfile.TemporaryDirectory(dir=to, prefix=f".{version.number}-") as folder:
-        download_version(store, version, Path(folder) / "model").rename(target)
+        downloaded = download_version(store, version, Path(folder) / "model")
+        try:
+            downloaded.rename(target)
+        except OSError:
+            if not target.exists():
+                raise
+            # Somebody else fetched it meanwhile.
+            _check_same(version, target)
     return target
+
+
+def higher_number(version: ModelVersion, to: Path) -> int | None:
+    """The highest number of a version in the folder `to`, if that is another one: TensorFlow Serving serves it."""
+    numbers = [int(path.name) for path in to.iterdir() if path.is_dir() and path.name.isdigit()]
+    return max((number for number in numbers if number > version.number), default=None)
 
 
 def _check_same(version: ModelVersion, folder: Path) -> None:

@@ -1,22 +1,50 @@
-"""The ways in which programs load a SavedModel and ask it, without Keras and without this project.
+"""How programs load a SavedModel and ask it, without Keras and without this project.
 
-They differ in how weights are restored: Python's loader walks the object graph, a session restores variables by name.
-So a model may answer one of them, and the other not at all.
+Loaders differ in how they restore weights: Python's walks the object graph, a session restores variables by name. So a
+model may answer one of them, and the other not at all.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
 from transfer.dataset.decode import load_image
+from transfer.memory import memory_explained
 
 Answer = Callable[[list[bytes]], np.ndarray]
 """From encoded images to probabilities, float32 [images, classes]."""
+
+
+@dataclass(frozen=True)
+class Loader:
+    """One way to load a model and to ask it."""
+
+    name: str
+    """In messages and in provenance."""
+    load: Callable[[Path], Answer]
+
+    def answers(self, folder: Path, batches: Iterable[list[bytes]]) -> np.ndarray | str:
+        """The probabilities for all images, float32 [images, classes]; or why the model in `folder` gives none.
+
+        Raises OutOfMemoryError, which says nothing about the model.
+        """
+        with memory_explained(f"A model asked by {self.name}"):
+            try:
+                answer = self.load(folder)
+                return np.concatenate([answer(batch) for batch in batches])
+            except MemoryError:
+                raise
+            except Exception as error:
+                if isinstance(error, tf.errors.ResourceExhaustedError):
+                    raise
+                # Whatever it is, the model does not answer. TensorFlow's messages go on for pages.
+                return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
 
 
 def load_in_python(folder: Path) -> Answer:
@@ -55,22 +83,10 @@ def load_pixels_in_python(folder: Path) -> Answer:
     return answer
 
 
-LOADERS: dict[str, Callable[[Path], Answer]] = {
-    "tf.saved_model.load": load_in_python,
-    "a session, as in TensorFlow Serving": load_in_session,
-    "the signature `pixels`": load_pixels_in_python,
-}
-"""By what messages call them."""
-
-
-def answers_of(load: Callable[[Path], Answer], folder: Path, batches: Iterable[list[bytes]]) -> np.ndarray | str:
-    """The probabilities, float32 [images, classes], that a way of loading answers; or the reason why it does not."""
-    try:
-        answer = load(folder)
-        return np.concatenate([answer(batch) for batch in batches])
-    except (tf.errors.OpError, OSError, ValueError, KeyError) as error:
-        # TensorFlow's messages go on for pages, with the graph's nodes.
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+PYTHON = Loader("tf.saved_model.load", load_in_python)
+SESSION = Loader("a session, as in TensorFlow Serving", load_in_session)
+PIXELS = Loader("the signature `pixels`", load_pixels_in_python)
+LOADERS = (PYTHON, SESSION, PIXELS)
 
 
 def _probabilities(answers: dict[str, tf.Tensor]) -> np.ndarray:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from pathlib import Path
 
-import tensorflow as tf
-
-from transfer.activations.engines import sees_gpu
-from transfer.backbone.precision import computes_in_half
 from transfer.dataset.manifest import Dataset
 from transfer.errors import RegistryError
 from transfer.evaluation.evaluate import evaluate_run, held_out_images, load_report
-from transfer.evaluation.report import Report
 from transfer.registry.export import export
 from transfer.registry.parity import HALF_PRECISION_TOLERANCE, TOLERANCE, prove_parity
 from transfer.registry.publication import publish_once, published_version
 from transfer.registry.versions import ModelVersion, upload_version
-from transfer.training.model import TransferModel
 from transfer.training.restore import restore_model
 from transfer.training.run import Run
+
+logger = logging.getLogger(__name__)
 
 
 def publish_run(run: Run, dataset: Dataset, *, report_number: int | None = None, again: bool = False) -> ModelVersion:
@@ -39,8 +36,9 @@ def publish_run(run: Run, dataset: Dataset, *, report_number: int | None = None,
             f"Run `{run.id}` has no report to prove the export against.", advice="Run `transfer evaluate` first."
         )
     report, predictions = load_report(run, report_number)
-    if _graph_of(report) != run.config.publish.graph:
-        # What is proved of the export is that it answers as it was evaluated, to the last digits.
+    if report.graph != run.config.publish.graph:
+        # The proof compares answers of one graph: those of another one differ by more than it accepts.
+        logger.info("Run %s was evaluated with another graph than publish.graph, and is evaluated anew.", run.id)
         report_number = evaluate_run(run, dataset, split=report.split)
         report, predictions = load_report(run, report_number)
     model, _ = restore_model(run, dataset)
@@ -60,7 +58,7 @@ def publish_run(run: Run, dataset: Dataset, *, report_number: int | None = None,
             exported,
             images,
             predictions.probabilities[: len(images)],
-            tolerance=HALF_PRECISION_TOLERANCE if _rounds_coarsely(model) else TOLERANCE,
+            tolerance=HALF_PRECISION_TOLERANCE if report.rounds_coarsely else TOLERANCE,
         )
         provenance["parity"] = {
             "images": len(images),
@@ -69,15 +67,3 @@ def publish_run(run: Run, dataset: Dataset, *, report_number: int | None = None,
         }
         version = upload_version(run.store, run.config.name, exported, classes=dataset.classes, provenance=provenance)
         return publish_once(run.store, version, run=run.id, instead_of=published)
-
-
-def _graph_of(report: Report) -> object:
-    """The `publish.graph` that a run was evaluated with. Before there was a choice, it was the plain one."""
-    publish = report.config["publish"]
-    return publish.get("graph", "plain") if isinstance(publish, dict) else None
-
-
-def _rounds_coarsely(model: TransferModel) -> bool:
-    """Whether what was evaluated computed in half precision somewhere, or on a GPU in TF32, unlike the proof."""
-    in_tf32 = sees_gpu() and tf.config.experimental.tensor_float_32_execution_enabled()
-    return in_tf32 or computes_in_half(model.backbone.network) or computes_in_half(model.head)

@@ -17,14 +17,19 @@ from transfer.registry.versions import ModelVersion, download_version, list_vers
 from transfer.storage import Store
 
 TOLERANCE = 1e-4
-"""Largest difference in a probability between two ways of loading; half precision rounds alike in all of them."""
+"""Largest difference in a probability between two loaders; half precision rounds alike in all of them."""
 
 
 def problems_of_versions(store: Store, model: str, number: int | None = None) -> Iterator[tuple[ModelVersion, str]]:
     """Each version, or the one with that number, and what is wrong with it: empty when nothing is.
 
-    Raises RegistryError when there is no such version, StorageError when storage cannot be read.
+    This process sees no GPU from then on. Raises RegistryError when there is no such version, StorageError when storage
+    cannot be read, OutOfMemoryError.
     """
+    import tensorflow as tf
+
+    # Two loaders may choose another algorithm of a GPU, and would differ without anything being wrong.
+    tf.config.set_visible_devices([], "GPU")
     versions = list_versions(store, model) if number is None else [load_version(store, model, number)]
     for version in versions:
         yield version, _problem(store, version)
@@ -40,19 +45,19 @@ def _problem(store: Store, version: ModelVersion) -> str:
 
 
 def _problem_of_model(folder: Path, *, classes: int) -> str:
-    """Ask a SavedModel for two images in every way; the answers must be probabilities, and agree."""
-    from transfer.registry.loaders import LOADERS, answers_of
+    """Ask a SavedModel for two images by every loader; the answers must be probabilities, and agree."""
+    from transfer.registry.loaders import LOADERS
 
     first: np.ndarray | None = None
-    for way, load in LOADERS.items():
-        answers = answers_of(load, folder, [_two_images()])
+    for loader in LOADERS:
+        answers = loader.answers(folder, [_two_images()])
         if isinstance(answers, str):
-            return f"It does not answer, asked by {way}: {answers}"
+            return f"It does not answer, asked by {loader.name}: {answers}"
         first = answers if first is None else first
         if answers.shape != (2, classes) or not np.allclose(answers.sum(axis=1), 1.0, atol=1e-3):
-            return f"Asked by {way}, it does not answer with probabilities of its {classes} classes."
+            return f"Asked by {loader.name}, it does not answer with probabilities of its {classes} classes."
         if not np.allclose(answers, first, rtol=0.0, atol=TOLERANCE):
-            return f"Asked by {way}, it answers differently by {np.abs(answers - first).max():.3g}."
+            return f"Asked by {loader.name}, it answers differently by {np.abs(answers - first).max():.3g}."
     return ""
 
 

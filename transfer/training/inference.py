@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from transfer.activations.engines import sees_gpu
 from transfer.activations.inference import InferenceNetwork
 from transfer.backbone.graph import nodes_in_order
 from transfer.backbone.hub import SavedModelLayer
+from transfer.backbone.precision import computes_in_half
+from transfer.config import ServingGraph
 from transfer.training.model import TransferModel
-
-Graph = Literal["merged", "plain"]
 
 MAX_CONSTANT_BYTES = 64 * 1024**2
 """Up to so many bytes of a base's weights are constants of the graph: a small one then answers one image sooner.
@@ -32,7 +33,7 @@ class Inference:
     """Reusable SavedModels in it, with variables, tables and asset files of their own."""
 
 
-def trace_inference(model: TransferModel, *, graph: Graph) -> Inference:
+def trace_inference(model: TransferModel, *, graph: ServingGraph) -> Inference:
     """Trace `model`, with BatchNorms merged into the layers before them, or plain, as they were trained."""
     network, merge = model.backbone.network, graph == "merged"
     base, head = (InferenceNetwork(part.inputs[0], [part], merge=merge) for part in (network, model.head))
@@ -54,6 +55,12 @@ def trace_inference(model: TransferModel, *, graph: Graph) -> Inference:
         weights=[weight for weight in (*weights_of_base, *weights_of_head) if isinstance(weight, tf.Variable)],
         modules=[layer.module for layer in layers if isinstance(layer, SavedModelLayer)],
     )
+
+
+def rounds_coarsely(model: TransferModel) -> bool:
+    """Whether a model computes in half precision somewhere, or in this process on a GPU in TF32."""
+    in_tf32 = sees_gpu() and tf.config.experimental.tensor_float_32_execution_enabled()
+    return in_tf32 or computes_in_half(model.backbone.network) or computes_in_half(model.head)
 
 
 def trace(function: Any, argument: tf.TensorSpec) -> Any:

@@ -143,8 +143,10 @@ def load_run(store: Store, run_id: str, config: Config) -> Run:
             advice="`transfer train` with the trial's values trains one on the whole training split.",
         )
     changed = config.model_dump(mode="json", include=set(NOT_LEARNED))
-    kept = as_model(Config, {**started.config, **changed}, uri=store.uri)
-    return Run(store, run_id, kept, started.dataset.name, started.dataset.number)
+    own = as_model(Config, {**started.config, **changed}, uri=store.uri)
+    base = own.base.model_copy(update={"accept_head": config.base.accept_head})
+    own = own.model_copy(update={"base": base})
+    return Run(store, run_id, own, started.dataset.name, started.dataset.number)
 
 
 def identity(config: Config, dataset: Dataset) -> dict[str, Any]:
@@ -172,6 +174,10 @@ def _read(store: Store, run_id: str) -> _Started:
 
 
 def _differing_keys(left: Any, right: Any, path: str = "") -> list[str]:
+    """Dotted keys at which two identities differ."""
+    if isinstance(left, str) and isinstance(right, dict) and "sha256" in right:
+        # A run of an earlier release, which was told apart by the names of files only.
+        right = right["name"]
     if isinstance(left, dict) and isinstance(right, dict):
         keys = sorted(set(left) | set(right))
         return [found for key in keys for found in _differing_keys(left.get(key), right.get(key), f"{path}.{key}")]

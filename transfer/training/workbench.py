@@ -47,7 +47,7 @@ class _Base:
     backbone: Backbone
     digest: str
     number: int
-    """Of those that were built here: the next one may lie where a given up one did, and have its `id`."""
+    """Of those that were built here. An `id()` would be used again after an evicted base is freed."""
 
 
 class Workbench:
