@@ -15,6 +15,7 @@ from transfer.training.model import build_backbone
 DECIDES_NOTHING_OF_FEATURES = {
     "what is trained on them, and for how long": [
         "name",
+        "base.accept_head",
         "head.hidden",
         "head.dropout",
         "head.l2",
