@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from transfer.config import BaseNetworkConfig, Config
+from transfer.config import Config
 from transfer.config.paths import path_here
 from transfer.errors import ConfigError
 from transfer.preflight import files_of
-from transfer.tuning.space import with_values
+from transfer.tuning.space import bases_within_reach
 from transfer.working_tree import shipped_files
 
 
@@ -27,7 +27,8 @@ def check_paths(config: Config, document: Mapping[str, Any], *, job: str, root: 
         _check_place(key, written, root)
     shared = _shared_folder(config)
     shipped: set[str] | None = None
-    for base in _bases(config, job):
+    tried = bases_within_reach(config) if job == "sweep" and config.sweep is not None else []
+    for base in [config.base, *tried]:
         for key, written in files_of(base, root=root).items():
             if _local(written) is not None:
                 shipped = shipped or {path.relative_to(root).as_posix() for path in shipped_files(root)}
@@ -35,7 +36,7 @@ def check_paths(config: Config, document: Mapping[str, Any], *, job: str, root: 
 
 
 def _places(config: Config, document: Mapping[str, Any], job: str) -> Iterator[tuple[str, str]]:
-    """Keys of what lies where all nodes see it, and where, as it was written."""
+    """Keys whose value must be reachable from every node, and that value as it was written."""
     storage = document["storage"]
     yield "storage", storage if isinstance(storage, str) else storage["uri"]
     source = config.dataset.source
@@ -64,27 +65,18 @@ def _check_place(key: str, written: str, root: Path) -> None:
         )
 
 
-def _bases(config: Config, job: str) -> Iterator[BaseNetworkConfig]:
-    """The base, and those that a sweep tries."""
-    yield config.base
-    if job == "sweep" and config.sweep is not None:
-        for key, domain in config.sweep.space.items():
-            for choice in domain.choices or () if key.split(".")[0] == "base" else ():
-                yield with_values(config, {key: choice}).base
-
-
 def _check_file(key: str, written: str, root: Path, shipped: set[str], shared: Path | None) -> None:
     """Refuse a file or folder that is neither shipped nor where storage is."""
     beside = f"put it beside storage, into {shared}" if shared else "put it into a bucket (s3://…)"
     path = Path(os.path.normpath(root / path_here(written)))
-    is_relative = not path_here(written).is_absolute()
-    if path.is_relative_to(root) and not is_relative:
+    is_absolute = path_here(written).is_absolute()
+    if path.is_relative_to(root) and is_absolute:
         raise ConfigError(
             f"`{key}` is {written}, a path of this machine, and the job runs in a copy of the working tree elsewhere.",
             advice=f"Name it relative to the working tree: {_name(path, root)}.",
         )
     if not path.is_relative_to(root):
-        if shared and path.is_relative_to(shared) and not is_relative:
+        if shared and path.is_relative_to(shared) and is_absolute:
             return
         raise ConfigError(
             f"`{key}` is {path}, outside of the working tree, and is not shipped with it.",

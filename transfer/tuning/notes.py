@@ -92,7 +92,7 @@ class Notes(tune.Callback):
 
     def on_experiment_end(self, trials: list[Any], **_: Any) -> None:
         """Tune has ended. It says nothing of trials that were running when a budget ended the sweep."""
-        for trial in trials if self._budget.ended_by else ():
+        for trial in trials if self._budget.spent else ():
             number = trial.config["trial"]
             if number in self._rows and number not in self._ended:
                 self._end(trial, status="stopped")
@@ -114,7 +114,7 @@ class Notes(tune.Callback):
             trials=trials,
             winner=winner.number if winner else None,
             ended_by=self._budget.reason or "every trial ended",
-            is_final=self._budget.ended_by != "max_seconds",
+            is_final=self._budget.spent != "max_seconds",
             seconds=seconds,
         )
 
@@ -123,7 +123,7 @@ class Notes(tune.Callback):
         # What it last reported on: a population may have given it new values since, on which it trained nothing.
         found = self._trial(result.get("config", trial.config))
         failed = status == "failed" or METRIC not in result
-        stopped_by = (self._budget.ended_by or "scheduler") if status == "stopped" else None
+        stopped_by = (self._budget.spent or "scheduler") if status == "stopped" else None
         if stopped_by:
             reason = self._budget.reason or f"by {self._settings.scheduler.kind}"
         record = TrialRecord(

@@ -9,11 +9,11 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from transfer.training.history import EpochRow
 
-EndedBy = Literal["target", "max_epochs", "max_seconds"]
+BudgetKey = Literal["target", "max_epochs", "max_seconds"]
 """What ends a whole sweep, by its key in section `sweep`."""
 
 # What reasons said before records had `stopped_by`.
-_REASONS: dict[str, EndedBy] = {
+_REASONS: dict[str, BudgetKey] = {
     "reached the target": "target",
     "epochs is spent": "max_epochs",
     "seconds is spent": "max_seconds",
@@ -37,7 +37,7 @@ class TrialRecord(_Record):
     """`stopped`: by the scheduler or by a budget, before its last epoch."""
     reason: str | None = None
     """Why it failed or was stopped, for people."""
-    stopped_by: Literal["scheduler"] | EndedBy | None = None
+    stopped_by: Literal["scheduler"] | BudgetKey | None = None
     """Who stopped it; None of one that was not stopped."""
     rows: tuple[EpochRow, ...] = ()
     """Its epochs; those of cross-validated trials are means over folds."""

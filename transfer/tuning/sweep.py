@@ -62,7 +62,8 @@ class Sweep:
         """
         if _id_of(self.config, _described(self.config, dataset)) != self.id:
             raise BaseChangedError(
-                f"A file of base.model or base.weights is another one here than when sweep `{self.id}` began.",
+                f"A file of base.model or base.weights is another one here than when sweep `{self.id}` began, or is "
+                "missing.",
                 advice="Bring it back, or repeat the command for a sweep on the file that is there now; each machine "
                 "must have the same.",
             )
