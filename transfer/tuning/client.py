@@ -76,7 +76,8 @@ class TuneTrial(tune.Trainable):
         # Over folds, the last row is already that of the weights that they ended with.
         is_mean = sweep_of(self._sweep.config).folds > 0
         row = row_kept(rows, self._of.config.phases) if ends and not is_mean else rows[-1]
-        # After taking over another trial's weights, report the whole history: it replaces what this trial reported before.
+        # After taking over another trial's weights, report the whole history: it replaces what this trial reported
+        # before.
         reported = rows if ends or self._branch else rows[-1:]
         result = {METRIC: self._value(row), "rows": [each.model_dump() for each in reported]}
         # Tune sets `done` itself, too, where it stops a trial.
