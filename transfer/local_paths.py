@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,17 @@ from transfer.tuning.space import bases_within_reach
 from transfer.working_tree import shipped_files
 
 
-def check_paths(config: Config, document: Mapping[str, Any], *, job: str, root: Path) -> None:
+def check_paths(
+    config: Config, document: Mapping[str, Any], *, job: str, arguments: Sequence[str] = (), root: Path
+) -> None:
     """Refuse paths that mean something else on the cluster than here, or nothing.
 
-    `document`: what `config` was read from, with paths as they were written. `root`: the working tree, absolute; only
-    its shipped files are in the copy that the job runs in, and what it writes there is lost. Raises ConfigError, which
-    names key and path.
+    `document`: what `config` was read from, with paths as they were written. `arguments`: what the job is given beside
+    it. `root`: the working tree, absolute; only its shipped files are in the copy that the job runs in, and what it
+    writes there is lost. Raises ConfigError, which names key or option, and path.
     """
     root = Path(os.path.normpath(root))
-    for key, written in _places(config, document, job):
+    for key, written in _places(config, document, job, arguments):
         _check_place(key, written, root)
     shared = _shared_folder(config)
     shipped: set[str] | None = None
@@ -35,22 +38,41 @@ def check_paths(config: Config, document: Mapping[str, Any], *, job: str, root: 
                 _check_file(key, written, root, shipped, shared)
 
 
-def _places(config: Config, document: Mapping[str, Any], job: str) -> Iterator[tuple[str, str]]:
-    """Keys whose value must be reachable from every node, and that value as it was written."""
+def values_of(option: str, arguments: Sequence[str]) -> list[str]:
+    """What an option is given among the arguments of a command, as `--option X` and as `--option=X`, in their order."""
+    found = []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument == option:
+            found.extend(islice(rest, 1))
+        elif argument.startswith(f"{option}="):
+            found.append(argument.removeprefix(f"{option}="))
+    return found
+
+
+def _places(
+    config: Config, document: Mapping[str, Any], job: str, arguments: Sequence[str]
+) -> Iterator[tuple[str, str]]:
+    """Keys and options whose value must be reachable from every node, and that value as it was written."""
     storage = document["storage"]
     yield "storage", storage if isinstance(storage, str) else storage["uri"]
     source = config.dataset.source
     if source != "digits" and not source.startswith("tfds:"):
         yield "dataset.source", source
-    if job == "sweep" and config.sweep is not None and config.sweep.mlflow is not None:
+    # MLflow takes the name alone for a workspace of Databricks, too.
+    if job == "sweep" and config.sweep is not None and config.sweep.mlflow not in (None, "databricks"):
         yield "sweep.mlflow", config.sweep.mlflow
+    if job == "predict":
+        for option in ("--images", "--output"):
+            yield from ((option, written) for written in values_of(option, arguments))
 
 
 def _check_place(key: str, written: str, root: Path) -> None:
     path = _local(written)
     if path is None:
         return
-    advice = f"Name a bucket, or the whole path of a folder that all nodes share: --set {key}=s3://BUCKET/PREFIX."
+    example = f"{key} s3://BUCKET/PREFIX" if key.startswith("--") else f"--set {key}=s3://BUCKET/PREFIX"
+    advice = f"Name a bucket, or the whole path of a folder that all nodes share: {example}."
     if key == "sweep.mlflow":
         advice = "Name a server, http://…, or the whole path of a database that the head of the cluster has."
     if not path.is_absolute():
