@@ -40,7 +40,7 @@ def check_paths(
 
 def values_of(option: str, arguments: Sequence[str]) -> list[str]:
     """What an option is given among the arguments of a command, as `--option X` and as `--option=X`, in their order."""
-    found = []
+    found: list[str] = []
     rest = iter(arguments)
     for argument in rest:
         if argument == option:
