@@ -1,7 +1,6 @@
 """Out of memory, at each place where it happens: a sentence, and advice that fits there. Nothing here really fits."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -113,9 +112,8 @@ def test_the_frozen_part_can_be_left_to_the_steps():
 def test_evaluation_keeps_the_run(digits):
     _, dataset = digits
     store = open_store(digits_config(digits[0], f"{digits[0].parent}/storage").storage)
-    model = SimpleNamespace(backbone=SimpleNamespace(image_size=32), logits=too_much_of_a_graph)
     with pytest.raises(OutOfMemoryError, match=r"^Evaluating on 16 images at a time .* is finished and stays"):
-        predict_split(model, store, dataset, "test", batch_size=16)
+        predict_split(too_much_of_a_graph, store, dataset, "test", image_size=32, batch_size=16)
 
 
 def test_a_published_model_can_answer_on_the_cpu(tmp_path):
