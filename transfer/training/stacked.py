@@ -122,7 +122,8 @@ class Pack:
     def give_up(self) -> None:
         """Train no trial any further, now or when the pack is made again; their runs can go on alone."""
         live = [self._members[run_id] for run_id in self.live]
-        logger.warning("A pack of %d trials is given up: each of them goes on alone.", len(live))
+        if live:
+            logger.warning("A pack of %d trials is given up: each of them goes on alone.", len(live))
         self._leave(live)
         self._stacked, self._heads = [], None
         self._checkpoints.save(list(self._members.values()))
