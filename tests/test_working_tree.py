@@ -24,6 +24,7 @@ def tree(tmp_path):
     wanted = [
         "jobs/train.py",
         "jobs/sweep.py",
+        "jobs/predict.py",
         "transfer/storage/store.py",
         "transfer/data/names.txt",
         "flowers.yaml",
@@ -54,6 +55,7 @@ def test_code_is_shipped_and_data_environments_caches_and_keys_are_not(tree):
     code = {
         "jobs/train.py",
         "jobs/sweep.py",
+        "jobs/predict.py",
         "transfer/storage/store.py",
         "transfer/data/names.txt",
         "flowers.yaml",
@@ -115,7 +117,7 @@ def test_a_tree_larger_than_what_ray_takes_is_refused_with_its_largest_folders(t
 
 
 def test_a_job_that_is_not_there_is_refused_with_those_that_are(tree):
-    with pytest.raises(ConfigError, match=r"no job `trian` in .*; found: sweep, train"):
+    with pytest.raises(ConfigError, match=r"no job `trian` in .*; found: predict, sweep, train"):
         submit("trian", tree / "flowers.yaml", root=tree, write=print)
 
 
@@ -128,6 +130,9 @@ def sent(tree, *options, storage="s3://bucket/prefix", source="digits", base="Mo
     )
     where = {"address": "http://127.0.0.1:1", "root": tree / "jobs" / "..", "write": print}
     submit(job, path, overrides=options, arguments=arguments, **where)
+
+
+PREDICT = {"job": "predict"}
 
 
 @pytest.mark.parametrize(
@@ -143,6 +148,8 @@ def sent(tree, *options, storage="s3://bucket/prefix", source="digits", base="Mo
         ({"base": "base.keras"}, "relative to the working tree, and there is nothing at TREE/base.keras"),
         ({"base": "ignored/by-git.txt/"}, "`base.model` is .*, and ignored/by-git.txt is not shipped: an ignore file"),
         ({"base": "ignored"}, "`base.model` is ignored, and ignored/by-git.txt is not shipped"),
+        (PREDICT | {"arguments": ["--images", "s3://b/i", "--output", "a.parquet"]}, "`--output` is a.parquet, a rel"),
+        (PREDICT | {"arguments": ["--output=s3://b/o", "--images=TREE/notes"]}, "`--images` is TREE/notes, inside of"),
         ({"base": "linked/one.keras"}, "linked/one.keras is not shipped: .* a folder above it is a link"),
         ({"base": "TREE/notes/a.md"}, "a path of this machine, .* relative to the working tree: notes/a.md"),
         ({"base": "../outside/one.keras"}, "`base.model` is .*/outside/one.keras, outside of the working tree"),
@@ -154,6 +161,7 @@ def test_what_a_job_would_not_find_is_refused_before_anything_is_sent(tree, tmp_
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside/one.keras").touch()
     (tree / "linked").symlink_to(tmp_path / "outside")
+    (tree / "ignored/saved_model.pb").touch()
     # What is relative to the folder of the command, the job would not find either.
     monkeypatch.chdir(tmp_path)
     (tmp_path / "base.keras").touch()
@@ -167,6 +175,9 @@ def test_overrides_and_what_a_sweep_tries_are_refused_too(tree):
     for options in ({"options": ["base.weights=x.h5"]}, {"arguments": ["--set", "base.weights=x.h5"]}):
         with pytest.raises(ConfigError, match=r"`base.weights` is x.h5"):
             sent(tree, *options.get("options", ()), arguments=options.get("arguments", ()))
+    # The last one counts, however it is written.
+    with pytest.raises(ConfigError, match=r"`base.weights` is last.h5"):
+        sent(tree, arguments=["--set=base.weights=imagenet", "--set", "base.weights=last.h5"])
     with pytest.raises(ConfigError, match=r"`base.model` is notes/a.md, and notes/a.md is not shipped"):
         sent(tree, job="sweep")
     with pytest.raises(ConfigError, match=r"`sweep.mlflow` is sqlite:///trials.db, a relative path"):
@@ -178,6 +189,11 @@ def test_overrides_and_what_a_sweep_tries_are_refused_too(tree):
     [
         {"base": "notes/a.md"},
         {"base": "notes", "source": "/srv/images"},
+        # A folder of results.
+        {"base": "ResNet50"},
+        {"job": "predict", "arguments": ["--images", "s3://b/i", "--output=/srv/answers.parquet"]},
+        {"job": "sweep", "options": ["sweep.mlflow=databricks"]},
+        {"job": "sweep", "options": ["sweep.mlflow=databricks://profile"]},
         {"base": "SHARED/bases/one.keras", "storage": "SHARED/storage", "source": "tfds:flowers"},
         {"base": "s3://bucket/one.keras"},
     ],
@@ -185,9 +201,13 @@ def test_overrides_and_what_a_sweep_tries_are_refused_too(tree):
 def test_what_a_job_finds_is_sent(tree, tmp_path, changes):
     (tree / "notes/ignored-there.txt").unlink()
     (tree / "notes/.DS_Store").touch()
+    (tree / "notes/saved_model.pb").touch()
+    (tree / "ResNet50").mkdir()
+    (tree / "ResNet50/.gitignore").write_text("*")
+    (tree / "ResNet50/results.json").touch()
     changes = json.loads(json.dumps(changes).replace("SHARED", str(tmp_path)))
     with pytest.raises(ClusterError, match="No Ray cluster answers"):
-        sent(tree, **changes)
+        sent(tree, *changes.pop("options", ()), **changes)
 
 
 def test_without_an_address_no_cluster_is_guessed(monkeypatch):

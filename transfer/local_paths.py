@@ -3,53 +3,76 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from transfer.config import BaseNetworkConfig, Config
+from transfer.config import Config
 from transfer.config.paths import path_here
 from transfer.errors import ConfigError
 from transfer.preflight import files_of
-from transfer.tuning.space import with_values
+from transfer.tuning.space import bases_within_reach
 from transfer.working_tree import shipped_files
 
 
-def check_paths(config: Config, document: Mapping[str, Any], *, job: str, root: Path) -> None:
+def check_paths(
+    config: Config, document: Mapping[str, Any], *, job: str, arguments: Sequence[str] = (), root: Path
+) -> None:
     """Refuse paths that mean something else on the cluster than here, or nothing.
 
-    `document`: what `config` was read from, with paths as they were written. `root`: the working tree, absolute; only
-    its shipped files are in the copy that the job runs in, and what it writes there is lost. Raises ConfigError, which
-    names key and path.
+    `document`: what `config` was read from, with paths as they were written. `arguments`: what the job is given beside
+    it. `root`: the working tree, absolute; only its shipped files are in the copy that the job runs in, and what it
+    writes there is lost. Raises ConfigError, which names key or option, and path.
     """
     root = Path(os.path.normpath(root))
-    for key, written in _places(config, document, job):
+    for key, written in _places(config, document, job, arguments):
         _check_place(key, written, root)
     shared = _shared_folder(config)
     shipped: set[str] | None = None
-    for base in _bases(config, job):
+    tried = bases_within_reach(config) if job == "sweep" and config.sweep is not None else []
+    for base in [config.base, *tried]:
         for key, written in files_of(base, root=root).items():
             if _local(written) is not None:
                 shipped = shipped or {path.relative_to(root).as_posix() for path in shipped_files(root)}
                 _check_file(key, written, root, shipped, shared)
 
 
-def _places(config: Config, document: Mapping[str, Any], job: str) -> Iterator[tuple[str, str]]:
-    """Keys of what lies where all nodes see it, and where, as it was written."""
+def values_of(option: str, arguments: Sequence[str]) -> list[str]:
+    """What an option is given among the arguments of a command, as `--option X` and as `--option=X`, in their order."""
+    found: list[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument == option:
+            found.extend(islice(rest, 1))
+        elif argument.startswith(f"{option}="):
+            found.append(argument.removeprefix(f"{option}="))
+    return found
+
+
+def _places(
+    config: Config, document: Mapping[str, Any], job: str, arguments: Sequence[str]
+) -> Iterator[tuple[str, str]]:
+    """Keys and options whose value must be reachable from every node, and that value as it was written."""
     storage = document["storage"]
     yield "storage", storage if isinstance(storage, str) else storage["uri"]
     source = config.dataset.source
     if source != "digits" and not source.startswith("tfds:"):
         yield "dataset.source", source
-    if job == "sweep" and config.sweep is not None and config.sweep.mlflow is not None:
+    # MLflow takes the name alone for a workspace of Databricks, too.
+    if job == "sweep" and config.sweep is not None and config.sweep.mlflow not in (None, "databricks"):
         yield "sweep.mlflow", config.sweep.mlflow
+    if job == "predict":
+        for option in ("--images", "--output"):
+            yield from ((option, written) for written in values_of(option, arguments))
 
 
 def _check_place(key: str, written: str, root: Path) -> None:
     path = _local(written)
     if path is None:
         return
-    advice = f"Name a bucket, or the whole path of a folder that all nodes share: --set {key}=s3://BUCKET/PREFIX."
+    example = f"{key} s3://BUCKET/PREFIX" if key.startswith("--") else f"--set {key}=s3://BUCKET/PREFIX"
+    advice = f"Name a bucket, or the whole path of a folder that all nodes share: {example}."
     if key == "sweep.mlflow":
         advice = "Name a server, http://…, or the whole path of a database that the head of the cluster has."
     if not path.is_absolute():
@@ -64,27 +87,18 @@ def _check_place(key: str, written: str, root: Path) -> None:
         )
 
 
-def _bases(config: Config, job: str) -> Iterator[BaseNetworkConfig]:
-    """The base, and those that a sweep tries."""
-    yield config.base
-    if job == "sweep" and config.sweep is not None:
-        for key, domain in config.sweep.space.items():
-            for choice in domain.choices or () if key.split(".")[0] == "base" else ():
-                yield with_values(config, {key: choice}).base
-
-
 def _check_file(key: str, written: str, root: Path, shipped: set[str], shared: Path | None) -> None:
     """Refuse a file or folder that is neither shipped nor where storage is."""
     beside = f"put it beside storage, into {shared}" if shared else "put it into a bucket (s3://…)"
     path = Path(os.path.normpath(root / path_here(written)))
-    is_relative = not path_here(written).is_absolute()
-    if path.is_relative_to(root) and not is_relative:
+    is_absolute = path_here(written).is_absolute()
+    if path.is_relative_to(root) and is_absolute:
         raise ConfigError(
             f"`{key}` is {written}, a path of this machine, and the job runs in a copy of the working tree elsewhere.",
             advice=f"Name it relative to the working tree: {_name(path, root)}.",
         )
     if not path.is_relative_to(root):
-        if shared and path.is_relative_to(shared) and not is_relative:
+        if shared and path.is_relative_to(shared) and is_absolute:
             return
         raise ConfigError(
             f"`{key}` is {path}, outside of the working tree, and is not shipped with it.",

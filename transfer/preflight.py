@@ -9,6 +9,7 @@ import importlib.util
 import os
 from pathlib import Path
 
+from transfer.backbone.identity import holds_saved_model
 from transfer.config import BaseNetworkConfig, Config
 from transfer.config.paths import path_here
 from transfer.errors import ConfigError
@@ -39,7 +40,8 @@ def _check_source(config: Config) -> None:
 def files_of(base: BaseNetworkConfig, *, root: Path = Path()) -> dict[str, str]:
     """Files, folders and addresses that a base network is read from, by key; relative ones are relative to `root`."""
     files = {}
-    if _is_path(base.model) or (root / path_here(base.model)).exists():
+    here = root / path_here(base.model)
+    if _is_path(base.model) or here.is_file() or holds_saved_model(here):
         files["base.model"] = base.model
     if base.weights not in ("imagenet", "none"):
         files["base.weights"] = base.weights

@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,7 +25,7 @@ import tenacity
 
 from transfer.config import load_document, parse_config
 from transfer.errors import ClusterError, ConfigError
-from transfer.local_paths import check_paths
+from transfer.local_paths import check_paths, values_of
 from transfer.working_tree import Package, pack
 
 STOPPED = 20
@@ -75,9 +74,9 @@ def submit(
     """
     root = root.absolute()
     _check_job(job, root)
-    document = load_document(config, [*overrides, *_overrides_in(arguments)])
+    document = load_document(config, [*overrides, *values_of("--set", arguments)])
     loaded = parse_config(document, name=str(config))
-    check_paths(loaded, document, job=job, root=root)
+    check_paths(loaded, document, job=job, arguments=arguments, root=root)
     options = [part for override in overrides for part in ("--set", override)]
     with tempfile.TemporaryDirectory(prefix="transfer-submit-") as folder:
         package = pack(root, config, Path(folder) / "tree.zip")
@@ -112,12 +111,6 @@ def _check_job(job: str, root: Path) -> None:
             f"There is no job `{job}` in {root / 'jobs'}; found: {', '.join(known) or 'none'}.",
             advice="Name one of these, and the working tree with --working-dir where it is another folder.",
         )
-
-
-def _overrides_in(arguments: Sequence[str]) -> list[str]:
-    """Overrides among the arguments that the job is given after `--`."""
-    after = [value for option, value in pairwise(arguments) if option == "--set"]
-    return [*after, *(argument.removeprefix("--set=") for argument in arguments if argument.startswith("--set="))]
 
 
 def _submission_name(job: str, config: str, id: str | None, command: list[str], package: Package) -> str:  # noqa: A002

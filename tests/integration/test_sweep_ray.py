@@ -13,6 +13,7 @@ import pytest
 
 from tests.digits import digits_config, ingest_some_digits
 from tests.processes import processes_titled
+from tests.tuning.records import failed
 from transfer.config.reference import render
 from transfer.errors import DatasetError, TrainingError
 from transfer.storage import open_store
@@ -20,6 +21,7 @@ from transfer.training.checkpoints import Checkpoints
 from transfer.training.run import load_run
 from transfer.tuning.driver import run_sweep
 from transfer.tuning.records import SweepResult, winner_of
+from transfer.tuning.space import fixed_trials
 from transfer.tuning.sweep import SweepRecords, open_sweep
 
 SPACE = {"phases.0.unfreeze": [0, 1], "phases.0.learning_rate": [1e-3, 1e-2]}
@@ -128,8 +130,14 @@ def test_a_failing_trial_is_recorded_and_the_sweep_goes_on(ray_cluster, digits, 
     source, dataset = digits
     grid = {"space": space, "search": "grid"}
     config = digits_config(source, str(source.parent / "storage"), phases=phases, sweep=grid)
+    # In an earlier attempt, something else held the memory.
+    records = SweepRecords(open_sweep(open_store(config.storage), config, dataset))
+    first = fixed_trials(config)[0]
+    records.note_start(1, first.values)
+    records.note_end(failed(1, first.values, failed_by="memory"))
     outcome = run_sweep(config, dataset, open_store(config.storage))
     assert statuses(outcome.result) == ["finished", "failed", "failed", "failed"]
+    assert [trial.failed_by for trial in outcome.result.trials] == [None, "loss", None, None]
     assert "loss became" in outcome.result.trials[1].reason
     assert "no such class" in outcome.result.trials[2].reason
     assert outcome.winner is outcome.result.trials[0]

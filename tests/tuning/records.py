@@ -32,8 +32,8 @@ def trial(number, values=None, *, value=0.5, epochs=3, depth=0, **changes):
     return TrialRecord(**(content | changes))
 
 
-def failed(number, values=None, *, reason="The loss became nan in phase 1.", **changes):
-    return trial(number, values, value=None, epochs=0, status="failed", reason=reason, **changes)
+def failed(number, values=None, *, epochs=0, reason="The loss became nan in phase 1.", **changes):
+    return trial(number, values, value=None, epochs=epochs, status="failed", reason=reason, **changes)
 
 
 def sweep(trials, **changes):

@@ -17,7 +17,7 @@ from transfer.training.history import EpochRow, row_kept
 from transfer.training.loop import Training
 from transfer.training.run import open_run
 from transfer.training.workbench import Workbench
-from transfer.tuning.at_work import AtWork, TrialState
+from transfer.tuning.at_work import AtWork, Failure, TrialState
 from transfer.tuning.folded import Folded
 from transfer.tuning.host import TrialHost
 from transfer.tuning.space import fixed_trials
@@ -175,7 +175,7 @@ class Known(AtWork):
         self._done += 1
 
     def state(self):
-        failure = "The loss became nan" if self._done == self._fails_after else None
+        failure = Failure("The loss became nan", "loss") if self._done == self._fails_after else None
         return TrialState(run_id="fold", rows=self.rows, complete=self.ended, failure=failure)
 
     def stop(self):
@@ -215,7 +215,7 @@ def test_a_fold_that_fails_fails_the_trial():
     state = folded.state()
     assert folded.ended
     assert state.complete
-    assert state.failure == "The loss became nan"
+    assert state.failure == Failure("The loss became nan", "loss")
     assert len(state.rows) == 1
 
 
@@ -235,7 +235,7 @@ def test_a_trial_whose_loss_is_not_finite_fails_with_the_reason(digits, space):
     sweep, trials = swept(digits, f"diverges-{len(space['phases.0.learning_rate'])}", space=space, phases=sgd)
     host = TrialHost(sweep, trials)
     *others, failed = [host.advance(trial, 2) for trial in trials]
-    assert "The loss became" in failed.failure
+    assert "The loss became" in failed.failure.reason
     assert failed.complete
     assert len(failed.rows) < 2
     assert all(other.complete and other.failure is None and len(other.rows) == 2 for other in others)

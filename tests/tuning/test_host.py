@@ -12,6 +12,7 @@ from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoints
 from transfer.training.network import pinned_network
 from transfer.training.run import load_run, open_run
+from transfer.training.stacked_head import StackedHeads
 from transfer.tuning.at_work import Branch
 from transfer.tuning.host import TrialHost
 from transfer.tuning.space import fixed_trials, make_trial
@@ -162,7 +163,8 @@ def test_a_diverged_trial_says_why_and_takes_no_other_along(digits):
     assert other.failure is None
     for state in (bad, worse):
         assert state.complete
-        assert "loss became" in state.failure
+        assert "loss became" in state.failure.reason
+        assert state.failure.by == "loss"
 
 
 def test_a_trial_that_runs_out_of_memory_says_what_it_needs_and_takes_no_other_along(digits):
@@ -173,9 +175,37 @@ def test_a_trial_that_runs_out_of_memory_says_what_it_needs_and_takes_no_other_a
     large, fitting = (host.advance(trial, 2) for trial in trials)
     assert large.complete
     assert f"ran out of memory: Python could not allocate any more. Give a smaller training.batch_size ({1 << 52})" in (
-        large.failure
+        large.failure.reason
     )
+    assert large.failure.by == "memory"
     assert (fitting.failure, len(fitting.rows)) == (None, 2)
+
+
+@pytest.mark.parametrize("epochs_before", [0, 1])
+def test_a_pack_that_does_not_fit_is_given_up_and_its_trials_go_on_alone(digits, monkeypatch, epochs_before):
+    def too_many(*_, **__):
+        return np.empty(1 << 52)
+
+    sweep = swept(
+        digits, f"pack-{epochs_before}", {"space": {"phases.0.learning_rate": [1e-3, 1e-2]}, "search": "grid"}
+    )
+    trials = fixed_trials(sweep.config)
+    host = TrialHost(sweep, trials)
+    for trial in trials:
+        host.advance(trial, epochs_before)
+    monkeypatch.setattr(StackedHeads, "evaluate_steps", too_many)
+    first = host.advance(trials[0], 2)
+    assert (first.complete, len(first.rows), first.packed_with, first.failure) == (True, 2, 1, None)
+    # Another host tries the pack no more, and finds what came out of it.
+    monkeypatch.undo()
+    other = TrialHost(sweep, trials)
+    states = [other.advance(trial, 2) for trial in trials]
+    assert states[0] == first
+    for trial, state in zip(trials, states, strict=True):
+        assert (state.complete, len(state.rows), state.packed_with) == (True, 2, 1)
+        run = open_run(sweep.store, trial.config, digits[1], run_id=f"alone-{epochs_before}-{trial.number}")
+        train(run, digits[1])
+        assert_close(weights_of(sweep, state.run_id), Checkpoints(run).complete().weights)
 
 
 def test_a_branch_goes_on_from_another_trials_weights_with_its_own_values(digits):
@@ -198,5 +228,5 @@ def test_a_trial_on_another_file_than_the_sweep_began_with_is_refused(digits, tm
     trials = fixed_trials(sweep.config)
     base.write_bytes(b"another")
     for ask in (TrialHost(sweep, trials).survey, lambda: TrialHost(sweep, trials).advance(trials[0], 1)):
-        with pytest.raises(BaseChangedError, match=f"sweep `{sweep.id}` began"):
+        with pytest.raises(BaseChangedError, match=f"than when sweep `{sweep.id}` began, or is missing"):
             ask()

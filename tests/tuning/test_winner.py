@@ -3,8 +3,9 @@
 import pytest
 
 from tests.digits import digits_config
+from tests.tuning.records import failed
 from tests.tuning.records import trial as with_epochs
-from transfer.tuning.records import TrialRecord, best_first, winner_of
+from transfer.tuning.records import TrialRecord, best_first, nothing_to_add, winner_of
 from transfer.tuning.sweep import Sweep, SweepRecords
 
 
@@ -43,6 +44,16 @@ def test_a_trial_that_a_scheduler_stopped_wins_only_where_no_other_has_a_value()
     assert [each.number for each in best_first([stopped, trial(2, 0.9), trial(3, 0.8)], "accuracy")] == [2, 3, 1]
 
 
+def test_a_sweep_can_be_repeated_until_its_target_its_epochs_or_all_of_its_trials_have_come_to_an_end():
+    out_of_time, out_of_memory = trial(1, 0.9, stopped_by="max_seconds"), failed(2, failed_by="memory")
+    ended = [trial(3, 0.5), trial(4, 0.4, stopped_by="scheduler"), failed(5, failed_by="loss"), failed(6)]
+    assert nothing_to_add(ended, spent=None)
+    for other in (out_of_time, out_of_memory):
+        assert not nothing_to_add([*ended, other], spent=None)
+        assert nothing_to_add([*ended, other], spent="target")
+    assert not nothing_to_add(ended, spent="max_seconds")
+
+
 def test_where_all_failed_nobody_wins():
     assert winner(trial(1, None, status="failed")) is None
 
@@ -62,7 +73,7 @@ def test_records_that_did_not_name_who_stopped_a_trial_can_be_read(reason, stopp
     assert TrialRecord.model_validate(document).stopped_by == stopped_by
 
 
-def test_a_budget_takes_nothing_back_of_what_an_earlier_attempt_recorded(tmp_path):
+def test_neither_a_budget_nor_a_failure_takes_back_what_an_earlier_attempt_recorded(tmp_path):
     records = SweepRecords(Sweep("digits-0", digits_config(tmp_path, str(tmp_path / "storage")), "digits", 1))
     short = {"epochs": 1, "status": "stopped", "stopped_by": "max_seconds"}
     longer = {"epochs": 2, "status": "stopped", "stopped_by": "scheduler"}
@@ -72,6 +83,12 @@ def test_a_budget_takes_nothing_back_of_what_an_earlier_attempt_recorded(tmp_pat
     assert records.note_end(with_epochs(1, **short)) == with_epochs(1)
     assert records.note_end(with_epochs(2, **short)) == with_epochs(2, **longer)
     assert records.note_end(with_epochs(3, **longer)) == with_epochs(3, **longer)
+    # What went wrong around a trial is nothing of its own; a loss that is not finite is, and so is its next attempt.
+    assert records.note_end(failed(3, epochs=2)) == with_epochs(3, **longer)
+    assert records.note_end(failed(2, epochs=2, failed_by="memory")) == with_epochs(2, **longer)
+    assert records.note_end(failed(4, epochs=1, failed_by="memory")).value is None
+    assert records.note_end(with_epochs(4, **short)) == with_epochs(4, **short)
+    assert records.note_end(failed(4, epochs=1, failed_by="loss")).value is None
     # It was not trained any further, and others have come to know better.
     assert records.note_end(with_epochs(3, epochs=1, status="stopped", stopped_by="scheduler")).rows[1:] == ()
     assert records.ended(but=[3]) == {1: with_epochs(1), 2: with_epochs(2, **longer)}

@@ -51,10 +51,10 @@ def _digest(name: str, storage: StorageConfig | None) -> str | None:
     path = path_here(name)
     if path.is_file():
         return _sha256(path)
-    return _of_folder(name, path) if _holds_saved_model(path) else None
+    return _of_folder(name, path) if holds_saved_model(path) else None
 
 
-def _holds_saved_model(folder: Path) -> bool:
+def holds_saved_model(folder: Path) -> bool:
     """Whether it is a SavedModel or has one a level down, as archives do; any folder may be called `ResNet50`."""
     graph = "saved_model.pb"
     return (folder / graph).is_file() or (folder.is_dir() and any(folder.glob(f"*/{graph}")))

@@ -72,6 +72,11 @@ class Pack:
         """What ended the runs that failed."""
         return {run_id: member.failure for run_id, member in self._members.items() if member.failure}
 
+    def has(self, run_id: str) -> bool:
+        """Whether a run is trained here or came to its end here; one that left before goes on alone."""
+        member = self._members.get(run_id)
+        return member is not None and (member.is_live or member.has_ended)
+
     def next_epoch(self) -> dict[str, EpochRow]:
         """Train and validate all live trials for one epoch, and write a checkpoint.
 
@@ -104,8 +109,7 @@ class Pack:
                 )
                 if row:
                     rows[member.run.id] = row
-        with ThreadPoolExecutor(THREADS) as pool:
-            list(pool.map(Member.leave, [member for member in self._stacked if member.is_live and member.has_ended]))
+        self._leave([member for member in self._stacked if member.is_live and member.has_ended])
         self._checkpoints.save(list(self._members.values()))
         return {run_id: rows[run_id] for run_id in self._members if run_id in rows}
 
@@ -114,6 +118,15 @@ class Pack:
         member = self._members[run_id]
         if member.is_live:
             member.leave()
+
+    def give_up(self) -> None:
+        """Train no trial any further, now or when the pack is made again; their runs can go on alone."""
+        live = [self._members[run_id] for run_id in self.live]
+        if live:
+            logger.warning("A pack of %d trials is given up: each of them goes on alone.", len(live))
+        self._leave(live)
+        self._stacked, self._heads = [], None
+        self._checkpoints.save(list(self._members.values()))
 
     def _fresh(self, runs: Sequence[Run]) -> list[Member]:
         """Members at the start of their phase; runs that were finished before, by whomever, are so here."""
@@ -125,6 +138,10 @@ class Pack:
             member or Member(run, Stand(Progress(), states[run.config.training.seed]))
             for run, member in zip(runs, done, strict=True)
         ]
+
+    def _leave(self, members: Sequence[Member]) -> None:
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(Member.leave, members))
 
     def _first_state(self, run: Run) -> HeadState:
         """The first weights that the run's seed, or a published version, decides."""

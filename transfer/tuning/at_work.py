@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from transfer.errors import DivergedError
+from transfer.errors import DivergedError, OutOfMemoryError
 from transfer.training.history import EpochRow
 from transfer.training.run import Run
+from transfer.tuning.records import FailedBy
 
 if TYPE_CHECKING:
     from transfer.training.loop import Training
@@ -23,6 +24,19 @@ class Branch:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """Why a trial is not trained any further."""
+
+    reason: str
+    by: FailedBy | None
+
+    @classmethod
+    def of(cls, error: DivergedError | OutOfMemoryError) -> Failure:
+        """An error that another attempt right away would end in, too."""
+        return cls(str(error), by="memory" if isinstance(error, OutOfMemoryError) else "loss")
+
+
+@dataclass(frozen=True)
 class TrialState:
     """How far a trial has come."""
 
@@ -34,7 +48,7 @@ class TrialState:
     """Number of the run's newest checkpoint; 0 where a pack keeps it."""
     trained_flops: float = 0.0
     packed_with: int = 1
-    failure: str | None = None
+    failure: Failure | None = None
 
 
 class AtWork(Protocol):
@@ -100,7 +114,7 @@ class Alone(AtWork):
             complete=self.ended,
             checkpoint=self._training.next_checkpoint - 1,
             trained_flops=self._flops,
-            failure=self._failure.message if self._failure else None,
+            failure=Failure.of(self._failure) if self._failure else None,
         )
 
     def stop(self) -> None:
@@ -144,7 +158,7 @@ class Packed(AtWork):
             complete=self.ended,
             trained_flops=self._flops,
             packed_with=self._size,
-            failure=failure.message if failure else None,
+            failure=Failure.of(failure) if failure else None,
         )
 
     def stop(self) -> None:

@@ -8,17 +8,17 @@ from typing import Any
 from ray.tune import Stopper
 
 from transfer.config import SweepConfig
-from transfer.tuning.records import EndedBy
+from transfer.tuning.records import BudgetKey
 
 
 class Budget(Stopper):
     """Ends a sweep when its target is reached or its epochs or seconds are spent.
 
-    `ended_by` then names the key, and `reason` says it in words.
+    `spent` then names the key, and `reason` says it in words.
     """
 
     def __init__(self, sweep: SweepConfig) -> None:
-        self.ended_by: EndedBy | None = None
+        self.spent: BudgetKey | None = None
         self.reason = ""
         self._sweep = sweep
         self._started = time.monotonic()
@@ -40,11 +40,11 @@ class Budget(Stopper):
         limit = self._sweep.max_seconds
         if limit is not None and time.monotonic() - self._started >= limit:
             self._end("max_seconds", f"the budget of {limit:g} seconds is spent")
-        return self.ended_by is not None
+        return self.spent is not None
 
-    def _end(self, key: EndedBy, reason: str) -> None:
-        if self.ended_by is None:
-            self.ended_by, self.reason = key, reason
+    def _end(self, key: BudgetKey, reason: str) -> None:
+        if self.spent is None:
+            self.spent, self.reason = key, reason
 
 
 def _reached(sweep: SweepConfig, value: float) -> bool:

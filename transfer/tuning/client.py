@@ -18,7 +18,7 @@ from ray import tune
 
 from transfer.errors import TrainingError, TransferError
 from transfer.training.history import EpochRow, row_kept
-from transfer.tuning.at_work import Branch, TrialState
+from transfer.tuning.at_work import Branch, Failure, TrialState
 from transfer.tuning.group import GroupTrial
 from transfer.tuning.packs import pack_key
 from transfer.tuning.records import TrialRecord
@@ -70,13 +70,15 @@ class TuneTrial(tune.Trainable):
             self._state = self._advanced()
         state = self._state
         if state.failure is not None and self._epochs > len(state.rows):
-            return self._report({METRIC: FAILED, "done": True, "failure": state.failure})
+            failure = {"failure": state.failure.reason, "failed_by": state.failure.by}
+            return self._report({METRIC: FAILED, "done": True, **failure})
         ends = state.complete and state.failure is None and self._epochs >= len(state.rows)
         rows = state.rows[: self._epochs]
         # Over folds, the last row is already that of the weights that they ended with.
         is_mean = sweep_of(self._sweep.config).folds > 0
         row = row_kept(rows, self._of.config.phases) if ends and not is_mean else rows[-1]
-        # All of them where others count than it reported: those that a population's trial took over from another one.
+        # After taking over another trial's weights, report the whole history: it replaces what this trial reported
+        # before.
         reported = rows if ends or self._branch else rows[-1:]
         result = {METRIC: self._value(row), "rows": [each.model_dump() for each in reported]}
         # Tune sets `done` itself, too, where it stops a trial.
@@ -174,8 +176,8 @@ class TuneTrial(tune.Trainable):
 
 
 def _recorded(record: TrialRecord | None, trial: Trial) -> TrialState:
-    """What an earlier attempt recorded of a trial. One that was stopped can go on."""
-    if record is None or record.values != trial.values or record.status == "stopped":
+    """What an earlier attempt recorded of a trial. One that was stopped, or ran out of memory, goes on."""
+    if record is None or record.values != trial.values or record.status == "stopped" or record.failed_by == "memory":
         return _NOTHING
     return TrialState(
         run_id=record.run_id,
@@ -183,5 +185,5 @@ def _recorded(record: TrialRecord | None, trial: Trial) -> TrialState:
         complete=True,
         trained_flops=record.trained_flops,
         packed_with=record.packed_with,
-        failure=record.reason if record.status == "failed" else None,
+        failure=Failure(record.reason or "", record.failed_by) if record.status == "failed" else None,
     )

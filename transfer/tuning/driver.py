@@ -80,7 +80,8 @@ def run_sweep(config: Config, dataset: Dataset, store: Store) -> SweepOutcome:
     _tell(result, planned=sweep_of(config).trial_count)
     if result.winner is None:
         raise TrainingError(
-            f"No trial of sweep {sweep.id} has a result. {_reasons(result.trials)}", advice="Change what is searched."
+            f"No trial of sweep {sweep.id} has a result. {_reasons(result.trials)}",
+            advice=f"Change what is searched.{_tried_again(result)}",
         )
     return SweepOutcome(result, records.put_result(result))
 
@@ -93,7 +94,14 @@ def _tell(result: SweepResult, *, planned: int) -> None:
     logger.info("Sweep %s ended because %s: %s, %d not started.", result.id, result.ended_by, counts, never)
     failed = [trial for trial in result.trials if trial.status == "failed"]
     if failed:
-        logger.warning("%d of %d trials failed. %s", len(failed), planned, _reasons(failed))
+        logger.warning("%d of %d trials failed. %s%s", len(failed), planned, _reasons(failed), _tried_again(result))
+
+
+def _tried_again(result: SweepResult) -> str:
+    """What to say of trials that failed and whose next attempt may not."""
+    if result.is_final or not any(trial.failed_by == "memory" for trial in result.trials):
+        return ""
+    return " Those that ran out of memory are tried again when the command is repeated."
 
 
 def _reasons(trials: Sequence[TrialRecord]) -> str:

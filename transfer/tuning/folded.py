@@ -7,7 +7,7 @@ from statistics import fmean
 
 from transfer.config import PhaseConfig
 from transfer.training.history import EpochRow, row_kept
-from transfer.tuning.at_work import AtWork, TrialState
+from transfer.tuning.at_work import AtWork, Failure, TrialState
 
 _MEANS = ("loss", "accuracy", "validation_loss", "validation_accuracy", "learning_rate")
 
@@ -69,7 +69,7 @@ class Folded(AtWork):
             fold.stop()
 
     @property
-    def _failure(self) -> str | None:
+    def _failure(self) -> Failure | None:
         failures = (fold.state().failure for fold in self._folds)
         return next((failure for failure in failures if failure is not None), None)
 

@@ -10,7 +10,7 @@ from transfer.errors import DivergedError, OutOfMemoryError
 from transfer.training.history import EpochRow
 from transfer.training.ray_workers import train_on_workers
 from transfer.training.run import Run, open_run
-from transfer.tuning.at_work import TrialState
+from transfer.tuning.at_work import Failure, TrialState
 from transfer.tuning.space import Trial
 from transfer.tuning.sweep import Sweep
 
@@ -45,7 +45,7 @@ class GroupTrial:
         if len(rows) < epochs and not complete:
             if not isinstance(self._error, DivergedError | OutOfMemoryError):
                 raise self._error or RuntimeError(f"run {self._run.id} ended without a word")
-            failure = self._error.message
+            failure = Failure.of(self._error)
         return TrialState(run_id=self._run.id, rows=rows, complete=complete or failure is not None, failure=failure)
 
     def _train(self) -> None:

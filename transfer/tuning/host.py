@@ -7,6 +7,7 @@ asked for something, never where it is described.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from transfer.errors import OutOfMemoryError
 from transfer.training.folds import Fold
 from transfer.training.network import check_network
 from transfer.training.run import Run, open_run, run_id_for
-from transfer.tuning.at_work import Alone, AtWork, Branch, Packed, TrialState
+from transfer.tuning.at_work import Alone, AtWork, Branch, Failure, Packed, TrialState
 from transfer.tuning.folded import Folded
 from transfer.tuning.packs import pack_key
 from transfer.tuning.space import Trial, depths_within_reach, sweep_of
@@ -100,15 +101,42 @@ class TrialHost:
         """
         run_id = self._run_id(trial, branch)
         try:
-            if run_id not in self._open:
-                self._open[run_id] = self._start(trial, branch)
-            at_work = self._open[run_id]
-            while not at_work.ended and len(at_work.rows) < epochs:
-                at_work.next_epoch()
+            at_work = self._advanced(run_id, trial, epochs, branch)
         except OutOfMemoryError as error:
-            # Another attempt would need as much. What is not held on to any more is there for the next trial.
-            failed = self._open.pop(run_id, None)
-            return TrialState(run_id, failed.rows if failed else (), complete=True, failure=str(error))
+            failure = Failure.of(error)
+        else:
+            return self._state(run_id, at_work)
+        # What is not held on to any more, by the error neither, is there for the next trial, or for another attempt.
+        rows = self._open.pop(run_id).rows if run_id in self._open else ()
+        if self._give_up_packs(trial):
+            return self.advance(trial, epochs, branch)
+        return TrialState(run_id, rows, complete=True, failure=failure)
+
+    def _advanced(self, run_id: str, trial: Trial, epochs: int, branch: Branch | None) -> AtWork:
+        if run_id not in self._open:
+            self._open[run_id] = self._start(trial, branch)
+        at_work = self._open[run_id]
+        while not at_work.ended and len(at_work.rows) < epochs:
+            at_work.next_epoch()
+        return at_work
+
+    def _give_up_packs(self, trial: Trial) -> bool:
+        """Have the trials of a trial's pack go on alone, since one may fit where all do not; whether there was one."""
+        key = pack_key(trial.config)
+        packs = {place: pack for place, pack in self._pack_of.items() if pack is not None and place[0] == key}
+        if not packs:
+            return False
+        for place, pack in packs.items():
+            pack.give_up()
+            self._pack_of[place] = None
+        for other in self._trials.values():
+            if pack_key(other.config) == key:
+                self._open.pop(self._run_id(other, None), None)
+        # Compiled steps refer to each other, and to the arrays that are to make room.
+        gc.collect()
+        return True
+
+    def _state(self, run_id: str, at_work: AtWork) -> TrialState:
         state = at_work.state()
         if state.complete:
             # Of a trial that failed, some folds may have epochs to come.
@@ -183,12 +211,10 @@ class TrialHost:
         from transfer.training.checkpoints import Checkpoints
         from transfer.training.loop import Training
 
-        checkpoints = Checkpoints(run)
-        start = checkpoints.newest()
-        is_complete = start is not None and start.progress.complete
-        # One that was stopped goes on alone, from what the pack left it.
-        if pack is not None and (run.id in pack.live or run.id in pack.failures or is_complete):
+        # One that left its pack goes on alone, from what that left it.
+        if pack is not None and pack.has(run.id):
             return Packed(run, pack, flops, size=self._packs[key])
+        start = Checkpoints(run).newest()
         if start is None and branch is not None:
             origin = Run(run.store, branch.run_id, run.config, run.dataset_name, run.dataset_number)
             start = Checkpoints(origin).read(branch.checkpoint)
@@ -203,7 +229,7 @@ class TrialHost:
         return Alone(training, flops)
 
     def _pack(self, key: str, fold: Fold | None) -> Pack | None:
-        """The pack of all trials with that key; None where it was found cheaper to train them from pixels."""
+        """The pack of all trials with that key; None where pixels were found cheaper, or where they did not fit."""
         from transfer.training.inputs import Inputs
         from transfer.training.stacked import THREADS, Pack
 

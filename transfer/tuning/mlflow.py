@@ -115,7 +115,7 @@ class MlflowTrials:
             "status": record.status,
             "unfreeze": json.dumps(record.depth),
         }
-        why = {"reason": record.reason, "stopped_by": record.stopped_by}
+        why = {"reason": record.reason, "stopped_by": record.stopped_by, "failed_by": record.failed_by}
         return tags | {name: text for name, text in why.items() if text}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,11 +15,13 @@ from ray.tune.experiment import Trial as TuneExperimentTrial
 from transfer.training.history import EpochRow
 from transfer.tuning.budget import Budget
 from transfer.tuning.mlflow import MlflowTrials
-from transfer.tuning.records import SweepResult, TrialRecord, winner_of
+from transfer.tuning.records import FailedBy, SweepResult, TrialRecord, nothing_to_add, winner_of
 from transfer.tuning.search import METRIC
 from transfer.tuning.space import Trial, make_trial, sweep_of
 from transfer.tuning.sweep import Sweep, SweepRecords
 from transfer.tuning.table import TrialTable
+
+logger = logging.getLogger(__name__)
 
 
 class Notes(tune.Callback):
@@ -80,7 +83,7 @@ class Notes(tune.Callback):
         """A trial has ended, or was stopped."""
         result = trial.last_result or {}
         if result.get("failure"):
-            self._end(trial, status="failed", reason=result["failure"])
+            self._end(trial, status="failed", reason=result["failure"], failed_by=result["failed_by"])
         elif result.get("ended"):
             self._end(trial, status="finished")
         else:
@@ -92,7 +95,7 @@ class Notes(tune.Callback):
 
     def on_experiment_end(self, trials: list[Any], **_: Any) -> None:
         """Tune has ended. It says nothing of trials that were running when a budget ended the sweep."""
-        for trial in trials if self._budget.ended_by else ():
+        for trial in trials if self._budget.spent else ():
             number = trial.config["trial"]
             if number in self._rows and number not in self._ended:
                 self._end(trial, status="stopped")
@@ -114,16 +117,23 @@ class Notes(tune.Callback):
             trials=trials,
             winner=winner.number if winner else None,
             ended_by=self._budget.reason or "every trial ended",
-            is_final=self._budget.ended_by != "max_seconds",
+            is_final=nothing_to_add(trials, spent=self._budget.spent),
             seconds=seconds,
         )
 
-    def _end(self, trial: TuneExperimentTrial, *, status: Any, reason: str | None = None) -> None:
+    def _end(
+        self,
+        trial: TuneExperimentTrial,
+        *,
+        status: Any,
+        reason: str | None = None,
+        failed_by: FailedBy | None = None,
+    ) -> None:
         result = trial.last_result or {}
         # What it last reported on: a population may have given it new values since, on which it trained nothing.
         found = self._trial(result.get("config", trial.config))
         failed = status == "failed" or METRIC not in result
-        stopped_by = (self._budget.ended_by or "scheduler") if status == "stopped" else None
+        stopped_by = (self._budget.spent or "scheduler") if status == "stopped" else None
         if stopped_by:
             reason = self._budget.reason or f"by {self._settings.scheduler.kind}"
         record = TrialRecord(
@@ -133,6 +143,7 @@ class Notes(tune.Callback):
             status=status,
             reason=reason,
             stopped_by=stopped_by,
+            failed_by=failed_by,
             rows=tuple(self._rows.get(found.number, ())),
             value=None if failed else self._value(result),
             depth=[phase.unfreeze for phase in found.config.phases],
@@ -140,6 +151,10 @@ class Notes(tune.Callback):
             packed_with=result.get("packed_with", 1),
         )
         record = self._records.note_end(record)
+        if status == "failed" and record.status != "failed":
+            logger.warning(
+                "Trial %d failed and counts with what an earlier attempt recorded of it: %s", found.number, reason
+            )
         self._ended[found.number] = record
         self._table.ended(record)
         if self._mlflow:

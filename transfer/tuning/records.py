@@ -9,11 +9,14 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from transfer.training.history import EpochRow
 
-EndedBy = Literal["target", "max_epochs", "max_seconds"]
+BudgetKey = Literal["target", "max_epochs", "max_seconds"]
 """What ends a whole sweep, by its key in section `sweep`."""
 
+FailedBy = Literal["memory", "loss"]
+"""What ended a trial by itself: memory did not suffice, or the loss was not finite."""
+
 # What reasons said before records had `stopped_by`.
-_REASONS: dict[str, EndedBy] = {
+_REASONS: dict[str, BudgetKey] = {
     "reached the target": "target",
     "epochs is spent": "max_epochs",
     "seconds is spent": "max_seconds",
@@ -37,8 +40,10 @@ class TrialRecord(_Record):
     """`stopped`: by the scheduler or by a budget, before its last epoch."""
     reason: str | None = None
     """Why it failed or was stopped, for people."""
-    stopped_by: Literal["scheduler"] | EndedBy | None = None
+    stopped_by: Literal["scheduler"] | BudgetKey | None = None
     """Who stopped it; None of one that was not stopped."""
+    failed_by: FailedBy | None = None
+    """What it failed by; None of one that did not fail, or by anything else."""
     rows: tuple[EpochRow, ...] = ()
     """Its epochs; those of cross-validated trials are means over folds."""
     value: float | None = None
@@ -58,6 +63,11 @@ class TrialRecord(_Record):
             by = next((budget for words, budget in _REASONS.items() if words in reason), "scheduler")
             return {**document, "stopped_by": by}
         return document
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether another attempt may bring it further: time ended it, or memory that something else may have held."""
+        return self.stopped_by == "max_seconds" or self.failed_by == "memory"
 
     @property
     def seconds(self) -> float:
@@ -82,9 +92,16 @@ class SweepResult(_Record):
     ended_by: str
     """Why the sweep ended: every trial ended, a budget was spent, or the target was reached."""
     is_final: bool = True
-    """Whether another attempt would add nothing; one that only ran out of time can go on."""
+    """Whether another attempt would add nothing."""
     seconds: float
     """From the first trial's start, of the attempt that ended it."""
+
+
+def nothing_to_add(trials: Iterable[TrialRecord], *, spent: BudgetKey | None) -> bool:
+    """Whether a sweep is final that ended with these trials: by its target, its epochs, or with none that can go on."""
+    if spent is None:
+        return not any(trial.can_go_on for trial in trials)
+    return spent != "max_seconds"
 
 
 def best_first(trials: Iterable[TrialRecord], metric: str) -> list[TrialRecord]:

@@ -62,7 +62,8 @@ class Sweep:
         """
         if _id_of(self.config, _described(self.config, dataset)) != self.id:
             raise BaseChangedError(
-                f"A file of base.model or base.weights is another one here than when sweep `{self.id}` began.",
+                f"A file of base.model or base.weights is another one here than when sweep `{self.id}` began, or is "
+                "missing.",
                 advice="Bring it back, or repeat the command for a sweep on the file that is there now; each machine "
                 "must have the same.",
             )
@@ -123,7 +124,7 @@ class SweepRecords:
     def note_end(self, record: TrialRecord) -> TrialRecord:
         """Write down what came out of a trial, unless that is written already; returns what stands.
 
-        An earlier attempt may have come further with a trial than one that ran out of its budget.
+        An earlier attempt may have come further with a trial than one that ran out of its budget, or failed.
         """
         earlier = self.trial(record.number)
         if earlier is not None and (earlier == record or _is_further(earlier, record)):
@@ -154,6 +155,11 @@ class SweepRecords:
 
 
 def _is_further(earlier: TrialRecord, record: TrialRecord) -> bool:
-    if record.values != earlier.values or record.stopped_by in (None, "scheduler"):
+    if record.values != earlier.values:
+        return False
+    if record.status == "failed":
+        # A loss that is not finite says something of the trial itself: nobody could train it to its end.
+        return record.failed_by != "loss" and earlier.value is not None and len(earlier.rows) >= len(record.rows)
+    if record.stopped_by in (None, "scheduler") or earlier.failed_by == "memory":
         return False
     return earlier.status != "stopped" or len(earlier.rows) > len(record.rows)
