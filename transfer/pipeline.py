@@ -53,7 +53,7 @@ def check(config: Config) -> None:
     """
     writable_storage(config)
     check_source_and_files(config)
-    run_where(config.workers, _check_network, config)
+    run_where(config.workers, _check_base_and_depths, config)
 
 
 def ingest(config: Config) -> Dataset:
@@ -174,7 +174,7 @@ def _publish_and_promote(run: Run, report: int | None, *, again: bool = False) -
 # What runs in a process with TensorFlow. Numbers and ids go in and out, not objects that hold connections.
 
 
-def _check_network(config: Config) -> None:
+def _check_base_and_depths(config: Config) -> None:
     from transfer.training.strategy import create_strategy
 
     # First, as for training: it sets the process's GPUs up, which cannot be done once one is in use.

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from transfer.backbone import identity
-from transfer.backbone.identity import base_files
+from transfer.backbone.identity import base_digests
 from transfer.config import BaseNetworkConfig
 from transfer.errors import BackboneError
 from transfer.storage import open_store
@@ -29,7 +29,7 @@ def module_in(folder):
 
 
 def files_of(model="MobileNetV2", storage=None, **changes):
-    return base_files(BaseNetworkConfig(model=str(model), **changes), storage=storage)
+    return base_digests(BaseNetworkConfig(model=str(model), **changes), storage=storage)
 
 
 @pytest.mark.parametrize(
@@ -122,5 +122,5 @@ def test_a_folder_that_is_far_too_large_is_refused_by_its_name(tmp_path, monkeyp
 
 
 def test_a_driver_needs_no_tensorflow_for_it():
-    code = "import sys, transfer.training.network; sys.exit('tensorflow' in sys.modules or 'keras' in sys.modules)"
+    code = "import sys, transfer.training.pinned_base; sys.exit('tensorflow' in sys.modules or 'keras' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

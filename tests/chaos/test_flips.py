@@ -25,7 +25,7 @@ from transfer.registry.versions import current_promotion, download_version, list
 from transfer.storage import open_store, sha256_hex
 from transfer.storage.tier import LocalTier
 from transfer.training.checkpoints import Checkpoints, Progress
-from transfer.training.network import check_network, pinned_network
+from transfer.training.pinned_base import hold_to_base, pinned_base
 from transfer.training.run import load_run, open_run
 
 SAMPLED = trials(40, 2_000)
@@ -49,7 +49,7 @@ def job(tmp_path_factory):
     job.do()
     store, config = open_store(job.config.storage), job.config
     run = open_run(store, config, load_dataset(store, DATASET), run_id="a-run")
-    check_network(run, "0" * 64)
+    hold_to_base(run, "0" * 64)
     for number in (1, 2, 3):
         weights = [np.random.default_rng(number).normal(size=(100, 100)).astype(np.float32)]
         Checkpoints(run).save(number, Progress(global_step=number), weights=weights, optimizer=weights * 2)
@@ -79,7 +79,7 @@ READERS = {
     f"models/{MODEL}/retention": lambda store, _: read_retention(store, MODEL),
     f"models/{MODEL}/published/{RUN}": lambda store, _: published_version(store, MODEL, RUN),
     "runs/a-run": lambda store, job: load_run(store, "a-run", job.config),
-    "runs/a-run/network": lambda store, job: pinned_network(load_run(store, "a-run", job.config)),
+    "runs/a-run/base": lambda store, job: pinned_base(load_run(store, "a-run", job.config)),
     f"nights/{MODEL}": lambda store, _: list(list_nights(store, MODEL)),
     f"nights/{MODEL}/00000001": lambda store, _: next(list_nights(store, MODEL)).plan(),
     f"nights/{MODEL}/00000001/claims": lambda store, _: is_held(store, f"nights/{MODEL}/00000001/claims"),

@@ -10,7 +10,7 @@ from tests.workbench import train
 from transfer.errors import BaseChangedError
 from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoints
-from transfer.training.network import pinned_network
+from transfer.training.pinned_base import pinned_base
 from transfer.training.run import load_run, open_run
 from transfer.training.stacked_head import StackedHeads
 from transfer.tuning.at_work import Branch
@@ -61,7 +61,7 @@ def test_trials_packed_or_not_learn_what_each_learns_as_a_single_run(digits):
     assert [state.packed_with for state in states] == [2, 2, 1, 1]
     assert all(state.complete and len(state.rows) == 2 for state in states)
     assert states[0].trained_flops < states[2].trained_flops
-    pinned = {pinned_network(load_run(sweep.store, state.run_id, sweep.config)) for state in states}
+    pinned = {pinned_base(load_run(sweep.store, state.run_id, sweep.config)) for state in states}
     assert len(pinned) == 1
     assert None not in pinned
     for trial, state in zip(trials, states, strict=True):

@@ -1,7 +1,7 @@
 """SHA-256 of the files that a base is read from, so that a replaced file counts as another base.
 
 Needs no TensorFlow: a driver names runs by it. What can only be known of a base by loading it (the weights behind
-`imagenet`, a handle that tensorflow-hub resolves) `training/network.py` compares.
+`imagenet`, a handle that tensorflow-hub resolves) `training/pinned_base.py` compares.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _known: dict[tuple[object, ...], str] = {}
 """SHA-256 of what was read in this process, by all that changes with the content."""
 
 
-def base_files(config: BaseNetworkConfig, *, storage: StorageConfig | None) -> dict[str, str]:
+def base_digests(config: BaseNetworkConfig, *, storage: StorageConfig | None) -> dict[str, str]:
     """SHA-256 of what the keys `model` and `weights` name: of a file, or of all files of a SavedModel with their names.
 
     A key that names no file has no entry: a network of keras.applications, its weights `imagenet` or `none`, a handle

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 
 from pydantic import BaseModel, ConfigDict
 
-from transfer.backbone.identity import base_files
+from transfer.backbone.identity import base_digests
 from transfer.config import NOT_LEARNED, Config
 from transfer.errors import AlreadyExistsError
 from transfer.nightly.claim import HeldClaim, is_held, take_claim
@@ -158,9 +158,9 @@ def list_nights(store: Store, name: str) -> Iterator[Night]:
 def config_digest(config: Config) -> str:
     """Digest of all that a night depends on, files of the base included; not of where it runs."""
     told = config.model_dump(mode="json", exclude=set(NOT_LEARNED) - {"publish", "nightly"})
-    files = base_files(config.base, storage=config.storage)
+    files = base_digests(config.base, storage=config.storage)
     if files:
-        told["base_files"] = files
+        told["base_digests"] = files
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 

@@ -25,7 +25,7 @@ from transfer.training.folds import images_of
 from transfer.training.history import EpochRow
 from transfer.training.inputs import Inputs
 from transfer.training.model import TransferModel
-from transfer.training.network import check_network
+from transfer.training.pinned_base import hold_to_base
 from transfer.training.pulse import SAVING, during
 from transfer.training.run import Run
 from transfer.training.samples import MAX_STEPS, ImageSamples, KeptSamples, Samples
@@ -110,7 +110,7 @@ class Training:
         with self._memory_explained(), workbench.strategy.scope():
             workbench.take_turn(self)
             self.model = workbench.model(run.config, dataset.classes)
-            check_network(run, self.model.digest)
+            hold_to_base(run, self.model.digest)
             if start is None:
                 warm_start(self.model.head, run, dataset)
             self.weights = self.model.variables_of([phase.unfreeze for phase in self.config.phases])

@@ -14,7 +14,7 @@ from transfer.backbone.precision import set_precision
 from transfer.config import Config
 from transfer.dataset.manifest import Dataset
 from transfer.training.head import build_head
-from transfer.training.network import check_network
+from transfer.training.pinned_base import hold_to_base
 from transfer.training.run import Run
 
 
@@ -102,7 +102,7 @@ def build_model_of(run: Run, dataset: Dataset) -> TransferModel:
     """
     set_precision(run.config.training.mixed_precision)
     model = build_model(run.config, dataset.classes)
-    check_network(run, model.digest)
+    hold_to_base(run, model.digest)
     return model
 
 

@@ -3,7 +3,7 @@
 runs/<run id>/run.json               configuration, dataset version, package versions
 runs/<run id>/checkpoints/<n>.json   the log of checkpoints, each naming its arrays
 runs/<run id>/arrays/<sha256>.npz    weights and optimiser state
-runs/<run id>/network/00000001.json  digest of the base as it was pretrained (`network.py`)
+runs/<run id>/base/00000001.json  digest of the base as it was pretrained (`pinned_base.py`)
 runs/<run id>/inputs/00000001.json   what each phase trains on: pixels, or what is kept of its frozen part
 runs/<run id>/uses/<n>.json          attempts that rely on what is kept
 runs/<run id>/tensorboard/…          event files
@@ -20,7 +20,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from transfer.backbone.identity import base_files
+from transfer.backbone.identity import base_digests
 from transfer.config import NOT_LEARNED, Config
 from transfer.dataset.manifest import Dataset
 from transfer.errors import AlreadyExistsError, RunConflictError, TrainingError
@@ -70,9 +70,9 @@ class Run:
         return Log(self.store, f"{self.prefix}/reports")
 
     @property
-    def network(self) -> Log:
-        """The log whose first entry says which network the run began with."""
-        return Log(self.store, f"{self.prefix}/network")
+    def base(self) -> Log:
+        """The log whose first entry says which base the run began with."""
+        return Log(self.store, f"{self.prefix}/base")
 
     @property
     def inputs(self) -> Log:
@@ -152,14 +152,14 @@ def load_run(store: Store, run_id: str, config: Config) -> Run:
 def identity(config: Config, dataset: Dataset) -> dict[str, Any]:
     """What decides what a run learns: the configuration, the dataset version, and the files of the base by content.
 
-    Raises what `base_files` raises.
+    Raises what `base_digests` raises.
     """
     learned = config.model_dump(mode="json", exclude=set(NOT_LEARNED))
     # A permission: it decides whether a base is refused, and not what is learned on it.
     del learned["base"]["accept_head"]
     # The dataset version says which images were used; where they once came from does not matter any more.
     learned["dataset"] = dataset.reference
-    for key, sha256 in base_files(config.base, storage=config.storage).items():
+    for key, sha256 in base_digests(config.base, storage=config.storage).items():
         learned["base"][key] = {"name": learned["base"][key], "sha256": sha256}
     return learned
 

@@ -18,14 +18,14 @@ from typing import Any
 import keras
 import numpy as np
 
-from transfer.backbone.identity import base_files
+from transfer.backbone.identity import base_digests
 from transfer.config import Config
 from transfer.dataset.manifest import Dataset
 from transfer.dataset.same_classes import places_among
 from transfer.errors import ConfigError, ObjectNotFoundError, TrainingError
 from transfer.storage import Log, Store
 from transfer.training.checkpoints import Checkpoints, assign
-from transfer.training.network import pinned_network
+from transfer.training.pinned_base import pinned_base
 from transfer.training.run import Run, load_run, started_identity
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def warm_start(head: keras.Model, run: Run, dataset: Dataset) -> None:
             f"training.warm_start is `{reference}`, which knows none of the classes of {dataset.reference}.",
             advice="Name a version that does, or leave warm_start out.",
         )
-    _check_network(reference, published.run, run)
+    _check_same_base(reference, published.run, run)
     first = [np.array(variable) for variable in head.trainable_variables]
     _check_features(reference, published.weights[0], first[0])
     assign(head.trainable_variables, taken_over(first, published.weights, places, output=run.config.head.output))
@@ -137,7 +137,7 @@ def _check_agreement(reference: str, theirs: Run, ours: Config) -> None:
     named = started_identity(theirs)["base"]
     differing += [
         f"the file of base.{key} has the SHA-256 {there[:12]}… there and {here[:12]}… here"
-        for key, here in base_files(ours.base, storage=ours.storage).items()
+        for key, here in base_digests(ours.base, storage=ours.storage).items()
         # A run of an earlier release does not say.
         if isinstance(named[key], dict) and (there := named[key]["sha256"]) != here
     ]
@@ -145,11 +145,11 @@ def _check_agreement(reference: str, theirs: Run, ours: Config) -> None:
         raise _refused(reference, f"its head does not fit: {'; '.join(differing)}")
 
 
-def _check_network(reference: str, theirs: Run, ours: Run) -> None:
+def _check_same_base(reference: str, theirs: Run, ours: Run) -> None:
     """Raise ConfigError where one base is another network than the other, however alike they are configured."""
     # Images of another size, or another precision, make another network of the same weights.
     seen = [(run.config.base.image_size, run.config.training.mixed_precision) for run in (theirs, ours)]
-    there, here = pinned_network(theirs), pinned_network(ours)
+    there, here = pinned_base(theirs), pinned_base(ours)
     if seen[0] == seen[1] and there is not None and here is not None and there != here:
         raise _refused(
             reference,

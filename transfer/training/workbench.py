@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from transfer.augmentation.layers import Augmentation
 from transfer.backbone.backbone import Backbone
-from transfer.backbone.identity import base_files
+from transfer.backbone.identity import base_digests
 from transfer.backbone.precision import set_precision
 from transfer.config import Config, PhaseConfig
 from transfer.errors import BaseChangedError
@@ -84,7 +84,7 @@ class Workbench:
         """
         set_precision(config.training.mixed_precision)
         # A file may have been replaced since a network was read from it.
-        files = base_files(config.base, storage=config.storage)
+        files = base_digests(config.base, storage=config.storage)
         of_base = (
             config.base.model_dump_json(),
             tuple(files.items()),
@@ -103,7 +103,7 @@ class Workbench:
 
     def _build(self, config: Config, files: dict[str, str]) -> _Base:
         backbone = build_backbone(config)
-        if base_files(config.base, storage=config.storage) != files:
+        if base_digests(config.base, storage=config.storage) != files:
             raise BaseChangedError(
                 f"A file of base.model, `{config.base.model}`, was replaced while it was read.",
                 advice="Repeat the command.",

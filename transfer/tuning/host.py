@@ -21,7 +21,7 @@ from transfer.config import Config
 from transfer.dataset.manifest import Dataset
 from transfer.errors import OutOfMemoryError
 from transfer.training.folds import Fold
-from transfer.training.network import check_network
+from transfer.training.pinned_base import hold_to_base
 from transfer.training.run import Run, open_run, run_id_for
 from transfer.tuning.at_work import Alone, AtWork, Branch, Failure, Packed, TrialState
 from transfer.tuning.folded import Folded
@@ -78,7 +78,7 @@ class TrialHost:
         for config in reversed(by_depth.values()):
             run = open_run(self._sweep.store, config, self._dataset, fold=self._folds[0])
             model = self._model(config)
-            check_network(run, model.digest)
+            hold_to_base(run, model.digest)
             inputs = Inputs(run, self._dataset, model, sharing=self._sharing(config))
             inputs.claim()
             found.update(dict.fromkeys(inputs.requests(None if self._sees_all_phases else [0])))
@@ -238,7 +238,7 @@ class TrialHost:
             runs = [self._run(trial, fold) for trial in trials]
             model = self._model(trials[0].config)
             with ThreadPoolExecutor(THREADS) as pool:
-                list(pool.map(lambda run: check_network(run, model.digest), runs))
+                list(pool.map(lambda run: hold_to_base(run, model.digest), runs))
             inputs = Inputs(runs[0], self._dataset, model, sharing=len(runs))
             inputs.extract()
             kept = inputs.open(0)

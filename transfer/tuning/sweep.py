@@ -18,7 +18,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from transfer.backbone.identity import base_files
+from transfer.backbone.identity import base_digests
 from transfer.config import Config
 from transfer.dataset.manifest import Dataset, load_dataset
 from transfer.errors import AlreadyExistsError, BaseChangedError
@@ -81,8 +81,8 @@ def _described(config: Config, dataset: Dataset) -> dict[str, Any]:
     """What decides what comes out of a sweep."""
     tried = sweep_of(config).model_dump(mode="json", exclude=_NOT_TRIED)
     described = {"learned": identity(config, dataset), "sweep": tried}
-    searched = [base_files(base, storage=config.storage) for base in bases_within_reach(config)]
-    return {**described, "base_files": searched} if any(searched) else described
+    searched = [base_digests(base, storage=config.storage) for base in bases_within_reach(config)]
+    return {**described, "base_digests": searched} if any(searched) else described
 
 
 def _id_of(config: Config, described: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoints, Progress
 from transfer.training.loop import Training
 from transfer.training.model import build_model, build_model_of
-from transfer.training.network import check_network, pinned_network
+from transfer.training.pinned_base import hold_to_base, pinned_base
 from transfer.training.restore import restore_model
 from transfer.training.run import open_run
 from transfer.training.strategy import create_strategy
@@ -50,11 +50,11 @@ def opened(config, dataset, **options):
 def test_a_run_is_held_to_the_network_that_it_began_with(digits, own_base, other_base):
     dataset, (config, path) = digits[1], own_base
     run = opened(config, dataset)
-    assert pinned_network(run) is None
+    assert pinned_base(run) is None
     train(run, dataset)
     # What is trained is no part of it, though the last block was.
-    assert pinned_network(run) == build_model(config, dataset.classes).digest
-    assert restore_model(run, dataset)[0].digest == pinned_network(run)
+    assert pinned_base(run) == build_model(config, dataset.classes).digest
+    assert restore_model(run, dataset)[0].digest == pinned_base(run)
 
     path.write_bytes(other_base)
     assert opened(config, dataset).id != run.id
@@ -72,7 +72,7 @@ def test_a_run_is_held_to_the_network_that_it_began_with(digits, own_base, other
     assert run.newest_report() is None
 
     path.write_bytes(BASE_PATH.read_bytes())
-    assert restore_model(run, dataset)[0].digest == pinned_network(run)
+    assert restore_model(run, dataset)[0].digest == pinned_base(run)
 
 
 def test_a_file_that_is_replaced_after_a_run_was_named_begins_no_run(digits, own_base, other_base):
@@ -81,7 +81,7 @@ def test_a_file_that_is_replaced_after_a_run_was_named_begins_no_run(digits, own
     path.write_bytes(other_base)
     with pytest.raises(BaseChangedError, match=r"base\.model is .*base\.keras`, another file here"):
         build_model_of(run, dataset)
-    assert pinned_network(run) is None
+    assert pinned_base(run) is None
 
 
 def test_networks_of_a_workbench_are_told_apart_by_their_files(digits, own_base, other_base):
@@ -96,11 +96,11 @@ def test_networks_of_a_workbench_are_told_apart_by_their_files(digits, own_base,
     path.write_bytes(BASE_PATH.read_bytes())
     third = Training(opened(config, dataset, run_id="third"), dataset, workbench=workbench)
     assert third.model.backbone is first.model.backbone
-    assert pinned_network(third.run) == first.model.digest
+    assert pinned_base(third.run) == first.model.digest
 
 
 def test_a_run_of_an_earlier_release_goes_on_as_before(digits):
     run = opened(*digits, run_id="earlier")
     Checkpoints(run).save(1, Progress(), weights=[], optimizer=[])
-    check_network(run, "0" * 64)
-    assert pinned_network(run) is None
+    hold_to_base(run, "0" * 64)
+    assert pinned_base(run) is None
