@@ -212,7 +212,7 @@ def test_a_head_of_another_base_of_the_same_name_is_refused(digits, features, tm
     reference, _ = published_head(digits, "on-a-file", (features, 10), (10,), **on_it)
     begun(new_run(digits, "on-the-same", **on_it, **warm(reference)), digits[1])
     # The same file, and yet another network was built for it: by another Keras, or behind a handle.
-    new_run(digits, "on-a-file", **on_it).network.append({"sha256": "0" * 64, "keras": "3"}, number=1)
+    new_run(digits, "on-a-file", **on_it).base.append({"sha256": "0" * 64, "keras": "3"}, number=1)
     with pytest.raises(ConfigError, match=r"base\.keras` is the network 000000000000… there"):
         begun(new_run(digits, "on-another-network", **on_it, **warm(reference)), digits[1])
     base.write_bytes(b"another")
