@@ -14,6 +14,7 @@ from transfer.cluster import connect, connect_for, run_where
 from transfer.config import Config
 from transfer.dataset.ingest import ingest as ingest_dataset
 from transfer.dataset.manifest import Dataset, load_dataset
+from transfer.errors import ConfigError
 from transfer.evaluation.report import Report
 from transfer.preflight import check_source_and_files
 from transfer.registry.predict import PredictOutcome
@@ -22,6 +23,7 @@ from transfer.registry.publication import published_version
 from transfer.registry.versions import ModelVersion, current_promotion, promote
 from transfer.steps import evaluated, fit, published, read_report, writable_storage
 from transfer.storage import open_store
+from transfer.training.history import row_kept
 from transfer.training.run import Run, load_run, open_run
 from transfer.tuning.lr_find import FoundRate, check_range, find_rate
 from transfer.tuning.space import check_space, with_values
@@ -99,7 +101,18 @@ def sweep(config: Config) -> tuple[SweepOutcome, TrainOutcome]:
             winner.reason,
         )
     run = open_run(store, with_values(config, winner.values), dataset, run_id=winner.run_id or None)
-    return outcome, _finish(run, dataset)
+    won = _finish(run, dataset)
+    if winner.status == "stopped":
+        at_its_end = row_kept(won.report.history, run.config.phases)
+        logger.info(
+            "At the end of its run, validation accuracy is %.4f and loss %.4f; trial %d won with %s %.4f.",
+            at_its_end.validation_accuracy,
+            at_its_end.validation_loss,
+            winner.number,
+            outcome.result.metric,
+            winner.value,
+        )
+    return outcome, won
 
 
 def nightly(config: Config) -> tuple[NightSummary, str]:
@@ -127,6 +140,11 @@ def publish(config: Config, *, run_id: str, again: bool = False) -> ModelVersion
     the version that it replaces serves.
     """
     run = load_run(writable_storage(config), run_id, config)
+    if run.config.name != config.name:
+        raise ConfigError(
+            f"Run `{run_id}` is one of `{run.config.name}`, and `name` in the configuration is `{config.name}`.",
+            advice="Publish it with the configuration that it was trained with: it becomes a version of that model.",
+        )
     dataset = load_dataset(run.store, run.dataset_name, run.dataset_number)
     return _publish_and_promote(run, run.newest_report(dataset.held_out_split), again=again)
 

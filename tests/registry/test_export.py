@@ -13,7 +13,7 @@ import tensorflow as tf
 from tests.digits import digits_config, write_some_digits
 from tests.registry.test_loaders import Tampered
 from transfer import pipeline
-from transfer.errors import DatasetError, ParityError, RegistryError, TrainingError
+from transfer.errors import ConfigError, DatasetError, ParityError, RegistryError, TrainingError
 from transfer.evaluation.evaluate import evaluate_run, held_out_images, load_report
 from transfer.registry import publish
 from transfer.registry.loaders import LOADERS
@@ -53,7 +53,7 @@ def test_the_main_job_ends_with_a_promoted_version_and_a_report(outcome):
     assert done.version.provenance["run"] == done.run.id
     proof = done.version.provenance["parity"]
     assert proof["largest_difference"] == max(proof["by_loader"].values()) <= 1e-5
-    assert set(proof["by_loader"]) == set(LOADERS)
+    assert set(proof["by_loader"]) == {loader.name for loader in LOADERS}
     assert Path(done.report_uri.removeprefix("file://")).read_text().startswith("<!doctype html>")
     assert done.report.metrics.accuracy > 0.3
 
@@ -185,6 +185,8 @@ def test_an_unfinished_run_cannot_be_evaluated_and_an_unevaluated_one_not_publis
         pipeline.evaluate(config, run_id=run.id)
     with pytest.raises(RegistryError, match="has no report"):
         pipeline.publish(config, run_id=run.id)
+    with pytest.raises(ConfigError, match="is one of `digits`, and `name` in the configuration is `other`"):
+        pipeline.publish(config.model_copy(update={"name": "other"}), run_id=run.id)
     assert len(list(list_versions(open_store(config.storage), "digits"))) == 1
 
 

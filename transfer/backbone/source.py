@@ -80,7 +80,10 @@ def local_file(uri: str, *, directory: Path, storage: StorageConfig | None) -> P
     if not is_s3(uri):
         path = path_here(uri)
         if not path.is_file():
-            raise BackboneError(f"There is no file {uri}.", advice="Check the path; it is relative to where you run.")
+            raise BackboneError(
+                f"There is no file {uri}, which base.model or base.weights names.",
+                advice="Bring it back, or name another one. A relative path begins where you run the command.",
+            )
         return path
     parent, _, name = uri.rpartition("/")
     target = directory / name

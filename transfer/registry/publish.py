@@ -29,6 +29,7 @@ def publish_run(run: Run, dataset: Dataset, *, report_number: int | None = None,
     """
     published = published_version(run.store, run.config.name, run.id)
     if published is not None and not again:
+        logger.info("Run %s is published already, as version %d.", run.id, published.number)
         return published
     report_number = report_number or run.newest_report()
     if report_number is None:

@@ -50,11 +50,11 @@ def hold_to_base(run: Run, digest: str) -> None:
     if pinned is not None and pinned.sha256 != digest:
         here = version("keras")
         raise BaseChangedError(
-            f"Run `{run.id}` began with another network than base.model (`{run.config.base.model}`) gives now: SHA-256 "
-            f"{pinned.sha256[:_SHOWN]}… then, {digest[:_SHOWN]}… now"
+            f"Run `{run.id}` began with another network than base.model (`{run.config.base.model}`) gives now: its "
+            f"digest was {pinned.sha256[:_SHOWN]}… then and is {digest[:_SHOWN]}… now"
             + ("." if pinned.keras == here else f"; Keras was {pinned.keras} then and is {here} now."),
             advice="Bring back the file, the weights or the release of Keras that it began with, or start another run: "
-            "`transfer train` with --run-id and a new name.",
+            "`transfer train`, with --run-id and a new name where it finds this one.",
         )
 
 
