@@ -99,10 +99,19 @@ def test_config_check_finds_missing_weights(transfer_here, config, change):
     assert "/nowhere" in done.stderr
 
 
-def test_config_check_passes_a_good_one(config):
-    done = transfer("config", "check", config, "--json")
+def test_config_check_passes_a_good_one_and_says_what_cannot_be_learned_on_a_random_base(config):
+    done = transfer(
+        "config", "check", config, "--json", "--set", "base.model=MobileNetV2", "--set", "base.weights=none"
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["valid"] is True
+    assert "hardly anything can be learned on this base" in done.stderr
+
+
+def test_config_check_finds_a_typo_in_a_sweeps_space(transfer_here, config):
+    done = transfer_here("config", "check", config, "--set", 'sweep.space={"phases.0.learning_rte": [1]}')
+    assert done.returncode == 2
+    assert "did you mean `learning_rate`" in done.stderr
 
 
 def test_json_is_one_object_on_stdout_and_the_rest_goes_to_stderr(config):

@@ -132,6 +132,11 @@ def sent(tree, *options, storage="s3://bucket/prefix", source="digits", base="Mo
     submit(job, path, overrides=options, arguments=arguments, **where)
 
 
+def test_a_typo_in_a_sweeps_space_is_found_before_anything_is_sent(tree):
+    with pytest.raises(ConfigError, match="did you mean `learning_rate`"):
+        sent(tree, 'sweep.space={"phases.0.learning_rte": [1]}', job="sweep")
+
+
 PREDICT = {"job": "predict"}
 
 

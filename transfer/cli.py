@@ -200,12 +200,15 @@ def demo(
 
 @config_app.command("check")
 def config_check(config: ConfigPath, overrides: Overrides = None, json: AsJson = False) -> None:
-    """Check a configuration, its storage, source, weights and unfreeze depths, without starting anything."""
+    """Check a configuration, its sweep, storage, source, weights and unfreeze depths, without starting anything."""
 
     def work() -> dict[str, Any]:
         from transfer import pipeline
+        from transfer.tuning.space import check_space
 
         loaded = load(config, overrides)
+        if loaded.sweep is not None:
+            check_space(loaded)
         pipeline.check(loaded)
         return {"config": str(config), "valid": True, "storage": loaded.storage.uri}
 

@@ -198,11 +198,18 @@ def _check_base_and_depths(config: Config) -> None:
     # First, as for training: it sets the process's GPUs up, which cannot be done once one is in use.
     create_strategy()
 
+    from transfer.backbone.graph import has_batch_norms
     from transfer.backbone.load import load_backbone
     from transfer.backbone.precision import set_precision
 
     set_precision(config.training.mixed_precision)
     backbone = load_backbone(config.base, storage=config.storage)
+    if config.base.weights == "none" and has_batch_norms(backbone.network):
+        logger.warning(
+            "base.weights is `none`, and %s has BatchNorms. They answer by stored statistics, which are those of no "
+            "image and stay so: hardly anything can be learned on this base.",
+            config.base.model,
+        )
     for phase in config.phases:
         backbone.cut(phase.unfreeze)
     if config.training.warm_start is not None:

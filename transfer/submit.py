@@ -26,6 +26,7 @@ import tenacity
 from transfer.config import load_document, parse_config
 from transfer.errors import ClusterError, ConfigError
 from transfer.local_paths import check_paths, values_of
+from transfer.tuning.space import check_space
 from transfer.working_tree import Package, pack
 
 STOPPED = 20
@@ -76,6 +77,8 @@ def submit(
     _check_job(job, root)
     document = load_document(config, [*overrides, *values_of("--set", arguments)])
     loaded = parse_config(document, name=str(config))
+    if job == "sweep":
+        check_space(loaded)
     check_paths(loaded, document, job=job, arguments=arguments, root=root)
     options = [part for override in overrides for part in ("--set", override)]
     with tempfile.TemporaryDirectory(prefix="transfer-submit-") as folder:

@@ -82,6 +82,11 @@ def has_trainable_weights(network: keras.Model) -> bool:
     return any(layer._trainable_variables for layer in inner_layers(network))  # noqa: SLF001
 
 
+def has_batch_norms(network: keras.Model) -> bool:
+    """Whether a BatchNorm is in the network, those inside nested models included."""
+    return any(isinstance(layer, keras.layers.BatchNormalization) for layer in inner_layers(network))
+
+
 def called_on(network: keras.Model, *shapes: tuple[int | None, ...]) -> keras.Model:
     """The same layers, called again on inputs of other shapes (batch first): all shapes are then as known as these."""
     inputs = [

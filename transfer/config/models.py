@@ -125,7 +125,8 @@ class BaseNetworkConfig(Section):
     (folder, `.tar.gz`, `s3://…`, or a handle that tensorflow-hub resolves). Files may be local or `s3://`."""
     weights: str = "imagenet"
     """For `keras.applications`: `imagenet`, `none` (random), or a weights file (`.weights.h5`, local or `s3://`).
-    `.keras` files and SavedModels bring their own weights; with `none` a `.keras` file starts with random ones."""
+    `.keras` files and SavedModels bring their own weights, and a file beside them is refused; with `none` a `.keras`
+    file starts with random ones. On random weights with BatchNorms hardly anything can be learned."""
     image_size: Annotated[int, Field(ge=8, le=4096)] = 224
     """Side of the square, in pixels, that images are resized to."""
     tap: str | None = None
