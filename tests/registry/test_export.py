@@ -139,10 +139,18 @@ def test_an_export_that_answers_differently_is_refused(outcome, held_out, tmp_pa
         prove_parity(exported, held_out[:8], expected)
 
 
-def test_what_no_session_can_run_is_not_published(outcome, monkeypatch):
+@pytest.mark.parametrize(
+    ("mistake", "said"),
+    [
+        ("range of files", r"asked by tf.saved_model.load, differ"),
+        ("Keras's variables", r"asked by a session, as in TensorFlow Serving: .*Could not find variable"),
+        ("range of pixels", r"asked by the signature `pixels`, differ"),
+    ],
+)
+def test_what_a_loader_would_answer_otherwise_is_not_published(outcome, monkeypatch, mistake, said):
     config, done = outcome
-    monkeypatch.setattr(publish, "export", lambda model, folder, **_: Tampered(model, "Keras's variables").save(folder))
-    with pytest.raises(ParityError, match=r"asked by a session, as in TensorFlow Serving: .*Could not find variable"):
+    monkeypatch.setattr(publish, "export", lambda model, folder, **_: Tampered(model, mistake).save(folder))
+    with pytest.raises(ParityError, match=said):
         pipeline.publish(config, run_id=done.run.id, again=True)
     assert [version.number for version in list_versions(open_store(config.storage), "digits")] == [1]
 

@@ -219,7 +219,7 @@ class Tampered(tf.Module):
             fn_output_signature=tf.float32,
         )
         images = tf.ensure_shape(decoded, [None, SIZE, SIZE, 3])
-        return {"probabilities": self._answer(images[..., ::-1] if self._mistake == "colours of files" else images)}
+        return {"probabilities": self._answer(images / 2.0 if self._mistake == "range of files" else images)}
 
     def from_pixels(self, images):
         images = tf.ensure_shape(images, [None, SIZE, SIZE, 3])
@@ -243,7 +243,7 @@ class Tampered(tf.Module):
     ("mistake", "noticed_by"),
     [
         ("nothing", None),
-        ("colours of files", "tf.saved_model.load"),
+        ("range of files", "tf.saved_model.load"),
         ("Keras's variables", "a session, as in TensorFlow Serving"),
         ("range of pixels", "the signature `pixels`"),
     ],
