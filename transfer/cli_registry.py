@@ -18,6 +18,9 @@ registry_app = typer.Typer(
     help="List a model's versions, fetch and verify them, go back to one, keep one, remove old ones.",
     no_args_is_help=True,
 )
+VersionOrPromoted = Annotated[
+    int | None, typer.Argument(metavar="VERSION", min=1, help="Number of the version. Default: the promoted one.")
+]
 Version = Annotated[int, typer.Argument(metavar="VERSION", min=1, help="Number of the version.")]
 
 
@@ -43,9 +46,7 @@ def list_(config: ConfigPath, overrides: Overrides = None, json: AsJson = False)
 @registry_app.command("show")
 def show(
     config: ConfigPath,
-    version: Annotated[
-        int | None, typer.Argument(metavar="VERSION", min=1, help="Number of the version. Default: the promoted one.")
-    ] = None,
+    version: VersionOrPromoted = None,
     overrides: Overrides = None,
     json: AsJson = False,
 ) -> None:
@@ -95,9 +96,7 @@ def rollback(
 def fetch(
     config: ConfigPath,
     to: Annotated[Path, typer.Option(help="Folder on this machine; the version becomes a folder in it.")],
-    version: Annotated[
-        int | None, typer.Argument(metavar="VERSION", min=1, help="Number of the version. Default: the promoted one.")
-    ] = None,
+    version: VersionOrPromoted = None,
     overrides: Overrides = None,
     json: AsJson = False,
 ) -> None:

@@ -9,7 +9,6 @@ import typer
 from transfer.cli_common import AsJson, ConfigPath, Overrides, load, run
 
 tuning_app = typer.Typer()
-STATUSES = ("finished", "stopped", "failed")
 
 
 @tuning_app.command()
@@ -21,11 +20,10 @@ def sweep(config: ConfigPath, overrides: Overrides = None, json: AsJson = False)
 
         outcome, won = pipeline.sweep(load(config, overrides))
         result, winner = outcome.result, outcome.winner
-        count = {status: sum(trial.status == status for trial in result.trials) for status in STATUSES}
         return {
             "sweep": result.id,
             "dataset": result.dataset,
-            "trials": count,
+            "trials": result.counts,
             "ended because": result.ended_by,
             "winner": winner.values,
             f"validation {result.metric}": winner.value,

@@ -57,13 +57,13 @@ def memory_explained(work: str, *, advice: str = FOR_ANY_WORK) -> Iterator[None]
     try:
         yield
     except Exception as error:
-        found = _what_did_not_fit(error)
+        found = what_did_not_fit(error)
         if found is None:
             raise
         raise OutOfMemoryError(f"{work} ran out of memory: {found}.", advice=advice) from error
 
 
-def _what_did_not_fit(error: Exception) -> str | None:
+def what_did_not_fit(error: Exception) -> str | None:
     """The words of an error that says that memory ran out; None for any other error."""
     if isinstance(error, MemoryError):
         return str(error).rstrip(".") or "Python could not allocate any more"

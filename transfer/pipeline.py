@@ -22,7 +22,7 @@ from transfer.registry.predict import predict as predict_images
 from transfer.registry.publication import published_version
 from transfer.registry.versions import ModelVersion, current_promotion, promote
 from transfer.steps import evaluated, fit, published, read_report, writable_storage
-from transfer.storage import open_store
+from transfer.storage import Store, open_store
 from transfer.training.history import row_kept
 from transfer.training.run import Run, load_run, open_run
 from transfer.tuning.lr_find import FoundRate, check_range, find_rate
@@ -182,11 +182,14 @@ def _finish(run: Run, dataset: Dataset) -> TrainOutcome:
 def _publish_and_promote(run: Run, report: int | None, *, again: bool = False) -> ModelVersion:
     before = published_version(run.store, run.config.name, run.id) if again else None
     version = published(run, report=report, again=again)
-    serving = current_promotion(run.store, run.config.name)
-    takes_its_place = before is None or (serving is not None and serving.version == before.number)
-    if run.config.publish.promote and takes_its_place:
+    if run.config.publish.promote and (before is None or _serves(run.store, before)):
         promote(run.store, version, reason=f"published by run {run.id}")
     return version
+
+
+def _serves(store: Store, version: ModelVersion) -> bool:
+    promotion = current_promotion(store, version.model)
+    return promotion is not None and promotion.version == version.number
 
 
 # What runs in a process with TensorFlow. Numbers and ids go in and out, not objects that hold connections.

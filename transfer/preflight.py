@@ -9,7 +9,7 @@ import importlib.util
 import os
 from pathlib import Path
 
-from transfer.backbone.identity import holds_saved_model
+from transfer.backbone.source import saved_model_in
 from transfer.config import BaseNetworkConfig, Config
 from transfer.config.paths import path_here
 from transfer.errors import ConfigError
@@ -41,10 +41,10 @@ def files_of(base: BaseNetworkConfig, *, root: Path = Path()) -> dict[str, str]:
     """Files, folders and addresses that a base network is read from, by key; relative ones are relative to `root`."""
     files = {}
     here = root / path_here(base.model)
-    if _is_path(base.model) or here.is_file() or holds_saved_model(here):
+    if _is_path(base.model) or here.is_file() or saved_model_in(here) is not None:
         files["base.model"] = base.model
-    if base.weights not in ("imagenet", "none"):
-        files["base.weights"] = base.weights
+    if base.weights_file is not None:
+        files["base.weights"] = base.weights_file
     return files
 
 

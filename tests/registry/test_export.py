@@ -18,7 +18,7 @@ from transfer.evaluation.evaluate import evaluate_run, held_out_images, load_rep
 from transfer.registry import publish
 from transfer.registry.loaders import LOADERS
 from transfer.registry.parity import prove_parity
-from transfer.registry.versions import download_version, list_versions, load_version
+from transfer.registry.versions import download_version, list_versions, load_version, promote
 from transfer.steps import evaluated
 from transfer.storage import open_store
 
@@ -229,14 +229,20 @@ def test_what_an_evaluation_that_was_killed_halfway_left_does_not_stand_in_the_w
     load_report(done.run, number + 1)
 
 
-def test_a_run_is_published_again_as_a_plain_graph_and_what_was_there_stays(outcome):
+def test_a_run_is_published_again_as_a_plain_graph_and_takes_only_its_own_place(outcome):
     config, done = outcome
-    plain = config.model_copy(
-        update={"publish": config.publish.model_copy(update={"graph": "plain", "promote": False})}
-    )
+    store = open_store(config.storage)
+    plain = config.model_copy(update={"publish": config.publish.model_copy(update={"graph": "plain"})})
     again = pipeline.publish(plain, run_id=done.run.id, again=True)
     assert again.number == done.version.number + 1
     assert again.provenance["parity"]["largest_difference"] <= 1e-5
     # It is proved against answers of the same graph.
-    assert load_report(done.run, again.provenance["report"])[0].config["publish"]["graph"] == "plain"
-    assert load_version(open_store(config.storage), "digits") == done.version
+    report, _ = load_report(done.run, again.provenance["report"])
+    assert (report.graph, report.rounds_coarsely) == ("plain", False)
+    assert load_version(store, "digits") == again
+    assert load_version(store, "digits", done.version.number) == done.version
+
+    promote(store, done.version, reason="somebody went back to it")
+    third = pipeline.publish(plain, run_id=done.run.id, again=True)
+    assert third.number == again.number + 1
+    assert load_version(store, "digits") == done.version

@@ -1,6 +1,7 @@
 """A published model answers whoever loads it, whatever its base is; and one that does not is not published."""
 
 import io
+import sys
 import warnings
 
 import keras
@@ -11,15 +12,16 @@ from PIL import Image
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 
 from tests.backbone.conftest import export_module
+from tests.plain import plain_logits
 from tests.registry.c_api import answer_of_c_api
 from transfer.backbone.backbone import Backbone
 from transfer.backbone.load import load_backbone
 from transfer.backbone.preprocess import RANGES
 from transfer.config import BaseNetworkConfig, HeadConfig
-from transfer.errors import ParityError
+from transfer.errors import OutOfMemoryError, ParityError
 from transfer.registry.export import export
-from transfer.registry.loaders import LOADERS
-from transfer.registry.parity import TOLERANCE, check_outcome, compare
+from transfer.registry.loaders import LOADERS, Loader
+from transfer.registry.parity import TOLERANCE, check_outcome, compare, prove_parity
 from transfer.training import inference
 from transfer.training.head import build_head
 from transfer.training.model import TransferModel
@@ -113,7 +115,7 @@ def pictures(count=3):
 
 
 def expected_of(model, pixels):
-    return tf.nn.softmax(model.logits(tf.constant(pixels))).numpy()
+    return tf.nn.softmax(plain_logits(model, tf.constant(pixels))).numpy()
 
 
 @pytest.mark.parametrize(
@@ -204,7 +206,7 @@ class Tampered(tf.Module):
 
     def __init__(self, model, mistake):
         super().__init__()
-        self._answer = lambda images: tf.nn.softmax(model.logits(images))
+        self._answer = lambda images: tf.nn.softmax(plain_logits(model, images))
         self._mistake = mistake
         # As Keras would have it: the variables that the object graph holds are not those that are restored by name.
         self.network, self.head = model.backbone.network, model.head
@@ -259,3 +261,35 @@ def test_each_way_of_asking_notices_what_the_others_do_not(mistake, noticed_by, 
                 check_outcome(way, outcome, images=len(files), tolerance=TOLERANCE)
         elif noticed_by != "tf.saved_model.load":
             check_outcome(way, outcome, images=len(files), tolerance=TOLERANCE)
+
+
+def test_whatever_a_model_does_instead_of_answering_is_an_outcome_but_not_memory_that_is_missing(tmp_path):
+    def failing(error):
+        def load(_folder):
+            raise error
+
+        return Loader("a loader", load)
+
+    assert failing(AttributeError("no signature")).answers(tmp_path, []) == "AttributeError: no signature"
+    out_of_memory = tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor with shape[8]")
+    for error in (MemoryError("64 GiB"), out_of_memory):
+        with pytest.raises(OutOfMemoryError, match="A model asked by a loader ran out of memory"):
+            failing(error).answers(tmp_path, [])
+
+
+@pytest.mark.parametrize(
+    ("script", "kind", "said"),
+    [
+        ("kill -9 $$", ParityError, "ended by signal 9"),
+        ("echo A model asked by a session ran out of memory. >&2; exit 15", OutOfMemoryError, "asked by a session"),
+        ("echo no numpy >&2; exit 1", ParityError, "cannot be used in a fresh process: no numpy"),
+    ],
+)
+def test_a_proof_whose_process_ends_otherwise_is_no_proof_and_says_why(script, kind, said, tmp_path, monkeypatch):
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(python))
+    with pytest.raises(kind, match=said) as raised:
+        prove_parity(tmp_path, [b"image"], np.ones((1, 1), np.float32))
+    assert "Nothing was published" in raised.value.advice

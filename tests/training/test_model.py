@@ -7,7 +7,10 @@ import pytest
 import tensorflow as tf
 
 from tests.digits import digits_config
+from tests.plain import plain_logits
+from transfer.backbone.precision import set_precision
 from transfer.errors import BackboneError, ConfigError
+from transfer.training.inference import rounds_coarsely
 from transfer.training.model import build_model
 
 CLASSES = list("0123456789")
@@ -41,7 +44,7 @@ def test_both_parts_together_answer_what_the_model_answers(model, depth):
     images = tf.constant(np.random.default_rng(0).uniform(0, 255, (3, 32, 32, 3)), tf.float32)
     split = model.split(depth)
     in_parts = split.logits(split.activations(images), training=False)
-    np.testing.assert_allclose(in_parts, model.logits(images), atol=1e-6)
+    np.testing.assert_allclose(in_parts, plain_logits(model, images), atol=1e-6)
 
 
 def test_gradients_stop_at_the_cut(model):
@@ -59,11 +62,20 @@ def test_variables_of_several_depths_have_no_repeats(model):
     assert len(found) == len(set(found)) == len(model.split(2).variables)
 
 
+@pytest.mark.parametrize(("precision", "coarse"), [("off", False), ("bfloat16", True)])
+def test_half_precision_anywhere_rounds_coarsely(precision, coarse):
+    set_precision(precision)
+    try:
+        assert rounds_coarsely(build_model(digits_config("images", "storage"), CLASSES)) is coarse
+    finally:
+        set_precision("off")
+
+
 def test_one_sigmoid_is_softmax_over_zero_and_its_logit():
     config = digits_config("images", "storage", head={"output": "sigmoid"})
     images = tf.random.stateless_uniform((2, 32, 32, 3), seed=(0, 0))
     two = build_model(config, ["no", "yes"])
-    logits = two.logits(images).numpy()
+    logits = plain_logits(two, images).numpy()
     np.testing.assert_array_equal(logits[:, 0], 0)
     np.testing.assert_allclose(tf.nn.softmax(logits)[:, 1], tf.nn.sigmoid(logits[:, 1]), rtol=1e-6)
     with pytest.raises(ConfigError, match="for exactly 2 classes; the dataset has 10"):
@@ -75,7 +87,7 @@ def test_one_sigmoid_is_softmax_over_zero_and_its_logit():
 def test_heads_of_every_shape_answer_logits(pooling, hidden):
     head = {"pooling": pooling, "hidden": hidden, "l2": 1e-3}
     model = build_model(digits_config("images", "storage", head=head), CLASSES)
-    assert model.logits(tf.zeros((2, 32, 32, 3))).shape == (2, 10)
+    assert plain_logits(model, tf.zeros((2, 32, 32, 3))).shape == (2, 10)
     assert float(model.split(0).regularization()) > 0
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -12,6 +12,12 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 
 from transfer.activations.inference import InferenceNetwork
 from transfer.activations.prefix import Prefix
+
+
+def traced(function: Callable[[tf.Tensor], Any], argument: tf.TensorSpec) -> Any:
+    """A concrete function of one argument."""
+    # Autograph would first rewrite the source of everything that is called: four times the time.
+    return tf.function(function, autograph=False).get_concrete_function(argument)
 
 
 class Pass:
@@ -38,16 +44,14 @@ class Pass:
             return [tf.cast(output, tf.float32) for output in network(self._prepared(rows))]
 
         rows = tf.TensorSpec([None, *self.row_shape], tf.float32)
-        # Autograph would first rewrite the source of everything that is called: four times the time.
-        function = tf.function(forward, autograph=False).get_concrete_function(rows)
+        function = traced(forward, rows)
         # A SavedModel computes with variables of its own, which become constants, and maybe with tables, which do not.
         if not function.captured_inputs:
             return function
         frozen = convert_variables_to_constants_v2(function)
         names = {tensor.name for tensor in frozen.inputs}
         tables = [handle for handle, inside in function.graph.captures if inside.name in names]
-        bound = tf.function(lambda rows: frozen(rows, *tables), autograph=False)
-        return bound.get_concrete_function(rows) if tables else frozen
+        return traced(lambda rows: frozen(rows, *tables), rows) if tables else frozen
 
     def plain(self, rows: np.ndarray) -> list[np.ndarray]:
         """The outputs for rows, float32 [n, *row_shape], by calling the Keras network: what faster ways must equal."""

@@ -56,7 +56,7 @@ def load_application(config: BaseNetworkConfig, *, storage: StorageConfig | None
     constructor = known_networks()[config.model]
     _check_options(config, constructor)
     preprocessing = _preprocessing(config, constructor)
-    if config.weights in {"imagenet", "none"}:
+    if config.weights_file is None:
         network = _construct(config, constructor, weights=None if config.weights == "none" else config.weights)
     else:
         network = _construct(config, constructor, weights=None)

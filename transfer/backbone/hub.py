@@ -9,7 +9,6 @@ A SavedModel is a program: it may read and write files when it runs. Use only th
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import shutil
 import tempfile
@@ -21,12 +20,14 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from transfer.backbone.identity import combined_sha256
 from transfer.backbone.precision import precision
 from transfer.backbone.preprocess import RANGES
-from transfer.backbone.source import LoadedNetwork, is_s3, local_file, local_folder, unpack_tar
+from transfer.backbone.source import LoadedNetwork, is_s3, local_file, local_folder, saved_model_in, unpack_tar
 from transfer.config import BaseNetworkConfig, StorageConfig
 from transfer.config.paths import path_here
 from transfer.errors import BackboneError
+from transfer.storage import sha256_of_file
 
 ARCHIVE_SUFFIXES = (".tar.gz", ".tgz")
 # Where a module answers several tensors by name: the names that stand for its main one, first match wins.
@@ -130,7 +131,8 @@ def load_saved_model(config: BaseNetworkConfig, *, storage: StorageConfig | None
         )
     scratch = Path(tempfile.mkdtemp(prefix="transfer-"))
     try:
-        folder = _find_module(_fetch(config.model, scratch, storage))
+        fetched = _fetch(config.model, scratch, storage)
+        folder = saved_model_in(fetched) or fetched
         layer = SavedModelLayer(folder, image_size=config.image_size, shown_as=config.model)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -171,12 +173,6 @@ def _resolve(handle: str) -> Path:
         ) from error
 
 
-def _find_module(folder: Path) -> Path:
-    """The module's own folder: archives often hold it one level down."""
-    inner = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-    return next((path for path in [folder, *inner] if (path / "saved_model.pb").is_file()), folder)
-
-
 def _files_sha256(folder: Path, shown_as: str) -> str:
     """SHA-256 of all that TensorFlow reads of a module: the graph, the values of its variables, and its assets.
 
@@ -189,12 +185,7 @@ def _files_sha256(folder: Path, shown_as: str) -> str:
             advice="Name a .keras file, or the folder that holds saved_model.pb.",
         )
     files = [path for part in ("assets", "variables") for path in (folder / part).rglob("*") if path.is_file()]
-    digest = hashlib.sha256()
-    for path in sorted([graph, *files]):
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        digest.update(f"{path.relative_to(folder).as_posix()}\n{content}\n".encode())
-    return digest.hexdigest()
+    return combined_sha256((path.relative_to(folder).as_posix(), sha256_of_file(path)) for path in [graph, *files])
 
 
 def _load_module(folder: Path, shown_as: str) -> Any:

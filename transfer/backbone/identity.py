@@ -12,13 +12,12 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from transfer.backbone.source import check_bounds, is_s3, open_at
+from transfer.backbone.source import check_bounds, is_s3, open_at, saved_model_in
 from transfer.config import BaseNetworkConfig, StorageConfig
 from transfer.config.paths import path_here
 from transfer.errors import BackboneError
 from transfer.storage import Store, StoredObject, sha256_of_file
 
-_WEIGHTS_OF_KERAS = ("imagenet", "none")
 _FILE_SUFFIXES = (".keras", ".h5", ".tar.gz", ".tgz")
 """What names one object in a bucket; any other name is the prefix of a SavedModel."""
 _SETTLED_NS = 2 * 10**9
@@ -36,10 +35,8 @@ def base_digests(config: BaseNetworkConfig, *, storage: StorageConfig | None) ->
     that tensorflow-hub resolves. Neither has one whose file is not there: loading it says so. `storage` says how to
     reach `s3://` files. Raises BackboneError for a folder that is too large for one SavedModel, StorageError from S3.
     """
-    named = {"model": config.model}
-    if config.weights not in _WEIGHTS_OF_KERAS:
-        named["weights"] = config.weights
-    digests = {key: _digest(name, storage) for key, name in named.items()}
+    named = {"model": config.model, "weights": config.weights_file}
+    digests = {key: _digest(name, storage) for key, name in named.items() if name is not None}
     return {key: digest for key, digest in digests.items() if digest is not None}
 
 
@@ -51,13 +48,8 @@ def _digest(name: str, storage: StorageConfig | None) -> str | None:
     path = path_here(name)
     if path.is_file():
         return _sha256(path)
-    return _of_folder(name, path) if holds_saved_model(path) else None
-
-
-def holds_saved_model(folder: Path) -> bool:
-    """Whether it is a SavedModel or has one a level down, as archives do; any folder may be called `ResNet50`."""
-    graph = "saved_model.pb"
-    return (folder / graph).is_file() or (folder.is_dir() and any(folder.glob(f"*/{graph}")))
+    # Any folder may be called `ResNet50`.
+    return _of_folder(name, path) if saved_model_in(path) is not None else None
 
 
 def _of_folder(name: str, folder: Path) -> str:
@@ -67,7 +59,7 @@ def _of_folder(name: str, folder: Path) -> str:
             path = Path(parent, each)
             files[path.relative_to(folder).as_posix()] = path
         check_bounds(name, files=len(files), size_bytes=0)
-    return _combined_sha256((relative, _sha256(path)) for relative, path in files.items() if path.is_file())
+    return combined_sha256((relative, _sha256(path)) for relative, path in files.items() if path.is_file())
 
 
 def _sha256(path: Path) -> str:
@@ -101,7 +93,7 @@ def _digest_in_bucket(uri: str, storage: StorageConfig | None) -> str | None:
     store = open_at(uri, storage)
     items = list(store.list())
     check_bounds(uri, files=len(items), size_bytes=sum(item.size_bytes for item in items))
-    return _combined_sha256((item.name, _object_sha256(store, item, storage)) for item in items) if items else None
+    return combined_sha256((item.name, _object_sha256(store, item, storage)) for item in items) if items else None
 
 
 def _object_sha256(store: Store, item: StoredObject, storage: StorageConfig | None) -> str:
@@ -110,6 +102,7 @@ def _object_sha256(store: Store, item: StoredObject, storage: StorageConfig | No
         return _known[stamp]
     digest = hashlib.sha256()
     with store.open(item.name) as file:
+        # Each read is a request: hashlib's own `file_digest` would make thirty times as many.
         while piece := file.read(_READ_SIZE_BYTES):
             digest.update(piece)
     # A service that says nothing that changes with the content is asked again.
@@ -118,7 +111,7 @@ def _object_sha256(store: Store, item: StoredObject, storage: StorageConfig | No
     return digest.hexdigest()
 
 
-def _combined_sha256(files: Iterable[tuple[str, str]]) -> str:
+def combined_sha256(files: Iterable[tuple[str, str]]) -> str:
     """SHA-256 of several files, whatever order they come in: their relative names and the SHA-256 of each."""
     lines = sorted(f"{digest} {name}\n" for name, digest in files)
     return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()

@@ -47,7 +47,7 @@ def _load(config: BaseNetworkConfig, storage: StorageConfig | None) -> LoadedNet
             f"base.options are given and {model} is not a network of keras.applications, which alone takes options.",
             advice="Remove base.options, or check base.model." + nearest(model, known_networks()),
         )
-    if config.weights not in ("imagenet", "none"):
+    if config.weights_file is not None:
         raise BackboneError(
             f"base.weights is {config.weights!r} and {model} is not a network of keras.applications, which alone takes "
             "other weights.",

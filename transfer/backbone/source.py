@@ -108,6 +108,12 @@ def local_folder(uri: str, *, directory: Path, storage: StorageConfig | None) ->
     return directory
 
 
+def saved_model_in(folder: Path) -> Path | None:
+    """The folder of the SavedModel that a folder is, or has a level down, as archives do; None where there is none."""
+    inner = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    return next((path for path in [folder, *inner] if (path / "saved_model.pb").is_file()), None)
+
+
 def unpack_tar(archive: Path, *, directory: Path, shown_as: str) -> Path:
     """Unpack a `.tar.gz` of a module into `directory` and return it.
 

@@ -141,6 +141,11 @@ class BaseNetworkConfig(Section):
     options: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the network's constructor in `keras.applications`, for example `{alpha: 0.35}`."""
 
+    @property
+    def weights_file(self) -> str | None:
+        """The file that `weights` names; None for `imagenet` and `none`."""
+        return None if self.weights in {"imagenet", "none"} else self.weights
+
 
 class HeadConfig(Section):
     """The new layers on top of the base."""

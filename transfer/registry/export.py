@@ -19,10 +19,11 @@ from typing import Any
 
 import tensorflow as tf
 
+from transfer.activations.tracing import traced
 from transfer.config import ServingGraph
 from transfer.dataset.decode import load_image
 from transfer.registry.warmup import write_warmup_requests
-from transfer.training.inference import trace, trace_inference
+from transfer.training.inference import trace_inference
 from transfer.training.model import TransferModel
 
 Tensors = dict[str, tf.Tensor]
@@ -67,6 +68,6 @@ def _signatures(model: TransferModel, answer: Any) -> dict[str, Any]:
         return {"probabilities": probabilities, "class_index": index, "class_name": class_name}
 
     return {
-        "serving_default": trace(from_image_bytes, tf.TensorSpec([None], tf.string, name="image_bytes")),
-        "pixels": trace(from_pixels, tf.TensorSpec([None, None, None, 3], tf.float32, name="images")),
+        "serving_default": traced(from_image_bytes, tf.TensorSpec([None], tf.string, name="image_bytes")),
+        "pixels": traced(from_pixels, tf.TensorSpec([None, None, None, 3], tf.float32, name="images")),
     }

@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from transfer.dataset.decode import load_image
-from transfer.memory import memory_explained
+from transfer.memory import memory_explained, what_did_not_fit
 
 Answer = Callable[[list[bytes]], np.ndarray]
 """From encoded images to probabilities, float32 [images, classes]."""
@@ -38,10 +38,8 @@ class Loader:
             try:
                 answer = self.load(folder)
                 return np.concatenate([answer(batch) for batch in batches])
-            except MemoryError:
-                raise
             except Exception as error:
-                if isinstance(error, tf.errors.ResourceExhaustedError):
+                if what_did_not_fit(error):
                     raise
                 # Whatever it is, the model does not answer. TensorFlow's messages go on for pages.
                 return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from transfer.activations.engines import sees_gpu
 from transfer.activations.inference import InferenceNetwork
+from transfer.activations.tracing import traced
 from transfer.backbone.graph import nodes_in_order
 from transfer.backbone.hub import SavedModelLayer
 from transfer.backbone.precision import computes_in_half
@@ -51,7 +52,7 @@ def trace_inference(model: TransferModel, *, graph: ServingGraph) -> Inference:
     size = model.backbone.image_size
     layers = {id(node.operation): node.operation for node in nodes_in_order(network)}.values()
     return Inference(
-        answer=trace(answer, tf.TensorSpec([None, size, size, 3], tf.float32, name="images")),
+        answer=traced(answer, tf.TensorSpec([None, size, size, 3], tf.float32, name="images")),
         weights=[weight for weight in (*weights_of_base, *weights_of_head) if isinstance(weight, tf.Variable)],
         modules=[layer.module for layer in layers if isinstance(layer, SavedModelLayer)],
     )
@@ -61,12 +62,6 @@ def rounds_coarsely(model: TransferModel) -> bool:
     """Whether a model computes in half precision somewhere, or in this process on a GPU in TF32."""
     in_tf32 = sees_gpu() and tf.config.experimental.tensor_float_32_execution_enabled()
     return in_tf32 or computes_in_half(model.backbone.network) or computes_in_half(model.head)
-
-
-def trace(function: Any, argument: tf.TensorSpec) -> Any:
-    """A concrete function of one argument."""
-    # Autograph would first rewrite the source of everything that is called: four times the time.
-    return tf.function(function, autograph=False).get_concrete_function(argument)
 
 
 def _variables(weights: list[np.ndarray]) -> list[tf.Variable]:

@@ -72,11 +72,6 @@ class TransferModel:
             layer.trainable = True
         return Split(self.backbone, frozen, unfrozen, self.head)
 
-    def logits(self, images: tf.Tensor) -> tf.Tensor:
-        """Logits, float32 [batch, classes], for images, float32 [batch, image_size, image_size, 3] in 0..255."""
-        features = self.backbone.network(self.backbone.preprocess(images), training=False)
-        return self.head(features, training=False)
-
     def variables_of(self, depths: list[int | str]) -> list[keras.Variable]:
         """Everything that phases with these unfreeze depths would train, in a fixed order without repeats."""
         found: dict[int, keras.Variable] = {}

@@ -6,7 +6,6 @@ import logging
 import os
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -88,8 +87,7 @@ def run_sweep(config: Config, dataset: Dataset, store: Store) -> SweepOutcome:
 
 def _tell(result: SweepResult, *, planned: int) -> None:
     """Log how the sweep ended, with what became of every trial."""
-    count = Counter(trial.status for trial in result.trials)
-    counts = ", ".join(f"{count[status]} {status}" for status in ("finished", "stopped", "failed"))
+    counts = ", ".join(f"{count} {status}" for status, count in result.counts.items())
     never = planned - len(result.trials)
     logger.info("Sweep %s ended because %s: %s, %d not started.", result.id, result.ended_by, counts, never)
     failed = [trial for trial in result.trials if trial.status == "failed"]

@@ -15,7 +15,7 @@ from ray.tune.experiment import Trial as TuneExperimentTrial
 from transfer.training.history import EpochRow
 from transfer.tuning.budget import Budget
 from transfer.tuning.mlflow import MlflowTrials
-from transfer.tuning.records import FailedBy, SweepResult, TrialRecord, nothing_to_add, winner_of
+from transfer.tuning.records import FailedBy, Status, SweepResult, TrialRecord, nothing_to_add, winner_of
 from transfer.tuning.search import METRIC
 from transfer.tuning.space import Trial, make_trial, sweep_of
 from transfer.tuning.sweep import Sweep, SweepRecords
@@ -125,7 +125,7 @@ class Notes(tune.Callback):
         self,
         trial: TuneExperimentTrial,
         *,
-        status: Any,
+        status: Status,
         reason: str | None = None,
         failed_by: FailedBy | None = None,
     ) -> None:

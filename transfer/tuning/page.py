@@ -65,7 +65,7 @@ def render(result: SweepResult, *, runs: str = "../../../runs") -> str:
             best=metric_text(winner.value, result.metric) if winner else None,
             behind=_behind(winner, ended, result.metric),
             middle=_middle(ended, result.metric),
-            counts={status: sum(t.status == status for t in trials) for status in ("finished", "stopped", "failed")},
+            counts=result.counts,
             names=[(key, name) for key, name in short_names(keys).items()],
             packed=any(trial.packed_with > 1 for trial in trials),
             depths=_depths(rows, result.metric, colors),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
@@ -15,6 +15,7 @@ BudgetKey = Literal["target", "max_epochs", "max_seconds"]
 FailedBy = Literal["memory", "loss"]
 """What ended a trial by itself: memory did not suffice, or the loss was not finite."""
 
+Status = Literal["finished", "stopped", "failed"]
 # What reasons said before records had `stopped_by`.
 _REASONS: dict[str, BudgetKey] = {
     "reached the target": "target",
@@ -36,7 +37,7 @@ class TrialRecord(_Record):
     """What it tried, by dotted key of the configuration."""
     run_id: str
     """Empty for a cross-validated trial, each fold of which was a run."""
-    status: Literal["finished", "stopped", "failed"]
+    status: Status
     """`stopped`: by the scheduler or by a budget, before its last epoch."""
     reason: str | None = None
     """Why it failed or was stopped, for people."""
@@ -95,6 +96,11 @@ class SweepResult(_Record):
     """Whether another attempt would add nothing."""
     seconds: float
     """From the first trial's start, of the attempt that ended it."""
+
+    @property
+    def counts(self) -> dict[Status, int]:
+        """How many trials ended with each status."""
+        return {status: sum(trial.status == status for trial in self.trials) for status in get_args(Status)}
 
 
 def nothing_to_add(trials: Iterable[TrialRecord], *, spent: BudgetKey | None) -> bool:
