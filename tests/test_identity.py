@@ -8,9 +8,9 @@ import shutil
 import pytest
 
 from tests.changed_keys import changed_keys, is_listed
+from tests.datasets import first_version
 from tests.digits import digits_config
 from transfer.config import NOT_LEARNED, SchedulerConfig, SweepConfig, parse_config
-from transfer.dataset.manifest import Dataset
 from transfer.demo import BASE_PATH
 from transfer.errors import BaseChangedError
 from transfer.nightly.night import judged_digest
@@ -62,17 +62,7 @@ NOT_OF_A_PACK = {
 
 @pytest.fixture(scope="module")
 def dataset():
-    return Dataset(
-        name="digits",
-        number=1,
-        parent=None,
-        classes=["0", "1"],
-        shards=[],
-        counts={},
-        rejects=None,
-        reject_counts={},
-        source={},
-    )
+    return first_version("digits", ["0", "1"])
 
 
 @pytest.fixture(scope="module")

@@ -17,26 +17,28 @@ from transfer.working_tree import pack, shipped_files
 ROOT = Path(__file__).parents[1]
 
 
+CODE = {
+    "jobs/train.py",
+    "jobs/sweep.py",
+    "jobs/predict.py",
+    "transfer/storage/store.py",
+    "transfer/data/names.txt",
+    "flowers.yaml",
+    "notes/a.md",
+}
+
+
 @pytest.fixture
 def tree(tmp_path):
     """A working tree with everything in it that has no business on a cluster."""
     root = tmp_path / "tree"
-    wanted = [
-        "jobs/train.py",
-        "jobs/sweep.py",
-        "jobs/predict.py",
-        "transfer/storage/store.py",
-        "transfer/data/names.txt",
-        "flowers.yaml",
-        "notes/a.md",
-    ]
     unwanted = [
         *(".git/HEAD", "jobs/__pycache__/train.cpython-311.pyc", "old.pyc", ".mypy_cache/x.json", "data/1.jpg"),
         *("storage/shards/1.parquet", "x.egg-info/PKG-INFO", ".env", "key.pem", "node_modules/m/index.js"),
         *("my-environment/pyvenv.cfg", "my-environment/lib/python3.11/site-packages/big.py"),
         *("ignored/by-git.txt", "notes/ignored-there.txt", "ignored-by-ray.bin"),
     ]
-    for name in [*wanted, *unwanted]:
+    for name in [*CODE, *unwanted]:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(name)
@@ -52,16 +54,7 @@ def names(root):
 
 def test_code_is_shipped_and_data_environments_caches_and_keys_are_not(tree):
     ignore_files = {".gitignore", ".rayignore", "notes/.gitignore"}
-    code = {
-        "jobs/train.py",
-        "jobs/sweep.py",
-        "jobs/predict.py",
-        "transfer/storage/store.py",
-        "transfer/data/names.txt",
-        "flowers.yaml",
-        "notes/a.md",
-    }
-    assert names(tree) == code | ignore_files
+    assert names(tree) == CODE | ignore_files
 
 
 def test_links_to_folders_are_not_followed_and_links_to_files_are(tree, tmp_path):

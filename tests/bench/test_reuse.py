@@ -1,10 +1,8 @@
 """The bench of reuse runs to its end, small."""
 
-import json
-import subprocess
-import sys
-
 import pytest
+
+from tests.bench.running import result_of
 
 ARMS = {"tutorial", "careful", "bare", "ours-cold", "ours-warm", "ours-grown"}
 RATIOS = {
@@ -18,11 +16,8 @@ RATIOS = {
 
 @pytest.mark.thorough
 def test_the_bench_of_reuse_reports_every_arm_and_finds_that_all_learn_the_same():
-    small = "--images 24 --epochs 10 --rounds 1 --image-size 32 --memory-images 0 --networks MobileNetV2 --json"
-    command = [sys.executable, "-m", "scripts.bench.reuse", *small.split()]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert finished.returncode == 0, finished.stdout + finished.stderr
-    result = json.loads(finished.stdout.splitlines()[-1])
+    small = "--images 24 --epochs 10 --rounds 1 --image-size 32 --memory-images 0 --networks MobileNetV2"
+    result = result_of("reuse", small)
     figures = result["networks"]["MobileNetV2"]
     for seconds in ("work_s", "start_s", "build_s", "total_s"):
         assert figures[seconds].keys() >= ARMS

@@ -1,15 +1,12 @@
 """The bench of scale runs to its end, small; it tells growth apart, and its estimate follows its inputs."""
 
-import json
-import subprocess
-import sys
-
 import pytest
 
 from scripts.bench.scale_estimate import ASSUMPTIONS, Measured, estimate
 from scripts.bench.scale_figures import Figure, exponent, seconds_for
 from scripts.bench.scale_report import report
 from scripts.bench.scale_wear import measure as measure_wear
+from tests.bench.running import result_of
 
 PARTS = {"plan", "files", "commit", "tier", "list", "kept", "order"}
 SMALL = "--shards 10,100 --images-per-shard 8 --tasks 0 --request-shards 1,2 --networks MobileNetV2 --wear-shards 4"
@@ -17,10 +14,7 @@ SMALL = "--shards 10,100 --images-per-shard 8 --tasks 0 --request-shards 1,2 --n
 
 @pytest.fixture(scope="module")
 def result():
-    command = [sys.executable, "-m", "scripts.bench.scale", *SMALL.split(), "--nights", "3", "--json"]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert finished.returncode == 0, finished.stdout + finished.stderr
-    return json.loads(finished.stdout.splitlines()[-1])
+    return result_of("scale", f"{SMALL} --nights 3")
 
 
 @pytest.mark.thorough

@@ -15,9 +15,10 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from tests.datasets import first_version
 from tests.nightly.contenders import heads
 from transfer.config import parse_config
-from transfer.dataset.manifest import Dataset, dataset_log
+from transfer.dataset.manifest import dataset_log
 from transfer.dataset.shards import write_shard
 from transfer.dataset.splits import SPLITS, split_indices
 from transfer.errors import DatasetError
@@ -87,17 +88,7 @@ class World:
             rows = self.of(split)
             # Two shards, so that order between them counts, and none without rows.
             shards += [write_shard(self.store, part, split=split) for part in (rows[:20], rows[20:]) if part]
-        self.dataset = Dataset(
-            name="shades",
-            number=1,
-            parent=None,
-            classes=CLASSES,
-            shards=shards,
-            counts={},
-            rejects=None,
-            reject_counts={},
-            source={},
-        )
+        self.dataset = first_version("shades", CLASSES, shards=shards)
         dataset_log(self.store, "shades").append(self.dataset.model_dump(mode="json"))
         self.run = open_run(self.store, self.config, self.dataset)
 

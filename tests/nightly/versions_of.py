@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from transfer.dataset.manifest import Dataset
+from tests.datasets import first_version
 from transfer.dataset.shards import write_shard
 
 SPLITS = ("train", "validation", "test")
@@ -34,14 +34,4 @@ def dataset_of(store, classes, shards, *, name="pets", number=1, rejects=None):
             for image, label in content
         ]
         written.append(write_shard(store, sorted(rows, key=lambda row: row["sha256"]), split=split))
-    return Dataset(
-        name=name,
-        number=number,
-        parent=None,
-        classes=classes,
-        shards=written,
-        counts=counts,
-        rejects=None,
-        reject_counts=rejects or {},
-        source={},
-    )
+    return first_version(name, classes, number=number, shards=written, counts=counts, reject_counts=rejects or {})

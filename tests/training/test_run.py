@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.datasets import first_version
 from tests.digits import digits_config
-from transfer.dataset.manifest import Dataset, dataset_log, load_dataset
+from transfer.dataset.manifest import dataset_log, load_dataset
 from transfer.errors import AlreadyExistsError, CorruptObjectError, RunConflictError, TrainingError
 from transfer.storage import open_store, put_document
 from transfer.training.run import identity, load_run, open_run, run_id_for
@@ -12,17 +13,7 @@ from transfer.training.run import identity, load_run, open_run, run_id_for
 @pytest.fixture
 def dataset():
     counts = {split: {"0": 4, "1": 4} for split in ("train", "validation", "test")}
-    return Dataset(
-        name="digits",
-        number=1,
-        parent=None,
-        classes=["0", "1"],
-        shards=[],
-        counts=counts,
-        rejects=None,
-        reject_counts={},
-        source={},
-    )
+    return first_version("digits", ["0", "1"], counts=counts)
 
 
 def config_in(folder: Path, **changes):
