@@ -5,9 +5,7 @@
 Takes what `transfer evaluate` takes, and ends with its exit code.
 """
 
-import sys
-
-from transfer.cli import app
+from transfer.cli import main
 
 if __name__ == "__main__":
-    app(["evaluate", *sys.argv[1:]], prog_name="transfer")
+    main("evaluate")

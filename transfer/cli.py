@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -14,6 +16,7 @@ from transfer.cli_nightly import nightly_app
 from transfer.cli_registry import registry_app
 from transfer.cli_submit import submit_app
 from transfer.cli_tuning import tuning_app
+from transfer.startup import quiet_stderr
 
 app = typer.Typer(
     help="Transfer learning for images: a folder of images in, a published SavedModel out.",
@@ -235,6 +238,21 @@ def config_schema() -> None:
     sys.stdout.write(json_schema())
 
 
-def main() -> None:
-    """Entry point of the command."""
-    app()
+def main(*arguments: str) -> None:
+    """Entry point of the command: the process's own arguments, after these."""
+    try:
+        with quiet_stderr():
+            app([*arguments, *sys.argv[1:]], prog_name="transfer")
+    except SystemExit as end:
+        if "tensorflow" not in sys.modules or not isinstance(end.code, int | None):
+            raise
+        _end_at_once(end.code or 0)
+
+
+def _end_at_once(code: int) -> NoReturn:
+    """End the process without freeing what TensorFlow and Keras hold, object by object: that takes a second."""
+    # Those of Ray, and of pools of processes.
+    atexit._run_exitfuncs()  # noqa: SLF001 - Python has no public way
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

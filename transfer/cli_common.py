@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -39,10 +39,8 @@ def load(path: Path, overrides: list[str] | None) -> Config:
 
 def run(work: Callable[[], dict[str, Any]], as_json: bool) -> None:
     """Do a command's work, then print what came out of it."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("transfer").setLevel(logging.INFO)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    with errors_explained(), _stdout_kept_clean() as stdout:
+    with _log_on_stderr(), errors_explained(), _stdout_kept_clean() as stdout:
         check_keras_json()
         answer = work()
         if as_json:
@@ -53,6 +51,22 @@ def run(work: Callable[[], dict[str, Any]], as_json: bool) -> None:
             from transfer.printing import show
 
             show(answer, stdout)
+
+
+@contextmanager
+def _log_on_stderr() -> Iterator[None]:
+    """Show what this project logs, and warnings of libraries; the logging of the process is its own again after."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    root, own = logging.getLogger(), logging.getLogger("transfer")
+    level = own.level
+    root.addHandler(handler)
+    own.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        own.setLevel(level)
+        root.removeHandler(handler)
 
 
 @contextmanager

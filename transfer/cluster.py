@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from transfer.config import WorkersConfig
 from transfer.errors import ClusterError, TransferError
 from transfer.memory import memory_explained
+from transfer.startup import import_tensorflow
 
 Answer = TypeVar("Answer")
 
@@ -64,12 +65,13 @@ def anywhere() -> Any:
 
 
 def run_where(workers: WorkersConfig, function: Callable[..., Answer], *arguments: Any) -> Answer:
-    """Call `function(*arguments)` here when `workers.count` is 0, else as one Ray task with a worker's resources.
+    """Call `function(*arguments)` where TensorFlow may be: here when `workers.count` is 0, else as one Ray task.
 
-    So the driver of a cluster job needs no GPU and never imports TensorFlow. Arguments and answer are pickled by Ray.
-    TransferErrors come back as they were raised.
+    The task has a worker's resources: the driver of a cluster job needs no GPU and never imports TensorFlow. Arguments
+    and answer are pickled by Ray. TransferErrors come back as they were raised.
     """
     if workers.count == 0:
+        import_tensorflow()
         return function(*arguments)
     import ray
 
@@ -92,6 +94,7 @@ def _on_worker(workers: WorkersConfig, function: Callable[..., Any]) -> Any:
 
 def _explained(function: Callable[..., Answer], *arguments: Any) -> Answer:
     """Errors of TensorFlow stay on the worker: the driver would have to load it to read them."""
+    import_tensorflow()
     with memory_explained("A task on the cluster"):
         return function(*arguments)
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import Any
 
@@ -15,6 +12,7 @@ import tensorflow as tf
 
 from transfer.activations.engines import Hint, Runner, Setting
 from transfer.errors import ActivationsError
+from transfer.startup import without_modules
 
 FEW_CPUS = 4
 """Up to this many are kept busy by one call at a time."""
@@ -89,7 +87,8 @@ class _OpenVinoRunner:
 
 def _convert(function: Any) -> Any:
     """The OpenVINO model of a concrete function, with its outputs in their order."""
-    with _without_telemetry():
+    # That package reports each import of OpenVINO to Google Analytics; OpenVINO copes without.
+    with without_modules("openvino_telemetry"):
         import openvino
         from openvino.frontend import FrontEndManager
         from openvino.frontend.tensorflow.graph_iterator import GraphIteratorTFGraph
@@ -103,21 +102,6 @@ def _convert(function: Any) -> Any:
         return openvino.Model(results, model.get_parameters())
     except Exception as error:
         raise _refused(error) from error
-
-
-@contextmanager
-def _without_telemetry() -> Iterator[None]:
-    """Import OpenVINO without the package by which it reports each import to Google Analytics; it copes without."""
-    name = "openvino_telemetry"
-    if name in sys.modules:
-        yield
-        return
-    # None is Python's way to say that a module cannot be imported.
-    sys.modules[name] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        del sys.modules[name]
 
 
 def _thread_count() -> int:

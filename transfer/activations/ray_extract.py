@@ -20,6 +20,7 @@ from transfer.config import Config
 from transfer.dataset.manifest import Dataset, Shard
 from transfer.errors import ActivationsError, TransferError
 from transfer.progress import progress
+from transfer.startup import import_tensorflow
 from transfer.storage import open_store
 
 if TYPE_CHECKING:
@@ -79,6 +80,8 @@ class ExtractionActor:
     @cached_property
     def _prefixes(self) -> dict[str, list[Prefix]]:
         """The prefixes to keep by split."""
+        import_tensorflow()
+
         from transfer.activations.extract import prefixes_of
         from transfer.backbone.load import load_backbone
         from transfer.backbone.pooling import pooled

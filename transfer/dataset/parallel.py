@@ -1,16 +1,13 @@
 """One function over many items: on the Ray cluster when there is one, over local processes otherwise.
 
-A spawned process imports the main module again, so a script that ingests guards its own work with
+A new process imports the main module again, so a script that ingests guards its own work with
 `if __name__ == "__main__":`. The command line and the jobs do.
 """
 
 from __future__ import annotations
 
 import multiprocessing
-import os
-import signal
 import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -19,17 +16,17 @@ from contextlib import closing
 from typing import Any, TypeVar
 
 from transfer.errors import DatasetError, TransferError
+from transfer.fork_server import OWN_ENVIRONMENT, prepare_process, process_pool
+from transfer.startup import quiet_stderr
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
-IMAGES_PER_PROCESS = 500
-"""Fewer images do not repay another process, which takes seconds to import TensorFlow."""
+IMAGES_PER_PROCESS = 200
+"""Fewer images do not repay another process, which first has TensorFlow compile the decoder."""
 ITEMS_IN_FLIGHT_PER_CPU = 2
 MAX_HEAVY_ITEMS_IN_FLIGHT = 16
 RAY_RETRIES = 3
-# Checking needs no GPU, and TensorFlow takes all the memory of those it sees.
-WORKER_ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2"}
 
 
 def on_cluster() -> bool:
@@ -59,7 +56,8 @@ def parallel_map(
     if on_cluster():
         answers = _map_on_ray(function, items, heavy=heavy)
     elif processes > 1:
-        answers = _map_on_processes(function, items, processes=processes)
+        in_flight = processes * ITEMS_IN_FLIGHT_PER_CPU
+        answers = _map_on_processes(function, items, process_pool(processes), in_flight=in_flight)
     else:
         answers = (function(item) for item in items)
     with closing(answers):
@@ -71,19 +69,25 @@ def run_in_process(function: Callable[[Item], Answer], item: Item) -> Answer:
 
     Raises what the function raises, and DatasetError when the process dies.
     """
-    with closing(_map_on_processes(function, [item], processes=1)) as answers:
+    # Not one that is forked with TensorFlow in it: that has no Keras, which others may want.
+    spawned = ProcessPoolExecutor(
+        1,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=prepare_process,
+        initargs=(OWN_ENVIRONMENT,),
+    )
+    with closing(_map_on_processes(function, [item], spawned, in_flight=1)) as answers:
         return next(answers)
 
 
 def _map_on_processes(
-    function: Callable[[Item], Answer], items: Iterable[Item], *, processes: int
+    function: Callable[[Item], Answer], items: Iterable[Item], pool: ProcessPoolExecutor, *, in_flight: int
 ) -> Generator[Answer, None, None]:
-    pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"), initializer=_prepare_worker)
     waiting: deque[Future[Answer]] = deque()
     try:
         for item in items:
             waiting.append(pool.submit(function, item))
-            if len(waiting) >= processes * ITEMS_IN_FLIGHT_PER_CPU:
+            if len(waiting) >= in_flight:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
@@ -93,28 +97,13 @@ def _map_on_processes(
         pool.shutdown(cancel_futures=True)
 
 
-def _prepare_worker() -> None:
-    os.environ.update(WORKER_ENVIRONMENT)
-    # Ctrl-C reaches the whole process group; the parent ends its workers in order.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """Wait for the parent to end: the pool's queues would keep the workers of a killed parent waiting for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
 def _map_on_ray(
     function: Callable[[Item], Answer], items: Iterable[Item], *, heavy: bool
 ) -> Generator[Answer, None, None]:
     import ray
 
     # The environment makes Ray start workers for these tasks alone: the next task in them may want a GPU.
-    options = {"num_cpus": 1, "max_retries": RAY_RETRIES, "runtime_env": {"env_vars": WORKER_ENVIRONMENT}}
+    options = {"num_cpus": 1, "max_retries": RAY_RETRIES, "runtime_env": {"env_vars": OWN_ENVIRONMENT}}
     task = ray.remote(**options)(_call)
     shared = ray.put(function)
     waiting: deque[Any] = deque()
@@ -142,7 +131,8 @@ def _map_on_ray(
 
 
 def _call(function: Callable[[Item], Answer], item: Item) -> Answer:
-    return function(item)
+    with quiet_stderr():
+        return function(item)
 
 
 def _room_on_ray(*, heavy: bool) -> int:

@@ -1,0 +1,112 @@
+"""How a process of this project gets TensorFlow: without what Keras imports beside it, and without start-up talk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib.abc import MetaPathFinder
+from pathlib import Path
+
+_LOOKED_FOR_BY_KERAS = ("matplotlib", "pandas", "sklearn")
+"""Keras imports them where they are installed, for features that are not used here: two fifths of its start."""
+_TALK = (
+    "WARNING: All log messages before absl::InitializeLog",
+    "I0000 ",
+    "libpng warning: ",
+    # libjpeg, of files that the ledger of rejects names, or that decode all the same.
+    "Corrupt JPEG data",
+    "Premature end of JPEG file",
+    "Invalid SOS parameters for sequential JPEG",
+    "JPEG datastream contains no image",
+    "Unsupported marker type",
+    "Warning: unknown JFIF revision number",
+    "Inconsistent progression sequence",
+    "Unknown Adobe color transform code",
+)
+"""How lines begin that TensorFlow and the libraries in it print past their own log levels, and that nobody can use."""
+_TALK_WITHOUT_GPU = "E0000 .*failed call to cuInit"
+_NVIDIA_DEVICE = Path("/dev/nvidiactl")
+_LONGEST_WAIT_S = 0.1
+
+
+def import_tensorflow() -> None:
+    """Import TensorFlow and Keras, quietly and without the packages that Keras looks for; they stay importable."""
+    if "tensorflow" in sys.modules:
+        return
+    with quiet_stderr(), without_modules(*_LOOKED_FOR_BY_KERAS):
+        import keras  # noqa: F401
+        import pyarrow as pa
+        import tensorflow as tf
+
+        # Arrow, too, looks for pandas once: with the first array that it makes from Python's objects.
+        pa.array([None])
+        # Notes on TensorFlow's own plans; its errors still show.
+        tf.get_logger().setLevel("ERROR")
+        # Here and not with the first operation, whenever that is: it complains where there is no GPU.
+        tf.config.list_physical_devices()
+
+
+@contextmanager
+def without_modules(*names: str) -> Iterator[None]:
+    """Have `import` not find some modules while the block runs; those that are imported already stay."""
+    hidden = _Hidden(names)
+    sys.meta_path.insert(0, hidden)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(hidden)
+
+
+class _Hidden(MetaPathFinder):
+    """Finds no module by these names. None in `sys.modules`, Python's own way, makes Arrow stumble."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self._names = names
+
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> None:  # noqa: ARG002
+        if fullname in self._names:
+            raise ModuleNotFoundError(f"No module named {fullname!r}", name=fullname)
+
+
+@contextmanager
+def quiet_stderr() -> Iterator[None]:
+    """Leave the start-up talk of TensorFlow out of the standard error of this process and of those that it starts.
+
+    TensorFlow prints it from C++, some of it before any log level can be set, so lines go through `grep`: a process of
+    its own, which also shows the last words of one that crashes. What Python prints is not touched. Whoever sets
+    TF_CPP_MIN_LOG_LEVEL to 0 or 1 gets everything.
+    """
+    grep = shutil.which("grep")
+    if grep is None or os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2") in {"0", "1"}:
+        yield
+        return
+    sys.stderr.flush()
+    shown, python_stderr = os.dup(2), sys.stderr
+    command = [grep, "--line-buffered", "-avE", _pattern()]
+    # In a session of its own Ctrl-C does not reach it: it ends when nobody can print any more.
+    filtered = subprocess.Popen(  # noqa: S603
+        command, stdin=subprocess.PIPE, stdout=shown, start_new_session=True
+    )
+    assert filtered.stdin is not None  # noqa: S101 - it is a pipe
+    os.dup2(filtered.stdin.fileno(), 2)
+    filtered.stdin.close()
+    with os.fdopen(shown, "w", buffering=1, encoding=python_stderr.encoding, errors="backslashreplace") as unfiltered:
+        if python_stderr is sys.__stderr__:
+            sys.stderr = unfiltered
+        try:
+            yield
+        finally:
+            sys.stderr = python_stderr
+            os.dup2(shown, 2)
+            # Others may hold the pipe for longer, such as a local Ray cluster.
+            with suppress(subprocess.TimeoutExpired):
+                filtered.wait(_LONGEST_WAIT_S)
+
+
+def _pattern() -> str:
+    talk = [*_TALK, *([] if _NVIDIA_DEVICE.exists() else [_TALK_WITHOUT_GPU])]
+    return f"^({'|'.join(talk)})"
