@@ -16,6 +16,7 @@ from transfer.dataset.ingest import ingest as ingest_dataset
 from transfer.dataset.manifest import Dataset, load_dataset
 from transfer.errors import ConfigError
 from transfer.evaluation.report import Report
+from transfer.fork_server import start_server
 from transfer.preflight import check_source_and_files
 from transfer.registry.predict import PredictOutcome
 from transfer.registry.predict import predict as predict_images
@@ -70,6 +71,9 @@ def train(config: Config, *, run_id: str | None = None) -> TrainOutcome:
 
     Repeating it continues an interrupted run from its last checkpoint, and finds a finished one.
     """
+    if config.workers.count == 0:
+        # Its processes check images and prove the export; it imports TensorFlow while this one does.
+        start_server()
     check(config)
     store = open_store(config.storage)
     dataset = ingest_dataset(config, store)
@@ -196,17 +200,13 @@ def _serves(store: Store, version: ModelVersion) -> bool:
 
 
 def _check_base_and_depths(config: Config) -> None:
-    from transfer.training.strategy import create_strategy
-
-    # First, as for training: it sets the process's GPUs up, which cannot be done once one is in use.
-    create_strategy()
-
     from transfer.backbone.graph import has_batch_norms
-    from transfer.backbone.load import load_backbone
-    from transfer.backbone.precision import set_precision
+    from transfer.training.workbench import own_workbench
 
-    set_precision(config.training.mixed_precision)
-    backbone = load_backbone(config.base, storage=config.storage)
+    # As for training, which finds the network here: its strategy comes before anything that uses a GPU.
+    workbench = own_workbench()
+    with workbench.strategy.scope():
+        backbone = workbench.backbone(config)
     if config.base.weights == "none" and has_batch_norms(backbone.network):
         logger.warning(
             "base.weights is `none`, and %s has BatchNorms. They answer by stored statistics, which are those of no "

@@ -9,6 +9,7 @@ from transfer.config import Config
 from transfer.dataset.manifest import Dataset, load_dataset
 from transfer.evaluation.report import Report
 from transfer.registry.versions import ModelVersion, load_version
+from transfer.startup import import_tensorflow
 from transfer.storage import Store, open_store, probe
 from transfer.training.run import Run, load_run
 
@@ -36,14 +37,12 @@ def fit(run: Run, dataset: Dataset) -> None:
 
         train_on_workers(run)
         return
-    from transfer.training.strategy import create_strategy
-
-    strategy = create_strategy()
+    import_tensorflow()
 
     from transfer.training.loop import train as train_here
-    from transfer.training.workbench import Workbench
+    from transfer.training.workbench import own_workbench
 
-    train_here(run, dataset, workbench=Workbench(strategy), start=newest)
+    train_here(run, dataset, workbench=own_workbench(), start=newest)
 
 
 def evaluated(run: Run, dataset: Dataset) -> int:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from math import prod
 from time import perf_counter
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -37,10 +37,25 @@ _fastest: dict[tuple[object, ...], Setting] = {}
 """What measuring found in this process, by engine and by what is computed."""
 
 
+class Work(Protocol):
+    """What a forward pass computes."""
+
+    name: tuple[object, ...]
+    """What decides how fast it runs; weights do not."""
+    row_shape: tuple[int, ...]
+    """Shape of the input for one image."""
+
+    def trace(self) -> Any:
+        """A concrete function without variables, float32 [n, *row_shape] to a list of float32 [n, …]."""
+
+    def plain(self, rows: np.ndarray) -> list[np.ndarray]:
+        """The same outputs by the way that faster ones must equal."""
+
+
 class Forward:
     """A compiled function from pixels, or from what is kept of an earlier prefix, to the outputs of some prefixes."""
 
-    def __init__(self, work: Pass, engine: Engine, *, otherwise: Engine | None, batch_size: int, rows: int) -> None:
+    def __init__(self, work: Work, engine: Engine, *, otherwise: Engine | None, batch_size: int, rows: int) -> None:
         self.batch_size = batch_size
         """Rows to hand over at a time."""
         self._work = work
@@ -152,13 +167,22 @@ def build_forward(
 ) -> Forward:
     """A forward pass that gives the outputs of all `prefixes`, cuts of one network, in one go.
 
-    It starts from pixels, or from the kept output of `start`, an earlier cut. `auto` is OpenVINO where that is
-    installed, no GPU is there, and its outputs agree with TensorFlow's; TensorFlow otherwise. `rows` is how many will
-    come, as far as known: with many of them, the first ones are used to find the fastest setting.
+    It starts from pixels, or from the kept output of `start`, an earlier cut. Else as `forward_of`.
+    """
+    return forward_of(Pass(prefixes, start), engine=engine, rows=rows)
+
+
+def forward_of(
+    work: Work, *, engine: Literal["auto", "tensorflow", "openvino"] = "auto", rows: int | None = None
+) -> Forward:
+    """The fastest way to do some work on this machine.
+
+    `auto` is OpenVINO where that is installed, no GPU is there, and its outputs agree with TensorFlow's; TensorFlow
+    otherwise. `rows` is how many will come, as far as known: with many of them, the first ones are used to find the
+    fastest setting.
 
     Raises ActivationsError when OpenVINO is asked for by name and cannot be used.
     """
-    work = Pass(prefixes, start)
     function = work.trace()
     row_bytes = prod(work.row_shape) * np.dtype(np.float32).itemsize
     batch_size = max(1, min(256 if sees_gpu() else 64, LARGEST_BATCH_BYTES // row_bytes))

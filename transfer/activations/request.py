@@ -19,11 +19,13 @@ class Request:
 
 
 def requests_of(config: Config, phase: PhaseConfig) -> list[Request]:
-    """What a phase trains and validates on, where its frozen part's output is kept."""
+    """What a phase trains, validates and maybe is evaluated on, where its frozen part's output is kept."""
     augmented = phase.augment and config.augmentation.is_active
     views = range(config.augmentation.views) if augmented else [None]
     train = [Request("train", phase.unfreeze, view) for view in views]
-    return [*train, Request("validation", phase.unfreeze)]
+    requests = [*train, Request("validation", phase.unfreeze)]
+    # A base that no phase trains is evaluated on what is kept, too: one pass over the images does for all of it.
+    return [*requests, Request("test", phase.unfreeze)] if config.trains_head_only else requests
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,19 @@ def traced(function: Callable[[tf.Tensor], Any], argument: tf.TensorSpec) -> Any
     return tf.function(function, autograph=False).get_concrete_function(argument)
 
 
+def with_constants(function: Any) -> Any:
+    """A concrete function of one argument with its variables as constants; tables, if it has any, stay tables."""
+    if not function.captured_inputs:
+        return function
+    frozen = convert_variables_to_constants_v2(function)
+    names = {tensor.name for tensor in frozen.inputs}
+    tables = [handle for handle, inside in function.graph.captures if inside.name in names]
+    if not tables:
+        return frozen
+    (argument,) = function.inputs[: len(function.inputs) - len(function.captured_inputs)]
+    return traced(lambda rows: frozen(rows, *tables), tf.TensorSpec(argument.shape, argument.dtype))
+
+
 class Pass:
     """From pixels, or from the kept output of the earlier cut `start`, to the outputs of all `prefixes` at once.
 
@@ -44,14 +57,8 @@ class Pass:
             return [tf.cast(output, tf.float32) for output in network(self._prepared(rows))]
 
         rows = tf.TensorSpec([None, *self.row_shape], tf.float32)
-        function = traced(forward, rows)
-        # A SavedModel computes with variables of its own, which become constants, and maybe with tables, which do not.
-        if not function.captured_inputs:
-            return function
-        frozen = convert_variables_to_constants_v2(function)
-        names = {tensor.name for tensor in frozen.inputs}
-        tables = [handle for handle, inside in function.graph.captures if inside.name in names]
-        return traced(lambda rows: frozen(rows, *tables), rows) if tables else frozen
+        # A SavedModel computes with variables of its own.
+        return with_constants(traced(forward, rows))
 
     def plain(self, rows: np.ndarray) -> list[np.ndarray]:
         """The outputs for rows, float32 [n, *row_shape], by calling the Keras network: what faster ways must equal."""

@@ -220,8 +220,9 @@ class PublishConfig(Section):
     graph: ServingGraph = "merged"
     """`merged`: BatchNorms are merged into the layers before them, which answers sooner and rounds otherwise. `plain`:
     the layers as they were trained."""
-    parity_images: Annotated[int, Field(ge=1)] = 256
-    """Held-out images on which a fresh process compares the exported model with the evaluated one."""
+    parity_images: Annotated[int, Field(ge=1)] = 64
+    """Held-out images on which a fresh process compares the exported model with the evaluated one. An export goes wrong
+    in a layer, a weight or a format of images, which a few show: more cost time and tell nothing new."""
 
 
 class Config(Section):
@@ -291,6 +292,11 @@ class Config(Section):
                 "activations.keep is `never`; set views to 0 to augment anew in every epoch"
             )
         return self
+
+    @property
+    def trains_head_only(self) -> bool:
+        """Whether no phase changes a weight of the base."""
+        return all(phase.unfreeze == 0 for phase in self.phases)
 
     @property
     def dataset_name(self) -> str:

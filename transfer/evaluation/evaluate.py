@@ -7,36 +7,34 @@ runs/<run id>/reports/<00000001>.json          written last: which split, and th
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import tensorflow as tf
 
-from transfer.dataset.batches import image_batches
 from transfer.dataset.manifest import Dataset, Shard
 from transfer.dataset.shards import read_shard
 from transfer.errors import DatasetError
+from transfer.evaluation.answers import probabilities_of
 from transfer.evaluation.metrics import compute_metrics, worst_mistakes
 from transfer.evaluation.predictions import Predictions
 from transfer.evaluation.report import Report, render_html
 from transfer.memory import FOR_EVALUATION, memory_explained
-from transfer.progress import progress
 from transfer.storage import Store, sha256_hex
-from transfer.training.inference import rounds_coarsely, trace_inference
+from transfer.training.inference import rounds_coarsely
 from transfer.training.restore import restore_model
 from transfer.training.run import Run
 
 GALLERY_SIZE = 24
 
 
-def evaluate_run(run: Run, dataset: Dataset, *, split: str | None = None) -> int:
+def evaluate_run(run: Run, dataset: Dataset, *, split: str | None = None, exactly: bool = False) -> int:
     """Evaluate a finished run and store the report; returns its number in the run's log of reports.
 
-    `split`: default is the test split, or validation where there is no test split. Raises TrainingError when the run is
-    not finished, DatasetError when the split is empty.
+    `split`: default is the test split, or validation where there is no test split. `exactly`: by the very graph that is
+    exported; else by the fastest way to the same answers, but for rounding. Raises TrainingError when the run is not
+    finished, DatasetError when the split is empty, OutOfMemoryError.
     """
     split = split or dataset.held_out_split
     if not dataset.rows(split):
@@ -45,9 +43,10 @@ def evaluate_run(run: Run, dataset: Dataset, *, split: str | None = None) -> int
             advice="Set dataset.test or dataset.validation above 0.",
         )
     model, checkpoint = restore_model(run, dataset)
-    answer = trace_inference(model, graph=run.config.publish.graph).answer
-    image_size, batch_size = model.backbone.image_size, run.config.training.batch_size
-    predictions = predict_split(answer, run.store, dataset, split, image_size=image_size, batch_size=batch_size)
+    batch_size = run.config.training.batch_size
+    with memory_explained(f"Evaluating on {batch_size} images at a time", advice=FOR_EVALUATION):
+        probabilities, is_exact = probabilities_of(run, dataset, split, model, exactly=exactly)
+    predictions = Predictions(*_keys_and_labels(run.store, dataset.shards_of(split)), probabilities, dataset.classes)
     mistakes = worst_mistakes(predictions, count=GALLERY_SIZE)
     report = Report(
         name=run.config.name,
@@ -61,6 +60,7 @@ def evaluate_run(run: Run, dataset: Dataset, *, split: str | None = None) -> int
         counts=dataset.counts,
         config=run.config.model_dump(mode="json", exclude={"storage"}),
         graph=run.config.publish.graph,
+        is_exact=is_exact,
         rounds_coarsely=rounds_coarsely(model),
     )
     thumbnails = _images_of(run.store, dataset.shards_of(split), {mistake.key for mistake in mistakes})
@@ -82,35 +82,10 @@ def _free_number(run: Run) -> int:
     return max((int(item.name.removeprefix(folder)[:8]) for item in run.store.list(folder)), default=0) + 1
 
 
-def predict_split(
-    answer: Callable[[tf.Tensor], tf.Tensor],
-    store: Store,
-    dataset: Dataset,
-    split: str,
-    *,
-    image_size: int,
-    batch_size: int,
-) -> Predictions:
-    """Answers for every image of a split, in stored order.
-
-    `answer`: from images, float32 [batch, image_size, image_size, 3] in 0..255, to probabilities [batch, classes].
-    Raises OutOfMemoryError.
-    """
-    shards = dataset.shards_of(split)
-    batches = image_batches(store, shards, image_size=image_size, batch_size=batch_size)
-    probabilities = []
-    explained = memory_explained(f"Evaluating on {batch_size} images at a time", advice=FOR_EVALUATION)
-    with explained, progress(f"evaluate {split}", total=dataset.rows(split)) as advance:
-        for batch in batches:
-            real = int(tf.reduce_sum(batch["real"]))
-            probabilities.append(answer(batch["images"]).numpy()[:real])
-            advance(real)
-    keys, labels = [], []
-    for shard in shards:
-        table = read_shard(store, shard, columns=["key", "label"])
-        keys += table["key"].to_pylist()
-        labels += table["label"].to_pylist()
-    return Predictions(keys, np.array(labels, np.int32), np.concatenate(probabilities), dataset.classes)
+def _keys_and_labels(store: Store, shards: list[Shard]) -> tuple[list[str], np.ndarray]:
+    tables = [read_shard(store, shard, columns=["key", "label"]) for shard in shards]
+    keys = [key for table in tables for key in table["key"].to_pylist()]
+    return keys, np.concatenate([table["label"].to_numpy() for table in tables]).astype(np.int32)
 
 
 def load_report(run: Run, number: int) -> tuple[Report, Predictions]:

@@ -77,13 +77,12 @@ class Mistake(Figures):
 
 def compute_metrics(predictions: Predictions) -> Metrics:
     """Every figure of the report, from the predictions of one split."""
-    from sklearn.metrics import confusion_matrix
-
     labels, classes = predictions.labels, predictions.classes
     of_truth = np.take_along_axis(predictions.probabilities, labels[:, None], axis=1)[:, 0].astype(np.float64)
     ranks = _ranks_of_truth(predictions)
     correct = int(np.sum(ranks == 0))
-    per_class, macro = _class_metrics(predictions)
+    confusion = _confusion(predictions)
+    per_class, macro = _class_metrics(classes, confusion)
     return Metrics(
         images=len(labels),
         loss=float(-np.log(np.clip(of_truth, _SMALLEST_PROBABILITY, 1.0)).mean()) + 0.0,  # + 0.0: never -0.0
@@ -92,7 +91,7 @@ def compute_metrics(predictions: Predictions) -> Metrics:
         top_k={k: float(np.mean(ranks < k)) for k in _TOP_K if len(classes) > k},
         macro=macro,
         per_class=per_class,
-        confusion=confusion_matrix(labels, predictions.predicted, labels=np.arange(len(classes))).tolist(),
+        confusion=confusion.tolist(),
     )
 
 
@@ -143,16 +142,20 @@ def _ranks_of_truth(predictions: Predictions) -> np.ndarray:
     return ranks
 
 
-def _class_metrics(predictions: Predictions) -> tuple[list[ClassMetrics], Averages]:
-    from sklearn.metrics import precision_recall_fscore_support
+def _confusion(predictions: Predictions) -> np.ndarray:
+    """Images by true class (row) and predicted class (column), int64 [classes, classes]."""
+    # Importing scikit-learn for it would take longer than all the rest of an evaluation; a test compares with it.
+    count = len(predictions.classes)
+    pairs = predictions.labels.astype(np.int64) * count + predictions.predicted
+    return np.bincount(pairs, minlength=count**2).reshape(count, count)
 
-    # A class that is never predicted has precision 0 by scikit-learn's convention; zero_division: without a warning.
-    indices = np.arange(len(predictions.classes))
-    figures = precision_recall_fscore_support(
-        predictions.labels, predictions.predicted, labels=indices, zero_division=0
-    )
-    precision, recall, f1, support = figures
-    predicted = np.bincount(predictions.predicted, minlength=len(indices))
+
+def _class_metrics(classes: list[str], confusion: np.ndarray) -> tuple[list[ClassMetrics], Averages]:
+    correct, support, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
+    # As in scikit-learn, a class that is never predicted has precision 0.
+    precision = correct / np.maximum(predicted, 1)
+    recall = correct / np.maximum(support, 1)
+    f1 = 2 * correct / np.maximum(support + predicted, 1)
     present = support > 0
     rows = [
         ClassMetrics(
@@ -163,7 +166,7 @@ def _class_metrics(predictions: Predictions) -> tuple[list[ClassMetrics], Averag
             recall=float(recall[index]) if present[index] else None,
             f1=float(f1[index]) if present[index] else None,
         )
-        for index, name in enumerate(predictions.classes)
+        for index, name in enumerate(classes)
     ]
     means = (float(values[present].mean()) for values in (precision, recall, f1))
     return rows, Averages(**dict(zip(("precision", "recall", "f1"), means, strict=True)))

@@ -19,7 +19,8 @@ class Report(Figures):
     `dataset`: reference of the dataset version, `name/00000001`. `base`: the pretrained network, in words. `mistakes`:
     the most confident ones, worst first. `counts`: images of each class in each split, {split: {class: n}}. `config`:
     the resolved configuration. `graph`: the `publish.graph` that answered; None in reports of earlier releases.
-    `rounds_coarsely`: whether it computed in half precision somewhere, or on a GPU in TF32.
+    `is_exact`: whether it was that very graph, and not a faster way that rounds otherwise. `rounds_coarsely`: whether
+    it computed in half precision somewhere, or on a GPU in TF32.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Report(Figures):
     counts: dict[str, dict[str, int]]
     config: dict[str, JsonValue]
     graph: ServingGraph | None = None
+    is_exact: bool = True
     rounds_coarsely: bool = False
 
     def to_json(self) -> bytes:

@@ -11,9 +11,9 @@ from transfer.activations.batches import KeptSplit
 from transfer.dataset.manifest import Dataset
 from transfer.nightly.sample import ShardRows
 from transfer.training.inputs import Inputs
-from transfer.training.model import build_model_of
+from transfer.training.restore import untrained_model
 from transfer.training.run import Run
-from transfer.training.strategy import create_strategy
+from transfer.training.workbench import own_workbench
 
 _TAKE_SIZE_BYTES = 32 * 1024**2
 """Of what is kept, copied out of the maps at a time."""
@@ -25,10 +25,10 @@ def kept_features(
     """Features float32 [n, channels] and labels int32 [n] for each group of rows of the training split, none empty.
 
     A map is averaged over its places. Has all that the run's phases will train on computed and kept first, where it is
-    not yet. None where no phase keeps its frozen part's output. Raises what `build_model_of` and `Inputs` raise.
+    not yet. None where no phase keeps its frozen part's output. Raises what `untrained_model` and `Inputs` raise.
     """
-    with create_strategy().scope():
-        inputs = Inputs(run, dataset, build_model_of(run, dataset))
+    with own_workbench().strategy.scope():
+        inputs = Inputs(run, dataset, untrained_model(run, dataset))
         inputs.extract()
     phase = next((index for index, choice in enumerate(inputs.choices) if choice.kept), None)
     if phase is None:

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from transfer.activations.engines import sees_gpu
 from transfer.activations.inference import InferenceNetwork
-from transfer.activations.tracing import traced
+from transfer.activations.tracing import traced, with_constants
 from transfer.backbone.graph import nodes_in_order
 from transfer.backbone.hub import SavedModelLayer
 from transfer.backbone.precision import computes_in_half
@@ -56,6 +56,25 @@ def trace_inference(model: TransferModel, *, graph: ServingGraph) -> Inference:
         weights=[weight for weight in (*weights_of_base, *weights_of_head) if isinstance(weight, tf.Variable)],
         modules=[layer.module for layer in layers if isinstance(layer, SavedModelLayer)],
     )
+
+
+class InferenceWork:
+    """Answering decoded images with a traced model, as work for a forward pass (`activations/forward.py`)."""
+
+    def __init__(self, model: TransferModel, answer: Any) -> None:
+        size = model.backbone.image_size
+        self.name: tuple[object, ...] = (model.backbone.name, size, len(model.classes))
+        self.row_shape: tuple[int, ...] = (size, size, 3)
+        self._answer = answer
+
+    def trace(self) -> Any:
+        """The model as a function without variables, images float32 [n, size, size, 3] to [probabilities]."""
+        images = tf.TensorSpec([None, *self.row_shape], tf.float32)
+        return with_constants(traced(lambda rows: [self._answer(rows)], images))
+
+    def plain(self, rows: np.ndarray) -> list[np.ndarray]:
+        """The probabilities by the traced model itself."""
+        return [self._answer(tf.constant(rows)).numpy()]
 
 
 def rounds_coarsely(model: TransferModel) -> bool:

@@ -10,12 +10,8 @@ import tensorflow as tf
 from transfer.backbone.backbone import Backbone
 from transfer.backbone.load import load_backbone
 from transfer.backbone.pooling import pooled
-from transfer.backbone.precision import set_precision
 from transfer.config import Config
-from transfer.dataset.manifest import Dataset
 from transfer.training.head import build_head
-from transfer.training.pinned_base import hold_to_base
-from transfer.training.run import Run
 
 
 @dataclass(frozen=True)
@@ -88,17 +84,6 @@ def build_model(config: Config, classes: list[str]) -> TransferModel:
     """
     backbone = build_backbone(config)
     return TransferModel(backbone, build_head_for(backbone, config, classes), classes, digest=backbone.digest())
-
-
-def build_model_of(run: Run, dataset: Dataset) -> TransferModel:
-    """The untrained model of a run, on the base that the run began with. Call it within the strategy's scope.
-
-    Raises BaseChangedError when the base is another one by now, and what `build_model` raises.
-    """
-    set_precision(run.config.training.mixed_precision)
-    model = build_model(run.config, dataset.classes)
-    hold_to_base(run, model.digest)
-    return model
 
 
 def build_backbone(config: Config) -> Backbone:

@@ -22,6 +22,7 @@ from transfer.cluster import S3_ENVIRONMENT, run_where
 from transfer.config import Config, StorageConfig, WorkersConfig
 from transfer.dataset.manifest import Dataset, load_dataset
 from transfer.errors import DivergedError, TrainingError, TransferError
+from transfer.startup import import_tensorflow
 from transfer.storage import open_store
 from transfer.training.history import EpochRow
 from transfer.training.pulse import TOGETHER, beating, during
@@ -97,10 +98,10 @@ def extract_before_training(run: Run) -> None:
 def _choose_inputs(config: Config, run_id: str, dataset: Dataset) -> list[Request]:
     """What is to be kept for a run; decided in a process with TensorFlow."""
     from transfer.training.inputs import Inputs
-    from transfer.training.model import build_model_of
+    from transfer.training.restore import untrained_model
 
     run = load_run(open_store(config.storage), run_id, config)
-    inputs = Inputs(run, dataset, build_model_of(run, dataset))
+    inputs = Inputs(run, dataset, untrained_model(run, dataset))
     inputs.claim()
     return inputs.requests()
 
@@ -125,6 +126,7 @@ def _plain_errors() -> Iterator[None]:
 
     Ray's controller would first load TensorFlow to look at them, and only then start the workers again.
     """
+    import_tensorflow()
     import tensorflow as tf
 
     try:

@@ -6,6 +6,7 @@ many a trial.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
@@ -24,6 +25,7 @@ from transfer.config import Config, PhaseConfig
 from transfer.errors import BaseChangedError
 from transfer.training.model import TransferModel, build_backbone, build_head_for
 from transfer.training.step import PhaseProgram
+from transfer.training.strategy import create_strategy
 
 MAX_BACKBONES = 2
 MAX_HEADS = 8
@@ -82,6 +84,23 @@ class Workbench:
 
         Raises what `build_model` raises, and BaseChangedError when a file is replaced while it is read.
         """
+        base = self._base(config)
+        first = build_head_for(base.backbone, config, classes)
+        of_head = (base.number, config.head.model_dump_json(), len(classes), config.training.mixed_precision)
+        head = _made(self._heads, of_head, lambda: first, MAX_HEADS)
+        if head is not first:
+            for variable, value in zip(head.variables, first.variables, strict=True):
+                variable.assign(value)
+        return TransferModel(base.backbone, head, classes, digest=base.digest)
+
+    def backbone(self, config: Config) -> Backbone:
+        """The base of a configuration, to be looked at: its weights are those of whoever trains on it. Raises the same.
+
+        To be called within the strategy's scope.
+        """
+        return self._base(config).backbone
+
+    def _base(self, config: Config) -> _Base:
         set_precision(config.training.mixed_precision)
         # A file may have been replaced since a network was read from it.
         files = base_digests(config.base, storage=config.storage)
@@ -92,14 +111,7 @@ class Workbench:
             config.head.pooling,
             config.training.mixed_precision,
         )
-        base = _made(self._bases, of_base, lambda: self._build(config, files), MAX_BACKBONES)
-        first = build_head_for(base.backbone, config, classes)
-        of_head = (base.number, config.head.model_dump_json(), len(classes), config.training.mixed_precision)
-        head = _made(self._heads, of_head, lambda: first, MAX_HEADS)
-        if head is not first:
-            for variable, value in zip(head.variables, first.variables, strict=True):
-                variable.assign(value)
-        return TransferModel(base.backbone, head, classes, digest=base.digest)
+        return _made(self._bases, of_base, lambda: self._build(config, files), MAX_BACKBONES)
 
     def _build(self, config: Config, files: dict[str, str]) -> _Base:
         backbone = build_backbone(config)
@@ -152,6 +164,12 @@ class Workbench:
         program = _made(self._programs, of_program, build, MAX_PROGRAMS)
         program.start(learning_rate=phase.learning_rate, seed=training.seed)
         return program
+
+
+@functools.cache
+def own_workbench() -> Workbench:
+    """The workbench of this process, for a job whose steps come one after the other: none builds a network anew."""
+    return Workbench(create_strategy())
 
 
 def _made(shelf: OrderedDict[Any, Made], key: Hashable, make: Callable[[], Made], most: int) -> Made:

@@ -69,17 +69,12 @@ def find_rate(
 
     Raises TrainingError when the loss grows out of bounds at once, BackboneError when the base cannot be loaded.
     """
-    from transfer.training.strategy import create_strategy
-
-    # First, for it sets the process's GPUs up.
-    strategy = create_strategy()
-
     from transfer.training.lr_range import measure_curve, range_test_of
-    from transfer.training.workbench import Workbench
+    from transfer.training.workbench import own_workbench
 
     test = range_test_of(store, config, dataset, phase=phase, low=low, high=high, steps=steps)
     if not store.exists(f"{test.prefix}/curve.json"):
-        curve = measure_curve(test, dataset, workbench=Workbench(strategy))
+        curve = measure_curve(test, dataset, workbench=own_workbench())
         tested = config.phases[phase]
         found = FoundRate(
             id=test.id,
