@@ -12,7 +12,7 @@ export RAY_num_workers_soft_limit ?= 6
 # What `make chaos` takes for S3: ceph, or emulator where Ceph's packages cannot be installed.
 S3 ?= ceph
 CHAOS_FIGURES := $(CURDIR)/chaos-figures.jsonl
-CHAOS_OF_WORKERS := tests/chaos/test_workers.py
+CHAOS_OF_WORKERS := tests/proof/test_workers.py
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-local test-cluster thorough test-s3 chaos chaos-s3 chaos-workers chaos-rest check format lock docs clean
@@ -42,26 +42,26 @@ thorough: setup  ## the tests that only a new dependency can break: every networ
 	$(BIN)/pytest -m thorough
 
 test-s3: setup  ## the tests of storage against a real S3 server (see scripts/s3_server)
-	$(BIN)/pytest -m s3 --s3 ceph tests/storage tests/dataset tests/registry tests/nightly tests/chaos tests/scripts \
+	$(BIN)/pytest -m s3 --s3 ceph tests/storage tests/dataset tests/registry tests/nightly tests/proof tests/scripts \
 		tests/integration/test_job.py
 
 chaos: setup  ## the tests under faults at full length, on a real S3 server (S3=emulator: without), and their figures
 	$(if $(filter ceph,$(S3)),bash scripts/s3_server/install.sh)
 	rm -f $(CHAOS_FIGURES)
 	$(MAKE) --jobs=3 --output-sync=target chaos-s3 chaos-workers chaos-rest; \
-		ended=$$?; $(BIN)/python -m tests.chaos.figures $(CHAOS_FIGURES); exit $$ended
+		ended=$$?; $(BIN)/python -m tests.proof.figures $(CHAOS_FIGURES); exit $$ended
 
 chaos-s3 chaos-workers chaos-rest: export TRANSFER_CHAOS = long
 chaos-s3 chaos-workers chaos-rest: export TRANSFER_CHAOS_FIGURES = $(CHAOS_FIGURES)
 
 chaos-s3: setup
-	$(BIN)/pytest -m s3 --s3 $(S3) --timeout=1800 tests/chaos --ignore=$(CHAOS_OF_WORKERS)
+	$(BIN)/pytest -m s3 --s3 $(S3) --timeout=1800 tests/proof --ignore=$(CHAOS_OF_WORKERS)
 
 chaos-workers: setup
 	$(BIN)/pytest --s3 $(S3) --timeout=1800 $(CHAOS_OF_WORKERS)
 
 chaos-rest: setup
-	$(BIN)/pytest -m "not s3" --timeout=1800 tests/chaos --ignore=$(CHAOS_OF_WORKERS)
+	$(BIN)/pytest -m "not s3" --timeout=1800 tests/proof --ignore=$(CHAOS_OF_WORKERS)
 
 check: setup  ## lint, format, types, generated files
 	$(BIN)/ruff check .
