@@ -1,7 +1,7 @@
 """Input that was made to do harm is refused before it does, with a sentence, in bounded memory.
 
-More of it below tests/unit: archives in dataset/test_sources_archive.py, images in test_check.py, names in test_sources.py,
-networks in backbone/.
+More of it below tests/unit: archives in dataset/test_sources_archive.py, images in dataset/test_check.py, file names in
+dataset/test_sources.py, networks in backbone/.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
-"""The commands `transfer registry …`, in real subprocesses."""
+"""The commands `transfer registry …`, called in this process."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -22,18 +20,24 @@ def config(tmp_path, folder_storage):
     return path
 
 
-def registry(*arguments):
-    command = [sys.executable, "-m", "transfer", "registry", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+@pytest.fixture
+def registry(transfer):
+    return lambda *arguments: transfer("registry", *arguments)
 
 
-def answer(*arguments):
-    done = registry(*arguments, "--json")
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+@pytest.fixture
+def answer(registry):
+    """Calls a command that answers in JSON."""
+
+    def of(*arguments):
+        done = registry(*arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return of
 
 
-def test_versions_are_listed_rolled_back_pinned_and_removed(config):
+def test_versions_are_listed_rolled_back_pinned_and_removed(answer, config):
     listed = answer("list", config)
     assert (listed["model"], listed["promoted"]) == (MODEL, 5)
     assert listed["versions"][0] == {
@@ -76,7 +80,7 @@ def test_versions_are_listed_rolled_back_pinned_and_removed(config):
     assert shown["provenance"]["run"] == "run-3"
 
 
-def test_people_see_what_would_go_and_what_stays_why(config):
+def test_people_see_what_would_go_and_what_stays_why(registry, config):
     done = registry("gc", config, "--keep", 1)
     assert done.returncode == 0, done.stderr
     assert "would go" in done.stdout
@@ -86,20 +90,10 @@ def test_people_see_what_would_go_and_what_stays_why(config):
     assert "0.9000" in listed
 
 
-def test_a_mistake_ends_with_the_code_of_the_registry_and_changes_nothing(config):
+def test_a_mistake_ends_with_the_code_of_the_registry_and_changes_nothing(registry, answer, config):
     done = registry("rollback", config, "--to", 9, "--reason", "typo")
     assert done.returncode == 7
     assert "has no version 9" in done.stderr
     assert "Its versions are [1, 2, 3, 4, 5]" in done.stderr
     assert "Traceback" not in done.stderr
     assert answer("show", config)["version"] == 5
-
-
-def test_verifying_names_the_versions_that_cannot_be_served_and_fails(config):
-    done = registry("verify", config, "2", "--json")
-    assert done.returncode == 7, done.stderr
-    (row,) = json.loads(done.stdout)["versions"]
-    assert (row["version"], row["run"]) == (2, "run-1")
-    assert "does not answer, asked by tf.saved_model.load" in row["problem"]
-    assert "cannot be served as they are: 2." in done.stderr
-    assert "Traceback" not in done.stderr
