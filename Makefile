@@ -9,13 +9,19 @@ export RAY_worker_niceness ?= 0
 # Where CPUs are few, Ray ends idle workers while others work, and a job's next step imports TensorFlow again.
 export RAY_num_workers_soft_limit ?= 6
 
+# Tests run in two processes: most keep less than one core busy, and each process imports TensorFlow once.
+PROCESSES ?= 2
+PYTEST := $(BIN)/pytest --durations=10 -n $(PROCESSES) --dist loadgroup
+# In another order each time, which is printed with its seed: --random-order-seed=N repeats it.
+ANY_ORDER := --random-order
+
 # What `make chaos` takes for S3: ceph, or emulator where Ceph's packages cannot be installed.
 S3 ?= ceph
 CHAOS_FIGURES := $(CURDIR)/chaos-figures.jsonl
-CHAOS_OF_WORKERS := tests/chaos/test_workers.py
+ON_RAY := tests/proof/on_ray
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-local test-cluster thorough test-s3 chaos chaos-s3 chaos-workers chaos-rest check format lock docs clean
+.PHONY: help setup demo unit system test proof thorough test-s3 chaos chaos-s3 chaos-on-ray chaos-rest check format lock docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -28,40 +34,40 @@ $(VENV)/.ready: requirements/dev.txt pyproject.toml scripts/setup.sh
 demo: setup  ## train, evaluate, publish and reload a model on real handwritten digits, offline
 	$(BIN)/transfer demo
 
-test: setup  ## the test suite
-	$(MAKE) --jobs=2 --output-sync=target test-local test-cluster
+unit: setup  ## the tests of one process, in any order: what to run all day
+	$(PYTEST) $(ANY_ORDER) -m unit
 
-# Side by side: most tests of either half keep less than one core busy.
-test-local: setup
-	$(BIN)/pytest -m "not cluster and not thorough"
+system: setup  ## the tests with real processes, an S3 service and a Ray cluster
+	$(PYTEST) -m system
 
-test-cluster: setup
-	$(BIN)/pytest -m "cluster and not thorough"
+test: unit system  ## the test suite: unit and system
+
+proof: setup  ## the tests under faults, in short: kills, races, damage, several machines
+	$(PYTEST) -m proof
 
 thorough: setup  ## the tests that only a new dependency can break: every network of Keras, the benches
-	$(BIN)/pytest -m thorough
+	$(PYTEST) -m thorough
 
 test-s3: setup  ## the tests of storage against a real S3 server (see scripts/s3_server)
-	$(BIN)/pytest -m s3 --s3 ceph tests/storage tests/dataset tests/registry tests/nightly tests/chaos tests/scripts \
-		tests/integration/test_job.py
+	$(PYTEST) -m s3 --s3 ceph
 
 chaos: setup  ## the tests under faults at full length, on a real S3 server (S3=emulator: without), and their figures
 	$(if $(filter ceph,$(S3)),bash scripts/s3_server/install.sh)
 	rm -f $(CHAOS_FIGURES)
-	$(MAKE) --jobs=3 --output-sync=target chaos-s3 chaos-workers chaos-rest; \
-		ended=$$?; $(BIN)/python -m tests.chaos.figures $(CHAOS_FIGURES); exit $$ended
+	$(MAKE) --jobs=3 --output-sync=target chaos-s3 chaos-on-ray chaos-rest; \
+		ended=$$?; $(BIN)/python -m tests.proof.figures $(CHAOS_FIGURES); exit $$ended
 
-chaos-s3 chaos-workers chaos-rest: export TRANSFER_CHAOS = long
-chaos-s3 chaos-workers chaos-rest: export TRANSFER_CHAOS_FIGURES = $(CHAOS_FIGURES)
+chaos-s3 chaos-on-ray chaos-rest: export TRANSFER_CHAOS = long
+chaos-s3 chaos-on-ray chaos-rest: export TRANSFER_CHAOS_FIGURES = $(CHAOS_FIGURES)
 
 chaos-s3: setup
-	$(BIN)/pytest -m s3 --s3 $(S3) --timeout=1800 tests/chaos --ignore=$(CHAOS_OF_WORKERS)
+	$(BIN)/pytest -m s3 --s3 $(S3) --timeout=1800 tests/proof --ignore=$(ON_RAY)
 
-chaos-workers: setup
-	$(BIN)/pytest --s3 $(S3) --timeout=1800 $(CHAOS_OF_WORKERS)
+chaos-on-ray: setup
+	$(BIN)/pytest --s3 $(S3) --timeout=1800 $(ON_RAY)
 
 chaos-rest: setup
-	$(BIN)/pytest -m "not s3" --timeout=1800 tests/chaos --ignore=$(CHAOS_OF_WORKERS)
+	$(BIN)/pytest -m "not s3" --timeout=1800 tests/proof --ignore=$(ON_RAY)
 
 check: setup  ## lint, format, types, generated files
 	$(BIN)/ruff check .

@@ -13,16 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.figures import note
 from tests.fault_proxy import FaultProxy
+from tests.layers import (  # noqa: F401 - hooks of pytest
+    pytest_collection_modifyitems,
+    pytest_runtest_protocol,
+    pytest_terminal_summary,
+)
+from tests.proof.figures import note
 from transfer.config import StorageConfig
 from transfer.storage import RetryPolicy, open_store
-
-# What is stored here is the subject of the tests. Elsewhere S3 is only where things happen to lie, and the emulator is
-# enough. It is, too, for which versions are kept: that is reckoned from documents, whatever they were read from. Only
-# `make chaos` kills workers on a real service.
-ROOMS_OF_STORED_THINGS = {"storage", "dataset", "registry", "nightly", "chaos"}
-NOT_ABOUT_STORING = {"test_retention.py", "test_workers.py", "test_clocks_and_credentials.py"}
 
 
 def pytest_addoption(parser):
@@ -33,22 +32,6 @@ def pytest_addoption(parser):
         help="the S3 service of the tests: moto's emulator, one from the machine's Ceph packages, or the one that "
         "AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY name, where buckets are made and left",
     )
-
-
-def pytest_collection_modifyitems(items):
-    """Mark tests by what they use.
-
-    `cluster`: they need a Ray cluster, and run beside the others, in a process of their own. `s3`: they tell something
-    about an S3 service.
-    """
-    for item in items:
-        if {"ray_cluster", "head"} & set(item.fixturenames) or "integration" in item.path.parts:
-            item.add_marker("cluster")
-        parameters = item.callspec.params if hasattr(item, "callspec") else {}
-        uses_s3 = "s3_server" in item.fixturenames or parameters.get("storage") == "s3"
-        about_storing = item.path.parent.name in ROOMS_OF_STORED_THINGS and item.path.name not in NOT_ABOUT_STORING
-        if uses_s3 and about_storing:
-            item.add_marker("s3")
 
 
 @pytest.fixture(scope="session")
@@ -167,21 +150,3 @@ def fault_proxy(s3_server):
 def faulty_storage(s3_storage, fault_proxy):
     """A prefix in a fresh bucket, reached through the fault proxy."""
     return s3_storage.model_copy(update={"endpoint_url": fault_proxy.url})
-
-
-@pytest.fixture(scope="session")
-def ray_cluster(s3_server):
-    """One local Ray cluster for all tests that need one, with token authentication, as users get it.
-
-    It starts after the S3 server, whose credentials the workers find in the environment that they inherit.
-    """
-    import ray
-
-    from tests.digits import ingested_digits
-    from transfer.cluster import connect
-
-    # Where there is a cluster, images are ingested on it, by processes that each import TensorFlow first.
-    ingested_digits()
-    connect()
-    yield
-    ray.shutdown()

@@ -1,0 +1,103 @@
+"""The three layers of the tests: which one a test is in, what it may do there, and how long it may take.
+
+`unit`: one process, nothing started, nothing waited for. `system`: real processes, an S3 service, a Ray cluster.
+`proof`: kills, races, damage, several machines. The folder decides; a test below `unit/` is of `system` with those of
+its parameters that need an S3 service. What is marked `thorough` is in none of them.
+"""
+
+from __future__ import annotations
+
+import _posixsubprocess
+import os
+import sys
+import tomllib
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent
+LAYERS = ("unit", "system", "proof")
+# What is stored here is the subject of the tests. Elsewhere S3 is only where things happen to lie, and the emulator is
+# enough. It is, too, for which versions are kept: that is reckoned from documents, whatever they were read from. Only
+# `make chaos` kills workers on a real service.
+ROOMS_OF_STORED_THINGS = {"storage", "dataset", "registry", "nightly", "proof"}
+NOT_ABOUT_STORING = {"test_retention.py", "test_clocks_and_credentials.py", "test_nodes.py"}
+# Each has a cluster that its tests share.
+FOLDERS_OF_ONE_PROCESS = {"on_ray", "jobs"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark tests with their layer, with `s3` if they tell something about an S3 service, and with who runs together.
+
+    pytest-xdist runs those of a group in one process, one after the other: the tests of a file, which share what is
+    made for it, or of a folder that shares a cluster.
+    """
+    for item in items:
+        layer = item.path.relative_to(FOLDER).parts[0]
+        folder = item.path.parent.name
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        uses_s3 = "s3_server" in item.fixturenames or parameters.get("storage") == "s3"
+        if not item.get_closest_marker("thorough"):
+            item.add_marker("system" if layer == "unit" and uses_s3 else layer)
+        if uses_s3 and folder in ROOMS_OF_STORED_THINGS and item.path.name not in NOT_ABOUT_STORING:
+            item.add_marker("s3")
+        shared = item.path.parent if folder in FOLDERS_OF_ONE_PROCESS else item.path
+        item.add_marker(pytest.mark.xdist_group(str(shared.relative_to(FOLDER))))
+
+
+# What libraries ask the machine, in milliseconds.
+HARMLESS = {"fc-list", "lscpu", "uname"}
+STARTS_A_PROCESS = {"os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system", "subprocess.Popen"}
+_at_work: list[str] = []
+
+
+def _refuse(event, arguments):
+    if _at_work and event in STARTS_A_PROCESS and Path(os.fsdecode(arguments[0] or "")).name not in HARMLESS:
+        pytest.fail(f"{_at_work[0]} starts a process ({event}): its place is below tests/system.")
+
+
+def _refuse_or_start(*arguments, fork_exec=_posixsubprocess.fork_exec):
+    # This is how multiprocessing starts them, of which nobody is told.
+    _refuse("os.spawn", ["multiprocessing"])
+    return fork_exec(*arguments)
+
+
+sys.addaudithook(_refuse)
+_posixsubprocess.fork_exec = _refuse_or_start
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Refuse processes while a unit test runs."""
+    if item.get_closest_marker("unit"):
+        _at_work.append(item.nodeid)
+    try:
+        return (yield)
+    finally:
+        _at_work.clear()
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say which layers and tests took longer than budget.toml gives them. Nothing fails: machines differ."""
+    budget = tomllib.loads((FOLDER / "budget.toml").read_text())
+    seconds = {layer: defaultdict(float) for layer in LAYERS}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if not isinstance(report, pytest.TestReport):
+                continue
+            for layer in LAYERS:
+                if layer in report.keywords:
+                    seconds[layer][report.nodeid] += report.duration
+    lines = []
+    for layer, tests in seconds.items():
+        given = budget[layer]
+        if sum(tests.values()) > given["layer"]:
+            lines.append(f"{layer}: {sum(tests.values()):.0f} s, and its budget is {given['layer']} s")
+        slow = {test: taken for test, taken in tests.items() if taken > given["test"]}
+        lines += [f"{test}: {taken:.1f} s, and a test of {layer} has {given['test']} s" for test, taken in slow.items()]
+    if lines:
+        terminalreporter.section("slower than tests/budget.toml", yellow=True)
+        for line in lines:
+            terminalreporter.line(line)

@@ -1,0 +1,12 @@
+"""One Ray cluster for all tests of this folder."""
+
+import pytest
+
+from tests.ray_cluster import running_cluster
+
+
+@pytest.fixture(scope="package")
+def ray_cluster(s3_server):
+    """It ends with the folder: whatever this process tests next has none."""
+    with running_cluster():
+        yield

@@ -1,0 +1,97 @@
+"""Training on real Ray workers: the same result as in one process. Their kills are in tests/proof."""
+
+import pickle
+
+import numpy as np
+import pytest
+import ray
+
+from tests.digits import digits_config, ingest_some_digits
+from tests.one_process import largest_difference, trained_in_one_process
+from transfer.cluster import run_where
+from transfer.errors import DivergedError, OutOfMemoryError, TrainingError
+from transfer.storage import open_store
+from transfer.training.checkpoints import Checkpoints
+from transfer.training.ray_workers import _worker_main, ray_storage_path, train_on_workers
+from transfer.training.run import open_run
+
+WORKERS = {"count": 2, "max_failures": 2, "collectives": "ring"}
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    return ingest_some_digits(tmp_path_factory.mktemp("digits"))
+
+
+def new_run(digits, run_id, **changes):
+    source, dataset = digits
+    config = digits_config(source, str(source.parent / "storage"), **changes)
+    return open_run(open_store(config.storage), config, dataset, run_id=run_id)
+
+
+@pytest.fixture(scope="module")
+def in_one_process(digits):
+    """The end of the run trained from pixels."""
+    return trained_in_one_process(new_run(digits, "one-process", activations="never"))
+
+
+def test_two_ray_workers_end_with_the_weights_of_one_process(ray_cluster, digits, in_one_process):
+    """What they train on is computed on the cluster first: nothing is kept yet."""
+    run = new_run(digits, "two-workers", workers=WORKERS, activations={"keep": "always", "engine": "tensorflow"})
+    train_on_workers(run)
+    assert [choice["kept"] for choice in run.inputs.read(1)["phases"]] == [True, True]
+    final = Checkpoints(run).complete()
+    assert largest_difference(final.weights, in_one_process.weights) < TOLERANCE
+    for here, there in zip(in_one_process.progress.history, final.progress.history, strict=True):
+        assert there.accuracy == here.accuracy
+        assert there.validation_accuracy == here.validation_accuracy
+
+
+def test_errors_of_tensorflow_are_looked_at_without_it(digits, monkeypatch):
+    import tensorflow as tf
+
+    def fail(_):
+        raise tf.errors.UnavailableError(None, None, "it is gone")
+
+    monkeypatch.setattr("transfer.training.strategy.create_strategy", fail)
+    settings = {"config": new_run(digits, "failing").config.model_dump(mode="json")}
+    with pytest.raises(RuntimeError, match="UnavailableError: it is gone") as raised:
+        _worker_main(settings)
+    assert b"tensorflow" not in pickle.dumps(raised.value)
+
+
+def test_divergence_is_an_answer_and_not_retried(ray_cluster, digits):
+    phases = [{"unfreeze": 0, "epochs": 5, "learning_rate": 1e38, "optimizer": "sgd"}]
+    run = new_run(digits, "diverging", workers=WORKERS, phases=phases)
+    with pytest.raises(DivergedError, match="Lower the phase's learning_rate"):
+        train_on_workers(run)
+
+
+def test_too_little_memory_is_an_answer_and_not_retried(ray_cluster, digits):
+    too_large = {"training": {"batch_size": 1 << 52}, "activations": "always"}
+    run = new_run(digits, "too-large", workers={**WORKERS, "max_failures": 1000}, **too_large)
+    with pytest.raises(OutOfMemoryError, match=f"at phase 1 ran out of memory: .*training.batch_size .{1 << 52}"):
+        train_on_workers(run)
+    with pytest.raises(OutOfMemoryError, match="A task on the cluster ran out of memory: Unable to allocate"):
+        run_where(run.config.workers, np.empty, 1 << 52)
+
+
+@pytest.mark.parametrize("fewest", [None, 3])
+def test_a_cluster_that_is_too_small_is_named_in_time(ray_cluster, digits, fewest):
+    """There is room for two workers."""
+    workers = {"count": 4, "min_count": fewest, "cpus_per_worker": ray.cluster_resources()["CPU"] / 2}
+    workers["start_timeout_s"] = 1.0
+    run = new_run(digits, f"too-large-{fewest}", workers=workers, training={"batch_size": 12}, activations="never")
+    with pytest.raises(TrainingError, match=f"could not start in 1 s. It needs {fewest or 4} workers"):
+        train_on_workers(run)
+
+
+def test_ray_keeps_its_state_beside_ours_without_credentials(digits):
+    from transfer.config import StorageConfig
+
+    storage = StorageConfig(uri="s3://bucket/prefix", endpoint_url="http://127.0.0.1:9000", region="eu-west-1")
+    assert (
+        ray_storage_path(storage)
+        == "s3://bucket/prefix/ray?scheme=http&endpoint_override=127.0.0.1%3A9000&region=eu-west-1"
+    )

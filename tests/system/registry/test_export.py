@@ -1,0 +1,248 @@
+"""From a trained run to a published model that answers raw bytes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import tensorflow as tf
+
+from tests.digits import digits_config, write_some_digits
+from tests.unit.registry.test_loaders import Tampered
+from transfer import pipeline
+from transfer.errors import ConfigError, DatasetError, ParityError, RegistryError, TrainingError
+from transfer.evaluation.evaluate import evaluate_run, held_out_images, load_report
+from transfer.registry import publish
+from transfer.registry.loaders import LOADERS
+from transfer.registry.parity import prove_parity
+from transfer.registry.versions import download_version, list_versions, load_version, promote
+from transfer.steps import evaluated
+from transfer.storage import open_store
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("published")
+    source = write_some_digits(folder / "images")
+    config = digits_config(source, str(folder / "storage"))
+    return config, pipeline.train(config)
+
+
+@pytest.fixture(scope="module")
+def served(outcome, tmp_path_factory):
+    """The published model, downloaded and loaded as a server would."""
+    config, _ = outcome
+    store = open_store(config.storage)
+    folder = tmp_path_factory.mktemp("served")
+    return tf.saved_model.load(str(download_version(store, load_version(store, "digits"), folder)))
+
+
+@pytest.fixture(scope="module")
+def held_out(outcome):
+    _, done = outcome
+    return held_out_images(done.run, done.dataset, "test", 1000)
+
+
+def test_the_main_job_ends_with_a_promoted_version_and_a_report(outcome):
+    config, done = outcome
+    store = open_store(config.storage)
+    assert load_version(store, "digits") == done.version
+    assert done.version.provenance["run"] == done.run.id
+    proof = done.version.provenance["parity"]
+    assert proof["largest_difference"] == max(proof["by_loader"].values()) <= 1e-5
+    assert set(proof["by_loader"]) == {loader.name for loader in LOADERS}
+    assert Path(done.report_uri.removeprefix("file://")).read_text().startswith("<!doctype html>")
+    assert done.report.metrics.accuracy > 0.3
+
+
+def names_but_of_what_was_seen(store):
+    # Files that were written a moment before an ingest are noted by the next one.
+    return [item.name for item in store.list() if not item.name.startswith("seen/")]
+
+
+def test_repeating_the_main_job_trains_and_publishes_nothing_again(outcome):
+    config, done = outcome
+    store = open_store(config.storage)
+    before = names_but_of_what_was_seen(store)
+    again = pipeline.train(config)
+    assert again.version == done.version
+    assert names_but_of_what_was_seen(store) == before
+
+
+def test_the_published_model_answers_what_was_evaluated(outcome, served, held_out):
+    _, done = outcome
+    _, predictions = load_report(done.run, 1)
+    for size in (1, 7, len(held_out)):
+        answers = served.signatures["serving_default"](image_bytes=tf.constant(held_out[:size]))
+        np.testing.assert_allclose(answers["probabilities"], predictions.probabilities[:size], atol=1e-5)
+    names = [name.decode() for name in answers["class_name"].numpy()]
+    assert names == [done.dataset.classes[index] for index in predictions.probabilities.argmax(axis=1)]
+    np.testing.assert_array_equal(answers["class_index"], predictions.probabilities.argmax(axis=1))
+
+
+def test_the_report_counts_what_the_predictions_say(outcome):
+    _, done = outcome
+    report, predictions = load_report(done.run, 1)
+    right = predictions.probabilities.argmax(axis=1) == predictions.labels
+    assert report.metrics.accuracy == pytest.approx(right.mean())
+    truth = predictions.probabilities[np.arange(len(right)), predictions.labels]
+    assert report.metrics.loss == pytest.approx(-np.log(truth).mean(), rel=1e-5)
+
+
+def test_the_pixels_signature_answers_the_same_for_decoded_images(served, held_out):
+    images = np.stack([tf.io.decode_png(image, channels=3).numpy() for image in held_out[:5]]).astype(np.float32)
+    by_pixels = served.signatures["pixels"](images=tf.constant(images))
+    by_bytes = served.signatures["serving_default"](image_bytes=tf.constant(held_out[:5]))
+    np.testing.assert_allclose(by_pixels["probabilities"], by_bytes["probabilities"], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "BMP", "WEBP", "JPEG"])
+def test_every_served_format_is_answered_alike(served, held_out, kind):
+    import io
+
+    from PIL import Image
+
+    with Image.open(io.BytesIO(held_out[0])) as image:
+        buffer = io.BytesIO()
+        options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 100, "subsampling": 0}}.get(kind, {})
+        image.convert("L").convert("RGB").save(buffer, kind, **options)
+    answer = served.signatures["serving_default"](image_bytes=tf.constant([held_out[0], buffer.getvalue()]))
+    first, second = answer["probabilities"].numpy()
+    # JPEG and GIF's palette lose a little.
+    np.testing.assert_allclose(first, second, atol=0.05 if kind in {"JPEG", "GIF"} else 1e-6)
+
+
+def test_class_names_and_provenance_are_inside_the_model(outcome):
+    config, done = outcome
+    store = open_store(config.storage)
+    inside = json.loads(store.read(f"{done.version.folder}/assets.extra/transfer.json"))
+    assert inside["classes"] == done.dataset.classes
+    assert inside["provenance"]["dataset"] == done.dataset.reference
+    assert "storage" not in inside["provenance"]["config"]
+
+
+def test_an_export_that_answers_differently_is_refused(outcome, held_out, tmp_path):
+    config, done = outcome
+    store = open_store(config.storage)
+    exported = download_version(store, done.version, tmp_path)
+    _, predictions = load_report(done.run, 1)
+    expected = predictions.probabilities[:8].copy()
+    assert max(prove_parity(exported, held_out[:8], expected).values()) <= 1e-5
+    expected[3] = np.roll(expected[3], 1)
+    with pytest.raises(ParityError, match="differ from the evaluated model's"):
+        prove_parity(exported, held_out[:8], expected)
+    (exported / "saved_model.pb").write_bytes(b"nonsense")
+    with pytest.raises(ParityError, match=r"does not answer, asked by tf.saved_model.load: .*corrupt"):
+        prove_parity(exported, held_out[:8], expected)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "said"),
+    [
+        ("range of files", r"asked by tf.saved_model.load, differ"),
+        ("Keras's variables", r"asked by a session, as in TensorFlow Serving: .*Could not find variable"),
+        ("range of pixels", r"asked by the signature `pixels`, differ"),
+    ],
+)
+def test_what_a_loader_would_answer_otherwise_is_not_published(outcome, monkeypatch, mistake, said):
+    config, done = outcome
+    monkeypatch.setattr(publish, "export", lambda model, folder, **_: Tampered(model, mistake).save(folder))
+    with pytest.raises(ParityError, match=said):
+        pipeline.publish(config, run_id=done.run.id, again=True)
+    assert [version.number for version in list_versions(open_store(config.storage), "digits")] == [1]
+
+
+def test_predict_answers_good_images_and_lists_bad_ones(outcome, held_out, tmp_path):
+    config, done = outcome
+    images = tmp_path / "incoming"
+    (images / "deep").mkdir(parents=True)
+    for index, data in enumerate(held_out[:40]):
+        (images / f"deep/{index:03d}.png").write_bytes(data)
+    (images / "empty.png").write_bytes(b"")
+    (images / "text.png").write_bytes(b"not an image")
+    (images / "cut.png").write_bytes(held_out[0][:80])
+    answer = pipeline.predict(config, images=str(images), output=str(tmp_path / "out/answers.parquet"))
+    assert (answer.images, answer.errors, answer.version) == (43, 3, done.version.number)
+    rows = {row["key"]: row for row in pq.read_table(tmp_path / "out/answers.parquet").to_pylist()}
+    assert {key for key, row in rows.items() if row["error"]} == {"empty.png", "text.png", "cut.png"}
+    _, predictions = load_report(done.run, 1)
+    for index in range(40):
+        found = rows[f"deep/{index:03d}.png"]
+        np.testing.assert_allclose(found["probabilities"], predictions.probabilities[index], atol=1e-5)
+        assert found["class_name"] == done.dataset.classes[found["class_index"]]
+
+
+def test_predict_without_images_or_version_says_so(outcome, tmp_path):
+    config, _ = outcome
+    (tmp_path / "none").mkdir()
+    with pytest.raises(DatasetError, match="no files"):
+        pipeline.predict(config, images=str(tmp_path / "none"), output=str(tmp_path / "a.parquet"))
+    with pytest.raises(RegistryError, match="has no version 9"):
+        pipeline.predict(config, images=str(tmp_path), output=str(tmp_path / "a.parquet"), version=9)
+
+
+def test_an_unfinished_run_cannot_be_evaluated_and_an_unevaluated_one_not_published(outcome, tmp_path):
+    config, done = outcome
+    from transfer.training.run import open_run
+
+    run = open_run(open_store(config.storage), config, done.dataset, run_id="unfinished")
+    with pytest.raises(TrainingError, match="is not finished"):
+        pipeline.evaluate(config, run_id=run.id)
+    with pytest.raises(RegistryError, match="has no report"):
+        pipeline.publish(config, run_id=run.id)
+    with pytest.raises(ConfigError, match="is one of `digits`, and `name` in the configuration is `other`"):
+        pipeline.publish(config.model_copy(update={"name": "other"}), run_id=run.id)
+    assert len(list(list_versions(open_store(config.storage), "digits"))) == 1
+
+
+def test_evaluating_again_adds_a_report_and_keeps_the_first(outcome):
+    config, done = outcome
+    report, uri = pipeline.evaluate(config, run_id=done.run.id, split="validation")
+    assert report.split == "validation"
+    assert uri != done.report_uri
+    # A look at another split is not what the run is judged by from now on.
+    assert evaluated(done.run, done.dataset) == 1
+    assert load_report(done.run, 1)[0] == done.report
+
+
+def test_the_published_model_needs_neither_this_project_nor_keras(outcome, tmp_path):
+    config, done = outcome
+    store = open_store(config.storage)
+    folder = download_version(store, done.version, tmp_path / "model")
+    code = (
+        "import sys; sys.modules['keras'] = None;"
+        "import tensorflow as tf; m = tf.saved_model.load(sys.argv[1]);"
+        "print(sorted(m.signatures)); assert 'transfer' not in sys.modules"
+    )
+    finished = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True)
+    assert finished.stdout.strip() == "['pixels', 'serving_default']"
+
+
+def test_what_an_evaluation_that_was_killed_halfway_left_does_not_stand_in_the_way_of_the_next(outcome):
+    _, done = outcome
+    number = done.run.newest_report() + 1
+    done.run.store.put(f"{done.run.prefix}/reports/{number:08d}/report.json", b"of one that rounded otherwise")
+    assert evaluate_run(done.run, done.dataset) == number + 1
+    load_report(done.run, number + 1)
+
+
+def test_a_run_is_published_again_as_a_plain_graph_and_takes_only_its_own_place(outcome):
+    config, done = outcome
+    store = open_store(config.storage)
+    plain = config.model_copy(update={"publish": config.publish.model_copy(update={"graph": "plain"})})
+    again = pipeline.publish(plain, run_id=done.run.id, again=True)
+    assert again.number == done.version.number + 1
+    assert again.provenance["parity"]["largest_difference"] <= 1e-5
+    # It is proved against answers of the same graph.
+    report, _ = load_report(done.run, again.provenance["report"])
+    assert (report.graph, report.rounds_coarsely) == ("plain", False)
+    assert load_version(store, "digits") == again
+    assert load_version(store, "digits", done.version.number) == done.version
+
+    promote(store, done.version, reason="somebody went back to it")
+    third = pipeline.publish(plain, run_id=done.run.id, again=True)
+    assert third.number == again.number + 1
+    assert load_version(store, "digits") == done.version

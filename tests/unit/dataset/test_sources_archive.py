@@ -1,0 +1,243 @@
+"""Archives: unpacked without trusting them, from here, a bucket and the web."""
+
+import gzip
+import io
+import os
+import stat
+import tarfile
+import threading
+import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from tests.sourcing import bytes_of, everything_of, image
+from transfer.config import DatasetConfig
+from transfer.dataset.sources import archive as archive_module
+from transfer.dataset.sources import open_source
+from transfer.errors import DatasetError
+from transfer.storage import open_store
+
+MEMBERS = {"cat/1.png": image(1), "dog/deep/2.png": image(2)}
+
+
+def zip_of(members):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as opened:
+        for name, content in members.items():
+            opened.writestr(name, content)
+    return buffer.getvalue()
+
+
+def tar_of(members):
+    """Contents are bytes, or a changed TarInfo."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as opened:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name) if isinstance(content, bytes) else content
+            member.size = len(content) if isinstance(content, bytes) else member.size
+            opened.addfile(member, io.BytesIO(content) if isinstance(content, bytes) else None)
+    return buffer.getvalue()
+
+
+def special(name, kind, target=""):
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, target
+    return member
+
+
+@pytest.fixture(params=[(".zip", zip_of), (".tar.gz", tar_of), (".TGZ", tar_of)], ids=["zip", "tar.gz", "TGZ"])
+def pack(request, tmp_path):
+    suffix, function = request.param
+
+    def write(members):
+        path = tmp_path / f"archive{suffix}"
+        path.write_bytes(function(members))
+        return path
+
+    return write
+
+
+def refusal(path, storage, **options):
+    with pytest.raises(DatasetError, match="is refused") as caught:
+        everything_of(path, storage, **options)
+    return caught.value.message
+
+
+def test_class_folders_in_an_archive_are_a_source(pack, folder_storage):
+    assert bytes_of(pack(MEMBERS), folder_storage) == MEMBERS
+
+
+def test_a_folder_around_the_class_folders_is_no_class(pack, folder_storage):
+    members = {f"photos/v2/{name}": content for name, content in MEMBERS.items()} | {"__MACOSX/photos/._1": b""}
+    assert bytes_of(pack(members), folder_storage) == MEMBERS
+
+
+def test_a_single_class_folder_is_not_taken_for_a_folder_around_classes(pack, folder_storage):
+    assert everything_of(pack({"cat/1.png": b"x"}), folder_storage)[0] == {"cat/1.png": "cat"}
+
+
+def test_what_was_unpacked_is_gone_afterwards(pack, folder_storage):
+    with open_source(DatasetConfig(source=str(pack(MEMBERS))), folder_storage) as source:
+        assert Path(source.root).is_dir()
+        assert source.description["kind"] == "archive"
+    assert not Path(source.root).exists()
+
+
+@pytest.mark.parametrize("name", ["../out.png", "cat/../../out.png", "{tmp_path}/out.png", "cat/../1.png"])
+def test_a_member_that_leads_out_of_the_folder_is_refused(pack, folder_storage, tmp_path, name):
+    members = {"cat/1.png": b"x", name.format(tmp_path=tmp_path): b"evil"}
+    assert "outside of the folder" in refusal(pack(members), folder_storage)
+    assert not (tmp_path / "out.png").exists()
+
+
+def test_backslashes_of_windows_lead_nowhere_else(tmp_path, folder_storage):
+    path = tmp_path / "a.zip"
+    path.write_bytes(zip_of({"cat\\1.png": b"x", "dog\\..\\..\\out": b"x"}))
+    assert "outside of the folder" in refusal(path, folder_storage)
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        special("cat/link", tarfile.SYMTYPE, "/etc/passwd"),
+        special("cat/hard", tarfile.LNKTYPE, "cat/1.png"),
+        special("cat/device", tarfile.CHRTYPE),
+        special("cat/pipe", tarfile.FIFOTYPE),
+    ],
+    ids=lambda member: member.name,
+)
+def test_links_and_devices_in_a_tar_are_refused(tmp_path, folder_storage, member):
+    path = tmp_path / "a.tar.gz"
+    path.write_bytes(tar_of({"cat/1.png": b"x", member.name: member}))
+    assert member.name in refusal(path, folder_storage)
+
+
+def test_links_in_a_zip_are_refused(tmp_path, folder_storage):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as opened:
+        link = zipfile.ZipInfo("cat/link")
+        link.external_attr = (stat.S_IFLNK | 0o777) << 16
+        opened.writestr(link, "/etc/passwd")
+    assert "is a link" in refusal(path, folder_storage)
+
+
+def test_an_archive_that_unpacks_to_more_than_allowed_is_refused(pack, folder_storage):
+    message = refusal(pack({"cat/1.png": bytes(10_000_000)}), folder_storage, source_max_size_bytes=1_000_000)
+    assert "source_max_size_bytes, 1,000,000 bytes" in message
+
+
+def test_zeros_behind_the_end_of_a_tar_count_too(tmp_path, folder_storage):
+    path = tmp_path / "a.tar.gz"
+    path.write_bytes(gzip.compress(gzip.decompress(tar_of(MEMBERS)) + bytes(5_000_000)))
+    assert "unpacks to more" in refusal(path, folder_storage, source_max_size_bytes=1_000_000)
+
+
+def test_a_zip_that_lies_about_sizes_is_refused(tmp_path, folder_storage):
+    honest = zip_of({"cat/1.png": bytes(1_000_000)})
+    path = tmp_path / "a.zip"
+    path.write_bytes(honest.replace((1_000_000).to_bytes(4, "little"), (10).to_bytes(4, "little")))
+    assert "damaged" in refusal(path, folder_storage)
+
+
+def test_a_tar_header_that_claims_gigabytes_is_refused_before_it_is_read(tmp_path, folder_storage):
+    header = special("pax", tarfile.XHDTYPE)
+    header.size = 7 * 1024**3
+    path = tmp_path / "a.tar.gz"
+    path.write_bytes(gzip.compress(header.tobuf(tarfile.USTAR_FORMAT) + bytes(1024**2)))
+    assert "a header claims" in refusal(path, folder_storage)
+
+
+def test_more_members_than_anyone_has_are_refused(pack, folder_storage, monkeypatch):
+    monkeypatch.setattr(archive_module, "MAX_MEMBERS", 3)
+    assert "more than 3 members" in refusal(pack({f"cat/{n}.png": b"x" for n in range(4)}), folder_storage)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")  # zipfile warns while the test writes it
+def test_a_member_that_comes_twice_is_refused(tmp_path, folder_storage):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as opened:
+        opened.writestr("cat/1.png", b"one")
+        opened.writestr("cat/1.png", b"other")
+    assert "comes twice" in refusal(path, folder_storage)
+
+
+def test_a_damaged_archive_is_refused(pack, folder_storage):
+    path = pack({f"cat/{number}.png": os.urandom(1000) for number in range(20)})
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert "damaged" in refusal(path, folder_storage)
+    middle = len(whole) // 2
+    path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :])
+    assert "damaged" in refusal(path, folder_storage)
+
+
+def test_an_archive_in_a_bucket(s3_storage):
+    open_store(s3_storage).put("photos.zip", zip_of(MEMBERS))
+    assert bytes_of(f"{s3_storage.uri}/photos.zip", s3_storage) == MEMBERS
+
+
+def test_an_archive_in_a_bucket_that_is_missing_or_too_large(s3_storage):
+    with pytest.raises(DatasetError, match=r"photos.zip, and there is nothing there"):
+        everything_of(f"{s3_storage.uri}/photos.zip", s3_storage)
+    open_store(s3_storage).put("photos.zip", zip_of(MEMBERS))
+    with pytest.raises(DatasetError, match="is larger than dataset"):
+        everything_of(f"{s3_storage.uri}/photos.zip", s3_storage, source_max_size_bytes=10)
+
+
+class Answers(BaseHTTPRequestHandler):
+    """Gives what the server's `answers` hold, one a request: a status, and how many bytes are left out at the end."""
+
+    def do_GET(self):
+        status, left_out = self.server.answers.pop(0)
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(self.server.body)))
+        self.end_headers()
+        self.wfile.write(self.server.body[: len(self.server.body) - left_out])
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def web():
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        server.body = zip_of(MEMBERS)
+        server.url = f"http://127.0.0.1:{server.server_port}/photos.zip"
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_an_archive_from_the_web(web, folder_storage):
+    web.answers = [(200, 0)]
+    assert bytes_of(web.url, folder_storage) == MEMBERS
+
+
+def test_passing_faults_of_the_web_are_tried_again(web, folder_storage):
+    web.answers = [(503, 0), (200, 5), (200, 0)]
+    assert bytes_of(web.url, folder_storage) == MEMBERS
+    assert web.answers == []
+
+
+@pytest.mark.parametrize(("status", "found"), [(404, "nothing there"), (403, "answers 403")])
+def test_a_final_answer_of_the_web_is_an_error_without_the_secrets_of_the_address(web, folder_storage, status, found):
+    web.answers = [(status, 0)]
+    with pytest.raises(DatasetError, match=found) as caught:
+        everything_of(f"{web.url}?signature=secret", folder_storage)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_download_stops_where_it_gets_too_large(web, folder_storage):
+    web.answers = [(200, 0)]
+    with pytest.raises(DatasetError, match="is larger than"):
+        everything_of(web.url, folder_storage, source_max_size_bytes=100)
+
+
+def test_the_description_of_a_web_address_holds_no_secrets(web, folder_storage):
+    web.answers = [(200, 0)]
+    with open_source(DatasetConfig(source=f"{web.url}?token=secret#part"), folder_storage) as source:
+        assert source.description == {"kind": "archive", "uri": web.url}
