@@ -18,8 +18,6 @@ from transfer.errors import ConfigError
 from transfer.evaluation.report import Report
 from transfer.fork_server import start_server
 from transfer.preflight import check_source_and_files
-from transfer.registry.predict import PredictOutcome
-from transfer.registry.predict import predict as predict_images
 from transfer.registry.publication import published_version
 from transfer.registry.versions import ModelVersion, current_promotion, promote
 from transfer.steps import evaluated, fit, published, read_report, writable_storage
@@ -31,6 +29,7 @@ from transfer.tuning.space import check_space, with_values
 
 if TYPE_CHECKING:
     from transfer.nightly.summary import NightSummary
+    from transfer.registry.predict import PredictOutcome
     from transfer.tuning.driver import SweepOutcome
 
 logger = logging.getLogger(__name__)
@@ -222,6 +221,8 @@ def _check_base_and_depths(config: Config) -> None:
 
 
 def _predict(config: Config, images: str, output: str, version: int | None) -> PredictOutcome:
+    from transfer.registry.predict import predict as predict_images
+
     return predict_images(config, images=images, output=output, version=version)
 
 

@@ -26,7 +26,7 @@ from transfer.config import BaseNetworkConfig
 from transfer.dataset.ingest import ingest
 from transfer.dataset.rejects import read_ledger
 from transfer.errors import BackboneError, CorruptObjectError, DatasetError, StorageError
-from transfer.registry.predict import load_answers
+from transfer.registry.served import load_answers
 from transfer.registry.versions import ModelVersion, download_version, load_version, versions_log
 from transfer.storage import open_store
 

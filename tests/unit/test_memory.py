@@ -13,9 +13,9 @@ from transfer.backbone.load import load_backbone
 from transfer.backbone.pooling import pooled
 from transfer.cli_common import errors_explained
 from transfer.errors import OutOfMemoryError
-from transfer.evaluation.evaluate import predict_split
+from transfer.evaluation import evaluate
 from transfer.memory import memory_explained
-from transfer.registry.predict import load_answers
+from transfer.registry.served import load_answers
 from transfer.registry.versions import add_version
 from transfer.steps import fit
 from transfer.storage import open_store
@@ -29,7 +29,7 @@ def digits(tmp_path_factory):
     return ingest_some_digits(tmp_path_factory.mktemp("digits"))
 
 
-def too_much(*_):
+def too_much(*_, **__):
     """More than a process can address: refused before anything is reserved."""
     return np.empty(TOO_MANY, np.float32)
 
@@ -109,11 +109,14 @@ def test_the_frozen_part_can_be_left_to_the_steps():
         list(forward.map(too_much() for _ in range(1)))
 
 
-def test_evaluation_keeps_the_run(digits):
-    _, dataset = digits
-    store = open_store(digits_config(digits[0], f"{digits[0].parent}/storage").storage)
+def test_evaluation_keeps_the_run(digits, monkeypatch):
+    source, dataset = digits
+    config = digits_config(source, f"{source.parent}/storage")
+    run = open_run(open_store(config.storage), config, dataset)
+    fit(run, dataset)
+    monkeypatch.setattr(evaluate, "probabilities_of", too_much)
     with pytest.raises(OutOfMemoryError, match=r"^Evaluating on 16 images at a time .* is finished and stays"):
-        predict_split(too_much_of_a_graph, store, dataset, "test", image_size=32, batch_size=16)
+        evaluate.evaluate_run(run, dataset)
 
 
 def test_a_published_model_can_answer_on_the_cpu(tmp_path):

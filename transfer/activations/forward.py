@@ -17,7 +17,7 @@ from transfer.activations.openvino import OpenVinoEngine, is_installed
 from transfer.activations.prefix import Prefix
 from transfer.activations.tracing import Pass
 from transfer.errors import ActivationsError
-from transfer.memory import FOR_THE_FROZEN_PART, memory_explained
+from transfer.memory import memory_explained
 
 logger = logging.getLogger(__name__)
 
@@ -40,10 +40,15 @@ _fastest: dict[tuple[object, ...], Setting] = {}
 class Work(Protocol):
     """What a forward pass computes."""
 
+    subject: str
+    advice: str
+    """What is said when memory runs out: what ran, and what to do."""
     name: tuple[object, ...]
     """What decides how fast it runs; weights do not."""
-    row_shape: tuple[int, ...]
-    """Shape of the input for one image."""
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of the input for one image."""
 
     def trace(self) -> Any:
         """A concrete function without variables, float32 [n, *row_shape] to a list of float32 [n, …]."""
@@ -76,8 +81,8 @@ class Forward:
         ActivationsError when OpenVINO was asked for by name and disagrees with TensorFlow, OutOfMemoryError.
         """
         reader = iter(batches)
-        work = f"The frozen part, on at most {self.batch_size} rows at a time,"
-        with memory_explained(work, advice=FOR_THE_FROZEN_PART):
+        work = f"{self._work.subject}, on at most {self.batch_size} rows at a time,"
+        with memory_explained(work, advice=self._work.advice):
             if self._is_unchecked:
                 yield from self._check(reader)
             if self._is_undecided:

@@ -12,6 +12,7 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 
 from transfer.activations.inference import InferenceNetwork
 from transfer.activations.prefix import Prefix
+from transfer.memory import FOR_THE_FROZEN_PART
 
 
 def traced(function: Callable[[tf.Tensor], Any], argument: tf.TensorSpec) -> Any:
@@ -43,6 +44,7 @@ class Pass:
         first = prefixes[0]
         self.row_shape = start.shape if start else (first.image_size, first.image_size, 3)
         """Shape of the input for one image."""
+        self.subject, self.advice = "The frozen part", FOR_THE_FROZEN_PART
         self.name = (first.base, *self.row_shape, start.cut if start else "", *(prefix.cut for prefix in prefixes))
         """What decides how fast it runs; weights do not."""
         self._prefixes = prefixes

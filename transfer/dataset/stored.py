@@ -43,7 +43,7 @@ def stored_images(
         try:
             tables = _ahead(reader, lambda shard: read_shard(store, shard, columns=["image", "label"]), shards, count=1)
             rows = (row for table in tables for row in _rows(table))
-            decode = functools.partial(_decode, image_size=image_size)
+            decode = functools.partial(decoded, image_size=image_size)
             waiting: deque[tuple[list[Future[np.ndarray]], np.ndarray]] = deque()
             while batch := list(islice(rows, batch_size)):
                 encoded, labels = zip(*batch, strict=True)
@@ -80,7 +80,8 @@ def _finished(images: list[Future[np.ndarray]], labels: np.ndarray) -> tuple[np.
     return np.stack([image.result() for image in images]), labels
 
 
-def _decode(encoded: bytes, *, image_size: int) -> np.ndarray:
+def decoded(encoded: bytes, *, image_size: int) -> np.ndarray:
+    """One image as float32 [image_size, image_size, 3] in 0..255. Raises what `load_image` raises."""
     load = _compiled(load_plain_jpeg if is_plain_jpeg(encoded) else load_image, image_size)
     image: np.ndarray = load(tf.constant(encoded)).numpy()
     return image

@@ -68,16 +68,16 @@ def _by_network(
     run: Run, dataset: Dataset, split: str, model: TransferModel, *, exactly: bool
 ) -> tuple[np.ndarray, bool]:
     shards, size = dataset.shards_of(split), model.backbone.image_size
-    answer = trace_inference(model, graph=run.config.publish.graph).answer
+    inference = trace_inference(model, graph=run.config.publish.graph)
     rows, batch_size = dataset.rows(split), run.config.training.batch_size
 
     def images(batch_size: int) -> Iterator[np.ndarray]:
         return (each for each, _ in stored_images(run.store, shards, image_size=size, batch_size=batch_size))
 
     if exactly:
-        answers = (answer(tf.constant(each)).numpy() for each in images(batch_size))
+        answers = (inference.answer(tf.constant(each)).numpy() for each in images(batch_size))
     else:
-        forward = forward_of(InferenceWork(model, answer), engine=run.config.activations.engine, rows=rows)
+        forward = forward_of(InferenceWork(model, inference), engine=run.config.activations.engine, rows=rows)
         answers = (outputs[0] for outputs in forward.map(images(forward.batch_size)))
     found = []
     with progress(f"evaluate {split}", total=rows) as advance:

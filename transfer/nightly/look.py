@@ -20,7 +20,7 @@ from transfer.nightly.checks import NO_CHAMPION, check_agreement, check_drift, n
 from transfer.nightly.drift import FEWEST_IMAGES, SAMPLE_IMAGES, drift
 from transfer.nightly.sample import ShardRows, sample
 from transfer.nightly.summary import Finding
-from transfer.registry.predict import BATCH_SIZE, load_answers
+from transfer.registry.served import BATCH_SIZE, load_answers
 from transfer.registry.versions import ModelVersion, load_version
 from transfer.storage import Store, open_store
 from transfer.training.run import Run, load_run

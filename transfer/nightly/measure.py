@@ -23,7 +23,7 @@ from transfer.evaluation.thumbnails import Thumbnail, make_thumbnail
 from transfer.nightly.comparison import Contender, HeldOut, compare, never_trained_on
 from transfer.nightly.summary import Comparison
 from transfer.progress import progress
-from transfer.registry.predict import BATCH_SIZE, Answers, load_answers
+from transfer.registry.served import BATCH_SIZE, Answers, load_answers
 from transfer.registry.versions import ModelVersion, load_version
 from transfer.steps import reopened
 from transfer.storage import Store

@@ -7,24 +7,26 @@ which is null for an image that was answered and says why for one that could not
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from transfer.config import Config, DatasetConfig, StorageConfig
 from transfer.dataset.check import AcceptedImage, check_image
+from transfer.dataset.stored import decoded
 from transfer.errors import DatasetError
-from transfer.memory import FOR_PREDICTION, memory_explained
 from transfer.progress import progress
-from transfer.registry.versions import ModelVersion, download_version, load_version
+from transfer.registry.served import BATCH_SIZE, Engine, PublishedModel
+from transfer.registry.versions import download_version, load_version
 from transfer.storage import Store, StoredObject, open_store
 
-BATCH_SIZE = 32
 _SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -34,10 +36,6 @@ _SCHEMA = pa.schema(
         ("error", pa.string()),
     ]
 )
-
-
-Answers = Callable[[list[bytes]], dict[str, Any]]
-"""What a published model answers for encoded images."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +63,11 @@ def predict(config: Config, *, images: str, output: str, version: int | None = N
         raise DatasetError(f"There are no files in {images}.", advice="Give a folder or an s3:// prefix of images.")
     errors = 0
     with tempfile.TemporaryDirectory() as folder:
-        answer = load_answers(store, chosen, Path(folder) / "model")
+        model = PublishedModel(chosen, download_version(store, chosen, Path(folder) / "model"))
+        reader = _Reader(source, config.dataset, image_size=model.image_size)
         table = Path(folder) / "predictions.parquet"
         with pq.ParquetWriter(table, _SCHEMA) as writer, progress("predict", total=len(files)) as advance:
-            for batch in _batches(files):
-                rows = list(_answer_batch(answer, source, batch, config.dataset))
+            for rows in _answered(model, reader, files, engine=config.activations.engine):
                 errors += sum(row["error"] is not None for row in rows)
                 writer.write_table(pa.Table.from_pylist(rows, _SCHEMA))
                 advance(len(rows))
@@ -77,59 +75,80 @@ def predict(config: Config, *, images: str, output: str, version: int | None = N
     return PredictOutcome(version=chosen.number, images=len(files), errors=errors, output=output)
 
 
-def load_answers(store: Store, version: ModelVersion, folder: Path) -> Answers:
-    """Load a published version: a function from n encoded images to its answers.
+@dataclass
+class _Read:
+    """Some files as they were read: a row for each that could not be, and the key and pixels of each that could."""
 
-    They are `probabilities` float32 [n, classes], `class_index` int32 [n] and `class_name` bytes [n]. `folder`: where
-    its files are put. Raises CorruptObjectError for a wrong byte, RegistryError when the version is removed meanwhile,
-    OutOfMemoryError, as the answers do.
-    """
-    import tensorflow as tf
-
-    name = f"Version {version.number} of {version.model}"
-    files = download_version(store, version, folder)
-    with memory_explained(name, advice=FOR_PREDICTION):
-        loaded = tf.saved_model.load(str(files))
-    signature = loaded.signatures["serving_default"]
-
-    @memory_explained(f"{name}, asked about at most {BATCH_SIZE} images at a time,", advice=FOR_PREDICTION)
-    def answer(encoded: list[bytes]) -> dict[str, Any]:
-        return {name: value.numpy() for name, value in signature(image_bytes=tf.constant(encoded)).items()}
-
-    # The signature's variables live as long as the loaded object does.
-    answer.loaded = loaded  # type: ignore[attr-defined]
-    return answer
+    failed: list[dict[str, Any]] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    encoded: list[bytes] = field(default_factory=list)
+    pixels: list[np.ndarray] = field(default_factory=list)
 
 
-def _answer_batch(
-    answer: Answers, source: Store, files: list[StoredObject], limits: DatasetConfig
-) -> Iterator[dict[str, Any]]:
-    checked = []
-    for file in files:
-        if file.size_bytes > limits.max_file_size_bytes:
-            yield _failed(file.name, f"too_large_file: {file.size_bytes} bytes")
-            continue
-        outcome = check_image(
-            source.read(file.name),
-            key=file.name,
-            max_pixels=limits.max_pixels,
-            max_file_size_bytes=limits.max_file_size_bytes,
-            transcode=limits.transcode,
-        )
-        if isinstance(outcome, AcceptedImage):
-            checked.append((file.name, outcome.data))
-        else:
-            yield _failed(file.name, f"{outcome.reason}: {outcome.detail}")
-    if checked:
-        answers = answer([data for _, data in checked])
-        for index, (key, _) in enumerate(checked):
-            yield {
-                "key": key,
-                "class_name": answers["class_name"][index].decode(),
-                "class_index": int(answers["class_index"][index]),
-                "probabilities": answers["probabilities"][index],
-                "error": None,
-            }
+class _Reader:
+    """Reads and checks files as an ingest does."""
+
+    def __init__(self, source: Store, limits: DatasetConfig, *, image_size: int) -> None:
+        self._source = source
+        self._limits = limits
+        self._image_size = image_size
+
+    def read(self, files: Iterable[StoredObject]) -> _Read:
+        limits, found = self._limits, _Read()
+        for file in files:
+            if file.size_bytes > limits.max_file_size_bytes:
+                found.failed.append(_failed(file.name, f"too_large_file: {file.size_bytes} bytes"))
+                continue
+            outcome = check_image(
+                self._source.read(file.name),
+                key=file.name,
+                max_pixels=limits.max_pixels,
+                max_file_size_bytes=limits.max_file_size_bytes,
+                transcode=limits.transcode,
+            )
+            if isinstance(outcome, AcceptedImage):
+                found.keys.append(file.name)
+                found.encoded.append(outcome.data)
+                found.pixels.append(decoded(outcome.data, image_size=self._image_size))
+            else:
+                found.failed.append(_failed(file.name, f"{outcome.reason}: {outcome.detail}"))
+        return found
+
+
+def _answered(
+    model: PublishedModel, reader: _Reader, files: Iterable[StoredObject], *, engine: Engine
+) -> Iterator[list[dict[str, Any]]]:
+    """The rows of all files, some at a time. While the model answers, the next files are read."""
+    waiting: deque[_Read] = deque()
+
+    def batches() -> Iterator[tuple[list[bytes], np.ndarray]]:
+        for batch in _batches(files):
+            read = reader.read(batch)
+            waiting.append(read)
+            if read.keys:
+                pixels = np.stack(read.pixels)
+                read.pixels = []
+                yield read.encoded, pixels
+
+    for probabilities in model.answers(batches(), engine=engine):
+        while not waiting[0].keys:
+            yield waiting.popleft().failed
+        read = waiting.popleft()
+        rows = zip(read.keys, probabilities, strict=True)
+        yield [*read.failed, *(_row(key, answer, model.classes) for key, answer in rows)]
+    for read in waiting:
+        yield read.failed
+
+
+def _row(key: str, probabilities: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+    index = int(np.argmax(probabilities))
+    return {
+        "key": key,
+        "class_name": classes[index],
+        "class_index": index,
+        "probabilities": probabilities,
+        "error": None,
+    }
 
 
 def _failed(key: str, error: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from transfer.backbone.graph import nodes_in_order
 from transfer.backbone.hub import SavedModelLayer
 from transfer.backbone.precision import computes_in_half
 from transfer.config import ServingGraph
+from transfer.memory import FOR_EVALUATION
 from transfer.training.model import TransferModel
 
 MAX_CONSTANT_BYTES = 64 * 1024**2
@@ -61,20 +62,21 @@ def trace_inference(model: TransferModel, *, graph: ServingGraph) -> Inference:
 class InferenceWork:
     """Answering decoded images with a traced model, as work for a forward pass (`activations/forward.py`)."""
 
-    def __init__(self, model: TransferModel, answer: Any) -> None:
+    def __init__(self, model: TransferModel, inference: Inference) -> None:
         size = model.backbone.image_size
+        self.subject, self.advice = "Evaluating", FOR_EVALUATION
         self.name: tuple[object, ...] = (model.backbone.name, size, len(model.classes))
-        self.row_shape: tuple[int, ...] = (size, size, 3)
-        self._answer = answer
+        self.row_shape = (size, size, 3)
+        self._inference = inference
 
     def trace(self) -> Any:
         """The model as a function without variables, images float32 [n, size, size, 3] to [probabilities]."""
         images = tf.TensorSpec([None, *self.row_shape], tf.float32)
-        return with_constants(traced(lambda rows: [self._answer(rows)], images))
+        return with_constants(traced(lambda rows: [self._inference.answer(rows)], images))
 
     def plain(self, rows: np.ndarray) -> list[np.ndarray]:
         """The probabilities by the traced model itself."""
-        return [self._answer(tf.constant(rows)).numpy()]
+        return [self._inference.answer(tf.constant(rows)).numpy()]
 
 
 def rounds_coarsely(model: TransferModel) -> bool:

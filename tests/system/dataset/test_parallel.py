@@ -80,12 +80,12 @@ def test_workers_end_when_their_parent_is_killed(tmp_path):
     """The orphans' pids come through a pipe that closes when the last of them is gone."""
     (tmp_path / "orphans.py").write_text(
         textwrap.dedent("""
-            import os, signal
+            import multiprocessing, os, signal
             from transfer.dataset.parallel import parallel_map
 
             def work(item):
                 if item == 5:
-                    os.kill(os.getppid(), signal.SIGKILL)
+                    os.kill(multiprocessing.parent_process().pid, signal.SIGKILL)
                 print(item, flush=True)
                 return item
 

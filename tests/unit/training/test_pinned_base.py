@@ -11,9 +11,9 @@ from transfer.evaluation.evaluate import evaluate_run
 from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoints, Progress
 from transfer.training.loop import Training
-from transfer.training.model import build_model, build_model_of
+from transfer.training.model import build_model
 from transfer.training.pinned_base import hold_to_base, pinned_base
-from transfer.training.restore import restore_model
+from transfer.training.restore import restore_model, untrained_model
 from transfer.training.run import open_run
 from transfer.training.strategy import create_strategy
 
@@ -64,7 +64,7 @@ def test_a_run_is_held_to_the_network_that_it_began_with(digits, own_base, other
         "restore": lambda: restore_model(run, dataset),
         "evaluate": lambda: evaluate_run(run, dataset),
         "resume": lambda: Training(run, dataset, workbench=workbench_of(create_strategy())),
-        "look": lambda: build_model_of(run, dataset),
+        "look": lambda: untrained_model(run, dataset),
     }
     for build in again.values():
         with pytest.raises(BaseChangedError, match=r"began with another network than base\.model .*[0-9a-f]{12}… now"):
@@ -80,7 +80,7 @@ def test_a_file_that_is_replaced_after_a_run_was_named_begins_no_run(digits, own
     run = opened(config, dataset)
     path.write_bytes(other_base)
     with pytest.raises(BaseChangedError, match=r"base\.model is .*base\.keras`, another file here"):
-        build_model_of(run, dataset)
+        untrained_model(run, dataset)
     assert pinned_base(run) is None
 
 
