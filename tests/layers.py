@@ -48,7 +48,7 @@ def pytest_collection_modifyitems(items):
 
 
 # What libraries ask the machine, in milliseconds.
-HARMLESS = {"fc-list", "lscpu", "uname"}
+HARMLESS = {"fc-list", "grep", "lscpu", "uname"}
 STARTS_A_PROCESS = {"os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system", "subprocess.Popen"}
 _at_work: list[str] = []
 

@@ -16,6 +16,7 @@ _LOOKED_FOR_BY_KERAS = ("matplotlib", "pandas", "sklearn")
 _TALK = (
     "WARNING: All log messages before absl::InitializeLog",
     "I0000 ",
+    "To enable the following instructions: ",
     "libpng warning: ",
     # libjpeg, of files that the ledger of rejects names, or that decode all the same.
     "Corrupt JPEG data",

@@ -41,6 +41,13 @@ def test_config_check_passes_a_good_one_and_says_what_cannot_be_learned_on_a_ran
     assert "hardly anything can be learned on this base" in done.stderr
 
 
+def test_an_error_that_is_found_with_tensorflow_loaded_has_its_exit_code_too(config):
+    done = transfer("config", "check", config, "--set", "phases.1.unfreeze=99")
+    assert done.returncode == 5
+    assert done.stderr.startswith("Error: ")
+    assert "Traceback" not in done.stderr
+
+
 def test_json_is_one_object_on_stdout_and_the_rest_goes_to_stderr(config):
     done = transfer("ingest", config, "--json")
     assert done.returncode == 0, done.stderr

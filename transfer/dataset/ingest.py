@@ -124,7 +124,7 @@ def _check_images(work: _Work, checked: CheckedColumns, unknown: np.ndarray) -> 
     answers = parallel_map(
         partial(check_batch, source=work.source, limits=work.limits),
         _candidates(work, unknown),
-        processes=process_count(len(unknown)),
+        processes=process_count(len(unknown), size_bytes=int(work.listing.sizes_bytes[unknown].sum())),
         heavy=work.bytes_travel,
     )
     rows = iter(unknown.tolist())
@@ -216,10 +216,11 @@ def _read_parent(store: Store, parent: Dataset | None) -> list[ParentShard]:
 def _write_shards(work: _Work, images: Images, planned: Sequence[PlannedShard]) -> list[Shard]:
     """Pass 2."""
     total = sum(len(shard.images) for shard in planned)
+    size_bytes = sum(int(images.sizes_bytes[shard.images].sum()) for shard in planned)
     answers = parallel_map(
         partial(build_shard, source=work.source, limits=work.limits, storage=work.config.storage),
         (_shard_task(work, images, shard) for shard in planned),
-        processes=min(process_count(total), len(planned)),
+        processes=min(process_count(total, size_bytes=size_bytes), len(planned)),
         heavy=work.bytes_travel,
     )
     shards = []

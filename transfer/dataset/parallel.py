@@ -22,8 +22,9 @@ from transfer.startup import quiet_stderr
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
-IMAGES_PER_PROCESS = 200
-"""Fewer images do not repay another process, which first has TensorFlow compile the decoder."""
+IMAGES_PER_PROCESS = 1000
+SIZE_BYTES_PER_PROCESS = 32 * 1024**2
+"""Less does not repay another process, which first has TensorFlow compile the decoder: a second or two."""
 ITEMS_IN_FLIGHT_PER_CPU = 2
 MAX_HEAVY_ITEMS_IN_FLIGHT = 16
 RAY_RETRIES = 3
@@ -35,13 +36,14 @@ def on_cluster() -> bool:
     return ray is not None and ray.is_initialized()
 
 
-def process_count(images: int) -> int:
-    """Local processes worth starting for this many images."""
+def process_count(images: int, *, size_bytes: int) -> int:
+    """Local processes worth starting for this many images, of so many bytes together."""
     # It comes with scikit-learn, and knows the limits that containers and batch systems set.
     from joblib import cpu_count  # type: ignore[import-untyped]
 
     cpus: int = cpu_count()
-    return max(1, min(cpus, -(-images // IMAGES_PER_PROCESS)))
+    worth = max(-(-images // IMAGES_PER_PROCESS), -(-size_bytes // SIZE_BYTES_PER_PROCESS))
+    return max(1, min(cpus, worth))
 
 
 def parallel_map(

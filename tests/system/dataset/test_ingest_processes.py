@@ -39,7 +39,7 @@ def test_a_killed_worker_commits_nothing_and_the_next_run_finishes(tmp_path, fol
     store = open_store(folder_storage)
     # One process checks, two write, in both runs.
     processes = iter([1, 2, 1, 2])
-    monkeypatch.setattr(ingest_module, "process_count", lambda _: next(processes))
+    monkeypatch.setattr(ingest_module, "process_count", lambda *_, **__: next(processes))
     with monkeypatch.context() as killing:
         killing.setattr(ingest_module, "build_shard", DieOnTrain(os.getpid()))
         with pytest.raises(DatasetError, match="worker process ended abruptly"):

@@ -8,7 +8,13 @@ import textwrap
 
 import pytest
 
-from transfer.dataset.parallel import IMAGES_PER_PROCESS, parallel_map, process_count, run_in_process
+from transfer.dataset.parallel import (
+    IMAGES_PER_PROCESS,
+    SIZE_BYTES_PER_PROCESS,
+    parallel_map,
+    process_count,
+    run_in_process,
+)
 from transfer.errors import DatasetError
 
 
@@ -72,8 +78,9 @@ def test_workers_see_no_gpu():
 
 
 def test_few_images_are_not_worth_another_process():
-    assert process_count(0) == process_count(IMAGES_PER_PROCESS) == 1
-    assert 1 <= process_count(10**9) <= os.cpu_count()
+    few = {"images": IMAGES_PER_PROCESS, "size_bytes": SIZE_BYTES_PER_PROCESS}
+    assert process_count(0, size_bytes=0) == process_count(**few) == 1
+    assert 1 <= process_count(10**9, size_bytes=0) == process_count(1, size_bytes=10**12) <= os.cpu_count()
 
 
 def test_workers_end_when_their_parent_is_killed(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,17 @@ import tensorflow as tf
 from tests.digits import digits_config, write_some_digits
 from tests.unit.registry.test_loaders import Tampered
 from transfer import pipeline
+from transfer.dataset.stored import decoded
 from transfer.errors import ConfigError, DatasetError, ParityError, RegistryError, TrainingError
 from transfer.evaluation.evaluate import evaluate_run, held_out_images, load_report
 from transfer.registry import publish
 from transfer.registry.loaders import LOADERS
 from transfer.registry.parity import prove_parity
+from transfer.registry.served import PublishedModel
 from transfer.registry.versions import download_version, list_versions, load_version, promote
 from transfer.steps import evaluated
 from transfer.storage import open_store
+from transfer.training.restore import restore_model
 
 
 @pytest.fixture(scope="module")
@@ -247,3 +251,33 @@ def test_a_run_is_published_again_as_a_plain_graph_and_takes_only_its_own_place(
     third = pipeline.publish(plain, run_id=done.run.id, again=True)
     assert third.number == again.number + 1
     assert load_version(store, "digits") == done.version
+
+
+def test_a_run_whose_fast_evaluation_rounded_too_coarsely_is_evaluated_anew_by_the_graph(outcome, monkeypatch):
+    _, done = outcome
+    fast = evaluate_run(done.run, done.dataset)
+    assert not load_report(done.run, fast)[0].is_exact
+
+    def coarse(run, number):
+        report, predictions = load_report(run, number)
+        flatter = 0.99 * predictions.probabilities + 0.01 / len(predictions.classes)
+        return report, predictions if report.is_exact else replace(predictions, probabilities=flatter)
+
+    monkeypatch.setattr(publish, "load_report", coarse)
+    version = publish.publish_run(done.run, done.dataset, report_number=fast, again=True)
+    report, _ = load_report(done.run, version.provenance["report"])
+    assert report.is_exact
+    assert version.provenance["report"] > fast
+    assert version.provenance["parity"]["largest_difference"] <= 1e-5
+
+
+def test_a_model_that_decodes_otherwise_than_this_release_answers_by_its_own_decoder(outcome, held_out, tmp_path):
+    _, done = outcome
+    model, _ = restore_model(done.run, done.dataset)
+    Tampered(model, "range of files").save(tmp_path / "model")
+    other = PublishedModel(done.version, tmp_path / "model")
+    other.__dict__["image_size"] = 32
+    pixels = np.stack([decoded(image, image_size=32) for image in held_out[:5]])
+    (answers,) = other.answers(iter([(held_out[:5], pixels)]), engine="auto")
+    np.testing.assert_array_equal(answers, other.answer(held_out[:5])["probabilities"])
+    assert np.abs(answers - other.plain(pixels)[0]).max() > 1e-3
