@@ -1,8 +1,9 @@
 """The three layers of the tests: which one a test is in, what it may do there, and how long it may take.
 
 `unit`: one process, nothing started, nothing waited for. `system`: real processes, an S3 service, a Ray cluster.
-`proof`: kills, races, damage, several machines. The folder decides; a test below `unit/` is of `system` with those of
-its parameters that need an S3 service. What is marked `thorough` is in none of them.
+`proof`: kills, races, damage, several machines, and all cases of what `unit` shows in one or two. The folder decides;
+a test below `unit/` is of `system` with those of its parameters that need an S3 service. A mark at the test goes before
+that: of a layer, or `thorough`, which is none of them.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def pytest_collection_modifyitems(items):
         folder = item.path.parent.name
         parameters = item.callspec.params if hasattr(item, "callspec") else {}
         uses_s3 = "s3_server" in item.fixturenames or parameters.get("storage") == "s3"
-        if not item.get_closest_marker("thorough"):
+        if not any(item.get_closest_marker(mark) for mark in (*LAYERS, "thorough")):
             item.add_marker("system" if layer == "unit" and uses_s3 else layer)
         if uses_s3 and folder in ROOMS_OF_STORED_THINGS and item.path.name not in NOT_ABOUT_STORING:
             item.add_marker("s3")

@@ -122,9 +122,9 @@ def expected_of(model, pixels):
     ("kind", "graph", "weights"),
     [
         ("of Keras's layers", "merged", "constants"),
-        ("of Keras's layers", "plain", "variables"),
+        pytest.param("of Keras's layers", "plain", "variables", marks=pytest.mark.proof),
         ("with augmentation in the base", "merged", "variables"),
-        ("of a hub module", "merged", "constants"),
+        pytest.param("of a hub module", "merged", "constants", marks=pytest.mark.proof),
         ("of a hub module with a table", "merged", "constants"),
     ],
 )
@@ -285,6 +285,7 @@ def test_whatever_a_model_does_instead_of_answering_is_an_outcome_but_not_memory
         ("echo no numpy >&2; exit 1", ParityError, "cannot be used in a fresh process: no numpy"),
     ],
 )
+@pytest.mark.system
 def test_a_proof_whose_process_ends_otherwise_is_no_proof_and_says_why(script, kind, said, tmp_path, monkeypatch):
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\n{script}\n")

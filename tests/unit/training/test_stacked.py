@@ -151,13 +151,23 @@ WARM = {"schedule": {"kind": "cosine", "warmup_epochs": 0.5}}
     ("common", "trials"),
     [
         ({}, WHAT_MAY_DIFFER),
-        ({}, RATES),
+        pytest.param({}, RATES, marks=pytest.mark.proof),
         ({"head": {"hidden": [16, 8]}}, THREE),
-        ({"phase": {"optimizer": "adamw", **WARM}}, DECAYS),
-        ({"phase": {"optimizer": SGD}, "training": {"class_weights": "balanced"}}, THREE),
-        ({"phase": {"optimizer": {"name": "sgd", "clip_norm": 0.05}, "schedule": {"kind": "exponential"}}}, THREE),
-        ({"phase": {"optimizer": {"name": "sgd", "momentum": 0.0}}, "head": {"pooling": "flatten"}}, THREE),
-        ({"augmentation": {"flip": "horizontal", "views": 2}}, RATES),
+        pytest.param({"phase": {"optimizer": "adamw", **WARM}}, DECAYS, marks=pytest.mark.proof),
+        pytest.param(
+            {"phase": {"optimizer": SGD}, "training": {"class_weights": "balanced"}}, THREE, marks=pytest.mark.proof
+        ),
+        pytest.param(
+            {"phase": {"optimizer": {"name": "sgd", "clip_norm": 0.05}, "schedule": {"kind": "exponential"}}},
+            THREE,
+            marks=pytest.mark.proof,
+        ),
+        pytest.param(
+            {"phase": {"optimizer": {"name": "sgd", "momentum": 0.0}}, "head": {"pooling": "flatten"}},
+            THREE,
+            marks=pytest.mark.proof,
+        ),
+        pytest.param({"augmentation": {"flip": "horizontal", "views": 2}}, RATES, marks=pytest.mark.proof),
     ],
     ids=["keys", "rates", "hidden", "adamw", "nesterov", "clipped", "flattened", "views"],
 )
@@ -208,7 +218,7 @@ def diverging(digits, name, **common):
     return new_runs(digits, name, common, [{"phase": {"learning_rate": rate}} for rate in (1e-2, 1e38, 3e-2)])
 
 
-@pytest.mark.parametrize("dataset", ["digits", "digits_to_train_on_only"])
+@pytest.mark.parametrize("dataset", ["digits", pytest.param("digits_to_train_on_only", marks=pytest.mark.proof)])
 def test_a_trial_that_diverges_fails_and_leaves_the_others_as_they_are(dataset, request):
     digits = request.getfixturevalue(dataset)
     runs = diverging(digits, "diverging")
@@ -248,7 +258,11 @@ def test_trials_that_are_stopped_leave_the_others_as_they_are(digits):
     assert [len(pack.histories[run.id]) for run in runs] == [1, 2, 2, 2, 3, 4]
 
 
-@pytest.mark.parametrize("min_delta", [0.0, 0.4, 10.0], ids=["each-epoch-better", "second-best", "first-best"])
+@pytest.mark.parametrize(
+    "min_delta",
+    [0.0, pytest.param(0.4, marks=pytest.mark.proof), pytest.param(10.0, marks=pytest.mark.proof)],
+    ids=["each-epoch-better", "second-best", "first-best"],
+)
 def test_a_stopped_trial_can_go_on_alone_to_where_it_would_have_come(digits, min_delta):
     stopping = {"metric": "loss", "patience_epochs": 3, "min_delta": min_delta}
     runs = new_runs(digits, f"going-on-{min_delta:g}", {"phase": {"epochs": 3, "early_stopping": stopping}}, THREE)
@@ -264,7 +278,9 @@ def test_a_stopped_trial_can_go_on_alone_to_where_it_would_have_come(digits, min
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "min_delta"), [("adam", 0.0), (SGD, 10.0)], ids=["adam-later-epochs-better", "sgd-first-epoch-best"]
+    ("optimizer", "min_delta"),
+    [("adam", 0.0), pytest.param(SGD, 10.0, marks=pytest.mark.proof)],
+    ids=["adam-later-epochs-better", "sgd-first-epoch-best"],
 )
 def test_a_pack_that_was_killed_goes_on_as_if_it_had_not_been(digits, optimizer, min_delta, request):
     stopping = {"metric": "loss", "patience_epochs": 3, "min_delta": min_delta}
