@@ -210,6 +210,7 @@ def test_batches_of_any_size_are_answered_in_their_order(small, engine):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.proof
 def test_many_rows_are_spent_on_finding_the_fastest_setting_which_is_remembered(small, engine, caplog):
     caplog.set_level(logging.INFO, "transfer")
     batches = [pixels(64)] * 12

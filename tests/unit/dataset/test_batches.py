@@ -57,7 +57,10 @@ def test_all_batches_are_full_and_only_the_last_is_filled_up(digits):
     np.testing.assert_array_equal(found[-1]["positions"], np.arange(BATCH))
 
 
-@pytest.mark.parametrize(("workers", "replicas"), [pytest.param(2, 1, marks=pytest.mark.proof), (2, 2), (4, 1)])
+@pytest.mark.parametrize(
+    ("workers", "replicas"),
+    [pytest.param(2, 1, marks=pytest.mark.proof), (2, 2), pytest.param(4, 1, marks=pytest.mark.proof)],
+)
 def test_the_slices_of_all_workers_make_up_the_batches_of_one(digits, workers, replicas):
     whole = batches(digits)
     size = BATCH // workers // replicas

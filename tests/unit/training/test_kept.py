@@ -50,7 +50,12 @@ def figures_of(run):
 
 @pytest.mark.parametrize(
     "depths",
-    [[0], [1], pytest.param([2], marks=pytest.mark.proof), pytest.param([0, 1, 2], marks=pytest.mark.proof)],
+    [
+        [0],
+        pytest.param([1], marks=pytest.mark.proof),
+        pytest.param([2], marks=pytest.mark.proof),
+        pytest.param([0, 1, 2], marks=pytest.mark.proof),
+    ],
     ids=str,
 )
 def test_kept_and_from_pixels_end_with_the_same_weights(digits, depths):
@@ -73,6 +78,7 @@ def test_two_replicas_on_what_is_kept_end_with_the_weights_of_one(digits):
     assert relative_difference(trained_weights(*runs[1], strategy=two_replicas()), one) < 1e-5
 
 
+@pytest.mark.proof
 def test_interrupted_and_resumed_on_what_is_kept_is_uninterrupted(digits):
     changes = {
         "phases": phases(0, 1),
@@ -113,6 +119,7 @@ def test_a_part_that_an_earlier_phase_trained_is_not_kept(digits, caplog):
     assert relative_difference(weights, trained_weights(pixels, dataset)) < SAME
 
 
+@pytest.mark.proof
 def test_half_precision_maps_take_half_the_room_and_learn_nearly_the_same(digits, tmp_path):
     sizes, weights = [], []
     for dtype in ("float32", "float16"):
@@ -138,6 +145,7 @@ def test_views_are_kept_and_cycled_through(digits, caplog):
     assert relative_difference(trained_weights(more, dataset), weights) > SAME
 
 
+@pytest.mark.proof
 def test_images_that_are_augmented_anew_in_every_epoch_are_not_kept(digits, caplog):
     run, dataset = new_run(digits, "anew", phases=phases(0, epochs=1), augmentation=AUGMENTED, activations="always")
     with caplog.at_level(logging.INFO):

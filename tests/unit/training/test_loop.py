@@ -51,6 +51,7 @@ def undisturbed(digits):
     return run, trained_weights(run, dataset)
 
 
+@pytest.mark.proof
 def test_two_replicas_end_with_the_weights_of_one(digits, undisturbed):
     run, dataset = new_run(digits, "two-replicas")
     strategy = two_replicas()

@@ -77,6 +77,7 @@ def test_a_loss_that_grows_out_of_bounds_ends_the_test(digits):
     assert 3e-3 < curve.steepest < 1
 
 
+@pytest.mark.proof
 def test_from_pixels_it_measures_what_it_measures_on_what_is_kept(digits):
     kept, pixels = (measured(digits, 0, steps=30, high=1e-2, activations=keep) for keep in ("always", "never"))
     np.testing.assert_allclose(kept.losses, pixels.losses, rtol=1e-3)

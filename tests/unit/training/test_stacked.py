@@ -152,7 +152,7 @@ WARM = {"schedule": {"kind": "cosine", "warmup_epochs": 0.5}}
     [
         ({}, WHAT_MAY_DIFFER),
         pytest.param({}, RATES, marks=pytest.mark.proof),
-        ({"head": {"hidden": [16, 8]}}, THREE),
+        pytest.param({"head": {"hidden": [16, 8]}}, THREE, marks=pytest.mark.proof),
         pytest.param({"phase": {"optimizer": "adamw", **WARM}}, DECAYS, marks=pytest.mark.proof),
         pytest.param(
             {"phase": {"optimizer": SGD}, "training": {"class_weights": "balanced"}}, THREE, marks=pytest.mark.proof
@@ -179,6 +179,7 @@ def test_each_trial_of_a_pack_ends_as_it_would_alone(digits, common, trials, req
         assert_as_alone(digits, run)
 
 
+@pytest.mark.proof
 def test_one_sigmoid_is_packed_too(two_digits):
     runs = new_runs(two_digits, "sigmoid", {"head": {"output": "sigmoid", "hidden": [4]}}, RATES)
     trained_together(two_digits, runs)
@@ -186,6 +187,7 @@ def test_one_sigmoid_is_packed_too(two_digits):
         assert_as_alone(two_digits, run)
 
 
+@pytest.mark.proof
 def test_a_pack_needs_no_validation_split(digits_to_train_on_only):
     runs = new_runs(digits_to_train_on_only, "unvalidated", {}, THREE[:2])
     trained_together(digits_to_train_on_only, runs)
@@ -203,6 +205,7 @@ def test_early_stopping_without_a_validation_split_is_refused(digits_to_train_on
 PATIENT = {"phase": {"epochs": 8, "early_stopping": {"metric": "loss", "patience_epochs": 2}}}
 
 
+@pytest.mark.proof
 def test_a_trial_that_stops_early_goes_back_to_its_best_epoch_while_others_go_on(digits):
     runs = new_runs(digits, "early", PATIENT, [{"phase": {"learning_rate": rate}} for rate in (0.05, 1e-3)])
     pack = trained_together(digits, runs)
@@ -299,6 +302,7 @@ def test_a_pack_that_was_killed_goes_on_as_if_it_had_not_been(digits, optimizer,
         assert relative_difference(*weights) < 1e-6
 
 
+@pytest.mark.proof
 def test_a_pack_that_was_killed_goes_on_with_some_of_its_trials(digits):
     runs = new_runs(digits, "fewer", {}, THREE)
     pack_of(digits, runs, folder="packs/fewer").next_epoch()
@@ -309,6 +313,7 @@ def test_a_pack_that_was_killed_goes_on_with_some_of_its_trials(digits):
     assert_as_alone(digits, runs[2])
 
 
+@pytest.mark.proof
 def test_a_pack_with_a_trial_that_its_checkpoint_lacks_begins_anew(digits):
     runs = new_runs(digits, "more", {}, THREE)
     pack_of(digits, runs[:2], folder="packs/more").next_epoch()
@@ -317,6 +322,7 @@ def test_a_pack_with_a_trial_that_its_checkpoint_lacks_begins_anew(digits):
     assert_as_alone(digits, runs[0])
 
 
+@pytest.mark.proof
 def test_a_run_that_was_finished_before_is_not_trained_again(digits):
     runs = new_runs(digits, "before", {}, RATES)
     train(runs[0], digits[1])
@@ -328,6 +334,7 @@ def test_a_run_that_was_finished_before_is_not_trained_again(digits):
     assert_as_alone(digits, runs[1])
 
 
+@pytest.mark.proof
 def test_failed_stopped_and_finished_trials_stay_what_they_are_after_a_restart(digits):
     runs = diverging(digits, "restarted")
     pack = pack_of(digits, runs)
@@ -345,6 +352,7 @@ def test_failed_stopped_and_finished_trials_stay_what_they_are_after_a_restart(d
     assert Checkpoints(runs[0]).numbers() == [1]
 
 
+@pytest.mark.proof
 def test_a_trial_that_had_ended_when_its_pack_was_killed_is_not_written_twice(digits, monkeypatch):
     runs = new_runs(digits, "killed-late", {"phase": {"epochs": 1}}, RATES)
     pack = pack_of(digits, runs)
@@ -361,6 +369,7 @@ def raise_interrupt(*_):
     raise KeyboardInterrupt
 
 
+@pytest.mark.proof
 def test_a_damaged_checkpoint_of_a_pack_is_passed_over(digits, caplog):
     runs = new_runs(digits, "damaged-pack", {}, RATES)
     pack = pack_of(digits, runs)
@@ -387,6 +396,7 @@ def test_a_finished_trial_is_a_finished_run(digits):
         np.testing.assert_allclose(losses, [row.loss for row in pack.histories[run.id]], rtol=1e-6)
 
 
+@pytest.mark.proof
 def test_the_streams_of_several_seeds_share_the_room_of_one(digits, monkeypatch):
     trials = [{"training": {"seed": seed}} for seed in range(3)]
     roomy = new_runs(digits, "roomy", {"phase": {"epochs": 1}}, trials)

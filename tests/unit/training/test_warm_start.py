@@ -152,6 +152,7 @@ def test_the_number_of_replicas_does_not_change_the_result(digits, champion):
     assert largest_difference(trained(two, digits[1], strategy=two_replicas()).weights, expected) < 1e-5
 
 
+@pytest.mark.proof
 def test_a_pack_of_trials_begins_like_each_of_them_alone(digits, champion):
     _, dataset = digits
     runs = [

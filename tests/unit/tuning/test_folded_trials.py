@@ -253,6 +253,7 @@ def test_a_trial_whose_loss_is_not_finite_fails_with_the_reason(digits, space):
     assert all(other.complete and other.failure is None and len(other.rows) == 2 for other in others)
 
 
+@pytest.mark.proof
 def test_a_trial_that_is_stopped_can_go_on_in_every_fold(digits):
     sweep, trials = swept(digits, "stopped", space=TWO_HEADS)
     host = TrialHost(sweep, trials)

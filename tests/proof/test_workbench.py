@@ -66,7 +66,6 @@ def assert_same(rows, weights, expected):
         np.testing.assert_array_equal(found, wanted)
 
 
-@pytest.mark.proof
 def test_runs_one_after_the_other_on_a_workbench_learn_what_each_learns_alone(digits):
     config, dataset = digits
     workbench = Workbench(tf.distribute.get_strategy())
@@ -84,9 +83,7 @@ def test_runs_one_after_the_other_on_a_workbench_learn_what_each_learns_alone(di
         assert_same(rows, weights_of(training), alone(each, dataset))
 
 
-@pytest.mark.parametrize(
-    ("keep", "depths"), [("auto", [(0, 1), (1, 2)]), pytest.param("never", [(1,), (2,)], marks=pytest.mark.proof)]
-)
+@pytest.mark.parametrize(("keep", "depths"), [("auto", [(0, 1), (1, 2)]), ("never", [(1,), (2,)])])
 def test_runs_that_take_turns_learn_what_each_learns_alone(digits, keep, depths):
     config, dataset = digits
     config = config.model_copy(update={"activations": config.activations.model_copy(update={"keep": keep})})
@@ -106,7 +103,6 @@ def test_runs_that_take_turns_learn_what_each_learns_alone(digits, keep, depths)
         assert_same(of_it, weights_of(training), alone(each, dataset))
 
 
-@pytest.mark.proof
 def test_what_differs_in_learning_rate_and_seed_alone_is_compiled_once(digits, monkeypatch):
     built = []
     build = PhaseProgram.__init__
