@@ -28,24 +28,22 @@ NOT_ABOUT_STORING = {"test_retention.py", "test_clocks_and_credentials.py", "tes
 FOLDERS_OF_ONE_PROCESS = {"on_ray", "jobs"}
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Mark tests with their layer, with `s3` if they tell something about an S3 service, and with who runs together.
+def pytest_itemcollected(item):
+    """Mark a test with its layer, with `s3` if it tells something about an S3 service, and with who runs together.
 
     pytest-xdist runs those of a group in one process, one after the other: the tests of a file, which share what is
     made for it, or of a folder that shares a cluster.
     """
-    for item in items:
+    folder = item.path.parent.name
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    uses_s3 = "s3_server" in item.fixturenames or parameters.get("storage") == "s3"
+    if not any(item.get_closest_marker(mark) for mark in (*LAYERS, "thorough")):
         layer = item.path.relative_to(FOLDER).parts[0]
-        folder = item.path.parent.name
-        parameters = item.callspec.params if hasattr(item, "callspec") else {}
-        uses_s3 = "s3_server" in item.fixturenames or parameters.get("storage") == "s3"
-        if not any(item.get_closest_marker(mark) for mark in (*LAYERS, "thorough")):
-            item.add_marker("system" if layer == "unit" and uses_s3 else layer)
-        if uses_s3 and folder in ROOMS_OF_STORED_THINGS and item.path.name not in NOT_ABOUT_STORING:
-            item.add_marker("s3")
-        shared = item.path.parent if folder in FOLDERS_OF_ONE_PROCESS else item.path
-        item.add_marker(pytest.mark.xdist_group(str(shared.relative_to(FOLDER))))
+        item.add_marker("system" if layer == "unit" and uses_s3 else layer)
+    if uses_s3 and folder in ROOMS_OF_STORED_THINGS and item.path.name not in NOT_ABOUT_STORING:
+        item.add_marker("s3")
+    shared = item.path.parent if folder in FOLDERS_OF_ONE_PROCESS else item.path
+    item.add_marker(pytest.mark.xdist_group(str(shared.relative_to(FOLDER))))
 
 
 # What libraries ask the machine, in milliseconds.
