@@ -114,6 +114,7 @@ def test_seconds_are_those_of_all_folds(digits):
 @pytest.mark.parametrize(
     "space", [TWO_HEADS, pytest.param(ONE_DEEPER, marks=pytest.mark.proof)], ids=["packed", "alone"]
 )
+@pytest.mark.proof
 def test_a_trial_goes_on_after_its_host_was_killed(digits, space):
     key = next(iter(space)).split(".")[-1]
     whole, trials = swept(digits, f"whole-{key}", space=space)
