@@ -11,7 +11,7 @@ export RAY_num_workers_soft_limit ?= 6
 
 # Tests run in two processes: most keep less than one core busy, and each process imports TensorFlow once.
 PROCESSES ?= 2
-PYTEST := $(BIN)/pytest --durations=10 -n $(PROCESSES) --dist loadgroup
+PYTEST := $(BIN)/pytest --durations=10 -n $(PROCESSES)
 # In another order each time, which is printed with its seed: --random-order-seed=N repeats it.
 ANY_ORDER := --random-order
 

@@ -16,8 +16,10 @@ import pytest
 from tests.fault_proxy import FaultProxy
 from tests.layers import (  # noqa: F401 - hooks of pytest
     pytest_collection_modifyitems,
+    pytest_itemcollected,
     pytest_runtest_protocol,
     pytest_terminal_summary,
+    pytest_xdist_make_scheduler,
 )
 from tests.proof.figures import note
 from transfer.config import StorageConfig

@@ -1,8 +1,9 @@
 """The three layers of the tests: which one a test is in, what it may do there, and how long it may take.
 
 `unit`: one process, nothing started, nothing waited for. `system`: real processes, an S3 service, a Ray cluster.
-`proof`: kills, races, damage, several machines. The folder decides; a test below `unit/` is of `system` with those of
-its parameters that need an S3 service. What is marked `thorough` is in none of them.
+`proof`: kills, races, damage, several machines, and all cases of what `unit` shows in one or two. The folder decides;
+a test below `unit/` is of `system` with those of its parameters that need an S3 service. A mark at the test goes before
+that: of a layer, or `thorough`, which is none of them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import sys
 import tomllib
 from collections import defaultdict
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 
@@ -27,24 +28,37 @@ NOT_ABOUT_STORING = {"test_retention.py", "test_clocks_and_credentials.py", "tes
 FOLDERS_OF_ONE_PROCESS = {"on_ray", "jobs"}
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Mark tests with their layer, with `s3` if they tell something about an S3 service, and with who runs together.
-
-    pytest-xdist runs those of a group in one process, one after the other: the tests of a file, which share what is
-    made for it, or of a folder that shares a cluster.
-    """
-    for item in items:
+def pytest_itemcollected(item):
+    """Mark a test with its layer, and with `s3` if it tells something about an S3 service."""
+    folder = item.path.parent.name
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    uses_s3 = "s3_server" in item.fixturenames or parameters.get("storage") == "s3"
+    layer = next((mark for mark in (*LAYERS, "thorough") if item.get_closest_marker(mark)), None)
+    if layer is None:
         layer = item.path.relative_to(FOLDER).parts[0]
-        folder = item.path.parent.name
-        parameters = item.callspec.params if hasattr(item, "callspec") else {}
-        uses_s3 = "s3_server" in item.fixturenames or parameters.get("storage") == "s3"
-        if not item.get_closest_marker("thorough"):
-            item.add_marker("system" if layer == "unit" and uses_s3 else layer)
-        if uses_s3 and folder in ROOMS_OF_STORED_THINGS and item.path.name not in NOT_ABOUT_STORING:
-            item.add_marker("s3")
-        shared = item.path.parent if folder in FOLDERS_OF_ONE_PROCESS else item.path
-        item.add_marker(pytest.mark.xdist_group(str(shared.relative_to(FOLDER))))
+        layer = "system" if layer == "unit" and uses_s3 else layer
+        item.add_marker(layer)
+    item.user_properties.append(("layer", layer))
+    if uses_s3 and folder in ROOMS_OF_STORED_THINGS and item.path.name not in NOT_ABOUT_STORING:
+        item.add_marker("s3")
+
+
+def pytest_collection_modifyitems(items):
+    """First the folders of one process, which take longest."""
+    items.sort(key=lambda item: item.path.parent.name not in FOLDERS_OF_ONE_PROCESS)
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """Run in one process, one after the other, the tests of a file, which share what is made for it, or of a folder."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFileOrFolder(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = PurePosixPath(nodeid.partition("::")[0])
+            return str(file.parent if file.parent.name in FOLDERS_OF_ONE_PROCESS else file)
+
+    config.option.loadscopereorder = False
+    return ByFileOrFolder(config, log)
 
 
 # What libraries ask the machine, in milliseconds.
@@ -54,7 +68,11 @@ _at_work: list[str] = []
 
 
 def _refuse(event, arguments):
-    if _at_work and event in STARTS_A_PROCESS and Path(os.fsdecode(arguments[0] or "")).name not in HARMLESS:
+    if not _at_work or event not in STARTS_A_PROCESS:
+        return
+    # A fork names no program, and of a command in one text only the whole is told.
+    program = next(iter(arguments), None) or ""
+    if Path(os.fsdecode(program)).name not in HARMLESS:
         pytest.fail(f"{_at_work[0]} starts a process ({event}): its place is below tests/system.")
 
 
@@ -82,21 +100,18 @@ def pytest_runtest_protocol(item):
 def pytest_terminal_summary(terminalreporter):
     """Say which layers and tests took longer than budget.toml gives them. Nothing fails: machines differ."""
     budget = tomllib.loads((FOLDER / "budget.toml").read_text())
-    seconds = {layer: defaultdict(float) for layer in LAYERS}
-    for reports in terminalreporter.stats.values():
-        for report in reports:
-            if not isinstance(report, pytest.TestReport):
-                continue
-            for layer in LAYERS:
-                if layer in report.keywords:
-                    seconds[layer][report.nodeid] += report.duration
+    seconds = {layer: defaultdict(float) for layer in budget}
+    for report in (each for reports in terminalreporter.stats.values() for each in reports):
+        # What was deselected is there as the test itself.
+        layer = dict(report.user_properties)["layer"] if isinstance(report, pytest.TestReport) else None
+        if layer in budget:
+            seconds[layer][report.nodeid] += report.duration
     lines = []
     for layer, tests in seconds.items():
-        given = budget[layer]
-        if sum(tests.values()) > given["layer"]:
-            lines.append(f"{layer}: {sum(tests.values()):.0f} s, and its budget is {given['layer']} s")
-        slow = {test: taken for test, taken in tests.items() if taken > given["test"]}
-        lines += [f"{test}: {taken:.1f} s, and a test of {layer} has {given['test']} s" for test, taken in slow.items()]
+        of_layer, of_test = budget[layer]["layer"], budget[layer]["test"]
+        if sum(tests.values()) > of_layer:
+            lines.append(f"{layer}: {sum(tests.values()):.0f} s of {of_layer}")
+        lines += [f"{test}: {taken:.1f} s of {of_test}" for test, taken in tests.items() if taken > of_test]
     if lines:
         terminalreporter.section("slower than tests/budget.toml", yellow=True)
         for line in lines:

@@ -1,6 +1,6 @@
 """Training as tests do it: compiling its steps takes most of a small run, so runs of one process share them.
 
-That no run notices is what tests/training/test_workbench.py is about.
+That no run notices is what tests/proof/test_workbench.py is about.
 """
 
 import functools

@@ -88,6 +88,7 @@ def test_a_network_that_cannot_be_used_is_found_before_images_are_read(transfer,
     assert not (tmp_path / "storage/shards").exists()
 
 
+@pytest.mark.system
 def test_what_is_kept_is_shown_cleaned_up_and_verified(transfer, config, tmp_path):
     settings = ["--set", "activations=always", "--set", "publish.enabled=false"]
     assert transfer("train", config, *settings).returncode == 0
@@ -115,6 +116,7 @@ def test_what_is_kept_is_shown_cleaned_up_and_verified(transfer, config, tmp_pat
     assert transfer("cache", "gc", config, *prefix).returncode == 8
 
 
+@pytest.mark.system
 def test_lr_find_suggests_a_rate_that_can_be_set(transfer, config, caplog):
     caplog.set_level("INFO", logger="transfer")
     done = transfer("lr-find", config, "--steps", 60, "--json")

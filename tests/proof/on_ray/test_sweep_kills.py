@@ -12,30 +12,14 @@ import pytest
 
 from tests.digits import digits_config, ingest_some_digits
 from tests.processes import processes_titled
+from tests.sweeping import GRID, SPACE, statuses, swept
 from transfer.config.reference import render
 from transfer.storage import open_store
-from transfer.tuning.driver import run_sweep
-from transfer.tuning.records import SweepResult
-
-SPACE = {"phases.0.unfreeze": [0, 1], "phases.0.learning_rate": [1e-3, 1e-2]}
-GRID = {"space": SPACE, "search": "grid"}
 
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
     return ingest_some_digits(tmp_path_factory.mktemp("digits"))
-
-
-def swept(digits, name):
-    """Run a sweep whose trials no other test has."""
-    source, dataset = digits
-    phases = [{"unfreeze": 0, "epochs": 8, "learning_rate": 1e-3}]
-    config = digits_config(source, str(source.parent / "storage"), phases=phases, sweep=GRID)
-    return run_sweep(config.model_copy(update={"name": name}), dataset, open_store(config.storage)).result
-
-
-def statuses(result: SweepResult):
-    return [trial.status for trial in result.trials]
 
 
 def hosts():
@@ -61,12 +45,12 @@ def test_a_host_that_is_killed_is_replaced_and_its_trial_goes_on(ray_cluster, di
 
     killer = threading.Thread(target=kill_once)
     killer.start()
-    outcome = swept(digits, "host-killed")
+    _, outcome = swept(digits, GRID, name="host-killed", epochs=8)
     killer.join()
     assert killed
-    assert statuses(outcome) == ["finished"] * 4
-    undisturbed = swept(digits, "host-alive")
-    assert [trial.value for trial in outcome.trials] == [trial.value for trial in undisturbed.trials]
+    assert statuses(outcome.result) == ["finished"] * 4
+    _, undisturbed = swept(digits, GRID, name="host-alive", epochs=8)
+    assert [trial.value for trial in outcome.result.trials] == [trial.value for trial in undisturbed.result.trials]
 
 
 def test_a_killed_sweep_goes_on_with_the_same_command_and_repeats_no_finished_trial(digits, tmp_path):

@@ -150,6 +150,7 @@ def test_clusters_of_the_launcher_are_closed(name):
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 @pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.proof
 def test_every_object_of_the_overlays_fits_its_schema(rendered, overlay, schedule):
     objects = rendered(overlay, schedule)
     assert {"RayJob", "NetworkPolicy", "ServiceAccount", "ConfigMap"} < {each["kind"] for each in objects}

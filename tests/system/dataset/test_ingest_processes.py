@@ -92,6 +92,7 @@ def peak_memory(source, storage, tmp_path):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read where Linux keeps it")
+@pytest.mark.proof
 def test_memory_stays_flat_as_the_dataset_grows(tmp_path, folder_storage):
     other = folder_storage.model_copy(update={"uri": str(tmp_path / "other")})
     few, *before = peak_memory(write_noise(tmp_path / "small", 200), folder_storage, tmp_path)

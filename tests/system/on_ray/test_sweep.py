@@ -1,48 +1,25 @@
 """Sweeps on a real Ray cluster: repeated, and with trials that fail. Their kills are in tests/proof/on_ray."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.digits import digits_config, ingest_some_digits
+from tests.sweeping import GRID, configured, statuses, swept
 from tests.trial_records import failed
 from transfer.errors import DatasetError, TrainingError
 from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoints
 from transfer.training.run import load_run
 from transfer.tuning.driver import run_sweep
-from transfer.tuning.records import SweepResult, winner_of
+from transfer.tuning.records import winner_of
 from transfer.tuning.space import fixed_trials
 from transfer.tuning.sweep import SweepRecords, open_sweep
-
-SPACE = {"phases.0.unfreeze": [0, 1], "phases.0.learning_rate": [1e-3, 1e-2]}
-GRID = {"space": SPACE, "search": "grid"}
 
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
     return ingest_some_digits(tmp_path_factory.mktemp("digits"))
-
-
-def configured(digits, sweep, *, name="digits", epochs=2, optimizer="adam", workers=0):
-    source, _ = digits
-    phases = [{"unfreeze": 0, "epochs": epochs, "learning_rate": 1e-3, "optimizer": optimizer}]
-    config = digits_config(
-        source, str(source.parent / "storage"), phases=phases, sweep=sweep, workers={"count": workers}
-    )
-    return config.model_copy(update={"name": name})
-
-
-def swept(digits, sweep, **options):
-    """Run a sweep whose trials no other test has."""
-    config = configured(digits, sweep, **options)
-    return config, run_sweep(config, digits[1], open_store(config.storage))
-
-
-def statuses(result: SweepResult):
-    return [trial.status for trial in result.trials]
 
 
 def checkpoints_of(config, result):
@@ -64,16 +41,6 @@ def test_a_sweep_tries_all_and_the_best_on_the_validation_split_wins(ray_cluster
     _, again = swept(digits, GRID, name="grid")
     assert again == outcome
     assert checkpoints_of(config, result) == before
-
-
-def test_several_hosts_divide_the_trials_and_find_the_same(ray_cluster, digits):
-    # As many as the cluster has CPUs; the trials of a pack stay together.
-    _, outcome = swept(digits, GRID, name="hosts", workers=1)
-    _, alone = swept(digits, GRID, name="grid")
-    assert [trial.packed_with for trial in outcome.result.trials] == [2, 2, 1, 1]
-    for trial, expected in zip(outcome.result.trials, alone.result.trials, strict=True):
-        assert trial.value == expected.value
-        assert [row.loss for row in trial.rows] == pytest.approx([row.loss for row in expected.rows], rel=1e-5)
 
 
 def test_a_scheduler_stops_trials_and_the_target_ends_the_sweep(ray_cluster, digits, caplog):
@@ -101,19 +68,6 @@ def test_a_scheduler_stops_trials_and_the_target_ends_the_sweep(ray_cluster, dig
     assert others == earlier
     assert f"{reached.result.ended_by}: 1 finished" in caplog.text
     assert reached.winner == winner_of(reached.result.trials, "accuracy")
-
-
-def test_suggestions_and_populations_are_trained(ray_cluster, digits):
-    rates = {"phases.0.learning_rate": {"log_uniform": [1e-3, 1e-1]}}
-    _, suggested = swept(digits, {"space": rates, "search": "optuna", "trials": 3}, name="optuna")
-    assert statuses(suggested.result) == ["finished"] * 3
-    config, population = swept(digits, {"space": rates, "trials": 4, "scheduler": "pbt"}, name="pbt", epochs=3)
-    result = population.result
-    assert statuses(result) == ["finished"] * 4
-    # The worst went on from the best one's weights: they share an epoch.
-    losses = [trial.rows[0].loss for trial in result.trials]
-    assert len(set(losses)) < 4
-    assert Checkpoints(load_run(open_store(config.storage), population.winner.run_id, config)).complete()
 
 
 def test_a_failing_trial_is_recorded_and_the_sweep_goes_on(ray_cluster, digits, caplog):
@@ -153,53 +107,3 @@ def test_without_a_validation_split_there_is_nothing_to_compare(digits):
     others = [shard for shard in dataset.shards if shard.split != "validation"]
     with pytest.raises(DatasetError, match="validation split"):
         run_sweep(config, dataset.model_copy(update={"shards": others}), open_store(config.storage))
-
-
-def test_trials_of_two_workers_each_learn_the_same(ray_cluster, digits):
-    source, dataset = digits
-    # At 1e-2 this training magnifies a change of the first weights in their last digit to 3e-4, in one process, too.
-    rates = {"space": {"phases.0.learning_rate": [5e-4, 1e-3]}, "search": "grid"}
-    phases = [{"unfreeze": 1, "epochs": 1, "learning_rate": 1e-3}]
-
-    def outcome(name, count):
-        config = digits_config(
-            source, str(source.parent / "storage"), phases=phases, sweep=rates, workers={"count": count}
-        ).model_copy(update={"name": name})
-        return run_sweep(config, dataset, open_store(config.storage)).result
-
-    found, expected = outcome("groups", 2), outcome("one-process", 0)
-    assert statuses(found) == ["finished"] * 2
-    for trial, other in zip(found.trials, expected.trials, strict=True):
-        assert [row.loss for row in trial.rows] == pytest.approx([row.loss for row in other.rows], rel=1e-5)
-        assert (trial.value, trial.trained_flops) == (other.value, other.trained_flops)
-
-
-SHARED_GPU = """
-import sys
-import ray
-from tests.digits import digits_config, ingest_some_digits
-from transfer.storage import open_store
-from transfer.tuning.driver import _start_hosts
-from transfer.tuning.space import fixed_trials
-from transfer.tuning.sweep import open_sweep
-from pathlib import Path
-
-source, dataset = ingest_some_digits(Path(sys.argv[1]))
-sweep = {"space": {"phases.0.learning_rate": [1e-3, 1e-2, 1e-1]}, "search": "grid", "gpus_per_trial": 0.5}
-config = digits_config(
-    source, str(source.parent / "storage"), sweep=sweep, workers={"count": 1, "gpus_per_worker": 1}
-)
-ray.init("local", num_cpus=4, num_gpus=1, include_dashboard=False)
-opened = open_sweep(open_store(config.storage), config, dataset)
-hosts = _start_hosts(opened, fixed_trials(config))
-ray.get([host.ready.remote() for host in hosts])
-print(len(hosts), float(ray.available_resources().get("GPU", 0)))
-"""
-
-
-def test_two_processes_that_train_trials_share_one_gpu(tmp_path):
-    """Ray is told of a GPU that is not there; TensorFlow finds none and computes on the CPU."""
-    command = [sys.executable, "-c", SHARED_GPU, str(tmp_path)]
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert finished.returncode == 0, finished.stderr[-2000:]
-    assert finished.stdout.splitlines()[-1] == "2 0.0"

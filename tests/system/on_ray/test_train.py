@@ -2,14 +2,12 @@
 
 import pickle
 
-import numpy as np
 import pytest
 import ray
 
 from tests.digits import digits_config, ingest_some_digits
 from tests.one_process import largest_difference, trained_in_one_process
-from transfer.cluster import run_where
-from transfer.errors import DivergedError, OutOfMemoryError, TrainingError
+from transfer.errors import DivergedError, TrainingError
 from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoints
 from transfer.training.ray_workers import _worker_main, ray_storage_path, train_on_workers
@@ -66,15 +64,6 @@ def test_divergence_is_an_answer_and_not_retried(ray_cluster, digits):
     run = new_run(digits, "diverging", workers=WORKERS, phases=phases)
     with pytest.raises(DivergedError, match="Lower the phase's learning_rate"):
         train_on_workers(run)
-
-
-def test_too_little_memory_is_an_answer_and_not_retried(ray_cluster, digits):
-    too_large = {"training": {"batch_size": 1 << 52}, "activations": "always"}
-    run = new_run(digits, "too-large", workers={**WORKERS, "max_failures": 1000}, **too_large)
-    with pytest.raises(OutOfMemoryError, match=f"at phase 1 ran out of memory: .*training.batch_size .{1 << 52}"):
-        train_on_workers(run)
-    with pytest.raises(OutOfMemoryError, match="A task on the cluster ran out of memory: Unable to allocate"):
-        run_where(run.config.workers, np.empty, 1 << 52)
 
 
 @pytest.mark.parametrize("fewest", [None, 3])

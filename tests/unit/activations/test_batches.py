@@ -55,8 +55,9 @@ def steps_of(batches, count):
         count -= chunk.steps
 
 
-@pytest.mark.parametrize("worker", [WorkerSlice(), WorkerSlice(0, 2), WorkerSlice(1, 2)])
-@pytest.mark.parametrize(("seed", "start_step"), [(0, 0), (3, 2), (None, 0)])
+@pytest.mark.parametrize(
+    ("worker", "seed", "start_step"), [(WorkerSlice(), 0, 0), (WorkerSlice(0, 2), 3, 2), (WorkerSlice(1, 2), None, 0)]
+)
 def test_they_hold_what_the_batches_of_images_hold_however_many_steps_come_at_once(kept, worker, seed, start_step):
     store, shards, prefix = kept
     order = {"worker": worker, "seed": seed, "start_step": start_step}

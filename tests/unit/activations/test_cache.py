@@ -460,6 +460,7 @@ def trained_weights(run, dataset, **options):
     return Checkpoints(run).complete().weights
 
 
+@pytest.mark.proof
 def test_an_interrupted_run_goes_on_with_what_gc_left_alone_for_it(new_run, tmp_path):
     def fail(row):
         if row.epoch == 1:
@@ -486,6 +487,7 @@ def test_an_interrupted_run_goes_on_with_what_gc_left_alone_for_it(new_run, tmp_
     assert not {name for name in objects(run.store) if Path(name).stem in dead}
 
 
+@pytest.mark.proof
 def test_what_was_removed_is_computed_again_with_the_same_result(new_run):
     first, dataset = new_run("first")
     expected = trained_weights(first, dataset)

@@ -8,6 +8,11 @@ from typing import Any
 import pytest
 
 
-def some_of(families: Iterable[str], *, always: Collection[str]) -> list[Any]:
-    """All families as a test's parameters: those that differ most `always`, the others when all tests are run."""
-    return [name if name in always else pytest.param(name, marks=pytest.mark.thorough) for name in families]
+def some_of(families: Iterable[str], *, always: str, proof: Collection[str]) -> list[Any]:
+    """All families as a test's parameters: one `always`, those that differ most as `proof`, the others thorough."""
+    return [
+        name
+        if name == always
+        else pytest.param(name, marks=pytest.mark.proof if name in proof else pytest.mark.thorough)
+        for name in families
+    ]

@@ -125,6 +125,7 @@ def test_another_backend_of_keras_in_the_process_is_refused(monkeypatch):
         load_backbone(config())
 
 
+@pytest.mark.proof
 def test_layer_names_do_not_depend_on_what_was_built_before():
     first = load_backbone(config(model="InceptionV3", options={}, image_size=75))
     second = load_backbone(config(model="InceptionV3", options={}, image_size=75))
@@ -167,6 +168,7 @@ def test_weights_come_from_a_file_of_either_keras_format(trained, tmp_path, name
 
 
 @pytest.mark.parametrize("name", ["trained.weights.h5", WEIGHTS_FILE])
+@pytest.mark.proof
 def test_weights_of_another_network_are_refused(trained, tmp_path, name):
     with pytest.raises(BackboneError, match=r"does not hold the weights of MobileNetV2 .*without its top"):
         load_backbone(config(weights=str(tmp_path / name), options={"alpha": 0.5}))

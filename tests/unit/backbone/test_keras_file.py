@@ -164,6 +164,7 @@ def intricate():
 
 @pytest.mark.parametrize("saved", ["off", "float16"])
 @pytest.mark.parametrize("chosen", ["off", "bfloat16"])
+@pytest.mark.proof
 def test_a_file_computes_in_the_chosen_precision_whatever_it_was_saved_with(tmp_path, images, precise, saved, chosen):
     precise(saved)
     model = intricate()

@@ -57,7 +57,10 @@ def test_all_batches_are_full_and_only_the_last_is_filled_up(digits):
     np.testing.assert_array_equal(found[-1]["positions"], np.arange(BATCH))
 
 
-@pytest.mark.parametrize(("workers", "replicas"), [(2, 1), (2, 2), (4, 1)])
+@pytest.mark.parametrize(
+    ("workers", "replicas"),
+    [pytest.param(2, 1, marks=pytest.mark.proof), (2, 2), pytest.param(4, 1, marks=pytest.mark.proof)],
+)
 def test_the_slices_of_all_workers_make_up_the_batches_of_one(digits, workers, replicas):
     whole = batches(digits)
     size = BATCH // workers // replicas
@@ -69,7 +72,9 @@ def test_the_slices_of_all_workers_make_up_the_batches_of_one(digits, workers, r
             np.testing.assert_array_equal(np.concatenate([piece[name] for piece in pieces]), expected[name])
 
 
-@pytest.mark.parametrize("start", [1, 4, 8])
+@pytest.mark.parametrize(
+    "start", [pytest.param(1, marks=pytest.mark.proof), 4, pytest.param(8, marks=pytest.mark.proof)]
+)
 def test_starting_in_the_middle_is_the_rest_of_the_same_epoch(digits, start):
     whole = batches(digits, epochs=[2])
     rest = batches(digits, epochs=[2], start_step=start)

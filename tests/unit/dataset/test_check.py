@@ -336,6 +336,7 @@ def test_a_file_cut_anywhere_is_accepted_or_refused_and_what_is_accepted_decodes
     ),
     transcode=st.booleans(),
 )
+@pytest.mark.proof
 def test_a_file_with_a_changed_byte_is_accepted_or_refused_and_what_is_accepted_decodes(changes, transcode):
     results = []
     for name, position, value in changes:

@@ -214,6 +214,7 @@ def test_a_long_png_is_walked_to_its_end():
 
 @settings(deadline=None)
 @given(st.binary(max_size=1200))
+@pytest.mark.proof
 def test_what_may_be_turned_is_the_same_in_python_and_in_the_graph(noise):
     files = [JPEG, PNG, jpeg_with(images.tiff_block(6)), b"", noise, JPEG[:22] + noise, JPEG[:300] + noise]
     # One byte changed in the header that both look at.

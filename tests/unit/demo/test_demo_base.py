@@ -47,6 +47,7 @@ def test_the_shipped_base_behaves_the_same_in_training_and_in_inference(shipped)
     np.testing.assert_array_equal(shipped(images, training=True), shipped(images, training=False))
 
 
+@pytest.mark.thorough
 def test_the_shipped_base_tells_letters_apart_that_it_never_saw(shipped):
     images, labels = glyphs.render_many(2000, seed=12345)
     features = shipped.predict(images.astype(np.float32), batch_size=256, verbose=0).mean(axis=(1, 2))

@@ -123,9 +123,9 @@ def expected_of(model, pixels):
     ("kind", "graph", "weights"),
     [
         ("of Keras's layers", "merged", "constants"),
-        ("of Keras's layers", "plain", "variables"),
+        pytest.param("of Keras's layers", "plain", "variables", marks=pytest.mark.proof),
         ("with augmentation in the base", "merged", "variables"),
-        ("of a hub module", "merged", "constants"),
+        pytest.param("of a hub module", "merged", "constants", marks=pytest.mark.proof),
         ("of a hub module with a table", "merged", "constants"),
     ],
 )

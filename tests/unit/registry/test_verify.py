@@ -20,6 +20,7 @@ def models(tmp_path_factory):
     return [folder / "good", folder / "old"]
 
 
+@pytest.mark.proof
 def test_versions_that_no_session_can_run_and_damaged_ones_are_found(models, folder_storage):
     store = open_store(folder_storage)
     good, _, damaged = (

@@ -116,6 +116,7 @@ def test_a_fold_learns_what_its_images_teach_and_counts_only_them(digits):
     assert of_one.progress.global_step == 4 * -(-len(training) // 16)
 
 
+@pytest.mark.proof
 def test_interrupted_and_resumed_in_a_fold_is_uninterrupted(digits):
     _, dataset = digits
     changes = {"fold": Fold(2, FOLDS), "training": {"batch_size": 16, "checkpoint_steps": 3}}

@@ -48,7 +48,16 @@ def figures_of(run):
     return [[row.loss, row.validation_loss] for row in Checkpoints(run).complete().progress.history]
 
 
-@pytest.mark.parametrize("depths", [[0], [1], [2], [0, 1, 2]], ids=str)
+@pytest.mark.parametrize(
+    "depths",
+    [
+        [0],
+        pytest.param([1], marks=pytest.mark.proof),
+        pytest.param([2], marks=pytest.mark.proof),
+        pytest.param([0, 1, 2], marks=pytest.mark.proof),
+    ],
+    ids=str,
+)
 def test_kept_and_from_pixels_end_with_the_same_weights(digits, depths):
     pixels, dataset = new_run(digits, f"pixels-{depths}", phases=phases(*depths), activations="never")
     expected = trained_weights(pixels, dataset)
@@ -59,6 +68,7 @@ def test_kept_and_from_pixels_end_with_the_same_weights(digits, depths):
         np.testing.assert_allclose(figures_of(run), figures_of(pixels), rtol=SAME)
 
 
+@pytest.mark.proof
 def test_two_replicas_on_what_is_kept_end_with_the_weights_of_one(digits):
     # Adam divides a gradient by its own size: where that is all rounding, another order of summing is another update.
     # On one kind of processor that came to 6e-5 here, with nothing wrong.
@@ -68,6 +78,7 @@ def test_two_replicas_on_what_is_kept_end_with_the_weights_of_one(digits):
     assert relative_difference(trained_weights(*runs[1], strategy=two_replicas()), one) < 1e-5
 
 
+@pytest.mark.proof
 def test_interrupted_and_resumed_on_what_is_kept_is_uninterrupted(digits):
     changes = {
         "phases": phases(0, 1),
@@ -97,6 +108,7 @@ def test_a_second_run_needs_neither_images_nor_the_frozen_part(digits, tmp_path,
     assert "all of it is kept already" in caplog.text
 
 
+@pytest.mark.proof
 def test_a_part_that_an_earlier_phase_trained_is_not_kept(digits, caplog):
     changes = {"phases": phases(2, 0, epochs=1)}
     run, dataset = new_run(digits, "refrozen", activations="always", **changes)
@@ -107,6 +119,7 @@ def test_a_part_that_an_earlier_phase_trained_is_not_kept(digits, caplog):
     assert relative_difference(weights, trained_weights(pixels, dataset)) < SAME
 
 
+@pytest.mark.proof
 def test_half_precision_maps_take_half_the_room_and_learn_nearly_the_same(digits, tmp_path):
     sizes, weights = [], []
     for dtype in ("float32", "float16"):
@@ -132,6 +145,7 @@ def test_views_are_kept_and_cycled_through(digits, caplog):
     assert relative_difference(trained_weights(more, dataset), weights) > SAME
 
 
+@pytest.mark.proof
 def test_images_that_are_augmented_anew_in_every_epoch_are_not_kept(digits, caplog):
     run, dataset = new_run(digits, "anew", phases=phases(0, epochs=1), augmentation=AUGMENTED, activations="always")
     with caplog.at_level(logging.INFO):

@@ -51,6 +51,7 @@ def undisturbed(digits):
     return run, trained_weights(run, dataset)
 
 
+@pytest.mark.proof
 def test_two_replicas_end_with_the_weights_of_one(digits, undisturbed):
     run, dataset = new_run(digits, "two-replicas")
     strategy = two_replicas()
@@ -71,8 +72,10 @@ class SimulatedError(Exception):
     "changes",
     [
         {},
-        {"augmentation": {"flip": "horizontal", "rotation_degrees": 10, "contrast": 0.2}},
-        {"training": {"batch_size": 16, "mixed_precision": "bfloat16"}},
+        pytest.param(
+            {"augmentation": {"flip": "horizontal", "rotation_degrees": 10, "contrast": 0.2}}, marks=pytest.mark.proof
+        ),
+        pytest.param({"training": {"batch_size": 16, "mixed_precision": "bfloat16"}}, marks=pytest.mark.proof),
     ],
     ids=["plain", "augmented", "bfloat16"],
 )
@@ -222,6 +225,7 @@ def test_arrays_that_do_not_fit_the_network_are_refused(undisturbed):
         assign([], undisturbed[1])
 
 
+@pytest.mark.proof
 def test_a_finished_run_whose_last_checkpoint_is_damaged_is_trained_to_its_end_again(digits, undisturbed, caplog):
     run, dataset = new_run(digits, "damaged-at-its-end")
     fit(run, dataset)

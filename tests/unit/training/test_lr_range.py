@@ -39,7 +39,10 @@ def validation_loss(digits, *depths, **changes):
     return Checkpoints(run).complete().progress.history[-1].validation_loss
 
 
-@pytest.mark.parametrize(("depth", "optimizer"), [(0, "adam"), (0, "sgd"), (1, "adam")])
+@pytest.mark.parametrize(
+    ("depth", "optimizer"),
+    [(0, "adam"), pytest.param(0, "sgd", marks=pytest.mark.proof), pytest.param(1, "adam", marks=pytest.mark.proof)],
+)
 def test_training_at_the_suggestion_beats_a_hundredth_and_a_hundred_times_of_it(digits, depth, optimizer):
     rate = measured(digits, depth, optimizer=optimizer).steepest
     low, at, high = (
@@ -74,6 +77,7 @@ def test_a_loss_that_grows_out_of_bounds_ends_the_test(digits):
     assert 3e-3 < curve.steepest < 1
 
 
+@pytest.mark.proof
 def test_from_pixels_it_measures_what_it_measures_on_what_is_kept(digits):
     kept, pixels = (measured(digits, 0, steps=30, high=1e-2, activations=keep) for keep in ("always", "never"))
     np.testing.assert_allclose(kept.losses, pixels.losses, rtol=1e-3)

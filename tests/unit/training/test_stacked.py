@@ -151,13 +151,23 @@ WARM = {"schedule": {"kind": "cosine", "warmup_epochs": 0.5}}
     ("common", "trials"),
     [
         ({}, WHAT_MAY_DIFFER),
-        ({}, RATES),
-        ({"head": {"hidden": [16, 8]}}, THREE),
-        ({"phase": {"optimizer": "adamw", **WARM}}, DECAYS),
-        ({"phase": {"optimizer": SGD}, "training": {"class_weights": "balanced"}}, THREE),
-        ({"phase": {"optimizer": {"name": "sgd", "clip_norm": 0.05}, "schedule": {"kind": "exponential"}}}, THREE),
-        ({"phase": {"optimizer": {"name": "sgd", "momentum": 0.0}}, "head": {"pooling": "flatten"}}, THREE),
-        ({"augmentation": {"flip": "horizontal", "views": 2}}, RATES),
+        pytest.param({}, RATES, marks=pytest.mark.proof),
+        pytest.param({"head": {"hidden": [16, 8]}}, THREE, marks=pytest.mark.proof),
+        pytest.param({"phase": {"optimizer": "adamw", **WARM}}, DECAYS, marks=pytest.mark.proof),
+        pytest.param(
+            {"phase": {"optimizer": SGD}, "training": {"class_weights": "balanced"}}, THREE, marks=pytest.mark.proof
+        ),
+        pytest.param(
+            {"phase": {"optimizer": {"name": "sgd", "clip_norm": 0.05}, "schedule": {"kind": "exponential"}}},
+            THREE,
+            marks=pytest.mark.proof,
+        ),
+        pytest.param(
+            {"phase": {"optimizer": {"name": "sgd", "momentum": 0.0}}, "head": {"pooling": "flatten"}},
+            THREE,
+            marks=pytest.mark.proof,
+        ),
+        pytest.param({"augmentation": {"flip": "horizontal", "views": 2}}, RATES, marks=pytest.mark.proof),
     ],
     ids=["keys", "rates", "hidden", "adamw", "nesterov", "clipped", "flattened", "views"],
 )
@@ -169,6 +179,7 @@ def test_each_trial_of_a_pack_ends_as_it_would_alone(digits, common, trials, req
         assert_as_alone(digits, run)
 
 
+@pytest.mark.proof
 def test_one_sigmoid_is_packed_too(two_digits):
     runs = new_runs(two_digits, "sigmoid", {"head": {"output": "sigmoid", "hidden": [4]}}, RATES)
     trained_together(two_digits, runs)
@@ -176,6 +187,7 @@ def test_one_sigmoid_is_packed_too(two_digits):
         assert_as_alone(two_digits, run)
 
 
+@pytest.mark.proof
 def test_a_pack_needs_no_validation_split(digits_to_train_on_only):
     runs = new_runs(digits_to_train_on_only, "unvalidated", {}, THREE[:2])
     trained_together(digits_to_train_on_only, runs)
@@ -193,6 +205,7 @@ def test_early_stopping_without_a_validation_split_is_refused(digits_to_train_on
 PATIENT = {"phase": {"epochs": 8, "early_stopping": {"metric": "loss", "patience_epochs": 2}}}
 
 
+@pytest.mark.proof
 def test_a_trial_that_stops_early_goes_back_to_its_best_epoch_while_others_go_on(digits):
     runs = new_runs(digits, "early", PATIENT, [{"phase": {"learning_rate": rate}} for rate in (0.05, 1e-3)])
     pack = trained_together(digits, runs)
@@ -208,7 +221,7 @@ def diverging(digits, name, **common):
     return new_runs(digits, name, common, [{"phase": {"learning_rate": rate}} for rate in (1e-2, 1e38, 3e-2)])
 
 
-@pytest.mark.parametrize("dataset", ["digits", "digits_to_train_on_only"])
+@pytest.mark.parametrize("dataset", ["digits", pytest.param("digits_to_train_on_only", marks=pytest.mark.proof)])
 def test_a_trial_that_diverges_fails_and_leaves_the_others_as_they_are(dataset, request):
     digits = request.getfixturevalue(dataset)
     runs = diverging(digits, "diverging")
@@ -248,7 +261,11 @@ def test_trials_that_are_stopped_leave_the_others_as_they_are(digits):
     assert [len(pack.histories[run.id]) for run in runs] == [1, 2, 2, 2, 3, 4]
 
 
-@pytest.mark.parametrize("min_delta", [0.0, 0.4, 10.0], ids=["each-epoch-better", "second-best", "first-best"])
+@pytest.mark.parametrize(
+    "min_delta",
+    [0.0, pytest.param(0.4, marks=pytest.mark.proof), pytest.param(10.0, marks=pytest.mark.proof)],
+    ids=["each-epoch-better", "second-best", "first-best"],
+)
 def test_a_stopped_trial_can_go_on_alone_to_where_it_would_have_come(digits, min_delta):
     stopping = {"metric": "loss", "patience_epochs": 3, "min_delta": min_delta}
     runs = new_runs(digits, f"going-on-{min_delta:g}", {"phase": {"epochs": 3, "early_stopping": stopping}}, THREE)
@@ -264,7 +281,9 @@ def test_a_stopped_trial_can_go_on_alone_to_where_it_would_have_come(digits, min
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "min_delta"), [("adam", 0.0), (SGD, 10.0)], ids=["adam-later-epochs-better", "sgd-first-epoch-best"]
+    ("optimizer", "min_delta"),
+    [("adam", 0.0), pytest.param(SGD, 10.0, marks=pytest.mark.proof)],
+    ids=["adam-later-epochs-better", "sgd-first-epoch-best"],
 )
 def test_a_pack_that_was_killed_goes_on_as_if_it_had_not_been(digits, optimizer, min_delta, request):
     stopping = {"metric": "loss", "patience_epochs": 3, "min_delta": min_delta}
@@ -283,6 +302,7 @@ def test_a_pack_that_was_killed_goes_on_as_if_it_had_not_been(digits, optimizer,
         assert relative_difference(*weights) < 1e-6
 
 
+@pytest.mark.proof
 def test_a_pack_that_was_killed_goes_on_with_some_of_its_trials(digits):
     runs = new_runs(digits, "fewer", {}, THREE)
     pack_of(digits, runs, folder="packs/fewer").next_epoch()
@@ -293,6 +313,7 @@ def test_a_pack_that_was_killed_goes_on_with_some_of_its_trials(digits):
     assert_as_alone(digits, runs[2])
 
 
+@pytest.mark.proof
 def test_a_pack_with_a_trial_that_its_checkpoint_lacks_begins_anew(digits):
     runs = new_runs(digits, "more", {}, THREE)
     pack_of(digits, runs[:2], folder="packs/more").next_epoch()
@@ -301,6 +322,7 @@ def test_a_pack_with_a_trial_that_its_checkpoint_lacks_begins_anew(digits):
     assert_as_alone(digits, runs[0])
 
 
+@pytest.mark.proof
 def test_a_run_that_was_finished_before_is_not_trained_again(digits):
     runs = new_runs(digits, "before", {}, RATES)
     train(runs[0], digits[1])
@@ -312,6 +334,7 @@ def test_a_run_that_was_finished_before_is_not_trained_again(digits):
     assert_as_alone(digits, runs[1])
 
 
+@pytest.mark.proof
 def test_failed_stopped_and_finished_trials_stay_what_they_are_after_a_restart(digits):
     runs = diverging(digits, "restarted")
     pack = pack_of(digits, runs)
@@ -329,6 +352,7 @@ def test_failed_stopped_and_finished_trials_stay_what_they_are_after_a_restart(d
     assert Checkpoints(runs[0]).numbers() == [1]
 
 
+@pytest.mark.proof
 def test_a_trial_that_had_ended_when_its_pack_was_killed_is_not_written_twice(digits, monkeypatch):
     runs = new_runs(digits, "killed-late", {"phase": {"epochs": 1}}, RATES)
     pack = pack_of(digits, runs)
@@ -345,6 +369,7 @@ def raise_interrupt(*_):
     raise KeyboardInterrupt
 
 
+@pytest.mark.proof
 def test_a_damaged_checkpoint_of_a_pack_is_passed_over(digits, caplog):
     runs = new_runs(digits, "damaged-pack", {}, RATES)
     pack = pack_of(digits, runs)
@@ -371,6 +396,7 @@ def test_a_finished_trial_is_a_finished_run(digits):
         np.testing.assert_allclose(losses, [row.loss for row in pack.histories[run.id]], rtol=1e-6)
 
 
+@pytest.mark.proof
 def test_the_streams_of_several_seeds_share_the_room_of_one(digits, monkeypatch):
     trials = [{"training": {"seed": seed}} for seed in range(3)]
     roomy = new_runs(digits, "roomy", {"phase": {"epochs": 1}}, trials)

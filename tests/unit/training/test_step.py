@@ -114,9 +114,14 @@ def trained(strategy, *, steps=6, head=None, phase=None, training=None, augmenta
     "settings",
     [
         {},
-        {"phase": PhaseConfig(learning_rate=1e-2, optimizer=OptimizerConfig(name="sgd"))},
-        {"phase": PhaseConfig(learning_rate=1e-2, optimizer=OptimizerConfig(name="adamw", clip_norm=0.1))},
-        {"augmentation": EVERYTHING},
+        pytest.param(
+            {"phase": PhaseConfig(learning_rate=1e-2, optimizer=OptimizerConfig(name="sgd"))}, marks=pytest.mark.proof
+        ),
+        pytest.param(
+            {"phase": PhaseConfig(learning_rate=1e-2, optimizer=OptimizerConfig(name="adamw", clip_norm=0.1))},
+            marks=pytest.mark.proof,
+        ),
+        pytest.param({"augmentation": EVERYTHING}, marks=pytest.mark.proof),
     ],
     ids=["adam", "sgd", "adamw-clipped", "augmented"],
 )
@@ -128,8 +133,7 @@ def test_two_replicas_learn_what_one_learns_within_1e_6(settings):
     assert two_totals.mean_loss == pytest.approx(one_totals.mean_loss, rel=1e-6)
 
 
-@pytest.mark.parametrize("replicas", [1, 2])
-@pytest.mark.parametrize("chunks", [[6], [1, 3, 2]])
+@pytest.mark.parametrize(("replicas", "chunks"), [pytest.param(1, [6], marks=pytest.mark.proof), (2, [1, 3, 2])])
 def test_many_steps_a_call_on_kept_activations_learn_what_steps_on_images_learn(replicas, chunks):
     strategy = two_replicas() if replicas == 2 else tf.distribute.get_strategy()
     expected_totals, expected = trained(tf.distribute.get_strategy())
@@ -140,7 +144,7 @@ def test_many_steps_a_call_on_kept_activations_learn_what_steps_on_images_learn(
     assert totals.mean_loss == pytest.approx(expected_totals.mean_loss, rel=1e-6)
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+@pytest.mark.parametrize("precision", ["bfloat16", pytest.param("float16", marks=pytest.mark.proof)])
 def test_half_precision_moves_the_weights_as_full_precision_does(precision):
     """Compared by the update of the whole weight vector, to 5 %: Adam would blow rounding of tiny gradients up."""
 

@@ -145,12 +145,14 @@ def test_a_run_that_goes_on_does_not_begin_again(digits, features):
     assert largest_difference(begun(run, digits[1], start=checkpoint), checkpoint.weights) == 0
 
 
+@pytest.mark.proof
 def test_the_number_of_replicas_does_not_change_the_result(digits, champion):
     one, two = (new_run(digits, f"replicas-{count}", **warm(champion[0])) for count in (1, 2))
     expected = trained(one, digits[1]).weights
     assert largest_difference(trained(two, digits[1], strategy=two_replicas()).weights, expected) < 1e-5
 
 
+@pytest.mark.proof
 def test_a_pack_of_trials_begins_like_each_of_them_alone(digits, champion):
     _, dataset = digits
     runs = [

@@ -80,7 +80,9 @@ def assert_means(rows, histories):
             assert getattr(row, figure) == pytest.approx(mean, rel=1e-5), figure
 
 
-@pytest.mark.parametrize("space", [TWO_HEADS, ONE_DEEPER], ids=["packed", "alone"])
+@pytest.mark.parametrize(
+    "space", [TWO_HEADS, pytest.param(ONE_DEEPER, marks=pytest.mark.proof)], ids=["packed", "alone"]
+)
 def test_a_trials_figures_are_the_means_of_its_folds_each_trained_by_hand(digits, space):
     name = f"by-hand-{next(iter(space)).split('.')[-1]}"
     sweep, trials = swept(digits, name, space=space)
@@ -109,7 +111,10 @@ def test_seconds_are_those_of_all_folds(digits):
     )
 
 
-@pytest.mark.parametrize("space", [TWO_HEADS, ONE_DEEPER], ids=["packed", "alone"])
+@pytest.mark.parametrize(
+    "space", [TWO_HEADS, pytest.param(ONE_DEEPER, marks=pytest.mark.proof)], ids=["packed", "alone"]
+)
+@pytest.mark.proof
 def test_a_trial_goes_on_after_its_host_was_killed(digits, space):
     key = next(iter(space)).split(".")[-1]
     whole, trials = swept(digits, f"whole-{key}", space=space)
@@ -122,6 +127,7 @@ def test_a_trial_goes_on_after_its_host_was_killed(digits, space):
     assert_rows_close(state.rows, expected)
 
 
+@pytest.mark.proof
 def test_a_trial_whose_host_was_killed_between_two_folds_trains_those_that_are_behind(digits):
     sweep, (trial,) = swept(digits, "between", space=ONE_DEEPER)
     before = TrialHost(sweep, [trial]).advance(trial, 1).rows
@@ -134,6 +140,7 @@ def test_a_trial_whose_host_was_killed_between_two_folds_trains_those_that_are_b
     assert [len(run_of(sweep, trial, fold).checkpoints.numbers()) for fold in range(FOLDS)] == [2, 2, 2]
 
 
+@pytest.mark.proof
 def test_folds_that_stop_early_end_with_the_epochs_they_went_back_to(digits):
     early = {"early_stopping": {"patience_epochs": 1, "metric": "accuracy"}}
     phases = [{"unfreeze": depth, "epochs": 6, "learning_rate": 2e-2, **early} for depth in (0, 1)]
@@ -229,7 +236,13 @@ def test_the_folds_of_a_trial_that_failed_are_trained_no_further(digits):
     assert all(fold.is_stopped for fold in folds)
 
 
-@pytest.mark.parametrize("space", [{"phases.0.learning_rate": [1e-3, 1e38]}, {"phases.0.learning_rate": [1e38]}])
+@pytest.mark.parametrize(
+    "space",
+    [
+        {"phases.0.learning_rate": [1e-3, 1e38]},
+        pytest.param({"phases.0.learning_rate": [1e38]}, marks=pytest.mark.proof),
+    ],
+)
 def test_a_trial_whose_loss_is_not_finite_fails_with_the_reason(digits, space):
     sgd = [{"unfreeze": 0, "epochs": 2, "optimizer": "sgd"}]
     sweep, trials = swept(digits, f"diverges-{len(space['phases.0.learning_rate'])}", space=space, phases=sgd)
@@ -241,6 +254,7 @@ def test_a_trial_whose_loss_is_not_finite_fails_with_the_reason(digits, space):
     assert all(other.complete and other.failure is None and len(other.rows) == 2 for other in others)
 
 
+@pytest.mark.proof
 def test_a_trial_that_is_stopped_can_go_on_in_every_fold(digits):
     sweep, trials = swept(digits, "stopped", space=TWO_HEADS)
     host = TrialHost(sweep, trials)

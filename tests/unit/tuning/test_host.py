@@ -99,6 +99,7 @@ def test_depths_that_optuna_may_come_to_are_computed_before_it_suggests_any(digi
     assert {request.unfreeze for request in TrialHost(sweep, None).survey().requests} == {0, 2}
 
 
+@pytest.mark.proof
 def test_where_a_scheduler_may_stop_trials_later_phases_wait(digits):
     sweep = swept(
         digits,
@@ -115,6 +116,7 @@ def test_where_a_scheduler_may_stop_trials_later_phases_wait(digits):
     assert host.advance(trials[0], 2).complete
 
 
+@pytest.mark.proof
 def test_a_host_that_died_is_replaced_by_one_that_goes_on(digits):
     sweep = swept(digits, "dies", epochs=3)
     trials = fixed_trials(sweep.config)
@@ -129,6 +131,7 @@ def test_a_host_that_died_is_replaced_by_one_that_goes_on(digits):
     assert len(list(sweep.store.list(f"{sweep.folder}/packs"))) == before
 
 
+@pytest.mark.proof
 def test_a_trial_that_is_stopped_can_go_on_and_the_others_do_not_notice(digits):
     sweep = swept(digits, "stopped", epochs=3)
     trials = fixed_trials(sweep.config)
@@ -181,7 +184,7 @@ def test_a_trial_that_runs_out_of_memory_says_what_it_needs_and_takes_no_other_a
     assert (fitting.failure, len(fitting.rows)) == (None, 2)
 
 
-@pytest.mark.parametrize("epochs_before", [0, 1])
+@pytest.mark.parametrize("epochs_before", [0, pytest.param(1, marks=pytest.mark.proof)])
 def test_a_pack_that_does_not_fit_is_given_up_and_its_trials_go_on_alone(digits, monkeypatch, epochs_before):
     def too_many(*_, **__):
         return np.empty(1 << 52)

@@ -1,4 +1,4 @@
-"""Who is asked for the next trial, and when a sweep ends. Experiments of Tune are in tests/system/on_ray."""
+"""Who is asked for the next trial, and when a sweep ends. Experiments of Tune are in tests/proof/on_ray."""
 
 import sys
 

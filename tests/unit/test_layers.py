@@ -1,0 +1,27 @@
+"""What a test of this layer may not do."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        lambda: subprocess.run([sys.executable, "-c", ""], check=True),
+        lambda: multiprocessing.get_context("spawn").Process(target=print).start(),
+        lambda: multiprocessing.get_context("forkserver").Process(target=print).start(),
+        os.fork,
+    ],
+    ids=["subprocess", "spawn", "forkserver", "fork"],
+)
+def test_a_unit_test_that_starts_a_process_fails(start):
+    with pytest.raises(pytest.fail.Exception, match=r"its place is below tests/system"):
+        start()
+
+
+def test_what_libraries_ask_the_machine_is_no_process_of_a_test():
+    assert subprocess.run(["uname"], capture_output=True, check=True).stdout  # noqa: S607 - wherever it is
