@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -16,7 +17,7 @@ from transfer.cli_nightly import nightly_app
 from transfer.cli_registry import registry_app
 from transfer.cli_submit import submit_app
 from transfer.cli_tuning import tuning_app
-from transfer.startup import quiet_stderr
+from transfer.startup import own_process, quiet_stderr
 
 app = typer.Typer(
     help="Transfer learning for images: a folder of images in, a published SavedModel out.",
@@ -241,7 +242,8 @@ def config_schema() -> None:
 def main(*arguments: str) -> None:
     """Entry point of the command: the process's own arguments, after these."""
     try:
-        with quiet_stderr():
+        own_process()
+        with quiet_stderr() as shown, redirect_stderr(shown):
             app([*arguments, *sys.argv[1:]], prog_name="transfer")
     except SystemExit as end:
         if "tensorflow" not in sys.modules or not isinstance(end.code, int | None):

@@ -121,6 +121,10 @@ class ParityError(RegistryError):
     """The exported model answers differently from the model that was evaluated."""
 
 
+class DifferentAnswersError(ParityError):
+    """It answers, and the difference is more than rounding."""
+
+
 class ActivationsError(TransferError):
     """The frozen part of a network cannot be computed, kept or found as asked."""
 

@@ -1,8 +1,9 @@
 """Processes on this machine that have TensorFlow as soon as they start.
 
 They are forked from a server, a fresh process that has imported it (`preloaded.py`) and done nothing else: no object of
-the process that asks for them is in them. Started when a job starts, the server imports while the job does other work.
-Where forking is not known to be safe, on anything but Linux, a process is spawned instead and imports for itself.
+the process that asks for them is in them. As any new process of `multiprocessing`, they import its main module first.
+Started when a job starts, the server imports while the job does other work. Where forking is not known to be safe, on
+anything but Linux, a process is spawned instead and imports for itself.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import threading
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import forkserver
 
-OWN_ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2"}
+WITHOUT_GPU = {"CUDA_VISIBLE_DEVICES": "-1"}
 """No such process needs a GPU, and TensorFlow takes all the memory of those it sees."""
 _METHOD = "forkserver" if sys.platform == "linux" else "spawn"
 
@@ -34,13 +35,15 @@ def process_pool(processes: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(
         processes,
         mp_context=multiprocessing.get_context(_METHOD),
-        initializer=_prepare,
+        initializer=_prepare_forked,
         # The server has the environment of the moment when it started.
-        initargs=({**os.environ, **OWN_ENVIRONMENT},),
+        initargs=({**os.environ, **WITHOUT_GPU},),
     )
 
 
-def _prepare(environment: dict[str, str]) -> None:
+def _prepare_forked(environment: dict[str, str]) -> None:
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
     prepare_process(environment)
     # It is there already, unless the process was spawned.
     importlib.import_module("transfer.preloaded")
@@ -49,6 +52,7 @@ def _prepare(environment: dict[str, str]) -> None:
 def prepare_process(environment: dict[str, str]) -> None:
     """What a new process of a pool does first: it takes these variables, and sees to it that it ends in order."""
     os.environ.update(environment)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     # Of a group of training workers that this process does not belong to.
     os.environ.pop("TF_CONFIG", None)
     # Ctrl-C reaches the whole process group; the parent ends its workers in order.

@@ -71,7 +71,7 @@ def train(config: Config, *, run_id: str | None = None) -> TrainOutcome:
     Repeating it continues an interrupted run from its last checkpoint, and finds a finished one.
     """
     if config.workers.count == 0:
-        # Its processes check images and prove the export; it imports TensorFlow while this one does.
+        # For the processes that check images and prove the export. It imports TensorFlow while this one does.
         start_server()
     check(config)
     store = open_store(config.storage)
@@ -177,8 +177,9 @@ def _finish(run: Run, dataset: Dataset) -> TrainOutcome:
     """Train what is left of a run, evaluate it, publish it."""
     fit(run, dataset)
     number = evaluated(run, dataset)
-    report, uri = read_report(run, number)
     version = _publish_and_promote(run, number) if run.config.publish.enabled else None
+    # Publishing may have evaluated it anew.
+    report, uri = read_report(run, version.provenance["report"] if version else number)
     return TrainOutcome(run, dataset, report, uri, version)
 
 

@@ -6,15 +6,19 @@ here may run an operation, and NumPy's library for linear algebra, which would s
 
 import atexit
 import os
+import signal
 import sys
 
+# Ctrl-C reaches the whole process group; the server ends with the process that started it.
+signal.signal(signal.SIGINT, signal.SIG_IGN)
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
-# TensorFlow would import it, which takes as long again; to check an image or ask a published model, it is not needed.
+# TensorFlow would import it, which takes as long again; to check an image or ask a published model it is not needed.
+# Whoever needs it can import it later.
 sys.modules["keras"] = None  # type: ignore[assignment]
-
 import tensorflow as tf  # noqa: E402
 
-# The server ends without freeing all of that: whoever waits for its standard error would wait a second longer.
-atexit.register(os._exit, 0)
+del sys.modules["keras"]
 # Notes on TensorFlow's own plans; its errors still show.
 tf.get_logger().setLevel("ERROR")
+# The server ends without freeing all of that: whoever waits for its standard error would wait a second longer.
+atexit.register(os._exit, 0)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.abc import MetaPathFinder
 from pathlib import Path
+from typing import TextIO
 
 _LOOKED_FOR_BY_KERAS = ("matplotlib", "pandas", "sklearn")
 """Keras imports them where they are installed, for features that are not used here: two fifths of its start."""
@@ -34,21 +35,37 @@ _NVIDIA_DEVICE = Path("/dev/nvidiactl")
 _LONGEST_WAIT_S = 0.1
 
 
+class _Process:
+    is_ours = False
+
+
+def own_process() -> None:
+    """Say that this process runs nobody's code but this project's: a command, or a worker of its own."""
+    _Process.is_ours = True
+
+
 def import_tensorflow() -> None:
-    """Import TensorFlow and Keras, quietly and without the packages that Keras looks for; they stay importable."""
+    """Import TensorFlow and Keras, quietly; in a process of our own without what Keras would import beside them.
+
+    In other processes Keras finds all that it looks for: somebody may give it a DataFrame.
+    """
     if "tensorflow" in sys.modules:
         return
-    with quiet_stderr(), without_modules(*_LOOKED_FOR_BY_KERAS):
+    with quiet_stderr(), without_modules(*_LOOKED_FOR_BY_KERAS if _Process.is_ours else ()):
         import keras  # noqa: F401
-        import pyarrow as pa
         import tensorflow as tf
 
-        # Arrow, too, looks for pandas once: with the first array that it makes from Python's objects.
-        pa.array([None])
-        # Notes on TensorFlow's own plans; its errors still show.
-        tf.get_logger().setLevel("ERROR")
+        if _Process.is_ours:
+            import pyarrow as pa
+
+            # Arrow, too, looks for pandas once: with the first array that it makes from Python's objects.
+            pa.array([None])
         # Here and not with the first operation, whenever that is: it complains where there is no GPU.
-        tf.config.list_physical_devices()
+        for gpu in tf.config.list_physical_devices("GPU"):
+            # Otherwise TensorFlow takes the whole GPU, also from a trial that shares it.
+            tf.config.experimental.set_memory_growth(gpu, enable=True)
+    # Notes on TensorFlow's own plans; its errors still show.
+    tf.get_logger().setLevel("ERROR")
 
 
 @contextmanager
@@ -74,35 +91,32 @@ class _Hidden(MetaPathFinder):
 
 
 @contextmanager
-def quiet_stderr() -> Iterator[None]:
+def quiet_stderr() -> Iterator[TextIO]:
     """Leave the start-up talk of TensorFlow out of the standard error of this process and of those that it starts.
 
     TensorFlow prints it from C++, some of it before any log level can be set, so lines go through `grep`: a process of
-    its own, which also shows the last words of one that crashes. What Python prints is not touched. Whoever sets
-    TF_CPP_MIN_LOG_LEVEL to 0 or 1 gets everything.
+    its own, which also shows the last words of one that crashes. Whoever sets TF_CPP_MIN_LOG_LEVEL to 0 or 1 gets
+    everything. Yields standard error as it was before, a terminal if it was one.
     """
-    grep = shutil.which("grep")
-    if grep is None or os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2") in {"0", "1"}:
-        yield
-        return
     sys.stderr.flush()
-    shown, python_stderr = os.dup(2), sys.stderr
-    command = [grep, "--line-buffered", "-avE", _pattern()]
-    # In a session of its own Ctrl-C does not reach it: it ends when nobody can print any more.
-    filtered = subprocess.Popen(  # noqa: S603
-        command, stdin=subprocess.PIPE, stdout=shown, start_new_session=True
-    )
-    assert filtered.stdin is not None  # noqa: S101 - it is a pipe
-    os.dup2(filtered.stdin.fileno(), 2)
-    filtered.stdin.close()
-    with os.fdopen(shown, "w", buffering=1, encoding=python_stderr.encoding, errors="backslashreplace") as unfiltered:
-        if python_stderr is sys.__stderr__:
-            sys.stderr = unfiltered
+    with os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8", errors="backslashreplace") as shown:
+        grep = shutil.which("grep")
+        if grep is None or os.environ.get("TF_CPP_MIN_LOG_LEVEL", "2") in {"0", "1"}:
+            yield shown
+            return
+        command = [grep, "--line-buffered", "-avE", _pattern()]
+        # In a session of its own Ctrl-C does not reach it: it ends when nobody can print any more.
+        filtered = subprocess.Popen(  # noqa: S603
+            command, stdin=subprocess.PIPE, stdout=shown, start_new_session=True
+        )
+        assert filtered.stdin is not None  # noqa: S101 - it is a pipe
+        os.dup2(filtered.stdin.fileno(), 2)
+        filtered.stdin.close()
         try:
-            yield
+            yield shown
         finally:
-            sys.stderr = python_stderr
-            os.dup2(shown, 2)
+            sys.stderr.flush()
+            os.dup2(shown.fileno(), 2)
             # Others may hold the pipe for longer, such as a local Ray cluster.
             with suppress(subprocess.TimeoutExpired):
                 filtered.wait(_LONGEST_WAIT_S)

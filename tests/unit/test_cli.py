@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.digits import digits_config, ingested_digits
+from transfer import cli
 from transfer.config.reference import render
 
 
@@ -23,6 +24,8 @@ def config(tmp_path):
 def test_every_job_takes_what_its_command_takes(transfer, capfd, monkeypatch, job):
     expected = transfer(job.replace("_", "-"), "--help").stdout
     monkeypatch.setattr(sys, "argv", [job, "--help"])
+    # TensorFlow is loaded here, and then a command ends its process.
+    monkeypatch.setattr(cli, "_end_at_once", sys.exit)
     with pytest.raises(SystemExit):
         runpy.run_module(f"jobs.{job}", run_name="__main__")
     assert capfd.readouterr().out == expected
@@ -71,6 +74,7 @@ def test_show_prints_what_reads_back(transfer, config):
     assert transfer("config", "show", shown).stdout == done.stdout
 
 
+@pytest.mark.system  # a job starts the server of its processes before anything else
 @pytest.mark.parametrize(
     ("change", "code", "said"),
     [

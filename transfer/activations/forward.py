@@ -172,7 +172,7 @@ def build_forward(
 ) -> Forward:
     """A forward pass that gives the outputs of all `prefixes`, cuts of one network, in one go.
 
-    It starts from pixels, or from the kept output of `start`, an earlier cut. Else as `forward_of`.
+    It starts from pixels, or from the kept output of `start`, an earlier cut. Otherwise like `forward_of`.
     """
     return forward_of(Pass(prefixes, start), engine=engine, rows=rows)
 

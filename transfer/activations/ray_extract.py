@@ -20,7 +20,7 @@ from transfer.config import Config
 from transfer.dataset.manifest import Dataset, Shard
 from transfer.errors import ActivationsError, TransferError
 from transfer.progress import progress
-from transfer.startup import import_tensorflow
+from transfer.startup import import_tensorflow, own_process
 from transfer.storage import open_store
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ class ExtractionActor:
     @cached_property
     def _prefixes(self) -> dict[str, list[Prefix]]:
         """The prefixes to keep by split."""
+        own_process()
         import_tensorflow()
 
         from transfer.activations.extract import prefixes_of

@@ -20,6 +20,7 @@ import numpy as np
 
 from transfer.dataset import formats
 from transfer.dataset.formats import Format
+from transfer.startup import import_tensorflow
 
 CHECK_VERSION = 2
 """Counted up when another image is accepted, stored or described than before, so that what was found earlier is not
@@ -258,6 +259,7 @@ def _to_png(image: Any, label: str) -> bytes:
 
 def _decode(data: bytes) -> np.ndarray:
     """Pixels as training and serving see them: uint8 [height, width, 3]."""
+    import_tensorflow()
     import tensorflow as tf
 
     try:

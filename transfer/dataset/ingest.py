@@ -121,10 +121,11 @@ def _check_before_reading(work: _Work) -> None:
 
 def _check_images(work: _Work, checked: CheckedColumns, unknown: np.ndarray) -> None:
     """Pass 1. Adds what is found in the images in those rows of the listing."""
+    sizes_bytes, most = work.listing.sizes_bytes[unknown], work.limits.max_file_size_bytes
     answers = parallel_map(
         partial(check_batch, source=work.source, limits=work.limits),
         _candidates(work, unknown),
-        processes=process_count(len(unknown), size_bytes=int(work.listing.sizes_bytes[unknown].sum())),
+        processes=process_count(len(unknown), size_bytes=int(sizes_bytes[sizes_bytes <= most].sum())),
         heavy=work.bytes_travel,
     )
     rows = iter(unknown.tolist())

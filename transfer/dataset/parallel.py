@@ -16,7 +16,7 @@ from contextlib import closing
 from typing import Any, TypeVar
 
 from transfer.errors import DatasetError, TransferError
-from transfer.fork_server import OWN_ENVIRONMENT, prepare_process, process_pool
+from transfer.fork_server import WITHOUT_GPU, prepare_process, process_pool
 from transfer.startup import quiet_stderr
 
 Item = TypeVar("Item")
@@ -76,7 +76,7 @@ def run_in_process(function: Callable[[Item], Answer], item: Item) -> Answer:
         1,
         mp_context=multiprocessing.get_context("spawn"),
         initializer=prepare_process,
-        initargs=(OWN_ENVIRONMENT,),
+        initargs=(WITHOUT_GPU,),
     )
     with closing(_map_on_processes(function, [item], spawned, in_flight=1)) as answers:
         return next(answers)
@@ -105,7 +105,7 @@ def _map_on_ray(
     import ray
 
     # The environment makes Ray start workers for these tasks alone: the next task in them may want a GPU.
-    options = {"num_cpus": 1, "max_retries": RAY_RETRIES, "runtime_env": {"env_vars": OWN_ENVIRONMENT}}
+    options = {"num_cpus": 1, "max_retries": RAY_RETRIES, "runtime_env": {"env_vars": WITHOUT_GPU}}
     task = ray.remote(**options)(_call)
     shared = ray.put(function)
     waiting: deque[Any] = deque()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import tensorflow as tf
 
@@ -41,10 +39,12 @@ def probabilities_of(
 def _features(run: Run, model: TransferModel, shards: list[Shard]) -> KeptSplit | None:
     """What is kept of the base for some shards, computed now where it is not; None where the base is not to be kept."""
     config = run.config
+    # Features are those of merged BatchNorms, which a plain graph does not have.
     if not config.trains_head_only or config.activations.keep == "never" or config.publish.graph == "plain":
         return None
     prefix = prefix_of(model.backbone, 0, map_dtype=config.activations.map_dtype)
-    if prefix is None or prefix.dtype != "float32":
+    # A map is larger than the image, and kept in half precision unless told otherwise.
+    if prefix is None or len(prefix.shape) > 1:
         return None
     Extractor(run.store, engine=config.activations.engine).extract_all([(shards, [prefix])])
     rows = Kept(run.store, prefix).open_all(shards)
@@ -67,21 +67,16 @@ def _by_head(model: TransferModel, features: KeptSplit) -> np.ndarray:
 def _by_network(
     run: Run, dataset: Dataset, split: str, model: TransferModel, *, exactly: bool
 ) -> tuple[np.ndarray, bool]:
-    shards, size = dataset.shards_of(split), model.backbone.image_size
+    shards, size, rows = dataset.shards_of(split), model.backbone.image_size, dataset.rows(split)
     inference = trace_inference(model, graph=run.config.publish.graph)
-    rows, batch_size = dataset.rows(split), run.config.training.batch_size
-
-    def images(batch_size: int) -> Iterator[np.ndarray]:
-        return (each for each, _ in stored_images(run.store, shards, image_size=size, batch_size=batch_size))
-
-    if exactly:
-        answers = (inference.answer(tf.constant(each)).numpy() for each in images(batch_size))
-    else:
-        forward = forward_of(InferenceWork(model, inference), engine=run.config.activations.engine, rows=rows)
-        answers = (outputs[0] for outputs in forward.map(images(forward.batch_size)))
+    work = InferenceWork(model, inference)
+    forward = None if exactly else forward_of(work, engine=run.config.activations.engine, rows=rows)
+    batch_size = forward.batch_size if forward else run.config.training.batch_size
+    images = (each for each, _ in stored_images(run.store, shards, image_size=size, batch_size=batch_size))
+    answers = forward.map(images) if forward else map(work.plain, images)
     found = []
     with progress(f"evaluate {split}", total=rows) as advance:
-        for probabilities in answers:
+        for (probabilities,) in answers:
             found.append(probabilities)
             advance(len(probabilities))
-    return np.concatenate(found), exactly or forward.engine == "tensorflow"
+    return np.concatenate(found), exactly

@@ -19,6 +19,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from transfer.activations.prefix import FEATURE_CODE_VERSION
 from transfer.activations.tracing import traced
 from transfer.config import ServingGraph
 from transfer.dataset.decode import load_image
@@ -44,7 +45,12 @@ def export(model: TransferModel, folder: Path, *, provenance: dict[str, Any], gr
     extra = folder / "assets.extra"
     extra.mkdir()
     size = model.backbone.image_size
-    description = {"classes": model.classes, "image_size": size, "provenance": provenance}
+    description = {
+        "classes": model.classes,
+        "image_size": size,
+        "decoding": FEATURE_CODE_VERSION,
+        "provenance": provenance,
+    }
     (extra / "transfer.json").write_text(json.dumps(description, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     write_warmup_requests(extra, image_size=size)
 

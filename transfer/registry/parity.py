@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from transfer.errors import OutOfMemoryError, ParityError
+from transfer.errors import DifferentAnswersError, OutOfMemoryError, ParityError
 from transfer.fork_server import process_pool
 from transfer.registry.loaders import PIXELS, PYTHON, SESSION, Loader
 
@@ -78,7 +78,7 @@ def outcomes_of(asked: Future[Outcomes]) -> Outcomes:
 
 
 def check_outcome(loader: str, outcome: float | str, *, images: int, tolerance: float) -> None:
-    """Raise ParityError unless a loader got answers, which differ by `tolerance` at most."""
+    """Raise ParityError unless a loader got answers, DifferentAnswersError if they differ by more than `tolerance`."""
     if isinstance(outcome, str):
         raise ParityError(
             f"The exported model does not answer, asked by {loader}: {outcome}",
@@ -86,7 +86,7 @@ def check_outcome(loader: str, outcome: float | str, *, images: int, tolerance: 
         )
     # Written so that NaN is no agreement.
     if not outcome <= tolerance:
-        raise ParityError(
+        raise DifferentAnswersError(
             f"The exported model's probabilities, asked by {loader}, differ from the evaluated model's by "
             f"{outcome:.3g} on {images} held-out images; at most {tolerance:g} is accepted.",
             advice="Nothing was published. Check layers of the base network that behave differently when reloaded.",

@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from transfer.activations.forward import CHECKED_ROWS, TOLERANCE, forward_of
+from transfer.activations.prefix import FEATURE_CODE_VERSION
 from transfer.activations.tracing import traced, with_constants
 from transfer.memory import FOR_PREDICTION, memory_explained
 from transfer.registry.versions import ModelVersion, download_version
@@ -54,8 +55,12 @@ class PublishedModel:
     @cached_property
     def image_size(self) -> int:
         """Height and width of the images that the network takes."""
-        described = json.loads((self._files / "assets.extra/transfer.json").read_text(encoding="utf-8"))
-        return int(described["image_size"])
+        return int(self._description["image_size"])
+
+    @cached_property
+    def _description(self) -> dict[str, Any]:
+        described: dict[str, Any] = json.loads((self._files / "assets.extra/transfer.json").read_text(encoding="utf-8"))
+        return described
 
     @property
     def row_shape(self) -> tuple[int, ...]:
@@ -72,9 +77,9 @@ class PublishedModel:
     def answers(self, batches: Iterator[Batch], *, engine: Engine) -> Iterator[np.ndarray]:
         """Probabilities float32 [n, classes] for each batch, in order; batches are read a little ahead.
 
-        The network runs as fast as this machine can, on images that this project decoded. Where that does not give what
-        the signature gives for the first images, all are answered by the signature. Raises ActivationsError when
-        OpenVINO was asked for by name and cannot be used.
+        The network runs as fast as this machine can, on images that this project decoded. Where the model was exported
+        by a release that decodes otherwise, or the signature gives something else for the first images, all are
+        answered by the signature. Raises ActivationsError when OpenVINO was asked for by name and cannot be used.
         """
         first = list(islice(batches, 1))
         if not first or not self._decodes_alike(*first[0]):
@@ -98,6 +103,8 @@ class PublishedModel:
 
     def _decodes_alike(self, encoded: list[bytes], pixels: np.ndarray) -> bool:
         """Whether this release decodes and resizes images as the one that exported the model did."""
+        if self._description.get("decoding", FEATURE_CODE_VERSION) != FEATURE_CODE_VERSION:
+            return False
         by_signature = self.answer(encoded[:CHECKED_ROWS])["probabilities"]
         (by_pixels,) = self.plain(pixels[:CHECKED_ROWS])
         difference = float(np.max(np.abs(by_signature - by_pixels)))

@@ -1,6 +1,6 @@
 """The model of a run, in this process: as it begins, and as it was trained.
 
-Both are on the process's own workbench, so its variables hold what they do until the next one is asked for.
+Both are on the process's own workbench: their weights are valid until another model is asked for there.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ def untrained_model(run: Run, dataset: Dataset) -> TransferModel:
     workbench = own_workbench()
     with workbench.strategy.scope():
         workbench.take_turn(_Visit())
+        workbench.forget_programs()
         model = workbench.model(run.config, dataset.classes)
     hold_to_base(run, model.digest)
     return model

@@ -21,7 +21,7 @@ def create_strategy(collectives: Collectives = "auto") -> tf.distribute.Strategy
     """
     gpus = tf.config.list_physical_devices("GPU")
     for gpu in gpus:
-        # Otherwise TensorFlow takes the whole GPU, also from a trial that shares it.
+        # Where somebody else imported TensorFlow; what is set already may be set again at any time.
         tf.config.experimental.set_memory_growth(gpu, enable=True)
     if _worker_count() > 1:
         implementation = tf.distribute.experimental.CommunicationImplementation[collectives.upper()]

@@ -1,7 +1,7 @@
 """What the runs that are trained in one process share: the network, its first weights, and compiled steps.
 
-A run on its own has a workbench to itself. In a sweep, loading the network and compiling a step would take longer than
-many a trial.
+The steps of a job, from its check to its export, share one, and so do the trials of a sweep, for which loading the
+network and compiling a step would take longer than many a trial.
 """
 
 from __future__ import annotations
@@ -92,6 +92,10 @@ class Workbench:
             for variable, value in zip(head.variables, first.variables, strict=True):
                 variable.assign(value)
         return TransferModel(base.backbone, head, classes, digest=base.digest)
+
+    def forget_programs(self) -> None:
+        """Free compiled steps and the states of their optimisers: nobody trains here for now."""
+        self._programs.clear()
 
     def backbone(self, config: Config) -> Backbone:
         """The base of a configuration, to be looked at: its weights are those of whoever trains on it. Raises the same.

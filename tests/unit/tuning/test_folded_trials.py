@@ -273,6 +273,6 @@ def test_what_cannot_be_cross_validated_is_known_before_anything_is_trained(digi
         TrialHost(sweep, trials).survey()
 
 
-def test_a_survey_asks_for_what_both_splits_need(digits):
+def test_a_survey_asks_for_what_all_splits_need(digits):
     sweep, trials = swept(digits, "survey", space=TWO_HEADS)
-    assert {request.split for request in TrialHost(sweep, trials).survey().requests} == {"train", "validation"}
+    assert {request.split for request in TrialHost(sweep, trials).survey().requests} == {"train", "validation", "test"}

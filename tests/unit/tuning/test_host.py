@@ -76,12 +76,14 @@ def test_everything_that_trials_need_of_the_frozen_part_is_computed_before_they_
     host = TrialHost(sweep, trials)
     survey = host.survey()
     assert {(request.split, request.unfreeze) for request in survey.requests} == {
-        (split, depth) for split in ("train", "validation") for depth in (0, 1)
+        *((split, depth) for split in ("train", "validation") for depth in (0, 1)),
+        # A trial of the head alone would be evaluated on it.
+        ("test", 0),
     }
     assert survey.flops[1] == survey.flops[2] < survey.flops[3]
     done = host.extract(survey.requests, 0, 1)
     # One pass for both depths.
-    assert done.images == sum(digits[1].rows(split) for split in ("train", "validation"))
+    assert done.images == sum(shard.rows for shard in digits[1].shards)
     assert host.extract(survey.requests, 0, 1).images == 0
 
 
@@ -90,7 +92,7 @@ def test_parts_of_the_images_that_several_hosts_extract_are_all_of_them(digits):
     host = TrialHost(sweep, fixed_trials(sweep.config))
     requests = host.survey().requests
     images = [host.extract(requests, part, 2).images for part in range(2)]
-    assert sum(images) == sum(digits[1].rows(split) for split in ("train", "validation"))
+    assert sum(images) == sum(shard.rows for shard in digits[1].shards)
 
 
 def test_depths_that_optuna_may_come_to_are_computed_before_it_suggests_any(digits):
