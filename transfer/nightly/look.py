@@ -20,7 +20,6 @@ from transfer.nightly.checks import NO_CHAMPION, check_agreement, check_drift, n
 from transfer.nightly.drift import FEWEST_IMAGES, SAMPLE_IMAGES, drift
 from transfer.nightly.sample import ShardRows, sample
 from transfer.nightly.summary import Finding
-from transfer.registry.served import BATCH_SIZE, load_answers
 from transfer.registry.versions import ModelVersion, load_version
 from transfer.storage import Store, open_store
 from transfer.training.run import Run, load_run
@@ -142,6 +141,8 @@ def _agreement(
 
 def _right_answers(store: Store, version: ModelVersion, asked: list[ShardRows], known: np.ndarray) -> int:
     """For how many of these images the champion answers their class, `known` [label]."""
+    from transfer.registry.served import BATCH_SIZE, load_answers
+
     right = 0
     with tempfile.TemporaryDirectory(prefix="transfer-champion-") as folder:
         answers = load_answers(store, version, Path(folder))
