@@ -25,7 +25,7 @@ LAYERS = ("unit", "system", "proof")
 ROOMS_OF_STORED_THINGS = {"storage", "dataset", "registry", "nightly", "proof"}
 NOT_ABOUT_STORING = {"test_retention.py", "test_clocks_and_credentials.py", "test_nodes.py"}
 # Each has a cluster that its tests share.
-FOLDERS_OF_ONE_PROCESS = ("on_ray", "jobs")
+FOLDERS_OF_ONE_PROCESS = {"on_ray", "jobs"}
 
 
 def pytest_itemcollected(item):
@@ -44,25 +44,21 @@ def pytest_itemcollected(item):
 
 
 def pytest_collection_modifyitems(items):
-    """First the folders of one process, which take longest; in it, one cluster has ended before the next one starts."""
-    order = [*FOLDERS_OF_ONE_PROCESS, ""]
-    items.sort(key=lambda item: order.index(folder if (folder := item.path.parent.name) in order else ""))
+    """First the folders of one process, which take longest."""
+    items.sort(key=lambda item: item.path.parent.name not in FOLDERS_OF_ONE_PROCESS)
 
 
 def pytest_xdist_make_scheduler(config, log):
-    """Run in one process, one after the other, the tests of a file, which share what is made for it, or on clusters.
-
-    Ray Train looks for its cluster on the machine, and stumbles where it finds two.
-    """
+    """Run in one process, one after the other, the tests of a file, which share what is made for it, or of a folder."""
     from xdist.scheduler import LoadScopeScheduling
 
-    class ByFileOrCluster(LoadScopeScheduling):
+    class ByFileOrFolder(LoadScopeScheduling):
         def _split_scope(self, nodeid):
             file = PurePosixPath(nodeid.partition("::")[0])
-            return "clusters" if file.parent.name in FOLDERS_OF_ONE_PROCESS else str(file)
+            return str(file.parent if file.parent.name in FOLDERS_OF_ONE_PROCESS else file)
 
     config.option.loadscopereorder = False
-    return ByFileOrCluster(config, log)
+    return ByFileOrFolder(config, log)
 
 
 # What libraries ask the machine, in milliseconds.

@@ -40,7 +40,6 @@ def test_a_job_of_the_project_runs_from_its_working_tree(head, tmp_path):
     assert sum(dataset.rows(split) for split in ("train", "validation", "test")) == 240
 
 
-@pytest.mark.proof
 def test_a_repeat_of_a_job_that_succeeded_says_so_and_runs_nothing(head, tree, tmp_path):
     counted = tmp_path / "counted"
     first, second = (submit(head, tree, "counting", "--", str(counted)) for _ in range(2))
@@ -57,7 +56,6 @@ def test_a_repeat_of_a_job_that_succeeded_says_so_and_runs_nothing(head, tree, t
     assert counted.read_text() == "once once once "
 
 
-@pytest.mark.proof
 def test_a_failed_job_ends_with_its_own_exit_code_and_a_repeat_is_the_next_attempt(head, tree):
     first, second = (submit(head, tree, "failing") for _ in range(2))
     assert (first.returncode, second.returncode) == (4, 4), first.stderr

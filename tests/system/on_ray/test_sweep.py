@@ -43,7 +43,6 @@ def test_a_sweep_tries_all_and_the_best_on_the_validation_split_wins(ray_cluster
     assert checkpoints_of(config, result) == before
 
 
-@pytest.mark.proof
 def test_a_scheduler_stops_trials_and_the_target_ends_the_sweep(ray_cluster, digits, caplog):
     caplog.set_level("INFO", logger="transfer")
     worse_and_worse = {"phases.0.learning_rate": [1e-2, 1e-3, 1e-4, 1e-5]}
@@ -71,7 +70,6 @@ def test_a_scheduler_stops_trials_and_the_target_ends_the_sweep(ray_cluster, dig
     assert reached.winner == winner_of(reached.result.trials, "accuracy")
 
 
-@pytest.mark.proof
 def test_a_failing_trial_is_recorded_and_the_sweep_goes_on(ray_cluster, digits, caplog):
     weights = ["none", {"no such class": 2.0}]
     space = {"training.class_weights": weights, "phases.0.learning_rate": [1e-2, 1e38]}

@@ -59,7 +59,6 @@ def test_errors_of_tensorflow_are_looked_at_without_it(digits, monkeypatch):
     assert b"tensorflow" not in pickle.dumps(raised.value)
 
 
-@pytest.mark.proof
 def test_divergence_is_an_answer_and_not_retried(ray_cluster, digits):
     phases = [{"unfreeze": 0, "epochs": 5, "learning_rate": 1e38, "optimizer": "sgd"}]
     run = new_run(digits, "diverging", workers=WORKERS, phases=phases)
