@@ -42,8 +42,9 @@ system: setup  ## the tests with real processes, an S3 service and a Ray cluster
 
 test: unit system  ## the test suite: unit and system
 
+# In one process: of two, both would start clusters, and machines of their own.
 proof: setup  ## the tests under faults, in short: kills, races, damage, several machines
-	$(PYTEST) -m proof
+	$(BIN)/pytest --durations=10 -m proof
 
 thorough: setup  ## the tests that only a new dependency can break: every network of Keras, the benches
 	$(PYTEST) -m thorough

@@ -17,7 +17,7 @@ from transfer.cli_nightly import nightly_app
 from transfer.cli_registry import registry_app
 from transfer.cli_submit import submit_app
 from transfer.cli_tuning import tuning_app
-from transfer.startup import own_process, quiet_stderr
+from transfer.startup import import_tensorflow, own_process, quiet_stderr
 
 app = typer.Typer(
     help="Transfer learning for images: a folder of images in, a published SavedModel out.",
@@ -153,6 +153,8 @@ def inspect(
     """List a network's blocks: what each `unfreeze` depth would train, and what it costs."""
 
     def work() -> dict[str, Any]:
+        import_tensorflow()
+
         from transfer.backbone.describe import describe
         from transfer.backbone.load import load_backbone
         from transfer.config import BaseNetworkConfig

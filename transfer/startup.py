@@ -19,7 +19,8 @@ _TALK = (
     "I0000 ",
     "To enable the following instructions: ",
     "libpng warning: ",
-    # libjpeg, of files that the ledger of rejects names, or that decode all the same.
+    # The decoder and libjpeg, of files that the ledger of rejects names, or that decode all the same.
+    r"[EW]0000 .*jpeg_mem\.cc",
     "Corrupt JPEG data",
     "Premature end of JPEG file",
     "Invalid SOS parameters for sequential JPEG",

@@ -57,6 +57,7 @@ def test_what_is_no_talk_is_shown_and_so_are_the_last_words_of_a_process_that_cr
 import os, sys
 from transfer.startup import quiet_stderr
 with quiet_stderr():
+    os.write(2, b"E0000 00:00:1 1 jpeg_mem.cc:331] Premature end of JPEG data. Stopped at line 46/120\\n")
     os.write(2, b"I0000 00:00:1 1 a.cc:1] talk\\nE0000 00:00:1 1 b.cc:1] out of memory\\nCorrupt JPEG data: 2 bytes\\n")
     print("of Python", file=sys.stderr)
     os.write(2, b"F0000 00:00:1 1 c.cc:1] Check failed\\n")

@@ -14,6 +14,7 @@ import numpy as np
 
 from transfer.errors import CorruptObjectError, ObjectNotFoundError
 from transfer.registry.versions import ModelVersion, download_version, list_versions, load_version
+from transfer.startup import import_tensorflow
 from transfer.storage import Store
 
 TOLERANCE = 1e-4
@@ -26,6 +27,7 @@ def problems_of_versions(store: Store, model: str, number: int | None = None) ->
     This process sees no GPU from then on. Raises RegistryError when there is no such version, StorageError when storage
     cannot be read, OutOfMemoryError.
     """
+    import_tensorflow()
     import tensorflow as tf
 
     # Two loaders may choose another algorithm of a GPU, and would differ without anything being wrong.
