@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from transfer.config import WorkersConfig
 from transfer.errors import ClusterError, TransferError
 from transfer.memory import memory_explained
-from transfer.startup import import_tensorflow, own_process
+from transfer.startup import import_tensorflow, start_worker
 
 Answer = TypeVar("Answer")
 
@@ -94,8 +94,7 @@ def _on_worker(workers: WorkersConfig, function: Callable[..., Any]) -> Any:
 
 def _explained(function: Callable[..., Answer], *arguments: Any) -> Answer:
     """Errors of TensorFlow stay on the worker: the driver would have to load it to read them."""
-    own_process()
-    import_tensorflow()
+    start_worker()
     with memory_explained("A task on the cluster"):
         return function(*arguments)
 

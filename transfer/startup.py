@@ -45,6 +45,12 @@ def own_process() -> None:
     _Process.is_ours = True
 
 
+def start_worker() -> None:
+    """Make this process, which Ray started, a worker of our own, with TensorFlow."""
+    own_process()
+    import_tensorflow()
+
+
 def import_tensorflow() -> None:
     """Import TensorFlow and Keras, quietly; in a process of our own without what Keras would import beside them.
 

@@ -19,8 +19,9 @@ from transfer.cluster import S3_ENVIRONMENT, anywhere
 from transfer.config import Config
 from transfer.dataset.manifest import Dataset, Shard
 from transfer.errors import ActivationsError, TransferError
+from transfer.fork_server import WITHOUT_GPU
 from transfer.progress import progress
-from transfer.startup import import_tensorflow, own_process
+from transfer.startup import start_worker
 from transfer.storage import open_store
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 _ENVIRONMENT = {**S3_ENVIRONMENT, "TF_CPP_MIN_LOG_LEVEL": "2"}
 # Ray hides no GPU from an actor that asked for none, and TensorFlow takes all the memory of those it sees.
-_NO_GPU = {"CUDA_VISIBLE_DEVICES": "-1"}
 
 
 def extract_on_cluster(config: Config, dataset: Dataset, requests: Sequence[Request]) -> Extraction:
@@ -80,8 +80,7 @@ class ExtractionActor:
     @cached_property
     def _prefixes(self) -> dict[str, list[Prefix]]:
         """The prefixes to keep by split."""
-        own_process()
-        import_tensorflow()
+        start_worker()
 
         from transfer.activations.extract import prefixes_of
         from transfer.backbone.load import load_backbone
@@ -149,7 +148,7 @@ class _Crew:
             num_cpus=cpus,
             num_gpus=gpus,
             scheduling_strategy=anywhere(),
-            runtime_env={"env_vars": _ENVIRONMENT if gpus else {**_ENVIRONMENT, **_NO_GPU}},
+            runtime_env={"env_vars": _ENVIRONMENT if gpus else {**_ENVIRONMENT, **WITHOUT_GPU}},
         )(ExtractionActor)
         actor = create.remote(*self._arguments)
         self._awaited[actor.plan.remote()] = (actor, None)

@@ -105,7 +105,8 @@ def _map_on_ray(
     import ray
 
     # The environment makes Ray start workers for these tasks alone: the next task in them may want a GPU.
-    options = {"num_cpus": 1, "max_retries": RAY_RETRIES, "runtime_env": {"env_vars": WITHOUT_GPU}}
+    environment = {**WITHOUT_GPU, "TF_CPP_MIN_LOG_LEVEL": "2"}
+    options = {"num_cpus": 1, "max_retries": RAY_RETRIES, "runtime_env": {"env_vars": environment}}
     task = ray.remote(**options)(_call)
     shared = ray.put(function)
     waiting: deque[Any] = deque()

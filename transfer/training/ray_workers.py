@@ -22,7 +22,7 @@ from transfer.cluster import S3_ENVIRONMENT, run_where
 from transfer.config import Config, StorageConfig, WorkersConfig
 from transfer.dataset.manifest import Dataset, load_dataset
 from transfer.errors import DivergedError, TrainingError, TransferError
-from transfer.startup import import_tensorflow, own_process
+from transfer.startup import start_worker
 from transfer.storage import open_store
 from transfer.training.history import EpochRow
 from transfer.training.pulse import TOGETHER, beating, during
@@ -126,8 +126,7 @@ def _plain_errors() -> Iterator[None]:
 
     Ray's controller would first load TensorFlow to look at them, and only then start the workers again.
     """
-    own_process()
-    import_tensorflow()
+    start_worker()
     import tensorflow as tf
 
     try:

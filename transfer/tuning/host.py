@@ -20,7 +20,7 @@ from transfer.activations.request import Extraction, Request
 from transfer.config import Config
 from transfer.dataset.manifest import Dataset
 from transfer.errors import OutOfMemoryError
-from transfer.startup import import_tensorflow, own_process
+from transfer.startup import start_worker
 from transfer.training.folds import Fold
 from transfer.training.pinned_base import hold_to_base
 from transfer.training.run import Run, open_run, run_id_for
@@ -152,8 +152,7 @@ class TrialHost:
 
     @cached_property
     def _workbench(self) -> Workbench:
-        own_process()
-        import_tensorflow()
+        start_worker()
 
         from transfer.training.strategy import create_strategy
         from transfer.training.workbench import Workbench
