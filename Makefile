@@ -21,7 +21,7 @@ CHAOS_FIGURES := $(CURDIR)/chaos-figures.jsonl
 ON_RAY := tests/proof/on_ray
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo unit system test proof thorough test-s3 chaos chaos-s3 chaos-on-ray chaos-rest check format lock docs clean
+.PHONY: help setup demo unit system test proof thorough test-s3 chaos chaos-s3 chaos-on-ray chaos-rest check format lock docs notebook docs-site clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -42,11 +42,10 @@ system: setup  ## the tests with real processes, an S3 service and a Ray cluster
 
 test: unit system  ## the test suite: unit and system
 
-# In one process: of two, both would start clusters, and machines of their own.
 proof: setup  ## the tests under faults, in short: kills, races, damage, several machines
-	$(BIN)/pytest --durations=10 -m proof
+	$(PYTEST) -m proof
 
-thorough: setup  ## the tests that only a new dependency can break: every network of Keras, the benches
+thorough: setup  ## every network of Keras, the benches, and faults that cheaper tests guard, too
 	$(PYTEST) -m thorough
 
 test-s3: setup  ## the tests of storage against a real S3 server (see scripts/s3_server)
@@ -70,7 +69,7 @@ chaos-on-ray: setup
 chaos-rest: setup
 	$(BIN)/pytest -m "not s3" --timeout=1800 tests/proof --ignore=$(ON_RAY)
 
-check: setup  ## lint, format, types, generated files
+check: setup docs-site  ## lint, format, types, generated files, the links of the documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -83,6 +82,12 @@ format: setup  ## rewrite the code in the project's format
 docs: setup  ## regenerate the config reference and the JSON Schema
 	$(BIN)/python -m scripts.generate_docs
 
+notebook: setup  ## run docs/notebook.ipynb again
+	$(BIN)/python -m scripts.build_notebook
+
+docs-site: setup  ## the documentation as a site, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 lock:  ## resolve the pins again (needs uv)
 	uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --upgrade -q -o requirements/run.txt
@@ -94,4 +99,4 @@ lock:  ## resolve the pins again (needs uv)
 		-q -o requirements/uv.txt
 
 clean:  ## remove the environment and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache demo-output $(CHAOS_FIGURES)
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache demo-output site $(CHAOS_FIGURES)

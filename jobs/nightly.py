@@ -5,7 +5,7 @@
 Takes what `transfer nightly` takes, and ends with its exit code.
 """
 
-from transfer.cli import main
+from transfer.cli.main import main
 
 if __name__ == "__main__":
     main("nightly")

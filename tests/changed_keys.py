@@ -52,11 +52,11 @@ def _others(value: Any, annotation: Any) -> Iterator[Any]:
     elif isinstance(value, str):
         yield from (f"{value}x", "other")
     elif isinstance(value, list):
-        yield [*value, 8]
+        yield from ([*value, 8], [*value, "other"])
     elif isinstance(value, dict):
         yield {**value, "other": "another"}
     else:
-        yield from (1, 0.5, "other", "other/1")
+        yield from (1, 0.5, "other", "other/1", ["one", "other"])
 
 
 def _with(config: Config, key: str, value: Any) -> Config | None:

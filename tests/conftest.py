@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.fault_proxy import FaultProxy
 from tests.layers import (  # noqa: F401 - hooks of pytest
     pytest_collection_modifyitems,
     pytest_itemcollected,
@@ -22,6 +21,7 @@ from tests.layers import (  # noqa: F401 - hooks of pytest
     pytest_xdist_make_scheduler,
 )
 from tests.proof.figures import note
+from tests.proxies import FaultProxy
 from transfer.config import StorageConfig
 from transfer.storage import RetryPolicy, open_store
 

@@ -1,4 +1,4 @@
-"""A small real problem for tests: some of scikit-learn's handwritten digits, and the demo's small base."""
+"""A small real problem for tests: some of scikit-learn's handwritten digits, the demo's small base, sweeps on them."""
 
 import functools
 import shutil
@@ -8,6 +8,7 @@ from pathlib import Path
 from transfer.config import Config, StorageConfig, parse_config
 from transfer.dataset.ingest import ingest
 from transfer.dataset.manifest import Dataset
+from transfer.dataset.shards import read_columns
 from transfer.demo import BASE_PATH
 from transfer.storage import Store, open_store
 
@@ -56,6 +57,17 @@ def ingest_some_digits(folder: Path) -> tuple[Path, Dataset]:
     return folder / "images", dataset
 
 
+def hold_out(source: Path, dataset: Dataset, name: str) -> Dataset:
+    """Remove the training images of one class from `ingest_some_digits`, and ingest: the others are held out."""
+    config = digits_config(source, str(source.parent / "storage"))
+    store = open_store(config.storage)
+    for shard in dataset.shards_of("train"):
+        for row in read_columns(store, shard, ["key", "label"]).to_pylist():
+            if dataset.classes[row["label"]] == name:
+                (source / row["key"]).unlink()
+    return ingest(config, store)
+
+
 @functools.cache
 def ingested_digits() -> tuple[tempfile.TemporaryDirectory[str], Dataset]:
     """A folder with digits in `images`, ingested into `storage`: once a process, and copied where they are needed."""
@@ -71,3 +83,44 @@ def store_some_digits(store: Store) -> Dataset:
     for item in known.list():
         store.put(item.name, known.read(item.name))
     return dataset
+
+
+def ingest_digits_in_shards(folder: Path) -> tuple[Config, Dataset]:
+    """A few digits below `folder`, in storage in several shards a split: their configuration and dataset."""
+    source = write_some_digits(folder / "images")
+    dataset = {"source": str(source), "validation": 0.2, "test": 0.2, "shard_size_bytes": 20_000}
+    config = digits_config(source, str(folder / "storage"), dataset=dataset)
+    return config, ingest(config, open_store(config.storage))
+
+
+def copied_storage(config: Config, dataset: Dataset, to: Path) -> tuple[Store, Dataset]:
+    """A copy of a configuration's storage, in which a test may keep what it likes, and the dataset in it."""
+    shutil.copytree(config.storage.uri, to)
+    return open_store(config.storage.model_copy(update={"uri": str(to)})), dataset
+
+
+SPACE = {"phases.0.unfreeze": [0, 1], "phases.0.learning_rate": [1e-3, 1e-2]}
+GRID = {"space": SPACE, "search": "grid"}
+
+
+def configured(digits, sweep, *, name="digits", epochs=2, optimizer="adam", workers=0):
+    """A configuration of the source and storage of `digits`, as `ingest_some_digits` gives them."""
+    source, _ = digits
+    phases = [{"unfreeze": 0, "epochs": epochs, "learning_rate": 1e-3, "optimizer": optimizer}]
+    config = digits_config(
+        source, str(source.parent / "storage"), phases=phases, sweep=sweep, workers={"count": workers}
+    )
+    return config.model_copy(update={"name": name})
+
+
+def swept(digits, sweep, **options):
+    """Run a sweep whose trials no other test has; the configuration, and what came of it."""
+    from transfer.tuning.driver import run_sweep
+
+    config = configured(digits, sweep, **options)
+    return config, run_sweep(config, digits[1], open_store(config.storage))
+
+
+def statuses(result):
+    """How each trial ended."""
+    return [trial.status for trial in result.trials]

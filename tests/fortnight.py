@@ -5,8 +5,8 @@ import pytest
 import yaml
 
 from tests.digits import digits_config
-from transfer import pipeline
-from transfer.cli import app
+from transfer import jobs
+from transfer.cli.main import app
 from transfer.dataset.manifest import load_dataset
 from transfer.registry.versions import current_promotion
 from transfer.storage import open_store
@@ -55,7 +55,7 @@ class Fortnight:
                 (self.source / str(shown_as(label)) / f"{index:04d}.png").unlink()
 
     def night(self, **options):
-        summary, page = pipeline.nightly(self.config(**options))
+        summary, page = jobs.nightly(self.config(**options))
         assert self.store.exists(page.removeprefix(f"{self.store.uri}/"))
         return summary
 

@@ -1,4 +1,4 @@
-"""Makers of image files, ordinary and odd, for tests: each gives the bytes of one file."""
+"""Makers of image files, ordinary and odd, for tests: each gives the bytes of one file; and real photographs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 import struct
 import zlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -60,6 +61,39 @@ def tiff_block(
     header = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "L", 8 + gap)
     directory = struct.pack(order + "H", len(entries)) + b"".join(entries) + struct.pack(order + "L", 0)
     return header + b"\xee" * gap + directory
+
+
+def tiff(width: int, height: int, *, bits: int, channels: int, sample_format: int) -> bytes:
+    """A whole TIFF of zeros, gray with extra channels, as microscopes write it.
+
+    `sample_format`: 1, or 2 for signed numbers, or 3 for floats.
+    """
+    size = width * height * channels * bits // 8
+    tags = {
+        256: [width],
+        257: [height],
+        258: [bits] * channels,
+        259: [1],
+        262: [1],
+        273: [0],
+        277: [channels],
+        278: [height],
+        279: [size],
+        **({338: [0] * (channels - 1)} if channels > 1 else {}),
+        339: [sample_format] * channels,
+    }
+    start = 8 + 2 + 12 * len(tags) + 4
+    behind = b"".join(struct.pack(f"<{len(values)}H", *values) for values in tags.values() if len(values) > 2)
+    tags[273] = [start + len(behind)]
+    entries, at = b"", start
+    for tag, values in tags.items():
+        entries += struct.pack("<HHL", tag, 3, len(values))
+        if len(values) > 2:
+            entries += struct.pack("<L", at)
+            at += 2 * len(values)
+        else:
+            entries += struct.pack(f"<{len(values)}H", *values).ljust(4, b"\0")
+    return struct.pack("<2sHLH", b"II", 42, 8, len(tags)) + entries + bytes(4) + behind + bytes(size)
 
 
 def segment(marker: int, payload: bytes) -> bytes:
@@ -130,3 +164,28 @@ def bmp(
 
 def _pieces(data: bytes, size: int) -> list[bytes]:
     return [data[start : start + size] for start in range(0, len(data), size)]
+
+
+SIDE = 96
+
+
+def write_photographs(folder: Path, *, step: int = 90) -> Path:
+    """Write square parts of a temple and of a flower as JPEG files in class folders, a part every `step` pixels."""
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
+
+    for name, photograph in zip(("temple", "flower"), load_sample_images().images, strict=True):
+        (folder / name).mkdir(parents=True)
+        height, width, _ = photograph.shape
+        for top in range(0, height - SIDE, step):
+            for left in range(0, width - SIDE, step):
+                part = photograph[top : top + SIDE, left : left + SIDE]
+                Image.fromarray(part).save(folder / name / f"{top:03}-{left:03}.jpg")
+    return folder
+
+
+def encoded(width, height, *, kind="PNG", mode="RGB", **options):
+    """An image of one color, as the bytes of a file."""
+    target = io.BytesIO()
+    Image.new(mode, (width, height)).save(target, kind, **options)
+    return target.getvalue()

@@ -22,10 +22,10 @@ LAYERS = ("unit", "system", "proof")
 # What is stored here is the subject of the tests. Elsewhere S3 is only where things happen to lie, and the emulator is
 # enough. It is, too, for which versions are kept: that is reckoned from documents, whatever they were read from. Only
 # `make chaos` kills workers on a real service.
-ROOMS_OF_STORED_THINGS = {"storage", "dataset", "registry", "nightly", "proof"}
+ROOMS_OF_STORED_THINGS = {"storage", "dataset", "registry", "nights", "proof"}
 NOT_ABOUT_STORING = {"test_retention.py", "test_clocks_and_credentials.py", "test_nodes.py"}
-# Each has a cluster that its tests share.
-FOLDERS_OF_ONE_PROCESS = {"on_ray", "jobs"}
+# These start Ray clusters, one a folder or file. Ray Train looks for its cluster on the machine, and stumbles over two.
+ON_CLUSTERS = {"on_ray", "jobs", "test_secrets.py"}
 
 
 def pytest_itemcollected(item):
@@ -44,21 +44,21 @@ def pytest_itemcollected(item):
 
 
 def pytest_collection_modifyitems(items):
-    """First the folders of one process, which take longest."""
-    items.sort(key=lambda item: item.path.parent.name not in FOLDERS_OF_ONE_PROCESS)
+    """First what runs on clusters, one cluster after the other."""
+    items.sort(key=lambda item: not ON_CLUSTERS & {item.path.parent.name, item.path.name})
 
 
 def pytest_xdist_make_scheduler(config, log):
-    """Run in one process, one after the other, the tests of a file, which share what is made for it, or of a folder."""
+    """Run in one process, one after the other, the tests of a file, which share what is made for it, or on clusters."""
     from xdist.scheduler import LoadScopeScheduling
 
-    class ByFileOrFolder(LoadScopeScheduling):
+    class ByFileOrClusters(LoadScopeScheduling):
         def _split_scope(self, nodeid):
             file = PurePosixPath(nodeid.partition("::")[0])
-            return str(file.parent if file.parent.name in FOLDERS_OF_ONE_PROCESS else file)
+            return "clusters" if ON_CLUSTERS & {file.parent.name, file.name} else str(file)
 
     config.option.loadscopereorder = False
-    return ByFileOrFolder(config, log)
+    return ByFileOrClusters(config, log)
 
 
 # What libraries ask the machine, in milliseconds.

@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
 
-from tests.cutting_proxy import CuttingProxy
-from tests.processes import descendants
+from tests.clusters import descendants
+from tests.proxies import CuttingProxy
 
 RAY = Path(sys.executable).with_name("ray")
 START_TIMEOUT_S = 120.0

@@ -1,11 +1,19 @@
-"""Model versions without TensorFlow: any folder of files will do."""
+"""Versions of models and datasets without TensorFlow or images (any folder of files will do); a server that polls."""
 
 from __future__ import annotations
 
 import tempfile
+import threading
 from pathlib import Path
+from typing import Self
 
-from transfer.registry.versions import add_version, download_version, list_versions, promote, versions_folder
+from tests.digits import digits_config
+from transfer.catalog import layout
+from transfer.config.reference import render
+from transfer.dataset.manifest import Dataset
+from transfer.registry.serving import promote
+from transfer.registry.versions import add_version, download_version, list_versions
+from transfer.storage import open_store
 
 MODEL = "flowers"
 
@@ -37,7 +45,7 @@ def numbers(store, model=MODEL):
 
 def left_of(store, number, model=MODEL):
     """Names of the objects of a version."""
-    start = f"{versions_folder(model)}/{number:08d}"
+    start = f"{layout.versions_log(model)}/{number:08d}"
     return [item.name.removeprefix(start) for item in store.list(start)]
 
 
@@ -46,3 +54,55 @@ def assert_all_intact(store, model=MODEL):
     for version in list_versions(store, model):
         with tempfile.TemporaryDirectory() as folder:
             download_version(store, version, Path(folder))
+
+
+def write_config_of_five(folder, storage):
+    """Publish and promote five versions of the digits' model; returns the path of its configuration."""
+    publish_some(open_store(storage), 5, promoted=[1, 2, 3, 4, 5], model="digits")
+    path = folder / "config.yaml"
+    path.write_text(render(digits_config(folder / "images", storage.uri)))
+    return path
+
+
+def first_version(name, classes, **changes):
+    """Version 1 of a dataset without images, unless `changes` say otherwise."""
+    nothing = {"parent": None, "shards": [], "counts": {}, "rejects": None, "reject_counts": {}, "source": {}}
+    return Dataset(**{"name": name, "number": 1, "classes": classes, **nothing, **changes})
+
+
+class PollingServer:
+    """Looks into a folder over and over, until the block ends.
+
+    `served`: by number, in the order in which they were met, every content that was met: {name: bytes}.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.served: dict[int, list[dict[str, bytes]]] = {}
+        self._folder = folder
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._poll)
+
+    def _poll(self) -> None:
+        while not self._ended.wait(0.001):
+            self.look()
+
+    def look(self) -> None:
+        """Take the highest number, whatever is in that folder."""
+        numbers = [int(path.name) for path in self._folder.glob("*") if path.name.isdecimal()]
+        if numbers:
+            highest = self._folder / f"{max(numbers):08d}"
+            files = {
+                path.relative_to(highest).as_posix(): path.read_bytes() for path in highest.rglob("*") if path.is_file()
+            }
+            contents = self.served.setdefault(max(numbers), [])
+            if files not in contents:
+                contents.append(files)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        self.look()

@@ -8,6 +8,7 @@ from pathlib import Path
 from tests.images import encode, picture
 from transfer.config import Config, DatasetConfig, StorageConfig
 from transfer.dataset.listing import list_source
+from transfer.dataset.rehearsal import classes_of, known_classes, rehearse
 from transfer.dataset.sources import open_source
 
 LIMIT = 1024**2
@@ -62,3 +63,9 @@ def bytes_of(source: object, storage: StorageConfig, **options: object) -> dict[
         listing = list_source(opened, renames={})
         keys = listing.keys.to_pylist()
         return {key: opened.read(key, max_size_bytes=LIMIT) for key in keys}
+
+
+def rehearsal_of(candidates):
+    """What `config check` says of listed candidates."""
+    known = known_classes(candidates)
+    return rehearse(candidates, known=known, classes=classes_of(candidates, known))

@@ -1,14 +1,20 @@
-"""Training as tests do it: compiling its steps takes most of a small run, so runs of one process share them.
+"""Training as tests do it, and what its results are compared with.
 
-That no run notices is what tests/proof/test_workbench.py is about.
+Compiling its steps takes most of a small run, so runs of one process share them. That no run notices is what
+tests/proof/test_workbench.py is about.
 """
 
 import functools
 
+import numpy as np
 import tensorflow as tf
 
-from transfer.training import loop, lr_range
-from transfer.training.workbench import Workbench
+from transfer.dataset.manifest import load_dataset
+from transfer.training import loop
+from transfer.training.checkpoints import Checkpoint, Checkpoints
+from transfer.training.run import Run
+from transfer.training.shared_models import Workbench
+from transfer.tuning import lr_range
 
 
 @functools.cache
@@ -25,3 +31,20 @@ def train(run, dataset, *, strategy=None, **options):
 def measure_curve(test, dataset):
     """Measure a range test in this process."""
     return lr_range.measure_curve(test, dataset, workbench=workbench_of(tf.distribute.get_strategy()))
+
+
+def trained_in_one_process(run: Run) -> Checkpoint:
+    """The end of a run that this process trains."""
+    train(run, load_dataset(run.store, run.dataset_name, run.dataset_number))
+    return Checkpoints(run).complete()
+
+
+def largest_difference(left: list[np.ndarray], right: list[np.ndarray]) -> float:
+    """Between any two weights."""
+    return max(float(np.max(np.abs(a - b))) for a, b in zip(left, right, strict=True))
+
+
+def plain_logits(model, images):
+    """Logits of a TransferModel, float32 [n, classes], for images, float32 [n, image_size, image_size, 3] in 0..255."""
+    features = model.backbone.network(model.backbone.preprocess(images), training=False)
+    return model.head(features, training=False)

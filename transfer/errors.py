@@ -1,10 +1,46 @@
-"""Errors that a user can act on.
+"""Errors that a user can act on, and the exit codes of the commands.
 
 Each names the thing, says what was found and what was expected, and ends in advice. The command line prints them
 without a traceback and exits with `exit_code`; a traceback is for bugs.
 """
 
 from __future__ import annotations
+
+from enum import IntEnum
+from typing import Self
+
+
+class ExitCode(IntEnum):
+    """What a command or a job ends with; `text` says when. The table in docs/train.md is made from it."""
+
+    DONE = 0, "done; a night promoted, kept or found nothing new; a submitted job succeeded or is not waited for"
+    FAILURE = 1, "any other failure"
+    CONFIG = 2, "the configuration, or an option of the command"
+    STORAGE = 3, "storage, also this machine's disk"
+    DATASET = 4, "the dataset: a missing source or missing images; a prediction in which every image failed"
+    BACKBONE = 5, "the base network, also a missing file of it"
+    TRAINING = 6, "training"
+    REGISTRY = 7, "the registry"
+    FEATURES = 8, "features could not be computed or cached"
+    CLUSTER = 9, "the cluster"
+    NIGHT_BUSY = 10, "another process works on the night"
+    NIGHT_REFUSED = 11, "the night's data was refused"
+    NIGHT_KEPT = 12, "with `nightly --tell-apart`: the champion is kept"
+    NIGHT_NOTHING_NEW = 13, "with `nightly --tell-apart`: nothing is new"
+    CONFLICT = 14, "another process was first"
+    OUT_OF_MEMORY = 15, "out of memory"
+    JOB_STOPPED = 20, "a submitted job was stopped, by `ray job stop`"
+    # A shell's code for a process that SIGINT ended.
+    INTERRUPTED = 130, "interrupted by Ctrl-C"
+
+    text: str
+
+    def __new__(cls, code: int, text: str) -> Self:
+        """A member of this value, which knows its text."""
+        member = int.__new__(cls, code)
+        member._value_ = code
+        member.text = text
+        return member
 
 
 class TransferError(Exception):
@@ -13,7 +49,7 @@ class TransferError(Exception):
     `message` says what was found and what was expected; `advice` says what to do about it.
     """
 
-    exit_code = 1
+    exit_code = ExitCode.FAILURE
 
     def __init__(self, message: str, *, advice: str = "") -> None:
         super().__init__(message, advice)
@@ -35,23 +71,27 @@ def _rebuild(kind: type[TransferError], message: str, advice: str) -> TransferEr
 class ConfigError(TransferError):
     """The configuration is not one that can be run."""
 
-    exit_code = 2
+    exit_code = ExitCode.CONFIG
 
 
 class StorageError(TransferError):
     """Storage did not do what was asked."""
 
-    exit_code = 3
+    exit_code = ExitCode.STORAGE
 
 
 class ObjectNotFoundError(StorageError):
     """There is no object with that name."""
 
 
+class ArchivedObjectError(StorageError):
+    """The object is in an archive tier of its service and must be restored before anybody can read it."""
+
+
 class AlreadyExistsError(StorageError):
     """Put-if-absent found other content under that name: somebody else was first."""
 
-    exit_code = 14
+    exit_code = ExitCode.CONFLICT
 
 
 class CorruptObjectError(StorageError):
@@ -65,19 +105,23 @@ class UnsafeStorageError(StorageError):
 class DatasetError(TransferError):
     """The images, their labels or a dataset version cannot be used as asked."""
 
-    exit_code = 4
+    exit_code = ExitCode.DATASET
 
 
 class BackboneError(TransferError):
     """The pretrained network cannot be found, read, or cut where it was asked to be."""
 
-    exit_code = 5
+    exit_code = ExitCode.BACKBONE
+
+
+class ClassifierBaseError(BackboneError):
+    """The pretrained network ends in a classifier, whose answers make poor features."""
 
 
 class TrainingError(TransferError):
     """Training could not start or could not go on."""
 
-    exit_code = 6
+    exit_code = ExitCode.TRAINING
 
 
 class DivergedError(TrainingError):
@@ -87,12 +131,17 @@ class DivergedError(TrainingError):
 class OutOfMemoryError(TrainingError):
     """The memory of a GPU or of a machine does not suffice for what was asked."""
 
-    # 11 to 13 are outcomes of a night.
-    exit_code = 15
+    exit_code = ExitCode.OUT_OF_MEMORY
 
 
 class RunConflictError(TrainingError):
     """A run with this id exists and was started with another configuration."""
+
+
+class RunBusyError(TrainingError):
+    """Another process trains the same run, and was first with a checkpoint."""
+
+    exit_code = ExitCode.CONFLICT
 
 
 class BaseChangedError(TrainingError):
@@ -102,19 +151,19 @@ class BaseChangedError(TrainingError):
 class RegistryError(TransferError):
     """A model cannot be exported, published, promoted or read."""
 
-    exit_code = 7
+    exit_code = ExitCode.REGISTRY
 
 
 class PromotionConflictError(RegistryError):
     """Somebody else promoted at the same time and was first."""
 
-    exit_code = 14
+    exit_code = ExitCode.CONFLICT
 
 
 class PublishConflictError(RegistryError):
     """Somebody else published the same run at the same time and was first."""
 
-    exit_code = 14
+    exit_code = ExitCode.CONFLICT
 
 
 class ParityError(RegistryError):
@@ -125,19 +174,19 @@ class DifferentAnswersError(ParityError):
     """It answers, and the difference is more than rounding."""
 
 
-class ActivationsError(TransferError):
-    """The frozen part of a network cannot be computed, kept or found as asked."""
+class FeaturesError(TransferError):
+    """Features cannot be computed, cached or found as asked."""
 
-    exit_code = 8
+    exit_code = ExitCode.FEATURES
 
 
 class ClusterError(TransferError):
     """A Ray cluster cannot be reached, or does not do as asked."""
 
-    exit_code = 9
+    exit_code = ExitCode.CLUSTER
 
 
 class NightBusyError(TransferError):
     """Somebody else works on this night."""
 
-    exit_code = 10
+    exit_code = ExitCode.NIGHT_BUSY

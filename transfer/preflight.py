@@ -1,66 +1,106 @@
 """What can be seen to be missing without TensorFlow: the source, and files that the base network is read from.
 
-Divisibility and splits are part of the configuration's own checks; classes are checked by ingest before it writes.
+Divisibility is part of the configuration's own checks; what ingest finds in images is in `dataset/rehearsal.py`.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import os
-from pathlib import Path
 
-from transfer.backbone.source import saved_model_in
-from transfer.config import BaseNetworkConfig, Config
-from transfer.config.paths import path_here
-from transfer.errors import ConfigError
+from transfer.config import BaseNetworkConfig, Config, StorageConfig
+from transfer.config.paths import is_model_file, is_source_path, path_here
+from transfer.dataset.sources.fetch import names_beside
+from transfer.errors import BackboneError, ConfigError, DatasetError, StorageError
+from transfer.runtime.distribution import install_extra
 from transfer.storage import open_store
+
+_FILES = (
+    *(".keras", ".h5", ".hdf5", ".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2"),
+    *(".csv", ".tsv", ".parquet"),
+)
+"""What names one object in a bucket; any other name is a prefix."""
 
 
 def check_source_and_files(config: Config) -> None:
-    """Raise ConfigError when the dataset's source, or a file of the base network, is not there."""
+    """Raise DatasetError when the dataset's source is not there, BackboneError for a file of the base network.
+
+    StorageError comes from S3. A bucket is asked for one page of its listing, and for no object.
+    """
     _check_source(config)
-    _check_base(config)
+    check_base_files(config.base, config.storage)
+
+
+def check_splits(config: Config, *, sweeps: bool) -> None:
+    """Raise ConfigError where a job needs a split that is not given and whose share is 0. `sweeps`: is it a sweep?
+
+    Which splits a table's column gives is known when it is read.
+    """
+    dataset = config.dataset
+    if dataset.validation > 0 or dataset.split_column is not None or "validation" in (dataset.splits or {}):
+        return
+    if sweeps:
+        raise ConfigError(
+            "A sweep compares trials on the validation split, and dataset.validation is 0.",
+            advice="Set dataset.validation above 0.",
+        )
+    for number, phase in enumerate(config.phases):
+        if phase.early_stopping is not None:
+            raise ConfigError(
+                f"phases.{number}.early_stopping needs a validation split, and dataset.validation is 0.",
+                advice="Set dataset.validation above 0 or remove early_stopping.",
+            )
+    if dataset.test == 0 and "test" not in (dataset.splits or {}):
+        raise ConfigError(
+            "dataset.validation and dataset.test are both 0: there is nothing to evaluate the run on.",
+            advice="Set dataset.test or dataset.validation above 0.",
+        )
 
 
 def _check_source(config: Config) -> None:
     source = config.dataset.source
     if source.startswith("tfds:"):
         if importlib.util.find_spec("tensorflow_datasets") is None:
-            raise ConfigError(
+            raise DatasetError(
                 f"dataset.source is `{source}`, and tensorflow-datasets is not installed.",
-                advice="Install the extra: pip install 'transfer[tfds]'.",
+                advice=install_extra("tfds"),
             )
-    elif source != "digits" and "://" not in source and not path_here(source).exists():
-        raise ConfigError(
-            f"dataset.source is `{source}`, and there is nothing at {path_here(source).absolute()}.",
+    elif is_source_path(source) and not _exists("dataset.source", source, config.storage):
+        in_bucket = source.startswith("s3://")
+        where = f"there.{names_beside(source, config.storage)}" if in_bucket else f"at {path_here(source).absolute()}."
+        raise DatasetError(
+            f"dataset.source is `{source}`, and there is nothing {where}",
             advice="Give a folder, an archive, a table, an s3:// prefix, `tfds:NAME` or `digits`.",
         )
 
 
-def files_of(base: BaseNetworkConfig, *, root: Path = Path()) -> dict[str, str]:
-    """Files, folders and addresses that a base network is read from, by key; relative ones are relative to `root`."""
+def files_of(base: BaseNetworkConfig) -> dict[str, str]:
+    """Files, folders and addresses that a base network is read from, by key."""
     files = {}
-    here = root / path_here(base.model)
-    if _is_path(base.model) or here.is_file() or saved_model_in(here) is not None:
+    if is_model_file(base.model):
         files["base.model"] = base.model
     if base.weights_file is not None:
         files["base.weights"] = base.weights_file
     return files
 
 
-def _check_base(config: Config) -> None:
-    for key, file in files_of(config.base).items():
-        if not _exists(file, config):
-            raise ConfigError(f"{key} is `{file}`, and there is nothing there.", advice="Give an existing file or URI.")
+def check_base_files(base: BaseNetworkConfig, storage: StorageConfig) -> None:
+    """Raise BackboneError when a file that a base network is read from is not there; StorageError from S3."""
+    for key, file in files_of(base).items():
+        if not _exists(key, file, storage):
+            found = f"{key} is `{file}`, and there is nothing there."
+            raise BackboneError(found, advice="Give an existing file or URI.")
 
 
-def _is_path(model: str) -> bool:
-    return os.sep in model or model.endswith((".keras", ".tar.gz", ".tgz"))
-
-
-def _exists(file: str, config: Config) -> bool:
-    if file.startswith("s3://"):
-        folder, _, name = file.rstrip("/").rpartition("/")
-        parent = open_store(config.storage.model_copy(update={"uri": folder}))
-        return next(iter(parent.list(name)), None) is not None
-    return "://" in file or path_here(file).exists()
+def _exists(key: str, place: str, storage: StorageConfig) -> bool:
+    """Whether a path leads anywhere, or a bucket has that object, or any under that prefix."""
+    if not place.startswith("s3://"):
+        return "://" in place or path_here(place).exists()
+    is_file = place.lower().endswith(_FILES)
+    folder, name = place.rsplit("/", 1) if is_file else (place, "")
+    try:
+        store = open_store(storage.model_copy(update={"uri": folder}))
+        return store.exists(name) if is_file else next(iter(store.list()), None) is not None
+    except StorageError as error:
+        raise type(error)(
+            f"{key} is `{place}`, which cannot be looked for. {error.message}", advice=f"Correct {key}. {error.advice}"
+        ) from error

@@ -12,9 +12,8 @@ Arms of the input side, each three epochs in one stream, in batches of 32 at 224
     tfrecords    plain tf.data over TFRecords of the same images, in a folder
 
 The middle 80 % of each stream is timed, so that starting threads does not count in any arm. Ratios are medians over
-rounds of ratios within a round. Peak memory is that of a fresh process that runs one arm, and includes TensorFlow's own
-(the row `nothing`). Ingest is timed as a whole job, process start included, and so is the same one again, which finds
-that no file has changed.
+rounds of ratios within a round. Ingest is timed as a whole job, process start included, and so is the same one again,
+which finds that no file has changed.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scripts.bench.common import ratio, timed, write_jpegs
+from scripts.bench.common import ratio, rotated, timed, write_jpegs
 from transfer.config import Config, parse_config
 
 SIZE = 224
@@ -43,15 +42,13 @@ BATCH = 32
 EPOCHS = 3
 SHARD_SIZE_BYTES = 16 * 1024**2
 ARMS = ("bare", "shards", "streamed", "shards-s3", "tfrecords")
+RATIOS = ("shards / bare", "streamed / bare", "shards-s3 / bare", "streamed / tfrecords", "shards / tfrecords")
 
 
 def main() -> None:
     options = arguments()
-    if options.arm:
-        print(json.dumps(peak_memory_of(options.arm, Path(options.folder), options.endpoint)))
-        return
     with tempfile.TemporaryDirectory() as folder, s3_server() as endpoint:
-        print(json.dumps(report(measure(Path(folder), endpoint, options), as_json=options.json)))
+        print(json.dumps(measure(Path(folder), endpoint, options), indent=None if options.json else 2))
 
 
 def measure(folder: Path, endpoint: str, options: argparse.Namespace) -> dict:
@@ -64,24 +61,17 @@ def measure(folder: Path, endpoint: str, options: argparse.Namespace) -> dict:
         middle_rate(run())  # warm-up
     rates: dict[str, list[float]] = {arm: [] for arm in ARMS}
     for round_ in range(options.rounds):
-        # Another arm first each round: what runs first pays for what the others left in the caches.
-        for arm in (*ARMS[round_ % len(ARMS) :], *ARMS[: round_ % len(ARMS)]):
+        for arm in rotated(ARMS, round_):
             rates[arm].append(middle_rate(passes[arm]()))
-    memory = {arm: in_fresh_process(arm, folder, endpoint) for arm in ("nothing", *ARMS, "ingest")}
     return {
         "images": options.images,
         "rounds": options.rounds,
         "ingest_images_per_s": options.images / statistics.median(ingest_s),
         "images_per_s": {arm: statistics.median(values) for arm, values in rates.items()},
         "ratio": {
-            "shards / bare": ratio(rates["shards"], rates["bare"]),
-            "streamed / bare": ratio(rates["streamed"], rates["bare"]),
-            "shards-s3 / bare": ratio(rates["shards-s3"], rates["bare"]),
-            "streamed / tfrecords": ratio(rates["streamed"], rates["tfrecords"]),
-            "shards / tfrecords": ratio(rates["shards"], rates["tfrecords"]),
+            **{pair: ratio(*(rates[arm] for arm in pair.split(" / "))) for pair in RATIOS},
             "ingest again / ingest": ratio(again_s, ingest_s),
         },
-        "peak_memory_mib": memory,
         "parity": parity(passes),
     }
 
@@ -119,9 +109,8 @@ def arm_of(arm: str, folder: Path, endpoint: str) -> Callable[[], Iterator[np.nd
 
     def from_tfrecords() -> Iterator[np.ndarray]:
         features = {"image": tf.io.FixedLenFeature([], tf.string), "label": tf.io.FixedLenFeature([], tf.int64)}
-        records = (
-            tf.data.TFRecordDataset(sorted(str(p) for p in folder.glob("*.tfrecord"))).shuffle(1024).repeat(EPOCHS)
-        )
+        files = sorted(str(path) for path in folder.glob("*.tfrecord"))
+        records = tf.data.TFRecordDataset(files).shuffle(1024).repeat(EPOCHS)
 
         def load(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             parsed = tf.io.parse_single_example(record, features)
@@ -141,8 +130,9 @@ def arm_of(arm: str, folder: Path, endpoint: str) -> Callable[[], Iterator[np.nd
         for batch in images.batch(BATCH).prefetch(tf.data.AUTOTUNE):
             yield batch.numpy()
 
-    arms = {"bare": bare, "tfrecords": from_tfrecords}
-    arms |= {
+    arms = {
+        "bare": bare,
+        "tfrecords": from_tfrecords,
         "shards": lambda: from_shards("folder"),
         "streamed": lambda: from_shards("folder", SHARD_SIZE_BYTES),
         "shards-s3": lambda: from_shards("s3", SHARD_SIZE_BYTES),
@@ -158,12 +148,12 @@ def middle_rate(batches: Iterator[np.ndarray]) -> float:
     return sum(count for count, _ in middle[1:]) / (middle[-1][1] - middle[0][1])
 
 
-def config_for(folder: Path, where: str, endpoint: str, name: str = "bench") -> Config:
+def config_for(folder: Path, where: str, endpoint: str) -> Config:
     bucket = {"uri": "s3://bench/data", "endpoint_url": endpoint, "cache_folder": str(folder / "cache")}
     storage = {"uri": str(folder / "storage")} if where == "folder" else bucket
     source = {"source": str(folder / "images"), "validation": 0.0, "test": 0.0, "shard_size_bytes": SHARD_SIZE_BYTES}
     return parse_config(
-        {"name": name, "storage": storage, "dataset": source, "base": {"model": "MobileNetV2", "weights": "none"}}
+        {"name": "bench", "storage": storage, "dataset": source, "base": {"model": "MobileNetV2", "weights": "none"}}
     )
 
 
@@ -197,40 +187,6 @@ def write_tfrecords(folder: Path) -> None:
                 writer.write(example.SerializeToString())
 
 
-def in_fresh_process(arm: str, folder: Path, endpoint: str) -> float:
-    command = [
-        sys.executable,
-        "-m",
-        "scripts.bench.ingest",
-        "--arm",
-        arm,
-        "--folder",
-        str(folder),
-        "--endpoint",
-        endpoint,
-    ]
-    finished = subprocess.run(command, capture_output=True, text=True, check=True)
-    return json.loads(finished.stdout.splitlines()[-1])
-
-
-def peak_memory_of(arm: str, folder: Path, endpoint: str) -> float:
-    """Peak resident MiB of this process (for ingest: and of its largest worker) after one pass of an arm."""
-    import resource
-
-    if arm == "ingest":
-        ingest(folder, endpoint, round_=time.time_ns())
-        return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    import tensorflow as tf
-
-    tf.zeros([]).numpy()
-    if arm != "nothing":
-        for _ in arm_of(arm, folder, endpoint)():
-            pass
-    # Not ru_maxrss: a new process inherits that of the one it was forked from.
-    status = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1024
-
-
 @contextmanager
 def s3_server() -> Iterator[str]:
     """The S3 emulator of moto on loopback, with made-up credentials in the environment."""
@@ -257,26 +213,11 @@ def s3_server() -> Iterator[str]:
         server.wait()
 
 
-def report(result: dict, *, as_json: bool) -> dict:
-    if not as_json:
-        for arm, rate in result["images_per_s"].items():
-            print(f"{arm:<12}{rate:>10,.0f} images/s")
-        print(f"{'ingest':<12}{result['ingest_images_per_s']:>10,.0f} images/s")
-        for name, value in result["ratio"].items():
-            print(f"{name:<22}{value:>8.2f}")
-        for name, value in result["peak_memory_mib"].items():
-            print(f"peak memory {name:<12}{value:>8,.0f} MiB")
-    return result
-
-
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", action="store_true", help="end with one line of JSON only")
-    parser.add_argument("--arm", help=argparse.SUPPRESS)
-    parser.add_argument("--folder", help=argparse.SUPPRESS)
-    parser.add_argument("--endpoint", help=argparse.SUPPRESS)
+    parser.add_argument("--json", action="store_true", help="in one line")
     return parser.parse_args()
 
 

@@ -1,46 +1,120 @@
 """One arm of `scripts.bench.reuse` in a process of its own: `python -m scripts.bench.reuse_arms '<task as JSON>'`.
 
-Ends with a line of JSON: `seconds` by phase, when the arm `ended`, its peak memory, and what the arm itself tells. The
+Ends with a line of JSON: `seconds` by phase, when the arm `ended`, and what the arm itself tells. The
 phases `load` (imports and the network) and `build` (compiling the forward pass) are its start, all others its work.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import sys
-from collections.abc import Callable
-from dataclasses import asdict
-from functools import partial
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from scripts.bench.common import CLASSES
-from scripts.bench.plain_keras import random_base
-from scripts.bench.reuse_task import (
-    BATCH,
-    DROPOUT,
-    Task,
-    compiled,
-    config_of,
-    decoded,
-    image_dataset,
-    labels_of,
-    paths_of,
-    pooled_network,
-    save_head,
-)
-from scripts.bench.stopwatch import PeakMemory, Stopwatch
+from scripts.bench.common import CLASSES, Stopwatch, compiled_with_cosine, images_in, random_base
+from transfer.config import Config, parse_config
+
+BATCH = 32
+DROPOUT = 0.2
+
+
+@dataclass(frozen=True)
+class Task:
+    """What an arm is to do."""
+
+    arm: str
+    images: str
+    """Folder of class folders."""
+    network: str
+    """The `.keras` file of the base; made by the arm `prepare`."""
+    application: str
+    """The network's name in keras.applications."""
+    image_size: int
+    epochs: int
+    learning_rate: float
+    storage: str
+    shard_size_bytes: int
+    heads: str
+    """Folder where an arm leaves its trained head, which the arm `evaluate` finds there."""
+    head: str = ""
+    """Name of the head, without a suffix."""
+
+
+def config_of(task: Task) -> Config:
+    """The configuration that does what the other arms do: no augmentation, nothing held out, a head for all epochs."""
+    held_out = {"validation": 0.0, "test": 0.0}
+    return parse_config(
+        {
+            "name": "bench",
+            "storage": task.storage,
+            "dataset": {"source": task.images, "shard_size_bytes": task.shard_size_bytes, **held_out},
+            "base": {"model": task.network, "image_size": task.image_size, "preprocessing": "-1..1"},
+            "head": {"dropout": DROPOUT},
+            "phases": [{"epochs": task.epochs, "learning_rate": task.learning_rate, "schedule": {"kind": "cosine"}}],
+            "training": {"batch_size": BATCH},
+            "publish": {"enabled": False},
+        }
+    )
+
+
+def image_dataset(task: Task, *, shuffle: bool) -> Any:
+    """Images as the tutorial reads them."""
+    return images_in(Path(task.images), task.image_size, batch_size=BATCH, shuffle=shuffle)
+
+
+def paths_of(task: Task) -> list[str]:
+    return sorted(map(str, Path(task.images).rglob("*.jpg")))
+
+
+def labels_of(images: Any) -> np.ndarray:
+    """Labels of a dataset that is not shuffled, int32 [images]."""
+    return np.array([images.class_names.index(Path(path).parent.name) for path in images.file_paths], np.int32)
+
+
+def decoded(paths: list[str], size: int, batch_size: int) -> Iterator[np.ndarray]:
+    """Images from files with tf.data and nothing else, float32 [batch, size, size, 3]."""
+    import tensorflow as tf
+
+    def load(path: tf.Tensor) -> tf.Tensor:
+        return tf.image.resize(tf.io.decode_jpeg(tf.io.read_file(path), channels=3), (size, size))
+
+    images = tf.data.Dataset.from_tensor_slices(paths).map(load, num_parallel_calls=tf.data.AUTOTUNE)
+    return images.batch(batch_size).prefetch(tf.data.AUTOTUNE).as_numpy_iterator()
+
+
+def pooled_network(task: Task) -> Any:
+    """The base in plain Keras, from pixels to pooled features."""
+    import keras
+
+    base = keras.models.load_model(task.network, compile=False)
+    inputs = keras.Input((task.image_size, task.image_size, 3))
+    features = base(keras.layers.Rescaling(1 / 127.5, -1)(inputs), training=False)
+    return keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(features))
+
+
+def compiled(task: Task, model: Any) -> Any:
+    """The model, to be trained as this library does it in the other arms."""
+    return compiled_with_cosine(
+        model, learning_rate=task.learning_rate, steps=task.epochs * -(-len(paths_of(task)) // BATCH)
+    )
+
+
+def save_head(task: Task, kernel: np.ndarray, bias: np.ndarray) -> None:
+    np.savez(Path(task.heads) / f"{task.head}.npz", kernel=kernel, bias=bias)
 
 
 def main() -> None:
     logging.basicConfig(level=logging.INFO)
     task = Task(**json.loads(sys.argv[1]))
-    watch, memory = Stopwatch(), PeakMemory()
+    watch = Stopwatch()
     told = ARMS[task.arm](task, watch)
-    print(json.dumps({"seconds": watch.seconds, "ended": watch.ended, "memory_mib": memory.stop(), **told}))
+    print(json.dumps({"seconds": watch.seconds, "ended": watch.ended, **told}))
 
 
 def tutorial(task: Task, watch: Stopwatch) -> dict[str, Any]:
@@ -99,98 +173,65 @@ def careful(task: Task, watch: Stopwatch) -> dict[str, Any]:
 def bare(task: Task, watch: Stopwatch) -> dict[str, Any]:
     """One pass over all images with this project's forward pass, and nothing else: its outputs are thrown away."""
     with watch("load"):
-        from transfer.activations.forward import build_forward
-        from transfer.activations.prefix import prefix_of
+        from transfer.backbone.backbone import pooled
         from transfer.backbone.load import load_backbone
-        from transfer.backbone.pooling import pooled
+        from transfer.features.forward import build_forward
+        from transfer.features.frozen import frozen_part_of
 
-        prefix = prefix_of(pooled(load_backbone(config_of(task).base), "average"), 0, map_dtype="float32")
+        frozen_part = frozen_part_of(pooled(load_backbone(config_of(task).base), "average"), 0, map_dtype="float32")
     with watch("list files"):
         paths = paths_of(task)
     with watch("build"):
-        forward = build_forward([prefix], rows=len(paths))
+        forward = build_forward([frozen_part])
     with watch("forward"):
         for _ in forward.map(decoded(paths, task.image_size, forward.batch_size)):
             pass
     return {"engine": forward.engine}
 
 
-def bare_openvino(task: Task, watch: Stopwatch) -> dict[str, Any]:
-    """The same with OpenVINO alone, on the Keras model as it is."""
-    with watch("load"):
-        # OpenVINO reports conversions to Google Analytics if it finds this package; None says that there is none.
-        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
-        import openvino
-        import tensorflow as tf
-
-        network = pooled_network(task)
-    with watch("list files"):
-        paths = paths_of(task)
-    with watch("build"):
-        shape = [BATCH, task.image_size, task.image_size, 3]
-        function = tf.function(partial(network, training=False))
-        model = openvino.convert_model(function.get_concrete_function(tf.TensorSpec(shape, tf.float32)))
-        hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-        request = openvino.Core().compile_model(model, "CPU", hints).create_infer_request()
-    with watch("forward"):
-        for batch in decoded(paths, task.image_size, BATCH):
-            rows = np.resize(batch, shape) if len(batch) < BATCH else batch
-            request.infer([rows], share_inputs=True)
-    return {"engine": "openvino"}
-
-
 def ours(task: Task, watch: Stopwatch) -> dict[str, Any]:
     """This library, in this process: what `transfer train` does between ingest and evaluation."""
     with watch("load"):
-        from transfer.activations import extract, prefix
-        from transfer.activations.forward import Forward
-        from transfer.activations.request import Extraction
         from transfer.dataset.manifest import load_dataset
+        from transfer.features import extract
+        from transfer.features.forward import Forward
+        from transfer.features.layout import Extraction
         from transfer.storage import open_store
         from transfer.training import loop
-        from transfer.training.checkpoints import Checkpoints
-        from transfer.training.inputs import Inputs
+        from transfer.training.feature_plan import FeaturePlan
         from transfer.training.run import open_run
-        from transfer.training.strategy import create_strategy
-        from transfer.training.workbench import Workbench
+        from transfer.training.shared_models import Workbench
+        from transfer.training.step import create_strategy
 
         extractions: list[Extraction] = []
-        extract_inputs = Inputs.extract
-
-        def noted(inputs: Inputs) -> Extraction:
-            extractions.append(extract_inputs(inputs))
-            return extractions[-1]
-
-        Inputs.extract = noted
         forwards: list[Forward] = []
-        build_forward = extract.build_forward
-
-        def noted_forward(*args: Any, **kwargs: Any) -> Forward:
-            forwards.append(build_forward(*args, **kwargs))
-            return forwards[-1]
-
-        extract.build_forward = noted_forward
+        note_results(FeaturePlan, "extract", extractions)
+        note_results(extract, "build_forward", forwards)
         watch.watch(extract, "build_forward", "build")
         watch.watch(Workbench, "model", "load")
-        watch.watch(prefix, "network_digest", "digest")
-        watch.watch(Inputs, "_choose", "choose")
-        watch.watch(Inputs, "extract", "extract")
-        watch.watch(loop.Training, "next_epoch", "train")
-        watch.watch(Checkpoints, "save", "checkpoints")
-        watch.watch(loop, "write_events", "checkpoints")
-    epochs_s: list[float] = []
-    with watch("rest"):
+    with watch("work"):
         config = config_of(task)
         store = open_store(config.storage)
         dataset = load_dataset(store, config.dataset_name)
         run = open_run(store, config, dataset)
-        workbench = Workbench(create_strategy())
-        model = loop.train(run, dataset, workbench=workbench, on_epoch=lambda row: epochs_s.append(row.seconds))
+        model = loop.train(run, dataset, workbench=Workbench(create_strategy()))
     save_head(task, *model.head.get_layer("logits").get_weights())
     (extraction,) = extractions
     # Asked for at the end: OpenVINO gives way to TensorFlow when it turns out to differ too much.
     engine = forwards[-1].engine if forwards else None
-    return {"extraction": asdict(extraction), "epochs_s": epochs_s, "engine": engine}
+    return {"extraction": asdict(extraction), "engine": engine}
+
+
+def note_results(owner: Any, attribute: str, results: list[Any]) -> None:
+    """From now on, note what a module's or class's function returns."""
+    function = getattr(owner, attribute)
+
+    @functools.wraps(function)
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        results.append(function(*args, **kwargs))
+        return results[-1]
+
+    setattr(owner, attribute, noted)
 
 
 def ingest(task: Task, watch: Stopwatch) -> dict[str, Any]:
@@ -227,7 +268,6 @@ ARMS: dict[str, Callable[[Task, Stopwatch], dict[str, Any]]] = {
     "tutorial": tutorial,
     "careful": careful,
     "bare": bare,
-    "bare-openvino": bare_openvino,
     "ours": ours,
     "ingest": ingest,
     "prepare": prepare,

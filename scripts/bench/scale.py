@@ -13,9 +13,9 @@ In this order, each part alone on the machine:
     wear       what removed images and many small nights do to shards
     estimate   the time of nights, from all these figures and from assumptions that are named one by one
 
-Planning holds 250 bytes of memory for each image. Where a size would have more than --max-images of them, its shards
-are planned with fewer images each; what is done for each file of the source is measured on at most --max-files. Growth
-is given as the power of what was really there.
+Planning holds 250 bytes of memory for each image. Where a size would have more than 16 million of them, its shards are
+planned with fewer images each; what is done for each file of the source is measured on at most a million. Growth is
+given as the power of what was really there.
 """
 
 from __future__ import annotations
@@ -24,16 +24,14 @@ import argparse
 import hashlib
 import json
 import os
-import subprocess
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from scripts.bench.common import last_json
 from scripts.bench.scale_estimate import Measured, estimate
-from scripts.bench.scale_figures import Figure, seconds_for
-from scripts.bench.scale_report import report
+from scripts.bench.scale_figures import Figure, report, seconds_for
 
 REPLICAS = 64
 CLASSES = 1000
@@ -53,52 +51,31 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Everything that is measured or counted here."""
     # Everything here runs on CPUs, and says little.
     os.environ |= {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2"}
-    sizes = [driver(shards, options) for shards in numbers(options.shards)]
-    sizes += tasks(numbers(options.tasks)) if options.tasks != "0" else []
+    sizes = []
+    for shards in numbers(options.shards):
+        print(f"{shards:,} shards", file=sys.stderr)
+        asked = {"shards": shards, "images_per_shard": options.images_per_shard}
+        sizes.append({"shards": shards, **last_json("scale_driver", asked)})
+    if options.tasks != "0":
+        print("tasks on Ray", file=sys.stderr)
+        counts = numbers(options.tasks)
+        found = last_json("scale_driver", {"tasks": counts})
+        sizes += [{"shards": count, **figures} for count, figures in zip(counts, found, strict=True)]
     print("requests, network, wear", file=sys.stderr)
-    from scripts.bench import scale_network, scale_requests, scale_wear
+    from scripts.bench import scale_requests
+    from scripts.bench.scale_estimate import exchanged
+    from scripts.bench.scale_synthetic import wear
 
     return {
         "images_per_shard": options.images_per_shard,
         "driver": sizes,
         "requests": scale_requests.measure(numbers(options.request_shards), options.images_per_shard),
-        "network": scale_network.measure(options.networks.split(","), classes=CLASSES, replicas=REPLICAS),
-        "wear": scale_wear.measure(
-            shards=options.wear_shards, images_per_shard=options.images_per_shard, nights=options.nights
-        ),
+        "network": {
+            network: exchanged(network, classes=CLASSES, replicas=REPLICAS) for network in options.networks.split(",")
+        },
+        "wear": wear(shards=options.wear_shards, images_per_shard=options.images_per_shard, nights=options.nights),
         "sha256_bytes_per_s": sha256_rate(),
     }
-
-
-def driver(shards: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Everything that one process does at some number of shards."""
-    print(f"{shards:,} shards", file=sys.stderr)
-    asked = {
-        "shards": shards,
-        "images_per_shard": options.images_per_shard,
-        "max_images": options.max_images,
-        "max_files": options.max_files,
-    }
-    return {"shards": shards, **in_fresh_process("scripts.bench.scale_driver", asked)}
-
-
-def tasks(counts: list[int]) -> list[dict[str, Any]]:
-    """What the driver does with shards on Ray."""
-    print("tasks on Ray", file=sys.stderr)
-    return [
-        {"shards": count, **found}
-        for count, found in zip(counts, in_fresh_process("scripts.bench.scale_tasks", counts), strict=True)
-    ]
-
-
-def in_fresh_process(module: str, asked: Any) -> Any:
-    """The JSON that a module prints last when it is run."""
-    finished = subprocess.run(
-        [sys.executable, "-m", module, json.dumps(asked)], capture_output=True, text=True, check=False
-    )
-    if finished.returncode:
-        raise SystemExit(f"{finished.stderr}\n{module} failed with exit code {finished.returncode} for {asked}")
-    return json.loads(finished.stdout.splitlines()[-1])
 
 
 def measured(result: dict[str, Any]) -> Measured:
@@ -150,12 +127,10 @@ def assumption(text: str) -> tuple[str, float]:
     return name, float(value)
 
 
-def arguments(given: Iterable[str] | None = None) -> argparse.Namespace:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", default="10,1000,100000", help="numbers of shards, with commas")
     parser.add_argument("--images-per-shard", type=int, default=640)
-    parser.add_argument("--max-images", type=int, default=16_000_000, help="most images that are planned")
-    parser.add_argument("--max-files", type=int, default=1_000_000, help="most files of a source that are listed")
     parser.add_argument("--tasks", default="200,2000", help="numbers of shards that are handed out on Ray; 0: none")
     parser.add_argument("--request-shards", default="2,4", help="two numbers of shards for which requests are counted")
     parser.add_argument("--networks", default="MobileNetV2,ResNet50", help="names in keras.applications, with commas")
@@ -164,7 +139,7 @@ def arguments(given: Iterable[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--saved", metavar="FILE", help="measure nothing: what an earlier run with --json printed")
     parser.add_argument("--assume", type=assumption, action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON")
-    return parser.parse_args(given)
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The part of `scripts.bench.scale` that one process of a driver or a worker does at some number of shards.
 
-    python -m scripts.bench.scale_driver '{"shards": 1000, "images_per_shard": 640, "max_images": 16000000}'
+    python -m scripts.bench.scale_driver '{"shards": 1000, "images_per_shard": 640}'
+    python -m scripts.bench.scale_driver '{"tasks": [200, 2000]}'    # what it does for each shard that it hands to Ray
 
 Manifests, listings and digests are synthetic; the code that handles them is the project's own. No image is made.
 """
@@ -13,7 +14,9 @@ import json
 import pickle
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,29 +32,38 @@ from scripts.bench.scale_synthetic import (
     part_of,
     shards_of,
 )
+from transfer.catalog import layout
 from transfer.config import parse_config
+from transfer.dataset.file_cache import SeenLog
 from transfer.dataset.listing import list_source
 from transfer.dataset.manifest import Dataset, Shard, dataset_log, latest_dataset
 from transfer.dataset.order import windows
-from transfer.dataset.plan import ParentShard, plan_shards, unique_images
-from transfer.dataset.seen import SeenLog
+from transfer.dataset.shards import ParentShard, plan_shards, unique_images
 from transfer.dataset.splits import SPLITS
+from transfer.features.layout import Extraction
 from transfer.storage import Log, open_store
-from transfer.storage.tier import LocalTier
+from transfer.storage.disk_cache import DiskCache
 
 WINDOW_BYTES = 256 * 1024**2
 MOST_FETCHED = 10_000
 """Objects that are put into a local tier."""
 NEW_SHARE = 100
 """One image in so many is new tonight."""
+# Planning holds columns of all images at once; fewer a shard keep 100,000 shards within this machine's memory.
+MOST_PLANNED = 16_000_000
+MOST_LISTED = 1_000_000
+ACTORS = 4
 
 
 def main() -> None:
-    options = json.loads(sys.argv[1])
-    shards, images_per_shard = options["shards"], options["images_per_shard"]
-    # Planning holds columns of all images at once; fewer a shard keep 100,000 shards within this machine's memory.
-    planned = min(images_per_shard, max(options["max_images"] // shards, 1))
-    sampled = min(shards * images_per_shard, options["max_files"])
+    asked = json.loads(sys.argv[1])
+    print(json.dumps(tasks(asked["tasks"]) if "tasks" in asked else driver(**asked)))
+
+
+def driver(shards: int, images_per_shard: int) -> dict[str, Any]:
+    """Everything that one process does at some number of shards."""
+    planned = min(images_per_shard, max(MOST_PLANNED // shards, 1))
+    sampled = min(shards * images_per_shard, MOST_LISTED)
     figures = Figures(shards)
     with figures.part("plan"):
         plan(figures, shards, planned)
@@ -69,7 +81,7 @@ def main() -> None:
             kept(figures, Path(folder), shards_of(shards, images_per_shard))
     with figures.part("order"):
         order(figures, shards_of(shards, images_per_shard))
-    print(json.dumps(figures.plain()))
+    return figures.plain()
 
 
 def plan(figures: Figures, shards: int, images_per_shard: int) -> None:
@@ -88,6 +100,7 @@ def plan(figures: Figures, shards: int, images_per_shard: int) -> None:
             Shard(name="", sha256=str(number), split=new.split, rows=len(new.images), size_bytes=size_bytes),
             first.words[new.images],
             first.labels[new.images],
+            first.groups[new.images],
         )
         for number, new in enumerate(planned.new)
     ]
@@ -140,7 +153,7 @@ def commit(figures: Figures, folder: Path, shards: list[Shard]) -> None:
 
 def tier(figures: Figures, folder: Path, objects: int) -> None:
     """Objects that a host does not have yet, without the network: what a worker does when it opens what is kept."""
-    local = LocalTier(folder, max_size_bytes=10**12)
+    local = DiskCache(folder, max_size_bytes=10**12)
     contents = {hashlib.sha256(content).hexdigest(): content for content in (b"%d" % n for n in range(objects))}
     with figures.step("fetch into the local tier", "objects", objects):
         for sha256, content in contents.items():
@@ -167,36 +180,37 @@ def touch(folder: Path, names: list[str]) -> None:
 
 def kept(figures: Figures, folder: Path, shards: list[Shard]) -> None:
     """What is kept of a frozen part, listed, and what is lacking, planned."""
-    from transfer.activations.extract import Extractor
-    from transfer.activations.kept import description_of
-    from transfer.activations.layout import description_name, folder_of
-    from transfer.activations.prefix import prefix_of
+    from transfer.backbone.backbone import pooled
     from transfer.backbone.load import load_backbone
-    from transfer.backbone.pooling import pooled
+    from transfer.features.extract import Extractor
+    from transfer.features.frozen import frozen_part_of
+    from transfer.features.store import description_of
     from transfer.storage import put_document
 
     config = parse_config(configuration(str(folder)))
     store = open_store(config.storage)
     backbone = pooled(load_backbone(config.base), "average")
-    prefix, deeper = (prefix_of(backbone, unfreeze, map_dtype="float16") for unfreeze in (0, 1))
+    frozen_part, deeper = (frozen_part_of(backbone, unfreeze, map_dtype="float16") for unfreeze in (0, 1))
     # A cut that something is kept of, so that it is looked for.
-    put_document(store, description_name(deeper.digest), description_of(dataclasses.replace(deeper, dtype="float32")))
+    put_document(
+        store, layout.features_description(deeper.digest), description_of(dataclasses.replace(deeper, dtype="float32"))
+    )
     with figures.step("plan extraction, nothing kept", "shards", len(shards)):
-        streams = Extractor(store).plan(shards, [prefix])
+        streams = Extractor(store).plan(shards, [frozen_part])
     if sum(len(stream.shards) for stream in streams) != len(shards):
         raise SystemExit("not everything is planned")
     lacking = max(len(shards) // NEW_SHARE, 1)
     found = [name for shard in shards[lacking:] for name in (f"{shard.sha256}.json", f"{shard.sha256}.arrow")]
-    touch(folder / folder_of(prefix.digest), found)
+    touch(folder / layout.features_folder(frozen_part.digest), found)
     with figures.step("list what is kept, plan 1 %", "shards", len(shards)):
-        streams = Extractor(store).plan(shards, [prefix])
+        streams = Extractor(store).plan(shards, [frozen_part])
     if sum(len(stream.shards) for stream in streams) != lacking:
         raise SystemExit("more is planned than is lacking")
 
 
 def order(figures: Figures, shards: list[Shard]) -> None:
     """The order of an epoch, as every worker computes it."""
-    from transfer.activations.batches import CHUNK_SIZE_BYTES, KeptSplit
+    from transfer.features.batches import CHUNK_SIZE_BYTES, CachedSplit
 
     images = sum(shard.rows for shard in shards)
     with figures.step("order of images, an epoch", "images", images):
@@ -205,7 +219,7 @@ def order(figures: Figures, shards: list[Shard]) -> None:
     small = [shard.model_copy(update={"rows": 1, "size_bytes": IMAGE_BYTES}) for shard in shards]
     with figures.step("the same, one image a shard", "shards", len(shards)):
         list(windows(small, window_size_bytes=WINDOW_BYTES, seed=0, epoch=0))
-    split = KeptSplit(shards, [SyntheticRows(shard.rows) for shard in shards])  # type: ignore[list-item]
+    split = CachedSplit(shards, [SyntheticRows(shard.rows) for shard in shards])  # type: ignore[list-item]
     with figures.step("order of what is kept, an epoch", "images", images):
         chosen = split.order(seed=0, epoch=0)
     if visited != images or len(chosen) != images:
@@ -216,6 +230,56 @@ def order(figures: Figures, shards: list[Shard]) -> None:
     with figures.step("copy a chunk of 32 MiB", "chunks", 1):
         split.take(rows, out)
     figures.facts["images of a chunk"] = len(rows)
+
+
+class IdleActor:
+    """Finds that everything is lacking, and computes nothing."""
+
+    def __init__(self, config: Any, requests: Any, shards: Sequence[Shard], actors: int) -> None:
+        del config, requests, actors
+        self._shards = list(shards)
+
+    def plan(self) -> tuple[list[Shard], Extraction]:
+        """All shards lack something."""
+        return self._shards, Extraction()
+
+    def extract(self, shard: Shard) -> Extraction:
+        """Answer at once."""
+        return Extraction(images=shard.rows)
+
+
+def tasks(counts: Sequence[int]) -> list[dict[str, Any]]:
+    """What the driver does for each shard that it hands to an actor on Ray, with actors that do nothing."""
+    import ray
+
+    from transfer.features import ray_extract
+
+    ray_extract.ExtractionActor = IdleActor  # type: ignore[assignment, misc]
+    config = parse_config({**configuration("unused"), "workers": {"count": ACTORS}})
+    ray.init(address="local", num_cpus=ACTORS, include_dashboard=False, log_to_driver=False, logging_level="warning")
+    try:
+        return [_hand_out(config, count).plain() for count in counts]
+    finally:
+        ray.shutdown()
+
+
+def _hand_out(config: Any, count: int) -> Figures:
+    from transfer.features.ray_extract import _Crew
+
+    figures, shards = Figures(count), shards_of(count, 640)
+    with figures.part("tasks"), _Crew(config, [], shards) as crew:
+        with figures.step(f"start {ACTORS} actors and plan", "shards", count):
+            missing, _ = crew.plan()
+        answers = crew.extract(missing)
+        # All actors are up when each has answered; then only handing out is timed.
+        for _ in range(min(2 * ACTORS, count - 1)):
+            next(answers)
+        rest = count - min(2 * ACTORS, count - 1)
+        with figures.step("hand out shards", "shards", rest):
+            handed = sum(1 for _ in answers)
+    if handed != rest:
+        raise SystemExit(f"{handed} of {rest} shards were handed out")
+    return figures
 
 
 if __name__ == "__main__":

@@ -2,18 +2,24 @@
 
 Each step is the largest of what it must wait for at the same time: CPU, network, GPU, or the one driver. What is not
 measured by this bench is an assumption with a name, a value and where it is from; `--assume name=value` changes it.
+
+What replicas exchange follows from the networks alone. Every step sums the gradients of all replicas. In a ring of n
+each one sends, and receives, 2 (n - 1) / n times the bytes of what is trained (Patarasuk and Yuan, 2009); NCCL may
+choose a tree, which sends about as much.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from math import prod
 from typing import Any
 
-from transfer.activations.kept import OPENED_AT_ONCE
-from transfer.config import StorageConfig
-from transfer.dataset.ingest import BATCH_IMAGES, PARENT_READERS
-from transfer.storage.s3_reader import _PARTS_AT_ONCE
+from transfer.config import BaseNetworkConfig, HeadConfig, StorageConfig
+from transfer.dataset.candidates import BATCH_IMAGES
+from transfer.dataset.ingest import PARENT_READERS
+from transfer.features.store import OPENED_AT_ONCE
+from transfer.storage.s3_transfer import _PARTS_AT_ONCE
 
 CHOSEN = "chosen: the size that is asked for"
 DEFAULT = "this project's default"
@@ -21,6 +27,8 @@ AWS_S3 = "vendor: Amazon S3's performance guidelines"
 AWS_P4D = "vendor: one p4d.24xlarge"
 GUESS = "guess: not measured, no GPU is here"
 LISTED_AT_ONCE = 1000
+FLOAT_BYTES = 4
+"""Gradients are summed in float32, with mixed precision, too: variables are float32."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +146,7 @@ class Cluster:
         self.shards = self["images"] * self["image_bytes"] / self["shard_bytes"]
         self.trained_shards = self.shards * (1 - self["test_share"])
         self.trained_images = self["images"] * (1 - self["test_share"])
-        self.kept_bytes = self.trained_images * self["row_bytes"]
+        self.cached_bytes = self.trained_images * self["row_bytes"]
         # A shard is fetched into the local tier in parts; the next one when it is there.
         self._reader_bytes_per_s = self["s3_stream_bytes_per_s"] * _PARTS_AT_ONCE
 
@@ -179,7 +187,7 @@ class Cluster:
         return {
             "maps of what is kept, a worker": self.trained_shards * self._measured.maps_a_shard,
             "maps that a process may have": self._measured.max_maps,
-            "bytes of what is kept, a host": self.kept_bytes,
+            "bytes of what is kept, a host": self.cached_bytes,
             "bytes of a local tier, by default": StorageConfig(uri="nowhere").cache_size_bytes,
             "all-reduce bytes a step, a replica": self._all_reduce_bytes(),
         }
@@ -250,9 +258,9 @@ class Cluster:
             "open what is kept",
             {
                 "requests, 8 at once": self.trained_shards * each * self["s3_request_s"] / OPENED_AT_ONCE,
-                "network": new * self.kept_bytes / self["s3_host_bytes_per_s"],
-                "CPUs: SHA-256, 8 at once": self.kept_bytes / self._measured.sha256_bytes_per_s / OPENED_AT_ONCE,
-                "disk": self.kept_bytes / self["disk_bytes_per_s"],
+                "network": new * self.cached_bytes / self["s3_host_bytes_per_s"],
+                "CPUs: SHA-256, 8 at once": self.cached_bytes / self._measured.sha256_bytes_per_s / OPENED_AT_ONCE,
+                "disk": self.cached_bytes / self["disk_bytes_per_s"],
             },
         )
 
@@ -292,3 +300,41 @@ class Cluster:
                 "4 connections": size_bytes / self._reader_bytes_per_s,
             },
         )
+
+
+def exchanged(network: str, *, classes: int, replicas: int) -> list[dict[str, Any]]:
+    """What is trained and exchanged at each depth of a network, from the head alone to everything."""
+    from transfer.backbone.backbone import pooled
+    from transfer.backbone.load import describe, load_backbone
+    from transfer.training.model import build_head
+
+    backbone = pooled(load_backbone(BaseNetworkConfig(model=network, weights="none")), "average")
+    features = tuple(backbone.network.output_shape[1:])
+    head = trained(build_head(HeadConfig(), feature_shape=features, class_count=classes, seed=0))
+    described = {row["depth"]: row for row in describe(backbone)}
+    rows = []
+    for depth in range(len(backbone.blocks) + 1):
+        _, unfrozen = backbone.cut(depth)
+        parameters = head + (trained(unfrozen) if unfrozen else 0)
+        rows.append(
+            {
+                "depth": depth,
+                "block": described[depth]["block"] if depth else "head",
+                "parameters": parameters,
+                "all_reduce_bytes": parameters * FLOAT_BYTES * 2 * (replicas - 1) / replicas,
+                "cached_bytes": cached_bytes(described, depth, features),
+            }
+        )
+    return rows
+
+
+def trained(network: Any) -> int:
+    """Parameters that training changes: moving averages of BatchNorms are none of them."""
+    return sum(prod(variable.shape) for variable in network.trainable_variables)
+
+
+def cached_bytes(described: dict[int, dict[str, Any]], depth: int, features: tuple[int, ...]) -> int:
+    """Bytes that are kept of an image at this depth: vectors in float32, maps in float16; 0 where nothing is frozen."""
+    if depth == 0:
+        return prod(features) * FLOAT_BYTES
+    return int(described[depth]["cached_bytes"]) // 2

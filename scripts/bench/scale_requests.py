@@ -8,25 +8,103 @@ shard costs; what is left is what the job costs whatever its size.
 from __future__ import annotations
 
 import io
+import os
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import numpy as np
 
-from scripts.bench.scale_s3 import BUCKET, Meter, Traffic, counted_s3
 from transfer.config import Config, parse_config
 from transfer.dataset.manifest import Dataset, Shard, dataset_log
 from transfer.dataset.shards import read_columns, write_shard
 from transfer.demo import BASE_PATH
 from transfer.storage import Store, open_store
 
+BUCKET = "scale"
 CLASSES = ["no", "yes"]
 WIDTH, HEIGHT = 500, 375
 NO_TIER = {"cache_size_bytes": 0}
+
+
+@dataclass
+class Traffic:
+    """What went over the network."""
+
+    requests: Counter[str] = field(default_factory=Counter)
+    """By method and the folder of the object: `GET shards`. A page of a listing is `LIST`."""
+    received_bytes: int = 0
+    """By the client; bodies only."""
+    sent_bytes: int = 0
+
+
+class Meter:
+    """Stands before the emulator and counts."""
+
+    def __init__(self, app: Callable[..., Iterable[bytes]]) -> None:
+        self._app = app
+        self._lock = threading.Lock()
+        self._traffic = Traffic()
+
+    @contextmanager
+    def counted(self) -> Iterator[Traffic]:
+        """Count what is asked while the block runs."""
+        self._traffic = found = Traffic()
+        yield found
+        self._traffic = Traffic()
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """Pass a request on."""
+        method = environ["REQUEST_METHOD"]
+        # /<bucket>/<prefix of the storage>/<folder>/…
+        folder = "".join(environ["PATH_INFO"].split("/")[3:4])
+        is_listing = method == "GET" and "list-type" in parse_qs(environ.get("QUERY_STRING", ""))
+        kind = "LIST" if is_listing else f"{method} {folder}"
+
+        def answer(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
+            length = next((int(value) for name, value in headers if name.lower() == "content-length"), 0)
+            with self._lock:
+                self._traffic.requests[kind] += 1
+                self._traffic.received_bytes += 0 if method == "HEAD" else length
+                self._traffic.sent_bytes += int(environ.get("CONTENT_LENGTH") or 0)
+            return start_response(status, headers, *rest)
+
+        return self._app(environ, answer)
+
+
+@contextmanager
+def counted_s3() -> Iterator[tuple[str, Meter]]:
+    """Address of the emulator, which has a bucket, and its meter. Made-up credentials stand in the environment."""
+    import boto3
+    from moto.server import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import WSGIRequestHandler, make_server
+
+    class Quiet(WSGIRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+
+        def log(self, *_: Any) -> None:
+            """Say nothing of each request."""
+
+    os.environ |= {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench", "AWS_DEFAULT_REGION": "us-east-1"}
+    meter = Meter(DomainDispatcherApplication(create_backend_app))
+    server = make_server("127.0.0.1", 0, meter, threaded=True, request_handler=Quiet)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    try:
+        boto3.client("s3", endpoint_url=url).create_bucket(Bucket=BUCKET)
+        yield url, meter
+    finally:
+        server.shutdown()
+        thread.join()
 
 
 class Jobs:
@@ -64,7 +142,7 @@ class Jobs:
                 "dataset": {"source": "nowhere"},
                 "base": {"model": str(BASE_PATH), "image_size": 32},
                 "phases": [{"unfreeze": 0, "epochs": 1, "learning_rate": 1e-3, **phase}],
-                "activations": {"keep": "always"},
+                "features": {"cache": "always"},
                 "training": {"batch_size": 32},
                 "workers": {"count": 0},
             }
@@ -159,25 +237,25 @@ class Jobs:
         self._run = run
 
     def _inputs(self, tier: str, dataset: Dataset) -> Any:
-        from transfer.training.inputs import Inputs
+        from transfer.training.feature_plan import FeaturePlan
         from transfer.training.model import build_model
         from transfer.training.run import open_run
 
         config = self._config(tier)
-        return Inputs(open_run(open_store(config.storage), config, dataset), dataset, build_model(config, CLASSES))
+        return FeaturePlan(open_run(open_store(config.storage), config, dataset), dataset, build_model(config, CLASSES))
 
     def _epoch_from_kept(self, opened: Any) -> None:
-        from transfer.activations.batches import KeptBatches
+        from transfer.features.batches import CachedBatches
 
         (split,) = opened.train
-        batches = KeptBatches([(0, split)], batch_size=32, seed=0, max_steps=100)
+        batches = CachedBatches([(0, split)], batch_size=32, seed=0, max_steps=100)
         done = 0
         while done < len(split):
             done += 32 * batches.next_chunk(100).steps
 
     def _evaluate(self, dataset: Dataset) -> None:
+        from transfer.ensure import fit
         from transfer.evaluation.evaluate import evaluate_run
-        from transfer.steps import fit
 
         fit(self._run, dataset)
         with self._counted("evaluation, no local tier"):
@@ -213,7 +291,6 @@ def of_a_shard(less: Traffic, more: Traffic, shards: list[int]) -> dict[str, Any
     kinds = sorted(less.requests.keys() | more.requests.keys())
     each = {kind: (more.requests[kind] - less.requests[kind]) / step for kind in kinds}
     return {
-        "counted": [less.plain(), more.plain()],
         "requests_a_shard": {kind: count for kind, count in each.items() if count},
         "requests_besides": {kind: less.requests[kind] - each[kind] * shards[0] for kind in kinds},
         "received_bytes_a_shard": (more.received_bytes - less.received_bytes) / step,
@@ -239,8 +316,8 @@ def cpu_of_images(image: bytes, count: int) -> dict[str, float]:
     import tensorflow as tf
 
     from transfer.config import DatasetConfig
-    from transfer.dataset.passes import Candidate, Limits, check_batch
-    from transfer.dataset.stored import _decode
+    from transfer.dataset.batches import decoded
+    from transfer.dataset.ingest_tasks import Candidate, Limits, check_batch
 
     limits = Limits.of(DatasetConfig(source="nowhere"))
     batch = [Candidate(str(number), len(image), image) for number in range(count)]
@@ -248,7 +325,7 @@ def cpu_of_images(image: bytes, count: int) -> dict[str, float]:
     times = {}
     for name, work in (
         ("check", lambda: check_batch(batch, source=None, limits=limits)),  # type: ignore[arg-type]
-        ("decode and resize to 224", lambda: [_decode(image, image_size=224) for _ in range(count)]),
+        ("decode and resize to 224", lambda: [decoded(image, image_size=224) for _ in range(count)]),
     ):
         work()
         started = time.process_time()

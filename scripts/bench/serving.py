@@ -18,21 +18,21 @@ import argparse
 import json
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
-from transfer.activations.prefix import prefix_of
-from transfer.activations.tracing import Pass
+from scripts.bench.common import ratio, timed
+from transfer.backbone.backbone import pooled
 from transfer.backbone.load import load_backbone
-from transfer.backbone.pooling import pooled
 from transfer.config import BaseNetworkConfig, HeadConfig
+from transfer.features.frozen import frozen_part_of
+from transfer.features.network import Pass
 from transfer.registry.export import export
-from transfer.training.head import build_head
-from transfer.training.model import TransferModel
+from transfer.training.model import TransferModel, build_head
 
 Arm = Callable[[tf.Tensor], object]
 BATCHES = {"32 images": (32, 1), "one image": (1, 10)}
@@ -52,8 +52,10 @@ def main() -> None:
             name: {arm: BATCHES[name][0] / statistics.median(values) for arm, values in by_arm.items()}
             for name, by_arm in seconds.items()
         },
-        "forward / merged": {name: ratio(by_arm, "forward", "merged") for name, by_arm in seconds.items()},
-        "merged / plain": {name: ratio(by_arm, "merged", "plain") for name, by_arm in seconds.items()},
+        **{
+            f"{above} / {below}": {name: ratio(by_arm[above], by_arm[below]) for name, by_arm in seconds.items()}
+            for above, below in (("forward", "merged"), ("merged", "plain"))
+        },
     }
     print(json.dumps(result, indent=None if options.json else 2))
 
@@ -61,7 +63,7 @@ def main() -> None:
 def arms_of(network: str, image_size: int, folder: Path) -> dict[str, Arm]:
     base = pooled(load_backbone(BaseNetworkConfig(model=network, weights="none", image_size=image_size)), "average")
     head = build_head(HeadConfig(), feature_shape=tuple(base.network.output_shape[1:]), class_count=5, seed=0)
-    frozen = prefix_of(base, 0, map_dtype="float32")
+    frozen = frozen_part_of(base, 0, map_dtype="float32")
     assert frozen is not None  # noqa: S101 - with nothing unfrozen there is one
     model = TransferModel(base, head, list("abcde"), digest=base.digest())
     arms: dict[str, Arm] = {"forward": Pass([frozen], None).trace()}
@@ -77,27 +79,20 @@ def _signature(folder: Path) -> Arm:
 
 
 def seconds_of(arms: dict[str, Arm], options: argparse.Namespace, images: int, calls: int) -> dict[str, list[float]]:
+    """Of a call, by arm and round."""
     shape = (images, options.image_size, options.image_size, 3)
     pixels = tf.constant(np.random.default_rng(0).integers(0, 256, shape), tf.float32)
     seconds: dict[str, list[float]] = {name: [] for name in arms}
-    for arm in arms.values():  # The first call prepares itself.
-        timed(arm, pixels, calls)
-    for _ in range(options.rounds):
+    for _ in range(1 + options.rounds):
         for name, arm in arms.items():
-            seconds[name].append(timed(arm, pixels, calls))
-    return seconds
+            seconds[name].append(timed(partial(repeat, arm, pixels, calls)) / calls)
+    # The first call prepares itself.
+    return {name: values[1:] for name, values in seconds.items()}
 
 
-def timed(arm: Arm, pixels: tf.Tensor, calls: int) -> float:
-    """Seconds a call."""
-    started = time.perf_counter()
+def repeat(arm: Arm, pixels: tf.Tensor, calls: int) -> None:
     for _ in range(calls):
         arm(pixels)
-    return (time.perf_counter() - started) / calls
-
-
-def ratio(by_arm: dict[str, list[float]], above: str, below: str) -> float:
-    return statistics.median(a / b for a, b in zip(by_arm[above], by_arm[below], strict=True))
 
 
 def arguments() -> argparse.Namespace:

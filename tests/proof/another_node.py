@@ -18,7 +18,7 @@ from pathlib import Path
 import ray
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
 
-from tests.processes import descendants
+from tests.clusters import descendants
 
 LONGEST_S = 120
 

@@ -19,12 +19,12 @@ from pathlib import Path
 
 from tests.sourcing import config_of
 from transfer.config import DatasetConfig, StorageConfig, load_config
-from transfer.dataset import parallel
 from transfer.dataset.check import AcceptedImage, RejectedImage, check_image
 from transfer.dataset.ingest import ingest
 from transfer.dataset.listing import list_source
 from transfer.dataset.sources import open_source
 from transfer.errors import TransferError
+from transfer.runtime import parallel
 from transfer.storage import open_store
 
 MIB = 1024**2

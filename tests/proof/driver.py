@@ -12,13 +12,13 @@ from pathlib import Path
 
 from tests.sourcing import config_of, write_classes
 from transfer.config import Config, StorageConfig
+from transfer.dataset.file_cache import SeenLog, digest_of_check
 from transfer.dataset.ingest import ingest
+from transfer.dataset.ingest_tasks import Limits
 from transfer.dataset.listing import Checked, CheckedColumns, list_source
-from transfer.dataset.passes import Limits
-from transfer.dataset.seen import SeenLog, digest_of_check
 from transfer.dataset.sources import open_source
-from transfer.registry.publication import publish_once, published_version
-from transfer.registry.versions import promote, upload_version
+from transfer.registry.serving import promote
+from transfer.registry.versions import publish_once, published_version, upload_version
 from transfer.storage import open_store, sha256_hex
 from transfer.storage.s3 import S3Store
 

@@ -41,12 +41,16 @@ with atheris.instrument_imports(include=INSTRUMENTED):
     from transfer.config.loading import load_config, parse_config
     from transfer.config.reference import render
     from transfer.dataset.check import AcceptedImage, RejectedImage, check_image
-    from transfer.dataset.manifest import load_dataset
-    from transfer.dataset.rejects import read_ledger
+    from transfer.dataset.manifest import load_dataset, read_ledger
     from transfer.dataset.shards import read_columns, read_shard
     from transfer.errors import TransferError
-    from transfer.registry.publication import published_version
-    from transfer.registry.versions import current_promotion, download_version, list_versions, load_version
+    from transfer.registry.versions import (
+        current_promotion,
+        download_version,
+        list_versions,
+        load_version,
+        published_version,
+    )
     from transfer.storage import put_document, read_document
     from transfer.storage.documents import decode_document, encode_document
     from transfer.storage.local import LocalStore

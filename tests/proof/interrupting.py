@@ -13,8 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tests.fault_proxy import FaultProxy
-from tests.processes import processes_titled
+from tests.clusters import processes_titled
+from tests.proxies import FaultProxy
 from transfer.training.run import Run
 
 LONGEST_S = 600

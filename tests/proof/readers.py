@@ -7,10 +7,11 @@ from types import TracebackType
 from typing import Self
 
 from tests.proof.driver import BEFORE, DATASET, FILES, MODEL, RUN
+from transfer.catalog import layout
 from transfer.config import StorageConfig
 from transfer.dataset.manifest import load_dataset
 from transfer.dataset.shards import read_shard
-from transfer.registry.versions import list_promotions, list_versions, load_version, versions_folder
+from transfer.registry.versions import list_promotions, list_versions, load_version
 from transfer.storage import open_store
 
 # Between two looks at everything: longer, and less would be seen; shorter, and whoever is watched would starve.
@@ -71,7 +72,7 @@ class Reader:
 
     def _read_as_tensorflow_serving_does(self) -> None:
         """A folder with a graph is a whole SavedModel, with or without the JSON."""
-        there = {item.name for item in self._store.list(f"{versions_folder(MODEL)}/")}
+        there = {item.name for item in self._store.list(f"{layout.versions_log(MODEL)}/")}
         for name in there:
             if name.endswith("/saved_model.pb"):
                 assert {f"{name.removesuffix('saved_model.pb')}{file}" for file in FILES} <= there

@@ -15,10 +15,10 @@ from tests.conftest import emulated
 from tests.proof.amount import trials
 from tests.proof.figures import note
 from transfer.errors import NightBusyError, StorageError
-from transfer.nightly import claim as claim_module
-from transfer.nightly.claim import take_claim
+from transfer.nights import claim as claim_module
+from transfer.nights.claim import take_claim
 from transfer.storage import open_store, sha256_hex
-from transfer.storage.tier import LocalTier
+from transfer.storage.disk_cache import DiskCache
 
 DAY_S = 86_400
 
@@ -81,7 +81,7 @@ def test_a_holder_that_renews_twice_at_once_does_not_take_itself_for_another(sto
 
 
 def test_files_of_the_future_and_of_long_ago_in_the_local_tier_are_only_given_up_in_another_order(tmp_path):
-    tier, moments = LocalTier(tmp_path, max_size_bytes=1_000), random.Random(0)
+    tier, moments = DiskCache(tmp_path, max_size_bytes=1_000), random.Random(0)
     contents = [bytes([number]) * 100 for number in range(30)]
     for content in contents * 3:
         sha256 = sha256_hex(content)

@@ -12,21 +12,26 @@ from tests.proof.amount import trials
 from tests.proof.driver import DATASET, MODEL, RUN, job_with_a_past
 from tests.proof.figures import note
 from tests.proof.flipping import flipped, sampled
-from transfer.dataset.manifest import Shard, load_dataset
-from transfer.dataset.rejects import Reject, read_ledger, write_ledger
-from transfer.dataset.seen import SeenLog
+from transfer.catalog import layout
+from transfer.catalog.run import Progress
+from transfer.dataset.file_cache import SeenLog
+from transfer.dataset.manifest import Reject, Shard, load_dataset, read_ledger, write_ledger
 from transfer.dataset.shards import read_columns, read_shard, write_shard
 from transfer.errors import CorruptObjectError
-from transfer.nightly.claim import is_held, take_claim
-from transfer.nightly.nights import Plan, list_nights, work_on_night
-from transfer.registry.publication import published_version
+from transfer.nights.claim import held_claim, take_claim
+from transfer.nights.records import NightPlan, list_nights, work_on_night
 from transfer.registry.retention_log import read_retention
-from transfer.registry.versions import current_promotion, download_version, list_versions, load_version
+from transfer.registry.versions import (
+    current_promotion,
+    download_version,
+    list_versions,
+    load_version,
+    published_version,
+)
 from transfer.storage import open_store, sha256_hex
-from transfer.storage.tier import LocalTier
-from transfer.training.checkpoints import Checkpoints, Progress
-from transfer.training.pinned_base import hold_to_base, pinned_base
-from transfer.training.run import load_run, open_run
+from transfer.storage.disk_cache import DiskCache
+from transfer.training.checkpoints import Checkpoints
+from transfer.training.run import hold_to_base, load_run, open_run, pinned_base
 
 SAMPLED = trials(40, 2_000)
 ROWS = [
@@ -54,7 +59,7 @@ def job(tmp_path_factory):
         weights = [np.random.default_rng(number).normal(size=(100, 100)).astype(np.float32)]
         Checkpoints(run).save(number, Progress(global_step=number), weights=weights, optimizer=weights * 2)
     with work_on_night(store, config) as (night, _):
-        night.put_plan(Plan(dataset=2, champion=1, promotion=1, warm_start=None, trains="digest"))
+        night.put_plan(NightPlan(dataset=2, champion=1, promotion=1, warm_start=None, trains="digest"))
     return job
 
 
@@ -82,7 +87,7 @@ READERS = {
     "runs/a-run/base": lambda store, job: pinned_base(load_run(store, "a-run", job.config)),
     f"nights/{MODEL}": lambda store, _: list(list_nights(store, MODEL)),
     f"nights/{MODEL}/00000001": lambda store, _: next(list_nights(store, MODEL)).plan(),
-    f"nights/{MODEL}/00000001/claims": lambda store, _: is_held(store, f"nights/{MODEL}/00000001/claims"),
+    f"nights/{MODEL}/00000001/claims": lambda store, _: held_claim(store, f"nights/{MODEL}/00000001/claims"),
 }
 
 
@@ -204,7 +209,7 @@ def test_flips_of_a_ledger_are_noticed(store, folder):
 
 def test_flips_in_the_local_tier_are_noticed_and_the_object_is_fetched_again(tmp_path, caplog):
     content = np.random.default_rng(0).bytes(100_000)
-    sha256, tier = sha256_hex(content), LocalTier(tmp_path, max_size_bytes=10**6)
+    sha256, tier = sha256_hex(content), DiskCache(tmp_path, max_size_bytes=10**6)
     fetched = []
 
     def opened():
@@ -224,23 +229,24 @@ def test_flips_in_the_local_tier_are_noticed_and_the_object_is_fetched_again(tmp
     note("object in the local tier", flips=SAMPLED, failures=0)
 
 
-def test_flips_of_kept_activations_are_noticed(store, folder):
+def test_flips_of_cached_features_are_noticed(store, folder):
     import keras
 
-    from transfer.activations.kept import Kept
-    from transfer.activations.prefix import Prefix
-    from transfer.backbone.preprocess import RANGES
+    from transfer.backbone.files import RANGES
+    from transfer.features.frozen import FrozenPart
+    from transfer.features.store import FeatureStore
 
     pixels = keras.Input((8, 8, 3))
     network = keras.Model(pixels, keras.layers.Conv2D(4, 3, strides=2)(pixels))
-    prefix = Prefix(base="tiny", image_size=8, preprocess=RANGES["0..1"], network=network)
-    kept, images = Kept(store, prefix), Shard(name="shards/a", sha256="a" * 64, split="train", rows=200, size_bytes=1)
-    with kept.writer(images) as writer:
-        writer.append(np.random.default_rng(0).normal(size=(200, *prefix.shape)), np.zeros(200, np.int32))
-    for path in (folder / "activations" / prefix.digest).iterdir():
-        if path.name != "prefix.json":  # It only says what it is, for people.
+    part = FrozenPart(base="tiny", image_size=8, preprocess=RANGES["0..1"], network=network)
+    cached = FeatureStore(store, part)
+    images = Shard(name="shards/a", sha256="a" * 64, split="train", rows=200, size_bytes=1)
+    with cached.writer(images) as writer:
+        writer.append(np.random.default_rng(0).normal(size=(200, *part.shape)), np.zeros(200, np.int32))
+    for path in (folder / "features" / part.digest).iterdir():
+        if path.name != Path(layout.features_description(part.digest)).name:  # It says what it is, for people.
             for position, bit in sampled(path, SAMPLED):
                 with flipped(path, position, bit), pytest.raises(CorruptObjectError):
-                    kept.open(images)
-    assert len(kept.open(images)) == 200
-    note("kept activations and their entry", flips=2 * SAMPLED, failures=0)
+                    cached.open(images)
+    assert len(cached.open(images)) == 200
+    note("cached features and their entry", flips=2 * SAMPLED, failures=0)

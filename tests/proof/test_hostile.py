@@ -22,12 +22,13 @@ from tests.published import MODEL, publish_some
 from tests.sourcing import config_of, write_classes
 from transfer.backbone import keras_file
 from transfer.backbone.load import load_backbone
+from transfer.catalog.model import ModelVersion
 from transfer.config import BaseNetworkConfig
 from transfer.dataset.ingest import ingest
-from transfer.dataset.rejects import read_ledger
+from transfer.dataset.manifest import read_ledger
 from transfer.errors import BackboneError, CorruptObjectError, DatasetError, StorageError
 from transfer.registry.served import load_answers
-from transfer.registry.versions import ModelVersion, download_version, load_version, versions_log
+from transfer.registry.versions import download_version, load_version, versions_log
 from transfer.storage import open_store
 
 ROOT = Path(__file__).parents[2]
@@ -44,8 +45,8 @@ REFUSED = {
     "many keys": ("ConfigError", "unknown key"),
     "digits": ("ConfigError", "digits"),
     "sixties": ("ConfigError", "63 bits"),
-    "tiny files": ("DatasetError", "images were refused (100.00%)"),
-    "tiny members": ("DatasetError", "images were refused (100.00%)"),
+    "tiny files": ("DatasetError", "images were refused (100.0 %)"),
+    "tiny members": ("DatasetError", "images were refused (100.0 %)"),
 }
 LARGEST_GROWTH_MIB = 64
 

@@ -14,12 +14,13 @@ from tests.proof.driver import remember_as_checked
 from tests.proof.figures import kind_of, note
 from tests.proof.racing import race
 from tests.sourcing import config_of, write_classes
+from transfer.catalog.model import ModelVersion
 from transfer.config import Config, StorageConfig
 from transfer.dataset.ingest import ingest
 from transfer.dataset.manifest import dataset_log
-from transfer.nightly.nights import list_nights, work_on_night
-from transfer.registry.publication import publish_once, published_version
-from transfer.registry.versions import ModelVersion, list_promotions, list_versions, promote, upload_version
+from transfer.nights.records import list_nights, work_on_night
+from transfer.registry.serving import promote
+from transfer.registry.versions import list_promotions, list_versions, publish_once, published_version, upload_version
 from transfer.storage import open_store
 
 ANOTHER_WAS_FIRST, NIGHT_IS_BUSY = 14, 10
@@ -126,7 +127,9 @@ def test_of_two_ingests_one_makes_a_version_and_the_other_says_so_and_makes_the_
     at_once = 0
     for number, outcomes in enumerate(race(IngestOwn(config), storage, races=races)):
         log = dataset_log(open_store(config_of_race(config, number).storage), "pets")
-        datasets, warnings = zip(*(outcome.answer for outcome in outcomes), strict=True)
+        datasets, said = zip(*(outcome.answer for outcome in outcomes), strict=True)
+        # Of so few images a split may lack a class, and the second version draws its splits anew: both are said, too.
+        warnings = [[line for line in lines if line.startswith("Another ingest ")] for lines in said]
         assert {dataset.number: dataset.model_dump() for dataset in datasets} == {n: log.read(n) for n in log.numbers()}
         assert log.numbers() == [1, 2]
         # Unless one came so late that it planned on the other's version from the start.

@@ -9,13 +9,15 @@ import time
 import pytest
 
 from tests.published import MODEL, assert_all_intact, left_of, numbers, publish_some
+from transfer.catalog import layout
 from transfer.errors import RegistryError
 from transfer.registry import retention as module
-from transfer.registry.pins import pin_version
-from transfer.registry.retention import remove_old_versions
+from transfer.registry.retention import pin_version, remove_old_versions
 from transfer.registry.retention_log import read_retention, retention_log
-from transfer.registry.versions import current_promotion, promote, versions_folder
+from transfer.registry.serving import promote
+from transfer.registry.versions import current_promotion
 from transfer.storage import open_store
+from transfer.storage import store as store_module
 
 
 def at_once(*tasks):
@@ -111,11 +113,11 @@ def test_who_comes_between_the_plan_and_the_decision_is_seen(store, monkeypatch,
 
 def test_at_each_moment_of_a_removal_whoever_reads_storage_directly_sees_whole_versions_only(store, monkeypatch):
     versions = {version.number: version for version in publish_some(store, 5, promoted=[4, 5])}
-    monkeypatch.setattr(module, "PARALLEL", 1)
+    monkeypatch.setattr(store_module, "PARALLEL", 1)
     remove, moments = store.remove, []
 
     def look():
-        there = {item.name for item in store.list(f"{versions_folder(MODEL)}/")}
+        there = {item.name for item in store.list(f"{layout.versions_log(MODEL)}/")}
         for number, version in versions.items():
             files = {f"{version.folder}/{file.name}" for file in version.files}
             if f"{version.folder}.json" in there or f"{version.folder}/saved_model.pb" in there:
@@ -135,7 +137,7 @@ def test_at_each_moment_of_a_removal_whoever_reads_storage_directly_sees_whole_v
 
 def _remove_and_hang(storage, after, reached):
     """Remove old versions, and stand still before the object number `after` goes."""
-    module.PARALLEL = 1
+    store_module.PARALLEL = 1
     store, removed = open_store(storage), []
     remove = store.remove
 

@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.clusters import RAY, running_head
 from tests.conftest import emulator
 from tests.digits import digits_config, write_some_digits
 from tests.proof.figures import note
-from tests.ray_head import RAY, running_head
 from transfer.config.reference import render
 from transfer.storage import open_store
 

@@ -10,8 +10,8 @@ from tests.digits import digits_config, ingest_some_digits
 from transfer.storage import open_store
 from transfer.training.loop import Training, train
 from transfer.training.run import open_run
+from transfer.training.shared_models import Workbench
 from transfer.training.step import PhaseProgram
-from transfer.training.workbench import Workbench
 
 _names = itertools.count()
 
@@ -60,12 +60,13 @@ def weights_of(training):
 
 def assert_same(rows, weights, expected):
     expected_rows, expected_weights = expected
-    without_time = {"exclude": {"seconds"}}
+    without_time = {"exclude": {"seconds", "images_per_second"}}
     assert [row.model_dump(**without_time) for row in rows] == [row.model_dump(**without_time) for row in expected_rows]
     for found, wanted in zip(weights, expected_weights, strict=True):
         np.testing.assert_array_equal(found, wanted)
 
 
+@pytest.mark.thorough
 def test_runs_one_after_the_other_on_a_workbench_learn_what_each_learns_alone(digits):
     config, dataset = digits
     workbench = Workbench(tf.distribute.get_strategy())
@@ -83,10 +84,13 @@ def test_runs_one_after_the_other_on_a_workbench_learn_what_each_learns_alone(di
         assert_same(rows, weights_of(training), alone(each, dataset))
 
 
-@pytest.mark.parametrize(("keep", "depths"), [("auto", [(0, 1), (1, 2)]), ("never", [(1,), (2,)])])
+@pytest.mark.parametrize(
+    ("keep", "depths"),
+    [("auto", [(0, 1), (1, 2)]), pytest.param("never", [(1,), (2,)], marks=pytest.mark.thorough)],
+)
 def test_runs_that_take_turns_learn_what_each_learns_alone(digits, keep, depths):
     config, dataset = digits
-    config = config.model_copy(update={"activations": config.activations.model_copy(update={"keep": keep})})
+    config = config.model_copy(update={"features": config.features.model_copy(update={"cache": keep})})
     workbench = Workbench(tf.distribute.get_strategy())
     configs = [
         changed(config, learning_rate=rate, unfreeze=unfreeze)

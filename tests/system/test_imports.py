@@ -18,34 +18,30 @@ def modules_loaded_by(code):
     return set(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split())
 
 
+# Some work, and what it must not load. All that must not load the same shares a process.
+LOOKING_AFTER_WHAT_IS_STORED = """
+from transfer.dataset import decisions
+from transfer.maintenance import features, old_runs, runs, verify
+from transfer.nights import data_checks
+from transfer.registry import describe, retention
+from transfer.tuning import live_table, page, space
+"""
+DRIVING_WORKERS = """
+import ray.job_submission
+from transfer import jobs
+from transfer.cli import main
+from transfer.features import ray_extract
+from transfer.submission import submit
+from transfer.training import distributed
+from transfer.tuning import driver, plan, trainable, trial_actor
+"""
 NOT_NEEDED = {
-    "opening a folder": (
-        f"from transfer.storage import open_store; {OPEN_A_FOLDER}",
-        {*TENSORFLOW, "boto3"},
-    ),
+    "opening a folder": (f"from transfer.storage import open_store; {OPEN_A_FOLDER}", {*TENSORFLOW, "boto3"}),
     "checking images": ("import transfer.dataset.check", {*TENSORFLOW, "PIL"}),
-    "looking after what is kept": (
-        "import transfer.activations.cache, transfer.activations.verify",
-        {*TENSORFLOW, "ray"},
-    ),
-    "managing the registry": (
-        "import transfer.registry.retention, transfer.registry.pins, transfer.registry.describe",
-        {*TENSORFLOW, "ray"},
-    ),
-    "a night's look at new images": ("import transfer.nightly.look", {*TENSORFLOW, "ray"}),
-    "pinning a base": ("import transfer.training.pinned_base", TENSORFLOW),
-    "knowing the trials": ("import transfer.tuning.space", {*TENSORFLOW, "ray", "optuna"}),
-    "knowing what fits together": ("import transfer.tuning.packs", TENSORFLOW),
-    "searching": ("import transfer.tuning.search", {*TENSORFLOW, "optuna"}),
-    "showing a sweep": ("import transfer.tuning.table, transfer.tuning.page", {*TENSORFLOW, "ray"}),
     "logging to MLflow": ("import transfer.tuning.mlflow", {*TENSORFLOW, "ray", "mlflow"}),
-    "submitting": ("import transfer.submit, ray.job_submission", TENSORFLOW),
-    "driving training": ("import transfer.pipeline, transfer.training.ray_workers, transfer.cli", TENSORFLOW),
-    "driving extraction": ("import transfer.activations.ray_extract", TENSORFLOW),
-    "driving a sweep": (
-        "import transfer.tuning.driver, transfer.tuning.client, transfer.tuning.host, transfer.tuning.page",
-        TENSORFLOW,
-    ),
+    "searching": ("import transfer.tuning.search", {*TENSORFLOW, "optuna"}),
+    "looking after what is stored": (LOOKING_AFTER_WHAT_IS_STORED, {*TENSORFLOW, "ray", "optuna"}),
+    "driving workers": (DRIVING_WORKERS, TENSORFLOW),
 }
 
 
@@ -59,7 +55,7 @@ HEAVY = {"tensorflow", "keras", "ray", "pyarrow", "numpy", "boto3", "sklearn", "
 HELP_OF_ALL = """
 import contextlib, io
 import typer
-from transfer.cli import app
+from transfer.cli.main import app
 
 def ask(command, *words):
     said = io.StringIO()
@@ -70,8 +66,10 @@ def ask(command, *words):
         ask(inner, *words, name)
 
 ask(typer.main.get_command(app))
+with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+    app(["--version"])
 """
 
 
-def test_the_help_of_no_command_loads_a_heavy_package():
+def test_neither_the_help_of_a_command_nor_the_versions_load_a_heavy_package():
     assert not modules_loaded_by(HELP_OF_ALL) & HEAVY

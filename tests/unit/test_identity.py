@@ -8,17 +8,17 @@ import shutil
 import pytest
 
 from tests.changed_keys import changed_keys, is_listed
-from tests.datasets import first_version
 from tests.digits import digits_config
+from tests.published import first_version
 from transfer.config import NOT_LEARNED, SchedulerConfig, SweepConfig, parse_config
 from transfer.demo import BASE_PATH
 from transfer.errors import BaseChangedError
-from transfer.nightly.night import judged_digest
-from transfer.nightly.nights import config_digest
+from transfer.nights.night import judged_digest
+from transfer.nights.records import config_digest
 from transfer.storage import open_store
 from transfer.training.run import run_id_for
-from transfer.tuning.packs import pack_key
-from transfer.tuning.sweep import open_sweep
+from transfer.tuning.plan import pack_key
+from transfer.tuning.records import open_sweep
 
 ONE_PHASE = [{"unfreeze": 0, "epochs": 8, "optimizer": "adamw", "early_stopping": {}}]
 NOT_OF_A_RUN = {
@@ -37,6 +37,7 @@ NOT_OF_A_RUN = {
         "workers.hang_timeout_s",
         "workers.stall_timeout_s",
     ],
+    "where it could go on from": ["training.checkpoint_steps"],
     "what becomes of it when it is trained": ["publish.*"],
     "whether a base is refused": ["base.accept_head"],
     "the id of a sweep has it": ["sweep"],
@@ -57,6 +58,7 @@ NOT_OF_A_PACK = {
         "training.seed",
     ],
     "for people": ["name"],
+    "where it could go on from": ["training.checkpoint_steps"],
 }
 
 
@@ -75,7 +77,9 @@ def config(tmp_path_factory):
 def changed(config):
     """Every key, but those inside of `sweep`, with another value."""
     sweep = {"space": {"head.dropout": [0.1, 0.2]}}
-    found = changed_keys(config, sweep=sweep, nightly__webhook_env="HOOK")
+    others = {"nightly__webhook_env": "HOOK", "publish__promote": "never", "dataset__background": "white"}
+    others["dataset__splits"] = {"train": "train"}
+    found = changed_keys(config, sweep=sweep, **others)
     assert [key for key, other in found.items() if other is None] == []
     return found
 
@@ -88,12 +92,14 @@ def test_each_key_that_decides_what_is_learned_makes_another_run(config, changed
 
 def test_each_key_but_where_it_runs_makes_another_night_of_it(config, changed, dataset):
     of_night = {key for key, other in changed.items() if config_digest(other) == config_digest(config)}
-    assert of_night == {key for key in changed if key.partition(".")[0] in {"storage", "workers", "sweep"}}
+    outside = {key for key in changed if key.partition(".")[0] in {"storage", "workers", "sweep"}}
+    assert of_night == {*outside, "training.checkpoint_steps", "nightly.keep_runs", "nightly.claim_expires_s"}
     # A judgement is found again only where nothing that it rests on is another: promoting is a part of it.
     judged = {key for key, other in changed.items() if judged_digest(other, dataset) == judged_digest(config, dataset)}
-    assert judged == {key for key in changed if is_listed(key, NOT_OF_A_RUN)} - {
-        key for key in changed if key.startswith("nightly.") or key == "publish.promote"
-    }
+    judging = {key for key in changed if key.startswith("nightly.") or key == "publish.promote"}
+    not_learned = {key for key in changed if is_listed(key, NOT_OF_A_RUN)}
+    # What a night tidies up afterwards is no part of it.
+    assert judged == not_learned - judging | {"nightly.keep_runs", "nightly.claim_expires_s"}
 
 
 def test_each_key_that_decides_what_is_tried_makes_another_sweep(config, dataset):
@@ -132,6 +138,20 @@ def test_a_base_that_is_searched_is_part_of_its_sweep_and_a_file_replaced_meanwh
     with pytest.raises(BaseChangedError, match=r"base\.model"):
         sweep.check_bases(dataset)
     assert open_sweep(open_store(config.storage), swept, dataset).id != sweep.id
+
+
+def test_the_same_file_in_another_place_makes_the_same_of_everything(config, dataset, tmp_path):
+    def names(path):
+        base = config.base.model_copy(update={"model": str(path)})
+        sweep = SweepConfig(space={"base.model": [str(path), "MobileNetV2"]}, search="grid")
+        there = config.model_copy(update={"base": base, "sweep": sweep})
+        store = open_store(there.storage)
+        digests = config_digest(there), judged_digest(there, dataset)
+        return run_id_for(there, dataset), open_sweep(store, there, dataset).id, *digests
+
+    (tmp_path / "another").mkdir()
+    places = [shutil.copy(BASE_PATH, tmp_path / name) for name in ("base.keras", "another/name.keras")]
+    assert names(places[0]) == names(places[1])
 
 
 def test_another_file_under_the_name_of_the_base_makes_another_of_everything(config, dataset, tmp_path):

@@ -9,21 +9,25 @@ import hashlib
 import inspect
 import sys
 import tempfile
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import keras
-from keras.src.applications.efficientnet import WEIGHTS_HASHES
-from keras.src.backend.common import global_state
-from keras.src.backend.config import keras_home
 
-from transfer.backbone.preprocess import RANGES, Preprocessing
-from transfer.backbone.source import LoadedNetwork, all_weights_or_none, fixed_seed, local_file, nearest
+from transfer.backbone.files import (
+    RANGES,
+    LoadedNetwork,
+    Preprocessing,
+    all_weights_or_none,
+    fixed_seed,
+    local_file,
+    nearest,
+)
 from transfer.config import BaseNetworkConfig, StorageConfig
 from transfer.errors import BackboneError
+from transfer.runtime.keras_private import WEIGHTS_HASHES, download_target, fresh_layer_names, weights_folder
 
 # Arguments of the constructors that follow from the rest of the configuration.
 OWN_ARGUMENTS = {
@@ -104,12 +108,12 @@ def _construct(
     size = config.image_size
     try:
         # Keras announces downloads on stdout, which belongs to the command's own output.
-        with redirect_stdout(sys.stderr), _fresh_layer_names(), fixed_seed():
+        with redirect_stdout(sys.stderr), fresh_layer_names(), fixed_seed():
             return constructor(
                 include_top=False, pooling=None, weights=weights, input_shape=(size, size, 3), **config.options
             )
     except Exception as error:
-        if target := _download_target(error):
+        if target := download_target(error):
             raise _download_error(config, error, target) from error
         if isinstance(error, ValueError | TypeError):
             raise BackboneError(
@@ -118,34 +122,6 @@ def _construct(
                 advice="Change base.image_size, base.weights or base.options accordingly.",
             ) from error
         raise
-
-
-@contextmanager
-def _fresh_layer_names() -> Iterator[None]:
-    """Number unnamed layers (`conv2d_7`) as in a new process, so that their names can be used in a configuration.
-
-    Afterwards the counters are set beyond both uses, so that later layers never share a name with these.
-    """
-    key = "object_name_uids"
-    before = global_state.get_global_attribute(key) or {}
-    global_state.set_global_attribute(key, None)
-    try:
-        yield
-    finally:
-        counters = global_state.get_global_attribute(key, default={}, set_to_default=True)
-        for prefix, count in before.items():
-            counters[prefix] = max(count, counters.get(prefix, 0))
-
-
-def _download_target(error: BaseException) -> str | None:
-    """Where Keras would have put the file, if `error` comes out of its download function.
-
-    Its exceptions carry no path and are of any class; the failed call's own variables are exact for every network.
-    """
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        if frame.f_code.co_name == "get_file":
-            return str(frame.f_locals.get("download_target"))
-    return None
 
 
 def _download_error(config: BaseNetworkConfig, error: Exception, target: str) -> BackboneError:
@@ -171,7 +147,7 @@ def _load_weights(network: keras.Model, config: BaseNetworkConfig, storage: Stor
         try:
             with all_weights_or_none():
                 network.load_weights(path)
-        except (ValueError, OSError, KeyError, TypeError, UserWarning) as error:
+        except (ValueError, OSError, KeyError, TypeError) as error:
             raise BackboneError(
                 f"{config.weights} does not hold the weights of {config.model} with image_size {config.image_size} "
                 f"and options {config.options}: {_first_line(error)}",
@@ -190,7 +166,7 @@ def _refuse_efficientnet_of_imagenet(config: BaseNetworkConfig, path: Path) -> N
     with path.open("rb") as file:
         if hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest() not in known:
             return
-    place = Path(keras_home(), "models", f"{config.model.lower()}_notop.h5")
+    place = weights_folder() / f"{config.model.lower()}_notop.h5"
     raise BackboneError(
         f"{config.weights} has Keras's imagenet weights of {config.model}, which need a normalisation of pixels that "
         "Keras only builds with `weights: imagenet`.",

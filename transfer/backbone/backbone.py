@@ -1,17 +1,105 @@
-"""A pretrained network that can be cut in two at its blocks."""
+"""A pretrained network that can be cut in two at its blocks.
+
+Names of layers are left out: Keras numbers unnamed layers by what else the process has built, so the same network
+could get another digest tomorrow. Initialisers and `trainable` are left out too, for they do not change what the
+network answers.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import re
+from typing import Any, Literal
 
 import keras
+import numpy as np
 
-from transfer.backbone.blocks import Block, group
-from transfer.backbone.digest import network_digest
-from transfer.backbone.graph import Cut, cut_points, has_trainable_weights, nodes_in_order
-from transfer.backbone.preprocess import Preprocessing
-from transfer.backbone.source import nearest
+from transfer.backbone.blocks import (
+    Block,
+    Cut,
+    Node,
+    cut_points,
+    group,
+    has_trainable_weights,
+    nodes_in_order,
+)
+from transfer.backbone.files import Preprocessing, nearest
 from transfer.errors import BackboneError
+from transfer.runtime.keras_private import inner_layers
+
+HALF = {"float16", "bfloat16"}
+
+
+def set_precision(mixed_precision: str) -> None:
+    """Choose the dtype that layers built from now on compute in; variables stay float32."""
+    keras.mixed_precision.set_dtype_policy("float32" if mixed_precision == "off" else f"mixed_{mixed_precision}")
+
+
+def precision() -> str:
+    """What `set_precision` chose: `off`, `bfloat16` or `float16`."""
+    policy = keras.mixed_precision.dtype_policy()
+    return str(policy.compute_dtype) if policy.compute_dtype in HALF else "off"
+
+
+def computes_in_half(network: keras.Model) -> bool:
+    """Whether any layer of a network, nested ones too, computes in float16 or bfloat16."""
+    # Models and inputs only hand on what they are given, whatever their policy says.
+    return any(
+        layer.compute_dtype in HALF
+        for layer in inner_layers(network)
+        if not isinstance(layer, keras.Model | keras.layers.InputLayer)
+    )
+
+
+def in_chosen_precision(network: keras.Model) -> keras.Model:
+    """The network with each layer computing as `set_precision` chose, whatever it was saved with; weights are kept.
+
+    The same network where nothing differs. Raises ValueError for layers that cannot change, which are quantised ones.
+    """
+    config = network.get_config()
+    wanted = _with_policy(config, keras.mixed_precision.dtype_policy())
+    if wanted == config:
+        return network
+    # A layer takes its type when it is made, and those inside it take theirs from it: so all are made anew.
+    changed: keras.Model = type(network).from_config(wanted)
+    changed.set_weights(network.get_weights())
+    return changed
+
+
+def _with_policy(config: Any, policy: keras.DTypePolicy) -> Any:
+    """The configuration of layers with another policy for all that compute with floating point."""
+    if isinstance(config, list | tuple):
+        return type(config)(_with_policy(value, policy) for value in config)
+    if not isinstance(config, dict):
+        return config
+    kind, inner = config.get("class_name"), config.get("config", {})
+    if kind == "DTypePolicy" and "float" in inner["name"]:
+        return keras.dtype_policies.serialize(policy)
+    if kind == "QuantizedDTypePolicy" and inner["source_name"] != policy.name:
+        raise ValueError(
+            f"it has layers that are quantised from {inner['source_name']} and cannot become {policy.name}"
+        )
+    changed = {key: _with_policy(value, policy) for key, value in config.items()}
+    if kind == "InputLayer" and keras.backend.is_float_dtype(inner["dtype"]):
+        changed["config"]["dtype"] = policy.variable_dtype
+    return changed
+
+
+def pooled(backbone: Backbone, pooling: Literal["average", "max", "flatten"]) -> Backbone:
+    """The base with global pooling behind its feature map; as it is where it answers vectors, or for `flatten`.
+
+    Everything after it sees vectors [batch, channels] instead of maps: they are fifty times smaller to keep.
+    """
+    features = backbone.network.outputs[0]
+    if len(features.shape) == 2 or pooling == "flatten":
+        return backbone
+    layers = keras.layers
+    pool = layers.GlobalAveragePooling2D if pooling == "average" else layers.GlobalMaxPooling2D
+    network = keras.Model(
+        backbone.network.inputs[0], pool(name=f"{pooling}_pooling")(features), name=backbone.network.name
+    )
+    return Backbone(name=backbone.name, image_size=backbone.image_size, network=network, preprocess=backbone.preprocess)
 
 
 class Backbone:
@@ -99,3 +187,73 @@ class Backbone:
                 f"{nearest(name, positions)}",
             )
         return positions[name]
+
+
+def network_digest(network: keras.Model) -> str:
+    """SHA-256 of a functional network, or of either half that a cut made of it, as 64 hexadecimal digits.
+
+    Equal for two networks that compute the same from the same weights, whatever they are called, in any process.
+    """
+    digest = hashlib.sha256()
+    _add_network(digest, network)
+    return digest.hexdigest()
+
+
+def _add_network(digest: hashlib._Hash, network: keras.Model) -> None:
+    nodes = nodes_in_order(network)
+    tensors = {id(tensor): f"{i}:{k}" for i, node in enumerate(nodes) for k, tensor in enumerate(node.outputs)}
+    first_call: dict[int, int] = {}
+    for position, node in enumerate(nodes):
+        called_before_at = first_call.setdefault(id(node.operation), position)
+        digest.update(_canonical([called_before_at, _arguments(node, tensors)]))
+        if called_before_at == position:
+            _add_operation(digest, node)
+    digest.update(_canonical([tensors[id(tensor)] for tensor in network.outputs]))
+
+
+def _add_operation(digest: hashlib._Hash, node: Node) -> None:
+    operation = node.operation
+    if isinstance(operation, keras.Model) and operation.inputs:
+        _add_network(digest, operation)
+        return
+    digest.update(_canonical([type(operation).__name__, _without_names(operation.get_config())]))
+    for weight in node.weights:
+        value = np.ascontiguousarray(weight.numpy())
+        digest.update(_canonical([list(value.shape), str(weight.dtype)]))
+        digest.update(value.tobytes())
+
+
+def _arguments(node: Node, tensors: dict[int, str]) -> Any:
+    """What the layer was called on: tensors by where they come from, anything else as it is."""
+
+    def replaced(argument: Any) -> Any:
+        return tensors[id(argument)] if isinstance(argument, keras.KerasTensor) else argument
+
+    return keras.tree.map_structure(replaced, [node.arguments.args, node.arguments.kwargs])
+
+
+def _without_names(config: Any) -> Any:
+    if isinstance(config, list | tuple):
+        return [_without_names(value) for value in config]
+    if not isinstance(config, dict):
+        return config
+    # A dtype policy has a name that matters; only the configuration of a layer has both of these.
+    dropped = {"name", "trainable"} if {"name", "trainable"} <= config.keys() else set()
+    if config.keys() & {"batch_shape", "batch_input_shape"}:
+        dropped = {"name"}
+    return {
+        key: _without_names(value)
+        for key, value in config.items()
+        if key not in dropped and not key.endswith("_initializer")
+    }
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, default=_plain, separators=(",", ":")).encode()
+
+
+def _plain(value: Any) -> Any:
+    """Constants of bare operations (`x[:, 1:]`, `x * scale`): arrays by value, the rest without its address."""
+    if hasattr(value, "__array__"):
+        return np.asarray(value).tolist()
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))

@@ -1,6 +1,8 @@
-"""Blocks as people call them: a residual block, an inception module, VGG's block5.
+"""The blocks of a network, as people call them, found in the graph of its nodes.
 
-Between two neighbouring cuts (see `graph.py`) a stretch of the network cannot be divided. Such stretches are put
+A node is one call of a layer (or of a bare operation such as `a + b`). A model nested in the network is one layer.
+
+Between two neighbouring cuts a stretch of the network cannot be divided. Such stretches are put
 together by the names that authors gave their layers, and where names say nothing, by the shape of the graph:
 
 - stretches whose layers share a block's name, such as `conv4_block3_…` or `block6d_…`, are that block;
@@ -18,8 +20,145 @@ from typing import Any
 
 import keras
 
-from transfer.backbone.flops import multiply_adds
-from transfer.backbone.graph import Cut, Node
+from transfer.runtime.keras_private import call_of, inner_layers, own_trainable_variables
+
+
+@dataclass(frozen=True)
+class Node:
+    """One call of a layer: who was called, on which tensors, and what came out."""
+
+    operation: Any
+    inputs: tuple[Any, ...]
+    outputs: tuple[Any, ...]
+    arguments: Any
+
+    @property
+    def name(self) -> str:
+        """Name of the layer or operation that was called."""
+        return str(self.operation.name)
+
+    @property
+    def is_input(self) -> bool:
+        """Whether this is where images enter the network."""
+        return isinstance(self.operation, keras.layers.InputLayer)
+
+    @property
+    def weights(self) -> list[Any]:
+        """Variables of the layer; empty for bare operations."""
+        return list(getattr(self.operation, "weights", []))
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A tensor that carries everything: all nodes up to `position` feed it, all later ones depend on nothing else."""
+
+    position: int
+    tensor: Any
+
+
+def nodes_in_order(network: keras.Model) -> list[Node]:
+    """The nodes of `network` from its input to its output, each after all that it depends on.
+
+    The order is depth first along each node's arguments, so it depends on the graph alone and not on the names of
+    layers or on what was built before.
+    """
+    order: list[Node] = []
+    seen: set[int] = set()
+    pending = [(call_of(tensor), False) for tensor in reversed(network.outputs)]
+    while pending:
+        node, inputs_done = pending.pop()
+        if inputs_done:
+            tensors = tuple(node.arguments.keras_tensors)
+            order.append(Node(node.operation, tensors, tuple(node.outputs), node.arguments))
+        elif id(node) not in seen:
+            seen.add(id(node))
+            pending.append((node, True))
+            pending.extend((call_of(tensor), False) for tensor in reversed(node.arguments.keras_tensors))
+    return order
+
+
+def has_trainable_weights(network: keras.Model) -> bool:
+    """Whether training could change any weight of the network, also where layers are marked as frozen now."""
+    return any(own_trainable_variables(layer) for layer in inner_layers(network))
+
+
+def trainable_parameters(network: keras.Model) -> int:
+    """How many numbers training could change, also where layers are marked as frozen now."""
+    # A layer that is called twice has its weights once.
+    found = {id(weight): weight for layer in inner_layers(network) for weight in own_trainable_variables(layer)}
+    return sum(prod(weight.shape) for weight in found.values())
+
+
+def has_batch_norms(network: keras.Model) -> bool:
+    """Whether a BatchNorm is in the network, those inside nested models included."""
+    return any(isinstance(layer, keras.layers.BatchNormalization) for layer in inner_layers(network))
+
+
+def called_on(network: keras.Model, *shapes: tuple[int | None, ...]) -> keras.Model:
+    """The same layers, called again on inputs of other shapes (batch first): all shapes are then as known as these."""
+    inputs = [
+        keras.Input(batch_shape=shape, name=entry.name, dtype=entry.dtype)
+        for entry, shape in zip(network.inputs, shapes, strict=True)
+    ]
+    tensors = inputs if len(inputs) > 1 else inputs[0]
+    return keras.models.clone_model(network, input_tensors=tensors, clone_function=lambda layer: layer)
+
+
+def cut_points(nodes: list[Node], output: Any) -> list[Cut]:
+    """All places where the network can be cut, from the input (first) to `output` (last).
+
+    A tensor is a cut when it is alone alive: everything before it was needed only to make it. Any order of the nodes
+    finds the same ones, because each node of the graph lies on a path from the input to the output, and so either
+    before or after such a tensor. A layer with weights that is called on both sides would be frozen and trained at
+    once, so no cut is made between its calls.
+    """
+    last_use = {id(tensor): position for position, node in enumerate(nodes) for tensor in node.inputs}
+    last_use[id(output)] = len(nodes)
+    last_call = {id(node.operation): position for position, node in enumerate(nodes) if node.weights}
+    alive: dict[int, Any] = {}
+    shared_until = -1
+    cuts = []
+    for position, node in enumerate(nodes):
+        alive |= {id(tensor): tensor for tensor in node.outputs}
+        alive = {key: tensor for key, tensor in alive.items() if last_use.get(key, -1) > position}
+        shared_until = max(shared_until, last_call.get(id(node.operation), -1))
+        if len(alive) == 1 and shared_until <= position:
+            cuts.append(Cut(position, next(iter(alive.values()))))
+    return cuts
+
+
+def network_flops(network: keras.Model) -> int:
+    """Multiply-adds of a network for one image."""
+    return sum(multiply_adds(node) for node in nodes_in_order(network))
+
+
+def multiply_adds(node: Node) -> int:
+    """Multiply-adds of one call of a layer for one image.
+
+    Every weight of a kernel is used once for each position of the output (of the input, in a transposed convolution).
+    """
+    layer = node.operation
+    if isinstance(layer, keras.Model) and layer.inputs:
+        # A nested model may be open to any image size, and is called on one here.
+        is_open = any(None in entry.shape[1:] for entry in layer.inputs)
+        return network_flops(called_on(layer, *(tensor.shape for tensor in node.inputs)) if is_open else layer)
+    if isinstance(layer, keras.layers.SeparableConv2D):
+        return _positions(node.outputs[0]) * (_size(layer.depthwise_kernel) + _size(layer.pointwise_kernel))
+    if isinstance(layer, keras.layers.Conv2DTranspose):
+        return _positions(node.inputs[0]) * _size(layer.kernel)
+    if isinstance(layer, keras.layers.Conv2D | keras.layers.DepthwiseConv2D | keras.layers.Dense):
+        return _positions(node.outputs[0]) * _size(layer.kernel)
+    return 0
+
+
+def _size(kernel: keras.Variable) -> int:
+    return int(prod(kernel.shape))
+
+
+def _positions(tensor: keras.KerasTensor) -> int:
+    """Places of a tensor [batch, …, channels]: all but the batch and the channels."""
+    return int(prod(tensor.shape[1:-1]))
+
 
 # How the families name blocks. Longer forms stand before the shorter ones that they contain.
 BLOCK_NAME = re.compile(
@@ -55,10 +194,15 @@ class Block:
     layers: tuple[str, ...]
     parameters: int
     flops: int
-    """Multiply-adds for one image; `flops.py` says which layers count."""
+    """Multiply-adds for one image.
+
+    Counted are Conv2D, DepthwiseConv2D, SeparableConv2D, Conv2DTranspose and Dense, also inside nested models. All else
+    counts 0: additions, activations, pooling, normalisation (merged into a convolution when a network is served), and
+    the inside of a SavedModel, which cannot be seen.
+    """
     output_shape: tuple[int | None, ...]
     """Of its last layer, batch first."""
-    activation_bytes: int
+    feature_bytes: int
     """Size of the output for one image as float32."""
 
 
@@ -84,7 +228,7 @@ class Stretch:
 
 def group(nodes: list[Node], cuts: list[Cut]) -> list[tuple[Block, Cut]]:
     """The blocks of a network from its input to its output, each with the cut at its end."""
-    stretches = _fold(_join_by_name(_indivisible(nodes, cuts)))
+    stretches = _merge(_join_by_name(_indivisible(nodes, cuts)))
     taken: set[str] = set()
     blocks = []
     for stretch in stretches:
@@ -129,17 +273,17 @@ def _join_by_name(stretches: list[Stretch]) -> list[Stretch]:
     return joined
 
 
-def _fold(stretches: list[Stretch]) -> list[Stretch]:
+def _merge(stretches: list[Stretch]) -> list[Stretch]:
     """Give stretches that open no block to the block before them, and a leading one to the block after it."""
-    folded: list[Stretch] = []
+    merged: list[Stretch] = []
     for stretch in stretches:
-        if folded and not folded[-1].opens:  # only the first can be like this
-            stretch.nodes = folded.pop().nodes + stretch.nodes
-        if folded and not stretch.opens:
-            folded[-1].append(stretch)
+        if merged and not merged[-1].opens:  # only the first can be like this
+            stretch.nodes = merged.pop().nodes + stretch.nodes
+        if merged and not stretch.opens:
+            merged[-1].append(stretch)
         else:
-            folded.append(stretch)
-    return folded
+            merged.append(stretch)
+    return merged
 
 
 def _opens_block(node: Node) -> bool:
@@ -161,5 +305,5 @@ def _measure(name: str, stretch: Stretch) -> Block:
         parameters=sum(prod(weight.shape) for weight in weights.values()),
         flops=sum(multiply_adds(node) for node in stretch.nodes),
         output_shape=shape,
-        activation_bytes=4 * prod(shape[1:]),
+        feature_bytes=4 * prod(shape[1:]),
     )

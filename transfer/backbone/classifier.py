@@ -18,9 +18,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from transfer.backbone.graph import Node, nodes_in_order
+from transfer.backbone.blocks import Node, nodes_in_order
 from transfer.backbone.hub import SavedModelLayer
-from transfer.errors import BackboneError
+from transfer.errors import ClassifierBaseError
 
 IMAGENET_CLASSES = {1000, 1001, 21841, 21843}
 """ImageNet and all of its 21,000 classes, each with and without a class for the background."""
@@ -51,13 +51,13 @@ _ACCEPT = "Or set base.accept_head to true, where these outputs are the features
 
 
 def refuse_classifier(name: str, network: keras.Model) -> None:
-    """Raise BackboneError when `network`, loaded from a user's file or folder, answers classes and not features."""
+    """Raise ClassifierBaseError when `network`, read from a user's file or folder, answers classes and not features."""
     last = nodes_in_order(network)[-1].operation
     if isinstance(last, SavedModelLayer):
         _refuse_saved_model(name, last, network)
     elif top := find_classifier(network):
         kind = "probabilities" if top.probabilities else "outputs, as a classifier does"
-        raise BackboneError(
+        raise ClassifierBaseError(
             f"{name} ends in {top.outputs:,} {kind} (layer `{top.layer}`). As features of other images these say "
             "little of what the network sees.",
             advice=f"{_where_to_tap(top)} {_ACCEPT}",
@@ -168,7 +168,7 @@ def _refuse_saved_model(name: str, layer: SavedModelLayer, network: keras.Model)
         found = f"{shape[1]:,} probabilities"
     else:
         return
-    raise BackboneError(
+    raise ClassifierBaseError(
         f"{name} answers {found}. As features of other images these say little of what the network sees.",
         advice="Use a variant without the classifier: on TF Hub `feature_vector`, not `classification`. " + _ACCEPT,
     )

@@ -20,10 +20,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from transfer.backbone.backbone import precision
+from transfer.backbone.files import RANGES, LoadedNetwork, is_s3, local_file, local_folder, saved_model_in, unpack_tar
 from transfer.backbone.identity import combined_sha256
-from transfer.backbone.precision import precision
-from transfer.backbone.preprocess import RANGES
-from transfer.backbone.source import LoadedNetwork, is_s3, local_file, local_folder, saved_model_in, unpack_tar
 from transfer.config import BaseNetworkConfig, StorageConfig
 from transfer.config.paths import path_here
 from transfer.errors import BackboneError

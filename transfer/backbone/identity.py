@@ -1,7 +1,7 @@
 """SHA-256 of the files that a base is read from, so that a replaced file counts as another base.
 
 Needs no TensorFlow: a driver names runs by it. What can only be known of a base by loading it (the weights behind
-`imagenet`, a handle that tensorflow-hub resolves) `training/pinned_base.py` compares.
+`imagenet`, a handle that tensorflow-hub resolves) `training/run.py` compares.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from transfer.backbone.source import check_bounds, is_s3, open_at, saved_model_in
+from transfer.backbone.files import check_bounds, is_s3, open_at, saved_model_in
 from transfer.config import BaseNetworkConfig, StorageConfig
-from transfer.config.paths import path_here
+from transfer.config.paths import is_model_file, path_here
 from transfer.errors import BackboneError
 from transfer.storage import Store, StoredObject, sha256_of_file
 
@@ -35,9 +36,21 @@ def base_digests(config: BaseNetworkConfig, *, storage: StorageConfig | None) ->
     that tensorflow-hub resolves. Neither has one whose file is not there: loading it says so. `storage` says how to
     reach `s3://` files. Raises BackboneError for a folder that is too large for one SavedModel, StorageError from S3.
     """
-    named = {"model": config.model, "weights": config.weights_file}
+    named = {"model": config.model if is_model_file(config.model) else None, "weights": config.weights_file}
     digests = {key: _digest(name, storage) for key, name in named.items() if name is not None}
     return {key: digest for key, digest in digests.items() if digest is not None}
+
+
+def base_identity(config: BaseNetworkConfig, *, storage: StorageConfig | None) -> dict[str, Any]:
+    """The section `base` for what is named by it: files by their SHA-256, for the same file has another path elsewhere.
+
+    A permission is left out: `accept_head` decides whether a base is refused, and not what is learned on it. Raises
+    what `base_digests` raises.
+    """
+    files = base_digests(config, storage=storage)
+    return config.model_dump(mode="json", exclude={"accept_head"}) | {
+        key: {"sha256": sha256} for key, sha256 in files.items()
+    }
 
 
 def _digest(name: str, storage: StorageConfig | None) -> str | None:
@@ -48,7 +61,6 @@ def _digest(name: str, storage: StorageConfig | None) -> str | None:
     path = path_here(name)
     if path.is_file():
         return _sha256(path)
-    # Any folder may be called `ResNet50`.
     return _of_folder(name, path) if saved_model_in(path) is not None else None
 
 

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import keras
 
-from transfer.backbone.graph import called_on
-from transfer.backbone.precision import in_chosen_precision, precision
-from transfer.backbone.preprocess import RANGES
-from transfer.backbone.source import MAX_MODULE_BYTES, LoadedNetwork, all_weights_or_none, fixed_seed, local_file
+from transfer.backbone.backbone import in_chosen_precision, precision
+from transfer.backbone.blocks import called_on
+from transfer.backbone.files import MAX_MODULE_BYTES, RANGES, LoadedNetwork, all_weights_or_none, fixed_seed, local_file
 from transfer.config import BaseNetworkConfig, StorageConfig
 from transfer.errors import BackboneError
 

@@ -2,20 +2,53 @@
 
 from __future__ import annotations
 
+from typing import Any, NoReturn
+
 import keras
 
 from transfer.backbone.applications import known_networks, load_application
 from transfer.backbone.backbone import Backbone
+from transfer.backbone.blocks import nodes_in_order
 from transfer.backbone.classifier import refuse_classifier
-from transfer.backbone.graph import nodes_in_order
+from transfer.backbone.files import HDF5_SUFFIXES, RANGES, LoadedNetwork, is_s3, nearest
 from transfer.backbone.hub import is_remote_handle, load_saved_model
 from transfer.backbone.keras_file import load_keras_file
-from transfer.backbone.preprocess import RANGES
-from transfer.backbone.source import LoadedNetwork, is_s3, nearest
 from transfer.config import BaseNetworkConfig, StorageConfig
-from transfer.config.paths import path_here
+from transfer.config.paths import is_model_file, path_here
 from transfer.errors import BackboneError
-from transfer.numerics import use_own_keras
+from transfer.runtime.numerics import use_own_keras
+
+
+def describe(backbone: Backbone) -> list[dict[str, Any]]:
+    """One row a block, from the input to the output, of JSON's own types.
+
+    depth: the `unfreeze` that trains this block and all above it. block: its name. layers: names, in order.
+    parameters. flops: multiply-adds for one image (which layers count: `network_flops`). flops_share: of the whole
+    network. trained_flops_share: of the part that would be trained. output_shape: for one image.
+    feature_bytes: of the block's output for one image, as float32. cached_bytes: of the cached features of one image
+    when this depth is trained, which are the output of the block before; 0 where nothing is frozen.
+    """
+    total = sum(block.flops for block in backbone.blocks)
+    rows: list[dict[str, Any]] = []
+    below = cached_bytes = 0
+    for index, block in enumerate(backbone.blocks):
+        rows.append(
+            {
+                "depth": len(backbone.blocks) - index,
+                "block": block.name,
+                "layers": list(block.layers),
+                "parameters": block.parameters,
+                "flops": block.flops,
+                "flops_share": block.flops / total if total else 0.0,
+                "trained_flops_share": (total - below) / total if total else 0.0,
+                "output_shape": list(block.output_shape[1:]),
+                "feature_bytes": block.feature_bytes,
+                "cached_bytes": cached_bytes,
+            }
+        )
+        below += block.flops
+        cached_bytes = block.feature_bytes
+    return rows
 
 
 def load_backbone(config: BaseNetworkConfig, *, storage: StorageConfig | None = None) -> Backbone:
@@ -42,6 +75,8 @@ def _load(config: BaseNetworkConfig, storage: StorageConfig | None) -> LoadedNet
     model = config.model
     if model in known_networks():
         return load_application(config, storage=storage)
+    if model.endswith(HDF5_SUFFIXES):
+        _refuse_hdf5(model)
     if config.options:
         raise BackboneError(
             f"base.options are given and {model} is not a network of keras.applications, which alone takes options.",
@@ -55,12 +90,25 @@ def _load(config: BaseNetworkConfig, storage: StorageConfig | None) -> LoadedNet
         )
     if model.endswith(".keras"):
         return load_keras_file(config, storage=storage)
-    if is_s3(model) or is_remote_handle(model) or path_here(model).exists():
+    if is_s3(model) or is_remote_handle(model) or (is_model_file(model) and path_here(model).exists()):
         return load_saved_model(config, storage=storage)
     raise BackboneError(
         f"base.model is {model!r}, which is neither a network of keras.applications nor a file or folder that exists.",
-        advice="Name a network, a .keras file, or a SavedModel (folder, .tar.gz, s3://…, https://…)."
+        advice="Name a network, a .keras file, or a SavedModel (./folder, .tar.gz, s3://…, https://…)."
         + nearest(model, known_networks()),
+    )
+
+
+def _refuse_hdf5(model: str) -> NoReturn:
+    if model.endswith(".weights.h5"):
+        raise BackboneError(
+            f"{model} has weights and no network.",
+            advice="Set base.model to the name of their network, and base.weights to this file.",
+        )
+    raise BackboneError(
+        f"{model} is a Keras 2 HDF5 model, a format that is not read.",
+        advice="Load it with Keras, save it with model.save('name.keras'), and name that file. If it has weights only, "
+        "set base.model to the name of their network, and base.weights to this file.",
     )
 
 

@@ -1,19 +1,21 @@
 """The configuration: typed models, reading YAML with overrides, rendering, and the generated reference."""
 
+from transfer.config.decides import deciding, keys_that_vary
 from transfer.config.loading import load_config, load_document, parse_config, set_key
 from transfer.config.models import (
-    ActivationsConfig,
+    NOT_LEARNED,
     AugmentationConfig,
     BaseNetworkConfig,
     Config,
     DatasetConfig,
+    FeaturesConfig,
     HeadConfig,
     PublishConfig,
     ServingGraph,
     StorageConfig,
 )
 from transfer.config.nightly import ChecksConfig, GateConfig, NightlyConfig
-from transfer.config.section import NOT_LEARNED
+from transfer.config.section import Decides, Varies
 from transfer.config.sweep import DomainConfig, SchedulerConfig, SweepConfig
 from transfer.config.training import (
     EarlyStoppingConfig,
@@ -21,19 +23,21 @@ from transfer.config.training import (
     PhaseConfig,
     ScheduleConfig,
     TrainingConfig,
+    WorkersConfig,
+    unfreeze_title,
 )
-from transfer.config.workers import WorkersConfig
 
 __all__ = [
     "NOT_LEARNED",
-    "ActivationsConfig",
     "AugmentationConfig",
     "BaseNetworkConfig",
     "ChecksConfig",
     "Config",
     "DatasetConfig",
+    "Decides",
     "DomainConfig",
     "EarlyStoppingConfig",
+    "FeaturesConfig",
     "GateConfig",
     "HeadConfig",
     "NightlyConfig",
@@ -46,9 +50,13 @@ __all__ = [
     "StorageConfig",
     "SweepConfig",
     "TrainingConfig",
+    "Varies",
     "WorkersConfig",
+    "deciding",
+    "keys_that_vary",
     "load_config",
     "load_document",
     "parse_config",
     "set_key",
+    "unfreeze_title",
 ]

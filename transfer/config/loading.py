@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-import types
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
 
 from transfer.config.models import Config
+from transfer.config.paths import anchor
 from transfer.errors import ConfigError
 
 # Some fifty screens. PyYAML takes a second for so much.
 MAX_FILE_SIZE_BYTES = 128 * 1024
-_SHOWN = 50
 _LARGEST_NUMBER = 2**63 - 1
 # What PyYAML's constructors raise for scalars that are not of their tag: `!!bool x`, `2001-99-99`, a million digits.
 _UNREADABLE = (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError, TypeError, OverflowError)
@@ -42,19 +38,33 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: str | Path, overrides: Sequence[str] = (), *, folder: Path | None = None) -> Config:
     """Read a configuration file; each override is `dotted.key=value`, the value in YAML (`phases.0.epochs=3`).
 
-    Raises ConfigError that lists everything that is wrong, with the nearest known name for an unknown key.
+    Relative paths in the file begin in its folder, those of overrides in `folder` (default: the current one). Raises
+    ConfigError that lists everything that is wrong, with the nearest known name for an unknown key.
     """
-    return parse_config(load_document(path, overrides), name=str(path))
+    path = Path(path)
+    document = _read(path)
+    anchor(document, path.parent.resolve())
+    if overrides:
+        _apply_all(document, overrides)
+        # What is relative still, an override brought.
+        anchor(document, folder or Path.cwd())
+    return parse_config(document, name=str(path))
 
 
 def load_document(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """What stands in a configuration file and its overrides, as it was written: `parse_config` checks it.
+    """What stands in a configuration file and its overrides, as it was written, relative paths included.
 
     Raises ConfigError when the file cannot be read, or an override does not fit.
     """
+    document = _read(path)
+    _apply_all(document, overrides)
+    return document
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_FILE_SIZE_BYTES:
             raise ConfigError(f"{path} is larger than {MAX_FILE_SIZE_BYTES} bytes, too large for a configuration.")
@@ -68,20 +78,12 @@ def load_document(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         raise ConfigError(
             f"{path} holds {type(document).__name__}, expected keys and values.", advice="See docs/configuration.md."
         )
-    for override in overrides:
-        _apply(document, override)
     return document
 
 
-def parse_config(document: Mapping[str, Any], *, name: str = "the configuration") -> Config:
+def parse_config(document: Mapping[str, Any], *, name: str = "This") -> Config:
     """Check a parsed document. Raises ConfigError as `load_config` does."""
-    try:
-        return Config.model_validate(document)
-    except ValidationError as error:
-        lines = [f"  {line}" for line in islice(_explain(error), _SHOWN)]
-        if error.error_count() > _SHOWN:
-            lines.append(f"  and {error.error_count() - _SHOWN:,} more")
-        raise ConfigError("\n".join([f"{name} is not a valid configuration:", *lines])) from None
+    return Config.model_validate(document, context={"name": name})
 
 
 def _parse(text: str, name: str) -> Any:
@@ -139,11 +141,12 @@ def set_key(document: dict[str, Any], key: str, value: Any, *, name: str) -> Non
         target[int(last)] = value
 
 
-def _apply(document: dict[str, Any], override: str) -> None:
-    key, separator, value = override.partition("=")
-    if not separator or not key:
-        raise ConfigError(f"--set got `{override}`, expected `dotted.key=value`.")
-    set_key(document, key, _parse(value, f"--set {key}"), name=f"--set {key}")
+def _apply_all(document: dict[str, Any], overrides: Sequence[str]) -> None:
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"--set got `{override}`, expected `dotted.key=value`.")
+        set_key(document, key, _parse(value, f"--set {key}"), name=f"--set {key}")
 
 
 def _parts(key: str) -> list[str]:
@@ -154,7 +157,7 @@ def _parts(key: str) -> list[str]:
 
 
 # `storage: folder` and `optimizer: adam` are short for a section; setting a key inside spells it out.
-_SHORT_FORMS = {"storage": "uri", "activations": "keep", "optimizer": "name", "scheduler": "kind"}
+_SHORT_FORMS = {"storage": "uri", "features": "cache", "optimizer": "name", "scheduler": "kind"}
 
 
 def _section_at(parent: dict[str, Any], name: str) -> Any:
@@ -170,49 +173,3 @@ def _element(target: Any, part: str, name: str) -> Any:
         return target[int(part)]
     found = f"a list of {len(target)}" if isinstance(target, list) else f"`{target}`"
     raise ConfigError(f"{name}: `{part}` does not fit, {found} stands there.")
-
-
-def _explain(error: ValidationError) -> Iterator[str]:
-    for problem in error.errors(include_url=False):
-        is_unknown = problem["type"] == "extra_forbidden"
-        # An unknown key may be called as anything.
-        named = problem["loc"][-1:] if is_unknown else ()
-        tagged = problem["loc"][: -len(named) or None]
-        location = [*(part for part in tagged if not _is_union_tag(part)), *named]
-        path = ".".join(str(part) for part in location)
-        if is_unknown:
-            known = list(_fields_at(Config, location[:-1]))
-            nearest = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
-            hint = f"did you mean `{nearest[0]}`?" if nearest else f"known here: {', '.join(known)}"
-            yield f"{path}: unknown key; {hint}"
-        elif problem["type"] == "missing":
-            yield f"{path}: is missing and has no default"
-        else:
-            message = problem["msg"].removeprefix("Value error, ")
-            found = problem["input"]
-            # Where the name of a variable is asked for, what was found may be the secret itself.
-            is_shown = isinstance(found, str | int | float) and not path.endswith("_env")
-            shown = f" (found `{found}`)" if is_shown else ""
-            yield f"{path}: {message}{shown}" if path else f"{message}{shown}"
-
-
-def _is_union_tag(part: int | str) -> bool:
-    """Pydantic adds the tried member of a union to an error's location; it is not a key."""
-    return isinstance(part, str) and (part in {"int", "str", "literal", "dict"} or "[" in part)
-
-
-def _fields_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
-    """Names of the keys that are known at a place of the configuration."""
-    for part in location:
-        if isinstance(part, str) and part in model.model_fields:
-            found = _section_in(model.model_fields[part].annotation)
-            model = found or model
-    return list(model.model_fields)
-
-
-def _section_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    if get_origin(annotation) in (list, dict, Union, types.UnionType):
-        return next((found for member in get_args(annotation) if (found := _section_in(member))), None)
-    return None

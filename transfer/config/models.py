@@ -5,23 +5,26 @@ Every field's description is its documentation: `docs/configuration.md` and the 
 
 from __future__ import annotations
 
+import re
+from itertools import permutations
 from math import lcm
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from unicodedata import normalize
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, ValidationError, ValidationInfo, field_validator, model_validator
 
+from transfer.config.decides import LEARNED, decided_by, why_not_searched
+from transfer.config.explain import explain
 from transfer.config.nightly import NightlyConfig
-from transfer.config.paths import path_here
-from transfer.config.section import Fraction, Name, Section
+from transfer.config.paths import is_model_file, path_here
+from transfer.config.section import Decides, Fraction, Name, NotSearched, Section, Varies
 from transfer.config.sweep import SweepConfig
-from transfer.config.training import PhaseConfig, TrainingConfig
-from transfer.config.workers import WorkersConfig
+from transfer.config.training import PhaseConfig, TrainingConfig, WorkersConfig
 from transfer.errors import ConfigError
 
 
-class StorageConfig(Section):
+class StorageConfig(Section, decides=Decides.PLACEMENT):
     """Where everything durable lives. A plain string is short for `{uri: …}`.
 
     Credentials are never written here: they come from the environment, a shared profile or an instance role.
@@ -64,26 +67,58 @@ class StorageConfig(Section):
         return value if value is None or value.startswith("~") else str(Path(value).absolute())
 
 
-class DatasetConfig(Section):
+class DatasetConfig(Section, decides=Decides.DATA):
     """Which images, how they are labelled, and how they are split."""
 
     source: str
     """Class folders (a folder or an `s3://` prefix), a `.zip` or `.tar.gz` of class folders (local, `s3://` or
-    `https://`), a `.csv` or `.parquet` table of paths and labels, `tfds:NAME` or `digits`."""
+    `https://`), a `.csv` or `.parquet` table of paths and labels, Parquet with the images in it (a file, or a folder or
+    prefix of parts), `tfds:NAME` or `digits`."""
     name: Name | None = None
     """Name of the dataset in storage. Default: the configuration's own name."""
     path_column: str = "path"
-    """Column of a table that holds paths, relative to the table, or absolute, or `s3://`."""
+    """Column of a table that holds paths, relative to the table, or absolute, or `s3://`; or of a Parquet table that
+    holds the images themselves. The only column of images is found where none has this name."""
     label_column: str = "label"
     """Column of a table that holds class names."""
+    exclude: list[str] = Field(default_factory=list)
+    """Patterns of what to leave out, for example `[masks, "*_thumb.*", "cat/old/*"]`. One without a slash is compared
+    with each part of an image's path, one with slashes with the path from the source on; `*` stands for anything, `?`
+    for one character. What a folder holds goes with it."""
+    classes: list[str] | None = None
+    """The classes to take, by their names after `rename_classes`; images of others are left out. Default: all."""
+    subfolder: str | None = None
+    """Folder inside the source (a folder, an `s3://` prefix or an archive) that holds the class folders. What lies
+    beside it is not looked at."""
     validation: Fraction = 0.15
-    """Share of the images kept for choosing (early stopping, sweeps). Decided by each image's own content."""
+    """Share of the images kept for choosing (early stopping, sweeps), drawn by each image's own content. Not used where
+    the source gives a validation split."""
     test: Fraction = 0.15
-    """Share of the images kept for the report, never trained on."""
+    """Share of the images kept for the report, never trained on. Drawn, and not used, in the same way."""
+    splits: dict[Literal["train", "validation", "test"], str] | None = None
+    """Folders of the source that hold the class folders of each split, `{train: train, validation: val, test: test}`.
+    A split that is not named is drawn from train. Default: folders with the usual names are taken as splits where no
+    others are beside them and all have the same class folders. `{}`: folders are classes, whatever their names are."""
+    split_column: str | None = None
+    """Column of a table that holds each image's split: `train`, `val`, `test` and the like. A split that no row names
+    is drawn from train, and so are images without a word."""
+    tfds_splits: Literal["merge", "keep"] = "merge"
+    """Of `tfds:NAME`. `keep`: its own splits are the splits; one that it lacks is drawn from train. `merge`: all its
+    images are split like those of any source."""
+    group_column: str | None = None
+    """Column of a table that holds each image's group: a patient, a camera, a burst. All images of a group are in the
+    same split, by a hash of the group's name. Images without a group are split by their own content."""
+    group_pattern: str | None = None
+    """The same for any source: a regular expression that is looked for in each image's key, which is its path in the
+    source. The group is what the expression's one `(…)` matches, or all that it matches where it has none."""
+    prefer: Literal["test"] | None = None
+    """What to do with identical images in several given splits. Default: refuse them. `test`: keep the copy in the
+    test split, or the one in validation where test has none."""
     min_images_per_class: Annotated[int, Field(ge=1)] = 2
     """A class with fewer accepted images is an error. A class of an earlier version that has none any more is not."""
     max_reject_share: Fraction = 0.01
-    """Ingest fails when a larger share of the images is refused."""
+    """Ingest fails when a larger share of the images is refused. The share is rounded up to a whole image, so one odd
+    file does not end the ingest of a small folder; `0` bears none."""
     max_pixels: Annotated[int, Field(ge=1)] = 50_000_000
     """Images with more pixels are refused from their header, before they are decoded."""
     max_file_size_bytes: Annotated[int, Field(ge=1)] = 64 * 1024**2
@@ -93,10 +128,73 @@ class DatasetConfig(Section):
     names may become one, unless both have an index already. No name may be both old and new."""
     transcode: bool = False
     """Turn formats that the serving graph cannot decode (TIFF, AVIF, HEIC, …) into PNG instead of refusing them."""
+    background: str | None = None
+    """Color under transparent pixels: `black`, `white` or `"#rrggbb"`, in quotes. Images that have some are stored on
+    it, and the published model puts them on it. Default: the color that a file has under them. A GIF's are black."""
     shard_size_bytes: Annotated[int, Field(ge=1)] = 64 * 1024**2
     """A shard is closed when its images reach this size."""
     source_max_size_bytes: Annotated[int, Field(ge=1)] = 200 * 1024**3
     """An archive that unpacks to more is refused."""
+
+    @field_validator("exclude")
+    @classmethod
+    def _patterns_of_paths(cls, value: list[str]) -> list[str]:
+        for pattern in value:
+            if not pattern.strip("/ "):
+                raise ValueError(f"exclude has the pattern {pattern!r}, which stands for no name")
+            if pattern.startswith(("/", "./")):
+                raise ValueError(f"exclude has `{pattern}`; patterns begin in the source, as in `cat/old/*`")
+        return [normalize("NFC", pattern) for pattern in value]
+
+    @field_validator("classes")
+    @classmethod
+    def _two_classes_or_more(cls, value: list[str] | None) -> list[str] | None:
+        classes = value and list(dict.fromkeys(normalize("NFC", name).strip() for name in value))
+        if classes is not None and len(classes) < 2:
+            raise ValueError("classes must name two classes or more; leave it out to take all")
+        return classes
+
+    @field_validator("background")
+    @classmethod
+    def _background_in_hexadecimal(cls, value: str | None) -> str | None:
+        # One color has one spelling, for it is part of what a dataset version is.
+        color = value and {"black": "#000000", "white": "#ffffff"}.get(value, value.lower())
+        if color is not None and not re.fullmatch("#[0-9a-f]{6}", color):
+            raise ValueError('background must be `black`, `white` or `"#rrggbb"`')
+        return color
+
+    @field_validator("subfolder")
+    @classmethod
+    def _subfolder_inside(cls, value: str | None) -> str | None:
+        return value and _folder_inside("subfolder", value)
+
+    @field_validator("splits")
+    @classmethod
+    def _split_folders_apart(cls, value: dict[str, str] | None) -> dict[str, str] | None:
+        if not value:
+            return value
+        if "train" not in value:
+            raise ValueError("splits names no folder for `train`, and there must be something to train on")
+        folders = {split: _folder_inside(f"splits.{split}", folder) for split, folder in value.items()}
+        for one, other in permutations(folders.values(), 2):
+            if f"{other}/".startswith(f"{one}/"):
+                raise ValueError(f"splits names `{one}` and `{other}`, and one of them holds the other")
+        return folders
+
+    @field_validator("group_pattern")
+    @classmethod
+    def _pattern_compiles(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        try:
+            groups = re.compile(value).groups
+        except re.error as error:
+            raise ValueError(f"group_pattern is `{value}`, which is no regular expression: {error}") from None
+        if groups > 1:
+            raise ValueError(
+                f"group_pattern is `{value}`, with {groups} groups; it may have one; write `(?:…)` for others"
+            )
+        return value
 
     @field_validator("rename_classes")
     @classmethod
@@ -110,6 +208,12 @@ class DatasetConfig(Section):
         return renames
 
     @model_validator(mode="after")
+    def _one_way_to_group(self) -> DatasetConfig:
+        if self.group_column is not None and self.group_pattern is not None:
+            raise ValueError("group_column and group_pattern both say what a group is; leave one of them out")
+        return self
+
+    @model_validator(mode="after")
     def _splits_leave_something_to_train_on(self) -> DatasetConfig:
         if self.validation + self.test >= 1.0:
             held_out = self.validation + self.test
@@ -117,12 +221,21 @@ class DatasetConfig(Section):
         return self
 
 
-class BaseNetworkConfig(Section):
+def _folder_inside(key: str, folder: str) -> str:
+    """A folder inside the source, with `/` between its parts and none around them. Raises ValueError."""
+    parts = folder.strip("/").split("/")
+    if folder.startswith("/") or not set(parts).isdisjoint({"", ".", ".."}):
+        raise ValueError(f"{key} is `{folder}` and must be the path of a folder inside the source, such as `train`")
+    return "/".join(parts)
+
+
+class BaseNetworkConfig(Section, decides=Decides.FEATURES):
     """The pretrained network."""
 
     model: str
     """A network of `keras.applications` by name (`MobileNetV2`), a `.keras` file, or a TF Hub style SavedModel
-    (folder, `.tar.gz`, `s3://…`, or a handle that tensorflow-hub resolves). Files may be local or `s3://`."""
+    (folder, `.tar.gz`, `s3://…`, or a handle that tensorflow-hub resolves). Files may be local or `s3://`. A folder is
+    written with a slash, `./module`: a plain word names a network."""
     weights: str = "imagenet"
     """For `keras.applications`: `imagenet`, `none` (random), or a weights file (`.weights.h5`, local or `s3://`).
     `.keras` files and SavedModels bring their own weights, and a file beside them is refused; with `none` a `.keras`
@@ -146,23 +259,31 @@ class BaseNetworkConfig(Section):
         """The file that `weights` names; None for `imagenet` and `none`."""
         return None if self.weights in {"imagenet", "none"} else self.weights
 
+    @property
+    def weights_title(self) -> str:
+        """Where the weights come from, in words: `imagenet`, `none`, or what the file that brings them is called."""
+        # A file brings its own, whatever the key's default says.
+        brought = self.model if is_model_file(self.model) and self.weights == "imagenet" else self.weights
+        is_address = "://" in brought and not brought.startswith("s3://")
+        return brought if is_address else brought.rstrip("/").rpartition("/")[2]
 
-class HeadConfig(Section):
+
+class HeadConfig(Section, decides=Decides.LEARNING):
     """The new layers on top of the base."""
 
-    pooling: Literal["average", "max", "flatten"] = "average"
+    pooling: Annotated[Literal["average", "max", "flatten"], Decides.FEATURES] = "average"
     """How a feature map becomes a vector. Bases that answer a vector already are left as they are."""
     hidden: list[Annotated[int, Field(ge=1)]] = Field(default_factory=list)
     """Units of each hidden layer, with ReLU."""
-    dropout: Fraction = 0.2
+    dropout: Annotated[Fraction, Varies.IN_TRAINING | Varies.IN_PACK] = 0.2
     """Share of the units dropped before each dense layer in training."""
-    l2: Annotated[float, Field(ge=0.0)] = 0.0
+    l2: Annotated[float, Field(ge=0.0), Varies.IN_TRAINING | Varies.IN_PACK] = 0.0
     """Weight of the L2 penalty on the head's kernels."""
     output: Literal["softmax", "sigmoid"] = "softmax"
     """`sigmoid` is one output unit, for exactly two classes."""
 
 
-class AugmentationConfig(Section):
+class AugmentationConfig(Section, decides=Decides.FEATURES):
     """Random changes of the training images, on the accelerator. Never in validation, test or the export."""
 
     flip: Literal["none", "horizontal", "vertical", "both"] = "none"
@@ -182,9 +303,9 @@ class AugmentationConfig(Section):
     fill_mode: Literal["constant", "nearest", "reflect", "wrap"] = "reflect"
     """What fills the pixels that a movement uncovers."""
 
-    views: Annotated[int, Field(ge=0, le=1000)] = 0
+    views: Annotated[int, Field(ge=0, le=1000), Decides.LEARNING] = 0
     """`0` changes every image anew in every epoch, so the whole network runs every time. `k` makes k changed views of
-    each image once, keeps the frozen part's output for them, and cycles through them: k passes in all, however many
+    each image once, caches their features, and cycles through them: k passes in all, however many
     epochs, trials and nights."""
 
     @property
@@ -193,14 +314,15 @@ class AugmentationConfig(Section):
         return self != AugmentationConfig(fill_mode=self.fill_mode, views=self.views)
 
 
-class ActivationsConfig(Section):
-    """What is kept of the frozen part's output. A plain string is short for `{keep: …}`."""
+class FeaturesConfig(Section, decides=Decides.LEARNING):
+    """Cached features: the output of the frozen part, stored. A plain string is short for `{cache: …}`."""
 
-    keep: Literal["auto", "always", "never"] = "auto"
-    """`auto` measures, for each phase, whether keeping the output is cheaper than computing it again. `always` keeps it
-    wherever a phase's frozen part is still the pretrained one; `never` trains from pixels."""
-    map_dtype: Literal["float32", "float16"] = "float32"
-    """Feature maps are kept in this type; pooled vectors always in float32. `float16` halves the size and rounds to
+    cache: Literal["auto", "always", "never"] = "auto"
+    """`auto` caches, for each phase, features that are vectors, that are smaller than the encoded images, or that take
+    much arithmetic for their size. `always` caches them wherever a phase's frozen part is still the pretrained one;
+    `never` trains from pixels."""
+    map_dtype: Annotated[Literal["float32", "float16"], Decides.FEATURES] = "float32"
+    """Feature maps are cached in this type; pooled vectors always in float32. `float16` halves the size and rounds to
     three digits."""
     engine: Literal["auto", "tensorflow", "openvino"] = "auto"
     """What runs the frozen part. `auto`: on CPUs OpenVINO, where the extra `openvino` is installed and its answers
@@ -210,13 +332,18 @@ class ActivationsConfig(Section):
 ServingGraph = Literal["merged", "plain"]
 
 
-class PublishConfig(Section):
+Promote = Literal["first", "gate", "always", "never"]
+
+
+class PublishConfig(Section, decides=Decides.OUTPUT):
     """What happens with a finished run."""
 
     enabled: bool = True
     """Export the model and add it to the registry."""
-    promote: bool = True
-    """Make the new version the one that serving reads."""
+    promote: Promote = "first"
+    """Whether a new version serves. `first`: where nothing serves yet, if it is better than always answering the
+    commonest class; later ones wait for `transfer registry promote`. `gate`: if it passes the rules of `nightly.gate`
+    against the version that serves. `always`; `never`. A night asks its gate, unless `never`."""
     graph: ServingGraph = "merged"
     """`merged`: BatchNorms are merged into the layers before them, which answers sooner and rounds otherwise. `plain`:
     the layers as they were trained."""
@@ -224,19 +351,25 @@ class PublishConfig(Section):
     """Held-out images on which a fresh process compares the exported model with the evaluated one. An export goes wrong
     in a layer, a weight or a format of images, which a few show: more cost time and tell nothing new."""
 
+    @field_validator("promote", mode="before")
+    @classmethod
+    def _from_earlier_releases(cls, value: object) -> object:
+        """They knew only true and false."""
+        return {True: "always", False: "never"}[value] if isinstance(value, bool) else value
+
 
 class Config(Section):
     """One training job: images in, a published model out."""
 
-    name: Name
+    name: Annotated[Name, Decides.LEARNING, NotSearched("all trials belong to one model")]
     """Name of the job, and of the model it publishes."""
-    storage: StorageConfig
+    storage: Annotated[StorageConfig, NotSearched("all trials share one storage")]
     """Where datasets, runs and models are kept."""
     dataset: DatasetConfig
     base: BaseNetworkConfig
     head: HeadConfig = HeadConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
-    activations: ActivationsConfig = ActivationsConfig()
+    features: Annotated[FeaturesConfig, NotSearched("it decides how a trial is computed")] = FeaturesConfig()
     phases: Annotated[list[PhaseConfig], Field(min_length=1)] = Field(default_factory=lambda: [PhaseConfig()])
     """Training, one phase after the other."""
     training: TrainingConfig = TrainingConfig()
@@ -244,7 +377,9 @@ class Config(Section):
     publish: PublishConfig = PublishConfig()
     sweep: SweepConfig | None = None
     """What `transfer sweep` searches; other jobs do not read it."""
-    nightly: NightlyConfig = NightlyConfig()
+    nightly: Annotated[NightlyConfig, NotSearched("it judges models, and decides nothing of what they learn")] = (
+        NightlyConfig()
+    )
     """What `transfer nightly` asks of new data and of a new model; other jobs do not read it."""
 
     @field_validator("storage", mode="before")
@@ -252,24 +387,35 @@ class Config(Section):
     def _storage_from_uri(cls, value: object) -> object:
         return {"uri": value} if isinstance(value, str) else value
 
-    @field_validator("activations", mode="before")
+    @field_validator("sweep")
     @classmethod
-    def _activations_from_mode(cls, value: object) -> object:
-        return {"keep": value} if isinstance(value, str) else value
+    def _keys_may_be_searched(cls, value: SweepConfig | None) -> SweepConfig | None:
+        for key in value.space if value else ():
+            reason = why_not_searched(cls, key)
+            if reason is not None:
+                raise ValueError(f"space: `{key}` cannot be searched: {reason}")
+        return value
+
+    @field_validator("features", mode="before")
+    @classmethod
+    def _features_from_mode(cls, value: object) -> object:
+        return {"cache": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _batch_divisible_by_replicas(self) -> Config:
         workers, batch_size = self.workers, self.training.batch_size
+        # Without GPUs each worker is a replica, and there is no reason to know that word.
+        many, each = ("replicas", " x workers.gpus_per_worker") if workers.gpus_per_worker else ("workers", "")
         if batch_size % workers.replicas:
             raise ValueError(
-                f"training.batch_size is {batch_size} and must be divisible by the {workers.replicas} replicas "
-                "(workers.count x workers.gpus_per_worker)"
+                f"training.batch_size is {batch_size} and must be divisible by the {workers.replicas} {many} "
+                f"(workers.count{each})"
             )
         replicas = [count * max(workers.gpus_per_worker, 1) for count in workers.counts]
         if any(batch_size % number for number in replicas[:-1]):
             raise ValueError(
-                f"training.batch_size is {batch_size} and must be divisible by any number of replicas from "
-                f"{replicas[0]} to {replicas[-1]} (workers.min_count to workers.count, x workers.gpus_per_worker): "
+                f"training.batch_size is {batch_size} and must be divisible by any number of {many} from "
+                f"{replicas[0]} to {replicas[-1]} (workers.min_count to workers.count{each and ',' + each}): "
                 f"give a multiple of {lcm(*replicas)}"
             )
         return self
@@ -285,13 +431,26 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _views_are_kept(self) -> Config:
-        if self.augmentation.views and self.activations.keep == "never":
+    def _views_are_cached(self) -> Config:
+        if self.augmentation.views and self.features.cache == "never":
             raise ValueError(
-                f"augmentation.views is {self.augmentation.views}, which keeps the views' activations, and "
-                "activations.keep is `never`; set views to 0 to augment anew in every epoch"
+                f"augmentation.views is {self.augmentation.views}, which caches the features of the views, and "
+                "features.cache is `never`; set views to 0 to augment anew in every epoch"
             )
         return self
+
+    # The last validator is the outermost: it sees what the others refuse.
+    @model_validator(mode="wrap")
+    @classmethod
+    def _errors_explained(
+        cls, document: Any, validate: ModelWrapValidatorHandler[Config], info: ValidationInfo
+    ) -> Config:
+        """Raise ConfigError that lists everything that is wrong, also for a `Config(…)` in Python."""
+        try:
+            return validate(document)
+        except ValidationError as error:
+            name = (info.context or {}).get("name", "This")
+            raise ConfigError(explain(error, cls, name=name)) from None
 
     @property
     def trains_head_only(self) -> bool:
@@ -302,3 +461,7 @@ class Config(Section):
     def dataset_name(self) -> str:
         """Name of the dataset in storage."""
         return self.dataset.name or self.name
+
+
+NOT_LEARNED = frozenset(name for name in Config.model_fields if decided_by(Config, name).isdisjoint(LEARNED))
+"""Sections without any key that decides what a run learns."""

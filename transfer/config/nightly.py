@@ -6,13 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from transfer.config.section import Fraction, PositiveFloat, Section
+from transfer.config.section import Decides, Fraction, PositiveFloat, Section
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Action = Literal["off", "warn", "refuse"]
 
 
-class CheckConfig(Section):
+class CheckConfig(Section, decides=Decides.OUTPUT):
     """A limit on what is new, and what happens beyond it. A plain action is short for `{action: …}`."""
 
     action: Action
@@ -89,7 +89,7 @@ class AgreementCheck(CheckConfig):
     """By so much may the champion's accuracy on new images be below that on held-out ones."""
 
 
-class ChecksConfig(Section):
+class ChecksConfig(Section, decides=Decides.OUTPUT):
     """Checks of the data before a night trains. They compare with the dataset that the champion was trained on."""
 
     min_new_images: Annotated[int, Field(ge=1)] = 20
@@ -103,7 +103,7 @@ class ChecksConfig(Section):
     agreement: AgreementCheck = AgreementCheck()
 
 
-class GateConfig(Section):
+class GateConfig(Section, decides=Decides.OUTPUT):
     """What a challenger must show, on images that neither model was trained on, before it replaces the champion."""
 
     require: Literal["better", "not_worse"] = "better"
@@ -136,15 +136,18 @@ class GateConfig(Section):
     """Without a champion: `promote` what keeps the absolute floors and limits, or `hold` until somebody promotes it."""
 
 
-class NightlyConfig(Section):
+class NightlyConfig(Section, decides=Decides.OUTPUT):
     """The scheduled job: ingest what is new, check it, train, and promote what is proven better."""
 
     warm_start: Literal["none", "champion"] = "none"
     """`champion`: the head begins with the serving model's weights, class by class; new classes begin afresh."""
     checks: ChecksConfig = ChecksConfig()
     gate: GateConfig = GateConfig()
-    claim_expires_s: PositiveFloat = 900.0
-    """A night of which nothing was heard for so long counts as dead, and another job may go on with it."""
+    keep_runs: Annotated[Annotated[int, Field(ge=1)] | None, Decides.PLACEMENT] = 14
+    """At the end of a night, older runs of nights are removed: so many of the newest stay, and all that are in use, as
+    those of published versions are. `null`: none is removed."""
+    claim_expires_s: Annotated[PositiveFloat, Decides.PLACEMENT] = 900.0
+    """Seconds without a sign of life after which a night counts as dead, and another job may go on with it."""
     webhook_env: str | None = None
     """Name of an environment variable that holds a URL; each night's summary is sent there as JSON. Not the URL itself,
     which usually is a secret. Default: nothing is sent."""

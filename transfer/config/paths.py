@@ -1,10 +1,16 @@
-"""Paths of a configuration, on the machine that reads them."""
+"""Paths of a configuration: which of its values are paths, and where they lead on this machine."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from transfer.errors import ConfigError
+
+_FILE_OF_A_MODEL = (".keras", ".h5", ".hdf5", ".tar.gz", ".tgz")
+_SQLITE = "sqlite:///"
 
 
 def path_here(text: str | Path) -> Path:
@@ -19,3 +25,72 @@ def path_here(text: str | Path) -> Path:
             f"{str(text)!r} begins with a home folder that this machine does not have.",
             advice="Write the whole path, or set HOME.",
         ) from None
+
+
+def is_model_file(model: str) -> bool:
+    """Whether `base.model` is a path or an address: it has a `/` or a file's ending. Else it names a Keras network.
+
+    What lies in some folder does not matter: a folder `ResNet50` beside the configuration is not the network.
+    """
+    return "/" in model or model.endswith(_FILE_OF_A_MODEL)
+
+
+def is_source_path(source: str) -> bool:
+    """Whether `dataset.source` is a path or an address, and no dataset by name."""
+    return source != "digits" and not source.startswith("tfds:")
+
+
+_IS_PATH: dict[str, Callable[[str], bool]] = {
+    "storage.uri": bool,
+    # `~` is the home on each machine, whichever reads the configuration.
+    "storage.cache_folder": lambda folder: not folder.startswith("~"),
+    "dataset.source": is_source_path,
+    "base.model": is_model_file,
+    "base.weights": lambda weights: weights not in {"imagenet", "none"},
+    "sweep.mlflow": lambda uri: "/" in uri,
+}
+"""The keys that hold paths, and which of their values are some."""
+
+
+def anchor(document: dict[str, Any], folder: Path) -> None:
+    """Let relative paths in a configuration's document begin in `folder` (absolute): they become absolute, in place.
+
+    Whatever else is wrong with the document is left as it is, for the models to explain.
+    """
+    if isinstance(document.get("storage"), str):
+        document["storage"] = {"uri": document["storage"]}
+    for name, section in document.items():
+        if isinstance(section, dict):
+            _anchor_section(name, section, folder)
+    sweep = document.get("sweep")
+    space = sweep.get("space") if isinstance(sweep, dict) else None
+    if isinstance(space, dict):
+        for key, domain in space.items():
+            _anchor_choices(key, domain, folder)
+
+
+def _anchor_section(name: str, section: dict[str, Any], folder: Path) -> None:
+    for key, value in section.items():
+        section[key] = _anchored(f"{name}.{key}", value, folder)
+
+
+def _anchor_choices(key: str, domain: Any, folder: Path) -> None:
+    choices = domain.get("choices") if isinstance(domain, dict) else domain
+    if not isinstance(choices, list):
+        return
+    for index, choice in enumerate(choices):
+        if isinstance(choice, dict):
+            _anchor_section(key, choice, folder)
+        else:
+            choices[index] = _anchored(key, choice, folder)
+
+
+def _anchored(key: str, value: Any, folder: Path) -> Any:
+    is_path = _IS_PATH.get(key)
+    if is_path is None or not isinstance(value, str) or not value.strip() or not is_path(value):
+        return value
+    scheme = _SQLITE if value.startswith(_SQLITE) else ""
+    path = os.path.expanduser(value.removeprefix(scheme))  # noqa: PTH111 - it leaves a home that is not there
+    if "://" in path or path.startswith("~"):
+        return value
+    return scheme + os.path.normpath(folder / path)

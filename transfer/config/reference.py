@@ -10,8 +10,10 @@ import yaml
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from transfer.config.loading import _section_in
+from transfer.config.decides import decided_by
+from transfer.config.explain import section_in
 from transfer.config.models import Config
+from transfer.config.section import Decides, Section
 
 
 def json_schema() -> str:
@@ -25,29 +27,43 @@ def render(config: Config) -> str:
 
 
 def reference_page() -> str:
-    """`docs/configuration.md`: every key with its type, default and meaning."""
+    """`docs/configuration.md`: every key with its type, default, what it decides, and meaning."""
     lines = [
         "# Configuration reference",
         "",
         "Generated from the models in `transfer/config/` by `make docs`. Unknown keys are refused; durations, sizes",
         "and angles carry their unit in the name. Any key can be set on the command line: `--set phases.0.epochs=3`.",
         "",
+        "A relative path in a configuration begins in the folder of its file, whatever folder a command is called",
+        "from. One in `--set` begins in the current folder. `~` is your home. `transfer config show` prints whole",
+        "paths, as they are used. Runs, sweeps and datasets are named by what files hold, not by where they are.",
+        "",
+        "What a key decides says what a change of it can make anew:",
+        "",
+        "- *data*: the dataset version, and all that follows",
+        "- *features*: the cached features, and the run",
+        "- *learning*: the run",
+        "- *search*: the sweep; runs of its trials that are there already are used again",
+        "- *placement*: nothing; where and how fast it is computed, and where it is kept",
+        "- *output*: what becomes of a trained model: how it is judged, published and announced",
+        "",
     ]
     for path, model in _sections(Config, ""):
         lines += [f"## `{path}`" if path else "## Top level", "", _text(model.__doc__), ""]
-        lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
+        lines += ["| key | type | default | decides | meaning |", "|---|---|---|---|---|"]
         for name, field in model.model_fields.items():
             default = _default(field)
-            meaning = _text(field.description or _text((_section_in(field.annotation) or BaseModel).__doc__))
-            lines.append(f"| `{name}` | {_type(field.annotation)} | {default} | {meaning} |")
+            meaning = _text(field.description or _text((section_in(field.annotation) or BaseModel).__doc__))
+            decides = ", ".join(kind.value for kind in Decides if kind in decided_by(model, name))
+            lines.append(f"| `{name}` | {_type(field.annotation)} | {default} | {decides} | {meaning} |")
         lines.append("")
     return "\n".join(lines)
 
 
-def _sections(model: type[BaseModel], path: str) -> Iterator[tuple[str, type[BaseModel]]]:
+def _sections(model: type[Section], path: str) -> Iterator[tuple[str, type[Section]]]:
     yield path, model
     for name, field in model.model_fields.items():
-        section = _section_in(field.annotation)
+        section = section_in(field.annotation)
         if section is not None:
             yield from _sections(section, f"{path}.{name}".removeprefix("."))
 
@@ -64,7 +80,7 @@ def _default(field: Any) -> str:
 
 
 def _type(annotation: Any) -> str:
-    section = _section_in(annotation)
+    section = section_in(annotation)
     if section is not None:
         return {list: "list of sections", dict: "map of sections"}.get(get_origin(annotation), "section")
     schema = _schema_of(annotation)

@@ -6,24 +6,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from transfer.config.section import PositiveFloat, Section
+from transfer.config.section import Decides, PositiveFloat, Section
 
 MAX_TRIALS = 10_000
 
-# Keys that a sweep may not search, and why.
-_NOT_SEARCHED = {
-    "name": "all trials belong to one model",
-    "storage": "all trials share one storage",
-    "dataset": "trials can only be compared on the same images",
-    "activations": "it decides how a trial is computed, not what it learns",
-    "workers": "it decides where a trial is computed, not what it learns",
-    "publish": "only the winner is published",
-    "nightly": "it judges models, and decides nothing of what they learn",
-    "sweep": "a sweep does not search itself",
-}
 
-
-class DomainConfig(Section):
+class DomainConfig(Section, decides=Decides.SEARCH):
     """Values of one key: exactly one of these. A plain list is short for `{choices: …}`."""
 
     choices: Annotated[list[Any], Field(min_length=1)] | None = None
@@ -80,7 +68,7 @@ _SCHEDULERS: dict[str, dict[str, float]] = {
 }
 
 
-class SchedulerConfig(Section):
+class SchedulerConfig(Section, decides=Decides.SEARCH):
     """Who stops trials early. A plain string is short for `{kind: …}`; options of another kind are refused."""
 
     kind: Literal["none", "asha", "median", "pbt"] = "none"
@@ -112,7 +100,7 @@ class SchedulerConfig(Section):
         return {**value, **{name: default for name, default in _SCHEDULERS[kind].items() if value.get(name) is None}}
 
 
-class SweepConfig(Section):
+class SweepConfig(Section, decides=Decides.SEARCH):
     """A search over keys of this configuration, with Ray Tune."""
 
     space: Annotated[dict[str, DomainConfig], Field(min_length=1)]
@@ -133,17 +121,17 @@ class SweepConfig(Section):
     """End the sweep once a trial's metric is this good. Default: none."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Decides what is tried. `training.seed` decides how a trial learns, the same for all unless it is searched."""
-    max_failures: Annotated[int, Field(ge=0)] = 1
+    max_failures: Annotated[int, Field(ge=0), Decides.PLACEMENT] = 1
     """A trial that fails is tried again so often, then recorded as failed; the sweep goes on."""
     folds: Annotated[int, Field(ge=0)] = 0
     """`k`: judge a trial by the mean over k trainings, each validated on another k-th of training and validation split
     together. `0`: by the validation split."""
-    concurrency: Annotated[int, Field(ge=1)] | None = None
+    concurrency: Annotated[Annotated[int, Field(ge=1)] | None, Decides.PLACEMENT] = None
     """Trials in flight at a time. Default: as many as the cluster can run."""
-    gpus_per_trial: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    gpus_per_trial: Annotated[Annotated[float, Field(gt=0.0, lt=1.0)] | None, Decides.PLACEMENT] = None
     """Share of a GPU for each process that trains trials: 0.5 has two of them share one, which pays for small networks.
     Only with `workers: {count: 1, gpus_per_worker: 1}`. Default: whole GPUs."""
-    mlflow: str | None = None
+    mlflow: Annotated[str | None, Decides.PLACEMENT] = None
     """Also log each trial that ended to MLflow at this tracking URI, `http://…` or `sqlite:///…` (needs the extra
     `mlflow`)."""
 
@@ -156,11 +144,8 @@ class SweepConfig(Section):
 
     @field_validator("space")
     @classmethod
-    def _keys_may_be_searched(cls, space: dict[str, DomainConfig]) -> dict[str, DomainConfig]:
+    def _no_key_inside_another(cls, space: dict[str, DomainConfig]) -> dict[str, DomainConfig]:
         for key in space:
-            reason = _NOT_SEARCHED.get(key.partition(".")[0])
-            if reason is not None:
-                raise ValueError(f"`{key}` cannot be searched: {reason}")
             inner = next((other for other in space if other.startswith(f"{key}.")), None)
             if inner is not None:
                 raise ValueError(f"`{key}` and `{inner}` are both searched, and one is a part of the other")

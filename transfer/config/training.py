@@ -1,15 +1,57 @@
-"""The sections `phases` and `training`: how a model is trained."""
+"""The sections `phases`, `training` and `workers`: how a model is trained, and in how many processes."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from transfer.config.section import Fraction, PositiveFloat, Section
+from transfer.config.section import Decides, Fraction, PositiveFloat, Section, Varies
 
 
-class ScheduleConfig(Section):
+class WorkersConfig(Section, decides=Decides.PLACEMENT):
+    """In how many processes training runs."""
+
+    count: Annotated[int, Field(ge=0)] = 0
+    """`0`: in this process, without Ray. `1`: one Ray worker. `n`: n Ray workers, which train one model together."""
+    min_count: Annotated[int, Field(ge=1)] | None = None
+    """Fewest workers that a run starts with, or goes on with after a failure, while there is no room for `count`; it
+    takes more as they come. Default: `count`."""
+    gpus_per_worker: Annotated[int, Field(ge=0)] = 0
+    """GPUs, and so replicas, of each worker."""
+    cpus_per_worker: PositiveFloat = 1.0
+    """CPUs that Ray reserves for each worker."""
+    collectives: Literal["auto", "ring", "nccl"] = "auto"
+    """How workers add their gradients up. `auto`: NCCL between GPUs, else TensorFlow's ring. `ring` where NCCL does not
+    work, as between machines that it cannot connect."""
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """Restarts from the last checkpoint after a worker dies, before the job fails."""
+    start_timeout_s: PositiveFloat = 600.0
+    """Fail when the cluster cannot start the workers in this time."""
+    hang_timeout_s: PositiveFloat = 120.0
+    """A worker that does not answer for this time is ended, as if it had died."""
+    stall_timeout_s: PositiveFloat = 1800.0
+    """Where no worker of a group ends a step, a part of its validation or a checkpoint for this time, the one that
+    holds up the others is ended, as if it had died. One call may hold 100 steps: give it more time than those take."""
+
+    @model_validator(mode="after")
+    def _fewest_are_not_more(self) -> WorkersConfig:
+        if self.min_count is not None and self.min_count > self.count:
+            raise ValueError(f"workers.min_count is {self.min_count} and workers.count {self.count}, which is fewer")
+        return self
+
+    @property
+    def counts(self) -> range:
+        """Numbers of workers that may train together."""
+        return range(self.count if self.min_count is None else self.min_count, self.count + 1)
+
+    @property
+    def replicas(self) -> int:
+        """Copies of the model that are trained together."""
+        return max(self.count, 1) * max(self.gpus_per_worker, 1)
+
+
+class ScheduleConfig(Section, decides=Decides.LEARNING):
     """How the learning rate moves within a phase."""
 
     kind: Literal["constant", "cosine", "exponential"] = "constant"
@@ -20,22 +62,22 @@ class ScheduleConfig(Section):
     """Learning rate at the end of the phase, as a share of the peak."""
 
 
-class OptimizerConfig(Section):
+class OptimizerConfig(Section, decides=Decides.LEARNING):
     """The optimiser. A plain string is short for `{name: …}`."""
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
     """Adam, AdamW (decoupled weight decay), or SGD."""
-    momentum: Fraction = 0.9
+    momentum: Annotated[Fraction, Varies.IN_TRAINING] = 0.9
     """Momentum of SGD."""
     nesterov: bool = False
     """Nesterov momentum for SGD."""
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.004
+    weight_decay: Annotated[float, Field(ge=0.0), Varies.IN_TRAINING | Varies.IN_PACK] = 0.004
     """Decoupled weight decay of AdamW."""
-    clip_norm: PositiveFloat | None = None
+    clip_norm: Annotated[PositiveFloat | None, Varies.IN_TRAINING] = None
     """Scale gradients down so that their global norm, over all replicas, stays below this."""
 
 
-class EarlyStoppingConfig(Section):
+class EarlyStoppingConfig(Section, decides=Decides.LEARNING):
     """End a phase when validation stops improving, and go back to its best epoch."""
 
     metric: Literal["loss", "accuracy"] = "loss"
@@ -46,15 +88,30 @@ class EarlyStoppingConfig(Section):
     """Smaller changes do not count as improvement."""
 
 
-class PhaseConfig(Section):
+def unfreeze_title(unfreeze: int | str) -> str:
+    """What a phase trains, in words: `head`, `last 2 blocks`, `all blocks`, `from block4_conv1 up`."""
+    match unfreeze:
+        case 0:
+            return "head"
+        case 1:
+            return "last block"
+        case int(blocks):
+            return f"last {blocks} blocks"
+        case "all":
+            return "all blocks"
+        case layer:
+            return f"from {layer} up"
+
+
+class PhaseConfig(Section, decides=Decides.LEARNING):
     """One stretch of training. Freeze, then unfreeze, is two."""
 
-    unfreeze: int | str = 0
+    unfreeze: Annotated[int | str, Decides.FEATURES] = 0
     """`0` trains the head only, `n` the last n blocks too, `all` everything, a layer's name from that layer up.
     `transfer inspect` lists the blocks."""
     epochs: Annotated[int, Field(ge=1)] = 5
     """Passes over the training split."""
-    learning_rate: PositiveFloat = 1e-3
+    learning_rate: Annotated[PositiveFloat, Varies.IN_TRAINING | Varies.IN_PACK | Varies.IN_PROGRAM] = 1e-3
     """Peak learning rate."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """The optimiser of this phase; its state starts afresh."""
@@ -62,8 +119,13 @@ class PhaseConfig(Section):
     """Learning rate schedule of this phase."""
     early_stopping: EarlyStoppingConfig | None = None
     """Default: run all epochs and keep the last."""
-    augment: bool = True
+    augment: Annotated[bool, Decides.FEATURES] = True
     """Whether the `augmentation` section applies in this phase."""
+
+    @property
+    def title(self) -> str:
+        """What it trains, in words."""
+        return unfreeze_title(self.unfreeze)
 
     @field_validator("optimizer", mode="before")
     @classmethod
@@ -78,22 +140,22 @@ class PhaseConfig(Section):
         return value
 
 
-class TrainingConfig(Section):
+class TrainingConfig(Section, decides=Decides.LEARNING):
     """What all phases share."""
 
     batch_size: Annotated[int, Field(ge=1)] = 32
     """Images a step over all workers and replicas; must be divisible by their number."""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31), Decides.FEATURES, Varies.IN_PACK | Varies.IN_PROGRAM] = 0
     """Decides initial weights of the head, the order of images, dropout and augmentation."""
     class_weights: Literal["none", "balanced"] | dict[str, PositiveFloat] = "none"
     """`balanced` weighs classes by the inverse of their frequency; or a weight for each class by name."""
-    label_smoothing: Fraction = 0.0
-    """Share of each label spread over all classes."""
-    mixed_precision: Literal["off", "bfloat16", "float16"] = "off"
+    label_smoothing: Annotated[Fraction, Varies.IN_TRAINING | Varies.IN_PACK] = 0.0
+    """Share of each label spread over all classes that have training images."""
+    mixed_precision: Annotated[Literal["off", "bfloat16", "float16"], Decides.FEATURES] = "off"
     """Compute in half precision where the device has it; variables stay float32. Holds for all layers of any base,
     whatever a `.keras` file was saved with. SavedModels are refused, for their graphs say in which types they compute.
     """
-    checkpoint_steps: Annotated[int, Field(ge=1)] | None = None
+    checkpoint_steps: Annotated[Annotated[int, Field(ge=1)] | None, Decides.PLACEMENT] = None
     """Also write a checkpoint every this many steps. One is always written at the end of an epoch."""
     warm_start: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}/[0-9]+$")] | None = None
     """A published model version, `name/3`, whose head this one begins with, class by class. The base begins pretrained

@@ -1,4 +1,6 @@
-"""Shards → batches of decoded images, as tensors.
+"""Shards → decoded images, as tensors: in batches of an epoch, or in the order in which they are stored.
+
+For the passes that see every image once: tracing and starting a pipeline takes longer than decoding hundreds of images.
 
 Each batch is a dict:
 
@@ -10,20 +12,106 @@ Each batch is a dict:
 
 from __future__ import annotations
 
+import functools
 import os
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import accumulate, islice
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import tensorflow as tf
 
-from transfer.dataset.decode import load_image
+from transfer.config import DatasetConfig
+from transfer.dataset.check import RejectedImage, check_image
+from transfer.dataset.decode import load_image, load_plain_jpeg
 from transfer.dataset.manifest import Shard
 from transfer.dataset.order import Window, WorkerSlice, windows
+from transfer.dataset.orientation import is_plain_jpeg
 from transfer.dataset.shards import read_shard
+from transfer.runtime.parallel import in_order
 from transfer.storage import Store
+
+BATCHES_AHEAD = 2
+"""Batches that are decoded while the reader still works on the one before."""
+
+
+def stored_images(
+    store: Store, shards: Sequence[Shard], *, image_size: int, batch_size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """All images of some shards as they are stored, and their labels.
+
+    Yields float32 [n, image_size, image_size, 3] in 0..255 and int32 [n], n below `batch_size` at the very end only.
+    Holds at most three shards in memory. Raises CorruptObjectError, ObjectNotFoundError, StorageError.
+    """
+    cpus = os.cpu_count() or 1
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(cpus) as decoders:
+        try:
+            reading = (reader.submit(read_shard, store, shard, columns=["image", "label"]) for shard in shards)
+            tables = in_order(reading, Future.result, is_full=lambda waiting: len(waiting) > 1)
+            rows = (row for table in tables for row in _rows(table))
+            decode = functools.partial(decoded, image_size=image_size)
+
+            def decoding() -> Iterator[tuple[list[Future[np.ndarray]], np.ndarray]]:
+                while batch := list(islice(rows, batch_size)):
+                    encoded, labels = zip(*batch, strict=True)
+                    yield [decoders.submit(decode, each) for each in encoded], np.array(labels, np.int32)
+
+            yield from in_order(decoding(), _finished, is_full=lambda waiting: len(waiting) > BATCHES_AHEAD)
+        finally:
+            decoders.shutdown(wait=False, cancel_futures=True)
+
+
+def _rows(table: Any) -> Iterator[tuple[bytes, int]]:
+    images = BinaryColumn(table["image"])
+    for row, label in enumerate(table["label"].to_numpy().tolist()):
+        yield images[row], label
+
+
+def _finished(batch: tuple[list[Future[np.ndarray]], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    images, labels = batch
+    return np.stack([image.result() for image in images]), labels
+
+
+def decoded(encoded: bytes, *, image_size: int) -> np.ndarray:
+    """One image as float32 [image_size, image_size, 3] in 0..255. Raises what `load_image` raises."""
+    load = _compiled(load_plain_jpeg if is_plain_jpeg(encoded) else load_image, image_size)
+    image: np.ndarray = load(tf.constant(encoded)).numpy()
+    return image
+
+
+def checked_and_decoded(
+    data: bytes, *, key: str, image_size: int, limits: DatasetConfig, transcode: bool, background: str | None
+) -> tuple[bytes, np.ndarray] | RejectedImage:
+    """A file's image as an ingest would store it, and the same decoded: float32 [image_size, image_size, 3] in 0..255.
+
+    `key`: the file's name. `limits`: what an image may be. `transcode`, `background`: as in `check_image`.
+    """
+    outcome = check_image(
+        data,
+        key=key,
+        max_pixels=limits.max_pixels,
+        max_file_size_bytes=limits.max_file_size_bytes,
+        transcode=transcode,
+        background=background,
+    )
+    if isinstance(outcome, RejectedImage):
+        return outcome
+    return outcome.data, decoded(outcome.data, image_size=image_size)
+
+
+@functools.lru_cache(maxsize=4)
+def _compiled(load: Callable[[tf.Tensor, int], tf.Tensor], image_size: int) -> Any:
+    @tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
+    def loaded(image_bytes: tf.Tensor) -> tf.Tensor:
+        # No other device decodes, and a trip to one for resizing costs more than it saves.
+        with tf.device("CPU"):
+            return load(image_bytes, image_size)
+
+    return loaded.get_concrete_function()
+
 
 DEFAULT_WINDOW_SIZE_BYTES = 256 * 1024**2
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from typing import Any
 
@@ -20,13 +20,15 @@ import numpy as np
 
 from transfer.dataset import formats
 from transfer.dataset.formats import Format
-from transfer.startup import import_tensorflow
+from transfer.runtime.startup import import_tensorflow
 
-CHECK_VERSION = 2
+CHECK_VERSION = 3
 """Counted up when another image is accepted, stored or described than before, so that what was found earlier is not
 relied on."""
 # A progressive JPEG has about ten scans. Each costs a pass over all pixels, however few bytes it has.
 _MAX_JPEG_SCANS = 100
+# Pillow's words for compressed texts and profiles beyond its limit.
+_UNPACKS_TO_MUCH = "Decompressed data too large"
 # Pillow and TensorFlow convert print colors a little differently; the wrong way round is far beyond, in 0..255.
 _MAX_MEAN_DIFFERENCE_OF_JPEG = 8
 # The other decoders agree exactly; versions of the WebP library may round differently one day.
@@ -75,13 +77,20 @@ class _UndecodableError(Exception):
 
 
 def check_image(
-    data: bytes, *, key: str, max_pixels: int, max_file_size_bytes: int, transcode: bool
+    data: bytes,
+    *,
+    key: str,
+    max_pixels: int,
+    max_file_size_bytes: int,
+    transcode: bool,
+    background: str | None = None,
 ) -> AcceptedImage | RejectedImage:
     """Check one image file by decoding it; never raises because of what is in `data`.
 
     `key` is the file's name: the content alone decides, a name that promises another format is mentioned. Images of
     more than `max_pixels` pixels are refused from their header. With `transcode`, what TensorFlow does not decode right
-    becomes an upright PNG of the first frame where Pillow can read it; the same bytes always give the same PNG.
+    becomes an upright PNG of the first frame where Pillow can read it; the same bytes always give the same PNG. So does
+    an image with transparent pixels where there is a `background`, `#rrggbb`, to put it on.
     """
     if not data:
         return RejectedImage(RejectReason.EMPTY, "The file has no bytes.")
@@ -95,23 +104,42 @@ def check_image(
     try:
         # Pillow's warnings say what is decided here; they would come thousands of times.
         with _no_warnings():
-            return _check(data, kind, kind.named(key), max_pixels=max_pixels, transcode=transcode)
+            return _check(
+                data, kind, kind.named(key), max_pixels=max_pixels, transcode=transcode, background=background
+            )
     except _RefusedError as refused:
         return refused.rejected
 
 
-def _check(data: bytes, kind: Format, label: str, *, max_pixels: int, transcode: bool) -> AcceptedImage:
+def _check(
+    data: bytes, kind: Format, label: str, *, max_pixels: int, transcode: bool, background: str | None
+) -> AcceptedImage:
     if not kind.is_decodable and not transcode:
+        # It would be no help to recommend what does not help.
+        _refuse_pixels(data, kind, label)
         tool = f" (with {kind.package} installed)" if kind.package else ""
         raise _RefusedError(
             RejectReason.UNSUPPORTED_FORMAT,
             f"{label} is not decoded in a model's graph; `transcode: true` turns it into PNG{tool}.",
         )
+    try:
+        return _check_with_pillow(data, kind, label, max_pixels=max_pixels, transcode=transcode, background=background)
+    except _RefusedError as refused:
+        if kind not in {formats.JPEG, formats.PNG} or refused.rejected.reason != RejectReason.CORRUPT:
+            raise
+        return _decoded_alone(data, kind, refused, max_pixels=max_pixels, background=background)
+
+
+def _check_with_pillow(
+    data: bytes, kind: Format, label: str, *, max_pixels: int, transcode: bool, background: str | None
+) -> AcceptedImage:
     image = _open(data, kind, label)
     _limit_pixels(image.width, image.height, max_pixels)
     if kind.is_decodable:
         try:
             height, width = _decode_as_pillow(data, kind, image, label, max_pixels=max_pixels)
+            if background is not None and kind.has_alpha and image.has_transparency_data:
+                return _accepted(_decode(data, background))
             return AcceptedImage(data, width, height, kind.name)
         except _UndecodableError as problem:
             _load(image, label)
@@ -120,13 +148,42 @@ def _check(data: bytes, kind: Format, label: str, *, max_pixels: int, transcode:
                     RejectReason.UNSUPPORTED_FORMAT,
                     f"{label} that TensorFlow does not decode right: {problem}. `transcode: true` turns it into PNG.",
                 ) from None
-    png = _to_png(image, label)
+    upright = _without_metadata(image, data, label, keeps_alpha=background is not None)
     try:
-        height, width, _ = _decode(png).shape
+        return _accepted(_decode(_to_png(upright), background))
     except _UndecodableError as problem:
         detail = f"{label} that TensorFlow does not decode even as PNG: {problem}."
         raise _RefusedError(RejectReason.UNSUPPORTED_FORMAT, detail) from None
-    return AcceptedImage(png, width, height, formats.PNG.name)
+
+
+def _decoded_alone(
+    data: bytes, kind: Format, refused: _RefusedError, *, max_pixels: int, background: str | None
+) -> AcceptedImage:
+    """Accept a JPEG or PNG that is decoded although Pillow finds it corrupt: damage beside the picture is no matter.
+
+    Raises `refused` where TensorFlow does not decode it either, and where a text would unpack to very much.
+    """
+    if _UNPACKS_TO_MUCH in refused.rejected.detail:
+        raise refused
+    try:
+        height, width = formats.png_size(data) if kind is formats.PNG else _jpeg_size(data)
+        _limit_pixels(width, height, max_pixels)
+        _limit_scans(data, kind, kind.name)
+        on_color = background if kind.has_alpha else None
+        pixels = _decode(data, on_color)
+    except _UndecodableError:
+        raise refused from None
+    if on_color is not None:
+        return _accepted(pixels)
+    return AcceptedImage(data, pixels.shape[1], pixels.shape[0], kind.name)
+
+
+def _accepted(pixels: np.ndarray) -> AcceptedImage:
+    """An image of these pixels, uint8 [height, width, 3], as PNG."""
+    from PIL import Image
+
+    height, width, _ = pixels.shape
+    return AcceptedImage(_to_png(Image.fromarray(pixels)), width, height, formats.PNG.name)
 
 
 def _decode_as_pillow(data: bytes, kind: Format, image: Any, label: str, *, max_pixels: int) -> tuple[int, int]:
@@ -135,8 +192,7 @@ def _decode_as_pillow(data: bytes, kind: Format, image: Any, label: str, *, max_
     TensorFlow makes room for as many pixels as the header says that Pillow has read, and for BMP no more than the file
     has bytes. Only a GIF's frames may be larger than its header says.
     """
-    if kind is formats.JPEG and data.count(b"\xff\xda") > _MAX_JPEG_SCANS:
-        raise _RefusedError(RejectReason.PIXEL_BOMB, f"{label} of more than {_MAX_JPEG_SCANS} scans.")
+    _limit_scans(data, kind, label)
     if kind is formats.GIF:
         _limit_gif_frames(data, image.size, max_pixels)
     # JPEG, the most frequent, has one way to be read unless it is for print; Pillow need not decode it as well.
@@ -172,6 +228,9 @@ def _open(data: bytes, kind: Format, label: str) -> Any:
     except Image.DecompressionBombError as error:
         raise _RefusedError(RejectReason.PIXEL_BOMB, f"{label}: {_text(error)}.") from None
     except UnidentifiedImageError:
+        if kind is formats.TIFF and (layout := formats.tiff_layout(data)) is not None and not layout.is_usual:
+            detail = f"{label} of {layout}, which Pillow does not read; convert it to 8 bits a channel first."
+            raise _RefusedError(RejectReason.UNSUPPORTED_FORMAT, detail) from None
         # Pillow's sentence says no more than where in memory the file is, which would make each ledger another.
         raise _RefusedError(RejectReason.CORRUPT, f"{label} with a broken header.") from None
     except Exception as error:  # noqa: BLE001 - broken files make Pillow's parsers raise anything
@@ -190,6 +249,11 @@ def _limit_pixels(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         detail = f"The image has {width:,}×{height:,} = {width * height:,} pixels; max_pixels is {max_pixels:,}."
         raise _RefusedError(RejectReason.PIXEL_BOMB, detail)
+
+
+def _limit_scans(data: bytes, kind: Format, label: str) -> None:
+    if kind is formats.JPEG and data.count(b"\xff\xda") > _MAX_JPEG_SCANS:
+        raise _RefusedError(RejectReason.PIXEL_BOMB, f"{label} of more than {_MAX_JPEG_SCANS} scans.")
 
 
 def _limit_gif_frames(data: bytes, screen: tuple[int, int], max_pixels: int) -> None:
@@ -229,41 +293,75 @@ def _upright(image: Any) -> Any:
         return image
 
 
-def _to_rgb(image: Any) -> Any:
-    """Three channels of 8 bits. Alpha is dropped, as TensorFlow drops it; 16 bits lose the lower 8."""
+def _to_rgb(image: Any, *, keeps_alpha: bool = False) -> Any:
+    """Three channels of 8 bits. Alpha is dropped, as TensorFlow drops it, or kept; 16 bits lose the lower 8."""
     from PIL import Image
 
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return image.convert("RGB")
+    return image.convert("RGBA" if keeps_alpha and image.has_transparency_data else "RGB")
 
 
-def _to_png(image: Any, label: str) -> bytes:
-    _load(image, label)
+def _refuse_pixels(data: bytes, kind: Format, label: str) -> None:
+    """Refuse a TIFF of pixels that do not become a PNG. One that is broken otherwise may pass."""
+    if kind is not formats.TIFF:
+        return
+    try:
+        image = _open(data, kind, label)
+    except _RefusedError as refused:
+        if refused.rejected.reason == RejectReason.UNSUPPORTED_FORMAT:
+            raise
+        return
+    _refuse_wide_pixels(image, data, label)
+
+
+def _refuse_wide_pixels(image: Any, data: bytes, label: str) -> None:
     if image.mode in {"I", "F"}:
+        layout = formats.tiff_layout(data) or "pixels of 32 bits"
         raise _RefusedError(
             RejectReason.UNSUPPORTED_FORMAT,
-            f"{label} has pixels of 32 bits, and nothing says which is white; convert it to 8 or 16 bits first.",
+            f"{label} of {layout}, and nothing says which value is white; convert it to 8 bits, or 16 without sign.",
         )
+
+
+def _without_metadata(image: Any, data: bytes, label: str, *, keeps_alpha: bool) -> Any:
+    """The picture alone, upright: its profiles, texts and times would make other bytes of it."""
+    _load(image, label)
+    _refuse_wide_pixels(image, data, label)
     try:
-        upright = _to_rgb(_upright(image))
+        upright = _to_rgb(_upright(image), keeps_alpha=keeps_alpha)
     except ValueError as error:
         detail = f"{label} cannot be turned into PNG: {_text(error)}."
         raise _RefusedError(RejectReason.UNSUPPORTED_FORMAT, detail) from None
-    # Profiles, texts and times stay out: the picture alone decides the bytes.
     upright.info.clear()
+    return upright
+
+
+def _to_png(image: Any) -> bytes:
     buffer = io.BytesIO()
-    upright.save(buffer, "PNG")
+    image.save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def _decode(data: bytes) -> np.ndarray:
+def _jpeg_size(data: bytes) -> tuple[int, int]:
+    """Height and width by the header, as the decoder itself reads it."""
+    import_tensorflow()
+    import tensorflow as tf
+
+    try:
+        height, width, _ = tf.io.extract_jpeg_shape(data).numpy().tolist()
+    except tf.errors.OpError as error:
+        raise _UndecodableError(error.message) from None
+    return height, width
+
+
+def _decode(data: bytes, background: str | None = None) -> np.ndarray:
     """Pixels as training and serving see them: uint8 [height, width, 3]."""
     import_tensorflow()
     import tensorflow as tf
 
     try:
-        pixels: np.ndarray = _decoder()(tf.constant(data)).numpy()
+        pixels: np.ndarray = _decoder(background)(tf.constant(data)).numpy()
     except tf.errors.OpError as error:
         # The op's own sentence stands last, before the name of its node.
         text = error.message.split("\n\t [[")[0].rstrip().rsplit("\n", 1)[-1]
@@ -272,12 +370,12 @@ def _decode(data: bytes) -> np.ndarray:
 
 
 @cache
-def _decoder() -> Any:
+def _decoder(background: str | None) -> Any:
     import tensorflow as tf
 
     from transfer.dataset.decode import decode_image
 
-    return tf.function(decode_image, input_signature=[tf.TensorSpec([], tf.string)])
+    return tf.function(partial(decode_image, background=background), input_signature=[tf.TensorSpec([], tf.string)])
 
 
 def _text(error: Exception) -> str:

@@ -3,24 +3,79 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from transfer.dataset.splits import SPLITS, TRAIN
+from transfer.dataset.splits import SPLITS, TRAIN, split_named
 from transfer.errors import DatasetError
 
 
-def class_order(labels: Sequence[str], parent: Sequence[str], *, renames: Mapping[str, str], source: str) -> list[str]:
-    """Order the classes: those of the parent version keep their index, new ones follow, sorted.
+def places_among(
+    classes: Sequence[str], others: Sequence[str], *, same_indices: bool, renames: Mapping[str, str]
+) -> list[int | None]:
+    """For each of `classes`, those of an earlier version or of a model, its index among `others`.
 
-    `renames` gives those of the parent their new names; `labels` have theirs already. Raises DatasetError for fewer
-    than two labels, for names that people would take for the same, and for classes of the parent that would become one.
+    A renamed class is the same class. None where a class is not one of the others; two classes that have become one
+    have one index. `same_indices`: both are classes of versions between which no index moved, while names may have
+    changed (`Dataset.has_indices_of`). Otherwise names decide, after `renames`: `{old: new}`, dataset.rename_classes.
     """
+    if same_indices:
+        return [index if index < len(others) else None for index in range(len(classes))]
+    indices = {name: index for index, name in enumerate(others)}
+    return [indices.get(renames.get(name, name)) for name in classes]
+
+
+def names_among(
+    classes: Sequence[str], others: Sequence[str], *, same_indices: bool, renames: Mapping[str, str]
+) -> list[str]:
+    """For each of `classes` the name that it has among `others`, and its own one where it is not one of them.
+
+    Arguments: as in `places_among`. An own name is the new one where `renames` has one.
+    """
+    places = places_among(classes, others, same_indices=same_indices, renames=renames)
+    own = classes if same_indices else [renames.get(name, name) for name in classes]
+    return [name if place is None else others[place] for name, place in zip(own, places, strict=True)]
+
+
+_SHOWN = 12
+
+
+def no_classes(source: str, *, beside: str) -> DatasetError:
+    """The error for a source without any class. `beside`: what else is there, in words."""
+    return DatasetError(
+        f"There are no images with a class in {source}{f'; {beside}' if beside else ''}.",
+        advice="Put the images into one folder a class, <source>/<class>/<image>; in a table fill its labels.",
+    )
+
+
+def class_order(labels: Sequence[str], known: Sequence[str], *, source: str, may_be_splits: bool = False) -> list[str]:
+    """Order the classes: those `known` from the parent version come first, in its order, then new ones, sorted.
+
+    Raises DatasetError for fewer than two labels, for names of splits unless classes `may_be_splits`, where none of the
+    known ones is among the labels, and for names that people would take for the same.
+    """
+    splits = {} if may_be_splits else {name: split for name in labels if (split := split_named(name))}
+    # One class may well be called `train` or `test`.
+    if splits and (len(splits) == len(labels) or (TRAIN in splits.values() and len({*splits.values()}) > 1)):
+        folders = ", ".join(f"`{name}`" for name in splits)
+        others = [name for name in labels if name not in splits]
+        beside = f" (beside {named(others)})" if others else ""
+        raise DatasetError(
+            f"The folders in {source} are {folders}{beside}: splits, and no classes.",
+            advice="Where class folders are in them, name them in dataset.splits, `{train: train, …}`; or one of them "
+            "in dataset.subfolder; `dataset.splits: {}` takes them as classes.",
+        )
     if len(labels) == 1:
         raise DatasetError(
             f"There is only one class in {source}, `{labels[0]}`, and two are needed to tell apart.",
             advice="Put the images into one folder a class, and give the folder around those as dataset.source.",
         )
-    known = _renamed(parent, renames)
+    if known and labels and set(known).isdisjoint(labels):
+        raise DatasetError(
+            f"The dataset has {len(known)} classes so far ({named(known)}), and none of them is in {source}, whose "
+            f"classes are {named(labels)}. A dataset's classes stay: a model of both would be trained.",
+            advice="If these are other images, set `name` to a new name. If classes were renamed, say so in "
+            "dataset.rename_classes. `transfer datasets start-over` forgets the earlier ones.",
+        )
     classes = [*known, *sorted(set(labels) - set(known))]
     seen: dict[str, str] = {}
     for name in classes:
@@ -29,12 +84,13 @@ def class_order(labels: Sequence[str], parent: Sequence[str], *, renames: Mappin
             raise DatasetError(
                 f"The classes `{twin}` and `{name}` differ only by case, space or Unicode form.",
                 advice="Give them one name if they are one class (dataset.rename_classes does), else names that differ "
-                "more. Names of earlier versions count: another dataset.name starts afresh.",
+                "more. Names of earlier versions count: `transfer datasets start-over` forgets them.",
             )
     return classes
 
 
-def _renamed(parent: Sequence[str], renames: Mapping[str, str]) -> list[str]:
+def renamed(parent: Sequence[str], renames: Mapping[str, str]) -> list[str]:
+    """The classes of an earlier version by their new names. Raises DatasetError where two would become one."""
     old_name_of: dict[str, str] = {}
     for old in parent:
         new = renames.get(old, old)
@@ -43,7 +99,7 @@ def _renamed(parent: Sequence[str], renames: Mapping[str, str]) -> list[str]:
             raise DatasetError(
                 f"dataset.rename_classes makes `{new}` of `{twin}` and of `{old}`, and both have an index already.",
                 advice="Indices are never merged. Give the images of one the label of the other in the source, so that "
-                "one class has no images any more; another dataset.name starts afresh.",
+                "one class has no images any more; `transfer datasets start-over` gives all classes new indices.",
             )
     return list(old_name_of)
 
@@ -63,12 +119,15 @@ def check_counts(
     *,
     vanished: Sequence[str],
     min_images: int,
-    shares: dict[str, float],
+    shares: Mapping[str, float],
+    given: Collection[str] = (),
+    groups_by: str | None = None,
 ) -> None:
-    """Check that each class has `min_images` accepted images, and each split with a share above 0 any at all.
+    """Check that each class has `min_images` accepted images, and each split that is wanted any at all.
 
-    Classes that vanished need none, but two classes must have training images. `counts[split][class]` are images.
-    Raises DatasetError.
+    Wanted are those with a share above 0 in `shares`, and those that are `given`. Classes that vanished need none, but
+    two classes must have training images. `counts[split][class]` are images. `groups_by`: what makes groups that share
+    a split. Raises DatasetError.
     """
     totals = {name: sum(counts[split][name] for split in SPLITS) for name in classes if name not in vanished}
     few = [f"`{name}` has {total}" for name, total in totals.items() if total < min_images]
@@ -78,11 +137,18 @@ def check_counts(
             f"dataset.min_images_per_class: {', '.join(few[:5])}{', …' if len(few) > 5 else ''}.",
             advice="Add images, or leave the class out of the source.",
         )
+    for split in given:
+        if not sum(counts[split].values()):
+            raise DatasetError(
+                f"The {split} split is empty: the source gives it, and none of the {sum(totals.values())} images that "
+                "are accepted is in it.",
+                advice="Add images to it, or leave it out of what the source gives: then it is drawn from train.",
+            )
     for split, share in shares.items():
         if share > 0 and not sum(counts[split].values()):
             raise DatasetError(
                 f"The {split} split is empty: its share is {share:g}, and none of the {sum(totals.values())} images "
-                "falls into it.",
+                f"falls into it{f': all of a group share one ({groups_by})' if groups_by else ''}.",
                 advice=f"Add images, or change the shares; dataset.{split}: 0 does without it."
                 if split != "train"
                 else "Add images, or lower dataset.validation and dataset.test.",
@@ -93,3 +159,43 @@ def check_counts(
             f"Of the {len(classes)} classes only `{trained[0]}` has training images, and two are needed to tell apart.",
             advice="Add images of other classes, or lower dataset.validation and dataset.test.",
         )
+
+
+def check_given(images: Mapping[str, Sequence[int]]) -> None:
+    """Raise DatasetError where all images of a class are given to validation or test.
+
+    `images`: of each class, how many are given to train, validation and test, and how many to none.
+    """
+    untrained = [name for name, (train, *held_out, free) in images.items() if any(held_out) and not train + free]
+    if untrained:
+        name = untrained[0]
+        counts = zip(SPLITS, images[name], strict=False)
+        found = " and ".join(f"{count:,} in {split}" for split, count in counts if count)
+        more = f"; so are all of {named(untrained[1:])}" if untrained[1:] else ""
+        raise DatasetError(
+            f"All images of the class `{name}` are given to splits that no model is trained on, {found}{more}.",
+            advice="Give some images of each class to train, or take the class out of the source.",
+        )
+
+
+def warnings_of(
+    counts: Mapping[str, Mapping[str, int]], classes: Sequence[str], *, vanished: Sequence[str]
+) -> Iterator[str]:
+    """Name the classes that a split lacks, in sentences; of splits that have images. `counts[split][class]`."""
+    if vanished:
+        yield f"Without images now, with their indices kept: {named(vanished)}."
+    for split in SPLITS:
+        lacking = [name for name in classes if not counts[split][name] and name not in vanished]
+        if not lacking or not any(counts[split].values()):
+            continue
+        if split == TRAIN:
+            lost = "Without training images, so no model answers them"
+            yield f"{lost}: {named(lacking)}. All of their images are held out."
+        else:
+            yield f"Without {split} images, so the figures on that split say nothing of them: {named(lacking)}."
+
+
+def named(names: Sequence[str]) -> str:
+    """The first of these names, and how many there are."""
+    shown = ", ".join(f"`{name}`" for name in names[:_SHOWN])
+    return f"{shown}, and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else shown

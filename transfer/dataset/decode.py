@@ -11,27 +11,26 @@ from transfer.dataset.orientation import apply_orientation, exif_orientation, li
 
 
 @tf.autograph.experimental.do_not_convert
-def decode_image(image_bytes: tf.Tensor) -> tf.Tensor:
+def decode_image(image_bytes: tf.Tensor, background: str | None = None) -> tf.Tensor:
     """Decode a JPEG, PNG, GIF (first frame), BMP or WebP (first frame): string [] to uint8 [height, width, 3].
 
-    EXIF orientation is applied, alpha is dropped, gray is repeated in three channels. Works eagerly, in `tf.data` and
-    in an exported signature. Raises `tf.errors.InvalidArgumentError` for bytes that are no such image, are broken, or
-    are of a variant that TensorFlow would decode to something else than the picture.
+    EXIF orientation is applied, gray is repeated in three channels. Alpha is dropped, or PNG and WebP are put on the
+    color `background`, `#rrggbb`. Works eagerly, in `tf.data` and in an exported signature. Raises
+    `tf.errors.InvalidArgumentError` for bytes that are no such image, are broken, or are of a variant that TensorFlow
+    would decode to something else than the picture.
     """
-    first = tf.strings.substr(image_bytes, 0, 1)
-    needs_care = (first == b"R") | (first == b"G") | (first == b"B")
-    image = tf.cond(needs_care, lambda: _decode_with_care(image_bytes), lambda: _decode(image_bytes, channels=3))
+    image = _without_alpha(image_bytes) if background is None else _on_background(image_bytes, background)
     image.set_shape([None, None, 3])
     return apply_orientation(image, exif_orientation(image_bytes))
 
 
 @tf.autograph.experimental.do_not_convert
-def load_image(image_bytes: tf.Tensor, image_size: int) -> tf.Tensor:
+def load_image(image_bytes: tf.Tensor, image_size: int, background: str | None = None) -> tf.Tensor:
     """Decode and resize the whole image to a square: string [] to float32 [image_size, image_size, 3] in 0..255.
 
     Bilinear, without antialiasing; the aspect ratio is not kept. Raises what `decode_image` raises.
     """
-    return _resized(decode_image(image_bytes), image_size)
+    return _resized(decode_image(image_bytes, background), image_size)
 
 
 @tf.autograph.experimental.do_not_convert
@@ -42,6 +41,36 @@ def load_plain_jpeg(image_bytes: tf.Tensor, image_size: int) -> tf.Tensor:
 
 def _resized(image: tf.Tensor, image_size: int) -> tf.Tensor:
     return tf.image.resize(image, [image_size, image_size], method="bilinear", antialias=False)
+
+
+def _without_alpha(image_bytes: tf.Tensor) -> tf.Tensor:
+    first = tf.strings.substr(image_bytes, 0, 1)
+    needs_care = (first == b"R") | (first == b"G") | (first == b"B")
+    return tf.cond(needs_care, lambda: _decode_with_care(image_bytes), lambda: _decode(image_bytes, channels=3))
+
+
+def _on_background(image_bytes: tf.Tensor, background: str) -> tf.Tensor:
+    """PNG and WebP on a color. The other formats have no alpha that TensorFlow reads."""
+    first = tf.strings.substr(image_bytes, 0, 1)
+
+    def webp() -> tf.Tensor:
+        image = _decode_webp(image_bytes)
+        return tf.cond(tf.shape(image)[2] == 4, lambda: _blended(image, background), lambda: image[..., :3])
+
+    return tf.case(
+        [
+            (first == b"\x89", lambda: _blended(_decode(image_bytes, channels=4), background)),
+            (first == b"R", webp),
+        ],
+        default=lambda: _without_alpha(image_bytes),
+    )
+
+
+def _blended(image: tf.Tensor, background: str) -> tf.Tensor:
+    """Put an image on a color: uint8 [height, width, 4] to uint8 [height, width, 3], in whole numbers on any device."""
+    pixels, color = tf.cast(image, tf.int32), tf.constant(list(bytes.fromhex(background[1:])), tf.int32)
+    alpha = pixels[..., 3:]
+    return tf.cast((pixels[..., :3] * alpha + color * (255 - alpha) + 127) // 255, tf.uint8)
 
 
 def _decode(image_bytes: tf.Tensor, *, channels: int) -> tf.Tensor:
@@ -59,7 +88,7 @@ def _decode_with_care(image_bytes: tf.Tensor) -> tf.Tensor:
             (first == b"G", lambda: _decode_gif(image_bytes)),
             (first == b"B", lambda: _decode_bmp(image_bytes)),
         ],
-        default=lambda: _decode_webp(image_bytes),
+        default=lambda: _decode_webp(image_bytes)[..., :3],
     )
 
 
@@ -103,7 +132,7 @@ def _decode_bmp(image_bytes: tf.Tensor) -> tf.Tensor:
 
 
 def _decode_webp(image_bytes: tf.Tensor) -> tf.Tensor:
-    """Still image or first frame, alpha dropped.
+    """Still image or first frame, of three channels, or of four where there is alpha.
 
     TensorFlow decodes an animation only to four channels, and writes beyond its buffer when it is asked to choose the
     channels itself and the header promises no alpha. So a still image lets it choose (it refuses to drop alpha), and an
@@ -118,5 +147,4 @@ def _decode_webp(image_bytes: tf.Tensor) -> tf.Tensor:
         before, after = tf.strings.substr(image_bytes, 0, 20), tf.strings.substr(image_bytes, 21, 2**31 - 1)
         return _decode(tf.strings.join([before, marked, after]), channels=4)
 
-    image = tf.cond(is_animated, first_frame, lambda: _decode(image_bytes, channels=0))
-    return image[..., :3]
+    return tf.cond(is_animated, first_frame, lambda: _decode(image_bytes, channels=0))

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import NamedTuple
 
 
 @dataclass(frozen=True)
 class Format:
-    """A format: its name, Pillow's name for it, and whether `decode_image` takes it.
+    """A format: its name, Pillow's name for it, and whether `decode_image` takes it, and reads alpha from it.
 
     Where Pillow alone cannot read it, `plugin` is the module whose import teaches it, from the package `package`.
     """
@@ -19,6 +20,7 @@ class Format:
     name: str
     pillow_name: str
     is_decodable: bool = False
+    has_alpha: bool = False
     suffixes: tuple[str, ...] = ()
     plugin: str | None = None
     package: str | None = None
@@ -31,13 +33,13 @@ class Format:
 
 
 JPEG = Format("JPEG", "JPEG", is_decodable=True, suffixes=(".jpg", ".jpeg", ".jpe", ".jfif"))
-PNG = Format("PNG", "PNG", is_decodable=True, suffixes=(".png", ".apng"))
+PNG = Format("PNG", "PNG", is_decodable=True, has_alpha=True, suffixes=(".png", ".apng"))
 GIF = Format("GIF", "GIF", is_decodable=True, suffixes=(".gif",))
 BMP = Format("BMP", "BMP", is_decodable=True, suffixes=(".bmp", ".dib"))
-WEBP = Format("WebP", "WEBP", is_decodable=True, suffixes=(".webp",))
+WEBP = Format("WebP", "WEBP", is_decodable=True, has_alpha=True, suffixes=(".webp",))
 AVIF = Format("AVIF", "AVIF", suffixes=(".avif",), package="pillow (11.3 or later)")
 HEIC = Format("HEIC", "HEIF", suffixes=(".heic", ".heif"), plugin="pillow_heif.HeifImagePlugin", package="pillow-heif")
-_TIFF = Format("TIFF", "TIFF", suffixes=(".tif", ".tiff"))
+TIFF = Format("TIFF", "TIFF", suffixes=(".tif", ".tiff"))
 _JPEG_2000 = Format("JPEG 2000", "JPEG2000", suffixes=(".jp2", ".j2k", ".jpx"))
 _JPEG_XL = Format("JPEG XL", "JXL", suffixes=(".jxl",), plugin="pillow_jxl", package="pillow-jxl-plugin")
 _PNM = Format("PNM", "PPM", suffixes=(".ppm", ".pgm", ".pbm", ".pnm"))
@@ -46,10 +48,10 @@ _SIGNATURES = {
     b"\x89PNG\r\n\x1a\n": PNG,
     b"GIF8": GIF,
     b"BM": BMP,
-    b"II*\0": _TIFF,
-    b"MM\0*": _TIFF,
-    b"II+\0": _TIFF,
-    b"MM\0+": _TIFF,
+    b"II*\0": TIFF,
+    b"MM\0*": TIFF,
+    b"II+\0": TIFF,
+    b"MM\0+": TIFF,
     b"\0\0\0\x0cjP  \r\n": _JPEG_2000,
     b"\xff\x4f\xff\x51": _JPEG_2000,
     b"\0\0\0\x0cJXL \r\n": _JPEG_XL,
@@ -59,6 +61,8 @@ _SIGNATURES = {
     b"qoif": Format("QOI", "QOI", suffixes=(".qoi",)),
     **{b"P%d%c" % (kind, space): _PNM for kind in range(1, 7) for space in b" \t\r\n#"},
 }
+SUFFIXES = tuple({suffix for kind in (WEBP, AVIF, HEIC, *_SIGNATURES.values()) for suffix in kind.suffixes})
+"""All endings of image files, in lower case."""
 _AVIF_BRANDS = {b"avif", b"avis"}
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
 
@@ -75,6 +79,47 @@ def recognize(data: bytes) -> Format | None:
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return WEBP
     return next((kind for signature, kind in _SIGNATURES.items() if data.startswith(signature)), None)
+
+
+def png_size(data: bytes) -> tuple[int, int]:
+    """Height and width of a PNG by its header, which always comes first; 0 where the file is shorter."""
+    width, height = struct.unpack(">II", data[16:24].ljust(8, b"\0"))
+    return height, width
+
+
+class TiffLayout(NamedTuple):
+    """How a TIFF stores a pixel."""
+
+    channels: int
+    bits: int
+    sample_format: int
+
+    @property
+    def is_usual(self) -> bool:
+        """Whether Pillow reads such pixels, if the rest of the file is whole."""
+        return self.bits <= 8 and self.channels <= 4 and self.sample_format == 1
+
+    def __str__(self) -> str:
+        signed = {2: ", signed", 3: ", float"}.get(self.sample_format, "")
+        return f"{self.channels} channel{'s' * (self.channels > 1)} of {self.bits} bits{signed}"
+
+
+def tiff_layout(data: bytes) -> TiffLayout | None:
+    """The layout that the first directory of a classic TIFF says; None where it cannot be read, or is no TIFF."""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(data[:4])
+    if order is None:
+        return None
+    found = {}
+    with suppress(struct.error):
+        (start,) = struct.unpack_from(order + "L", data, 4)
+        (entries,) = struct.unpack_from(order + "H", data, start)
+        for at in range(start + 2, start + 2 + 12 * entries, 12):
+            tag, kind, count = struct.unpack_from(order + "HHL", data, at)
+            if tag in {258, 277, 339} and kind == 3:  # bits of each sample, samples, formats of each: shorts
+                where = at + 8 if count <= 2 else struct.unpack_from(order + "L", data, at + 8)[0]
+                (found[tag],) = struct.unpack_from(order + "H", data, where)
+        return TiffLayout(found.get(277, 1), found.get(258, 1), found.get(339, 1))
+    return None
 
 
 def gif_frames(data: bytes) -> Iterator[tuple[int, int]]:

@@ -7,6 +7,7 @@ for a moment.
 from __future__ import annotations
 
 import hashlib
+import re
 from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,9 +15,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from transfer.dataset.rejects import Reject
+from transfer.dataset.manifest import DROPPED, Reject
 from transfer.dataset.sources import Entry, Label, Source
-from transfer.progress import progress
+from transfer.dataset.splits import NONE_GIVEN, SPLITS, Given
+from transfer.runtime.progress import progress
 
 MARK_SIZE_BYTES = 16
 _CHUNK = 16_384
@@ -38,6 +40,10 @@ class Listing:
     labels: list[str]
     """Classes in the order of their first appearance, those without images included."""
     rejects: list[Reject]
+    given: Given
+    """Splits and groups of the images, where the source gives any."""
+    is_whole: bool = True
+    """False: it ends at as many files as were asked for, and the source has more."""
 
     def __len__(self) -> int:
         return len(self.label_codes)
@@ -48,24 +54,52 @@ class Listing:
         return key
 
 
-def list_source(source: Source, *, renames: Mapping[str, str]) -> Listing:
-    """Ask a source for all it has, and give labels their new names by `renames`; no image is checked."""
+def list_source(
+    source: Source,
+    *,
+    renames: Mapping[str, str],
+    dropped: Mapping[str, str] | None = None,
+    group_pattern: str | None = None,
+    most: int | None = None,
+) -> Listing:
+    """Ask a source for all it has, and give labels their new names by `renames`; no image is checked.
+
+    `dropped`: classes, by those names, whose images are rejects, with the reason for each. `group_pattern`: the regular
+    expression that finds an image's group in its key. `most`: files to list.
+    """
+    dropped = dropped or {}
+    pattern = None if group_pattern is None else re.compile(group_pattern)
     chunks: list[pa.Array] = []
     keys: list[str] = []
     codes, sizes, marks = array("i"), array("q"), bytearray()
+    splits, groups = array("b"), array("i")
     code_of: dict[str, int] = {}
+    group_code_of: dict[str, int] = {}
     rejects: list[Reject] = []
-    with progress("list") as advance:
+    is_whole = True
+    with progress("list", stays=False) as advance:
         for item in source.entries():
+            if not isinstance(item, Label) and len(codes) + len(rejects) == most:
+                is_whole = False
+                break
             if isinstance(item, Reject):
                 rejects.append(item)
-            elif isinstance(item, Label):
-                code_of.setdefault(renames.get(item.name, item.name), len(code_of))
+                continue
+            name = item.name if isinstance(item, Label) else item.label
+            name = renames.get(name, name)
+            if isinstance(item, Label):
+                if name not in dropped:
+                    code_of.setdefault(name, len(code_of))
+            elif name in dropped:
+                rejects.append(Reject(item.key, DROPPED, f"class {name} was dropped: {dropped[name]}"))
             else:
                 keys.append(item.key)
-                codes.append(code_of.setdefault(renames.get(item.label, item.label), len(code_of)))
+                codes.append(code_of.setdefault(name, len(code_of)))
                 sizes.append(item.size_bytes)
                 marks += _mark(item)
+                splits.append(SPLITS.index(item.split) if item.split else NONE_GIVEN)
+                group = item.group if pattern is None else _match(pattern, item.key)
+                groups.append(group_code_of.setdefault(group, len(group_code_of)) if group else NONE_GIVEN)
                 if len(keys) == _CHUNK:
                     chunks.append(pa.array(keys, pa.string()))
                     keys = []
@@ -79,7 +113,15 @@ def list_source(source: Source, *, renames: Mapping[str, str]) -> Listing:
         marks=as_words(marks, MARK_SIZE_BYTES),
         labels=list(code_of),
         rejects=rejects,
+        given=Given(np.array(splits, np.int8), np.array(groups, np.int32), list(group_code_of)),
+        is_whole=is_whole,
     )
+
+
+def _match(pattern: re.Pattern[str], key: str) -> str | None:
+    """What a pattern's one group matches in a key, or all of it where the pattern has none."""
+    found = pattern.search(key)
+    return found and found[pattern.groups]
 
 
 def _mark(entry: Entry) -> bytes:

@@ -1,23 +1,33 @@
-"""Shards: Parquet objects of encoded images with their labels, named by the SHA-256 of their bytes.
+"""Shards: which images become which of them, and the Parquet objects that hold these.
 
 Rows are sorted by the images' own SHA-256, which is a shuffle with respect to class, name and age. Columns are stored
 uncompressed (encoded images do not compress), without dictionaries and statistics, so that the same rows give the same
 bytes. A row group holds about 8 MiB of images: that much a reader or writer needs in memory at once. Pages carry
 checksums, for those who read a few columns and cannot verify the object's digest.
+
+Byte-identical images with one label are kept once, the first in the source's order; with several labels all of them
+are refused, since nobody can say which is right. A shard of the parent version stays if every row of it is still wanted
+with that label and group in that split. All other images go to new shards, sorted by digest.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from transfer.dataset.manifest import Shard
-from transfer.errors import CorruptObjectError
+from transfer.catalog import layout
+from transfer.dataset.listing import CheckedColumns, Listing, find_words
+from transfer.dataset.manifest import CONFLICTING_LABELS, DUPLICATE, Reject, Shard
+from transfer.dataset.splits import NONE_GIVEN, SPLITS, decide_splits
+from transfer.errors import CorruptObjectError, DatasetError
 from transfer.storage import Store, put_content
 
 SHARD_SCHEMA = pa.schema(
@@ -30,30 +40,34 @@ SHARD_SCHEMA = pa.schema(
         ("height", pa.int32()),
     ]
 )
+GROUPED_SHARD_SCHEMA = SHARD_SCHEMA.append(pa.field("group", pa.string()))
+"""Of datasets whose images are in groups: null for an image that is in none."""
 ROW_GROUP_SIZE_BYTES = 8 * 1024**2
 
 
-def write_shard(store: Store, rows: Iterable[dict[str, Any]], *, split: str) -> Shard:
+def write_shard(store: Store, rows: Iterable[dict[str, Any]], *, split: str, grouped: bool = False) -> Shard:
     """Put rows (dicts of the schema's columns) as one shard, and return its description.
+
+    `grouped`: the rows have a `group`.
 
     The shard is built in a temporary file; memory holds one row group. Raises StorageError.
     """
     with tempfile.TemporaryDirectory(prefix="transfer-shard-") as folder:
-        path = Path(folder) / "shard.parquet"
+        path, schema = Path(folder) / "shard.parquet", GROUPED_SHARD_SCHEMA if grouped else SHARD_SCHEMA
         count = 0
         with pq.ParquetWriter(
             path,
-            SHARD_SCHEMA,
+            schema,
             compression="none",
             use_dictionary=False,
             write_statistics=False,
             write_page_checksum=True,
         ) as writer:
             for group in _row_groups(rows):
-                writer.write_table(pa.Table.from_pylist(group, SHARD_SCHEMA), row_group_size=len(group))
+                writer.write_table(pa.Table.from_pylist(group, schema), row_group_size=len(group))
                 count += len(group)
         size_bytes = path.stat().st_size
-        name, sha256 = put_content(store, "shards", ".parquet", path)
+        name, sha256 = put_content(store, layout.shard, path)
     return Shard(name=name, sha256=sha256, split=split, rows=count, size_bytes=size_bytes)
 
 
@@ -78,12 +92,13 @@ def read_shard(store: Store, shard: Shard, *, columns: list[str] | None = None) 
 
     Raises CorruptObjectError, ObjectNotFoundError, StorageError.
     """
+    columns = columns or SHARD_SCHEMA.names
     try:
         with store.open_verified(shard.name, shard.sha256) as file:
             table = pq.read_table(file, columns=columns)
     except pa.ArrowInvalid as error:
         raise _unreadable(store, shard, str(error)) from error
-    _check_table(store, shard, table, columns or SHARD_SCHEMA.names)
+    _check_table(store, shard, table, columns)
     return table
 
 
@@ -102,7 +117,10 @@ def read_columns(store: Store, shard: Shard, columns: list[str]) -> pa.Table:
 
 
 def _check_table(store: Store, shard: Shard, table: pa.Table, columns: list[str]) -> None:
-    if table.schema != pa.schema([SHARD_SCHEMA.field(name) for name in columns]) or table.num_rows != shard.rows:
+    if (
+        table.schema != pa.schema([GROUPED_SHARD_SCHEMA.field(name) for name in columns])
+        or table.num_rows != shard.rows
+    ):
         raise _unreadable(store, shard, f"{table.num_rows} rows of {table.schema.names}")
 
 
@@ -111,3 +129,211 @@ def _unreadable(store: Store, shard: Shard, found: str) -> CorruptObjectError:
         f"{shard.name} in {store.uri} does not read as a shard of {shard.rows} rows: {found}.",
         advice="Restore it from a backup, or ingest under another dataset.name.",
     )
+
+
+@dataclass(frozen=True)
+class Images:
+    """Accepted images, each once, sorted by digest."""
+
+    rows: np.ndarray
+    """int64 [n]: each image's row in the listing."""
+    words: np.ndarray
+    """uint64 [n, 4]: each image's SHA-256, as numbers that sort like it."""
+    labels: np.ndarray
+    """int32 [n]: class index."""
+    splits: np.ndarray
+    """int8 [n]: index into SPLITS."""
+    groups: np.ndarray
+    """uint64 [n]: the hash of each image's group, as `group_hashes` gives it."""
+    widths: np.ndarray
+    heights: np.ndarray
+    sizes_bytes: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def counts(self, classes: Sequence[str]) -> dict[str, dict[str, int]]:
+        """Images of each split and class."""
+        table = np.zeros((len(SPLITS), len(classes)), np.int64)
+        np.add.at(table, (self.splits, self.labels), 1)
+        return {split: dict(zip(classes, map(int, row), strict=True)) for split, row in zip(SPLITS, table, strict=True)}
+
+
+@dataclass(frozen=True)
+class ParentShard:
+    """What a shard of the parent version holds: `words` uint64 [n, 4], `labels` int32 [n], `groups` uint64 [n]."""
+
+    shard: Shard
+    words: np.ndarray
+    labels: np.ndarray
+    groups: np.ndarray
+
+
+@dataclass(frozen=True)
+class PlannedShard:
+    """A shard to be written: the places of its images in `Images`."""
+
+    split: str
+    images: np.ndarray
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """Shards that stay and shards to be written."""
+
+    kept: list[Shard]
+    new: list[PlannedShard]
+
+    def leaves_as_it_is(self, shards: Sequence[Shard]) -> bool:
+        """Whether these shards are all there is to be."""
+        return not self.new and self.kept == list(shards)
+
+
+def unique_images(
+    listing: Listing,
+    checked: CheckedColumns,
+    label_indices: np.ndarray,
+    *,
+    validation: float,
+    test: float,
+    may_straddle: bool = False,
+) -> tuple[Images, list[Reject]]:
+    """Keep each image once and give it its split; returns what was left out, too.
+
+    `label_indices` int32 [labels of the listing] gives each label's class index. `validation` and `test` are the shares
+    that are drawn. Raises DatasetError for copies in several given splits, unless they `may_straddle`.
+    """
+    words = checked.words()
+    rows = np.array(checked.rows, np.int64)
+    labels = label_indices[listing.label_codes[rows]]
+    given = listing.given.splits[rows]
+    # Rows last, so that copies stay in the source's order; before them, those in test, then in validation.
+    order = np.lexsort((rows, -given, *words.T[::-1]))
+    first_of_group, group = _groups(words[order])
+    is_conflict = _has_several(labels[order], first_of_group)[group]
+    if not may_straddle:
+        _check_given_once(listing, rows[order][~is_conflict], group[~is_conflict])
+    is_first = np.zeros(len(order), bool)
+    is_first[first_of_group] = True
+
+    rejects = list(_duplicates(listing, rows[order], first_of_group[group], ~is_first & ~is_conflict))
+    rejects += _conflicts(listing, rows[order][is_conflict], group[is_conflict])
+    kept = order[is_first & ~is_conflict]
+    given_of_kept = listing.given.part(rows[kept])
+    return (
+        Images(
+            rows=rows[kept],
+            words=words[kept],
+            labels=labels[kept],
+            splits=decide_splits(words[kept, 0], given_of_kept, validation=validation, test=test),
+            groups=given_of_kept.group_hashes(),
+            widths=np.array(checked.widths, np.int32)[kept],
+            heights=np.array(checked.heights, np.int32)[kept],
+            sizes_bytes=np.array(checked.sizes_bytes, np.int64)[kept],
+        ),
+        rejects,
+    )
+
+
+def _groups(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Find equal neighbors: the place where each group starts, and the group of each place."""
+    starts = np.ones(len(words), bool)
+    starts[1:] = (words[1:] != words[:-1]).any(axis=1)
+    return np.flatnonzero(starts), np.cumsum(starts) - 1
+
+
+def _has_several(labels: np.ndarray, first_of_group: np.ndarray) -> np.ndarray:
+    if not len(labels):
+        return np.zeros(0, bool)
+    smallest = np.minimum.reduceat(labels, first_of_group)
+    several: np.ndarray = smallest != np.maximum.reduceat(labels, first_of_group)
+    return several
+
+
+def _check_given_once(listing: Listing, rows: np.ndarray, group: np.ndarray) -> None:
+    """Raise DatasetError where copies are given several splits; `rows` are sorted by group, a group by its splits."""
+    splits = listing.given.splits[rows]
+    is_given = splits[1:] != NONE_GIVEN
+    places = np.flatnonzero((group[1:] == group[:-1]) & (splits[1:] != splits[:-1]) & is_given)
+    if len(places):
+        one, other = rows[places[0]], rows[places[0] + 1]
+        count = len(np.unique(group[places]))
+        raise DatasetError(
+            f"{count:,} image{' is' if count == 1 else 's are'} in several given splits: {listing.key(int(one))} in "
+            f"{SPLITS[splits[places[0]]]} has the same bytes as {listing.key(int(other))} in "
+            f"{SPLITS[splits[places[0] + 1]]}.",
+            advice="Remove one of the copies, or set dataset.prefer: test, which keeps the one in test (else in "
+            "validation).",
+        )
+
+
+def _duplicates(
+    listing: Listing, rows: np.ndarray, first_places: np.ndarray, is_duplicate: np.ndarray
+) -> Iterator[Reject]:
+    for place in np.flatnonzero(is_duplicate):
+        first_key = listing.key(int(rows[first_places[place]]))
+        key = listing.key(int(rows[place]))
+        yield Reject(key, DUPLICATE, f"the same bytes as {first_key}, which is kept")
+
+
+def _conflicts(listing: Listing, rows: np.ndarray, group: np.ndarray) -> Iterator[Reject]:
+    """Refuse all images of groups with several labels; `rows` are sorted by group."""
+    for start, stop in pairwise([*np.flatnonzero(np.diff(group, prepend=-1)), len(group)]):
+        copies = rows[start:stop]
+        codes = listing.label_codes[copies]
+        one, other = copies[codes.argmin()], copies[codes.argmax()]
+        for row, code in zip(copies, codes, strict=True):
+            contrary = int(one if code != codes.min() else other)
+            yield Reject(
+                listing.key(int(row)),
+                CONFLICTING_LABELS,
+                f"labeled {listing.labels[code]}; {listing.key(contrary)} has the same bytes and is labeled "
+                f"{listing.labels[listing.label_codes[contrary]]}",
+            )
+
+
+def plan_shards(images: Images, parent: Sequence[ParentShard], *, shard_size_bytes: int) -> ShardPlan:
+    """Decide which shards stay and which are written. A shard is closed when its images reach `shard_size_bytes`."""
+    is_covered = np.zeros(len(images), bool)
+    kept = []
+    for shard in parent:
+        # An image that is not found although it is there only costs writing a shard anew.
+        places = find_words(images.words, shard.words)
+        if (places >= 0).all() and _fits(images, places, shard):
+            is_covered[places] = True
+            kept.append(shard.shard)
+    new = []
+    for index, split in enumerate(SPLITS):
+        missing = np.flatnonzero(~is_covered & (images.splits == index))
+        new += [PlannedShard(split, piece) for piece in _cut(missing, images.sizes_bytes, shard_size_bytes)]
+    return ShardPlan(kept, new)
+
+
+def _fits(images: Images, places: np.ndarray, shard: ParentShard) -> bool:
+    split = SPLITS.index(shard.shard.split)
+    same_labels = images.labels[places] == shard.labels
+    same_groups = images.groups[places] == shard.groups
+    return bool((same_labels & same_groups & (images.splits[places] == split)).all())
+
+
+def moved_images(images: Images, parent: Sequence[ParentShard]) -> dict[tuple[str, str], np.ndarray]:
+    """Images that are in another split than in the parent version, by both splits: their places in `Images`."""
+    moved: dict[tuple[str, str], list[np.ndarray]] = {}
+    for shard in parent:
+        places = find_words(images.words, shard.words)
+        places = places[places >= 0]
+        for index, split in enumerate(SPLITS):
+            here = places[images.splits[places] == index]
+            if split != shard.shard.split and len(here):
+                moved.setdefault((shard.shard.split, split), []).append(here)
+    return {change: np.concatenate(places) for change, places in moved.items()}
+
+
+def _cut(places: np.ndarray, sizes_bytes: np.ndarray, shard_size_bytes: int) -> Iterator[np.ndarray]:
+    ends_bytes = np.cumsum(sizes_bytes[places])
+    start = size_bytes = 0
+    while start < len(places):
+        # The first image with which the shard reaches its size is its last one.
+        stop = min(int(np.searchsorted(ends_bytes, size_bytes + shard_size_bytes)) + 1, len(places))
+        yield places[start:stop]
+        start, size_bytes = stop, int(ends_bytes[stop - 1])

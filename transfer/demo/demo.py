@@ -6,15 +6,15 @@ of them are held out, so that few labels are left: that is where a pretrained ba
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import yaml
 
-from transfer import pipeline
+from transfer import jobs
 from transfer.config import Config, load_config
 from transfer.dataset.shards import read_shard
 from transfer.dataset.sources import write_digits
@@ -36,8 +36,8 @@ def run_demo(folder: Path) -> dict[str, Any]:
     config_path.write_text(yaml.safe_dump(_configuration(folder, images), sort_keys=False), encoding="utf-8")
     config = load_config(config_path)
 
-    outcome = pipeline.train(config)
-    scratch = pipeline.train(_from_scratch(config))
+    outcome = jobs.train(config)
+    scratch = jobs.train(_from_scratch(config))
     with_transfer = outcome.report.metrics.accuracy
     without = scratch.report.metrics.accuracy
     return {
@@ -82,7 +82,7 @@ def _from_scratch(config: Config) -> Config:
     )
 
 
-def _predict_held_out(config_path: Path, outcome: pipeline.TrainOutcome, folder: Path) -> list[dict[str, Any]]:
+def _predict_held_out(config_path: Path, outcome: jobs.TrainOutcome, folder: Path) -> list[dict[str, Any]]:
     """Write some held-out images as files, and have another process answer them with the published model."""
     held_out = folder / "held-out"
     truths: dict[str, str] = {}
@@ -92,9 +92,7 @@ def _predict_held_out(config_path: Path, outcome: pipeline.TrainOutcome, folder:
         held_out.mkdir(exist_ok=True)
         (held_out / name).write_bytes(row["image"])
         truths[name] = outcome.dataset.classes[row["label"]]
-    answers = folder / f"predictions-{outcome.run.id}.parquet"
-    command = [sys.executable, "-m", "transfer", "predict", str(config_path)]
-    command += ["--images", str(held_out), "--output", str(answers)]
+    command = [sys.executable, "-m", "transfer", "predict", str(config_path), "--images", str(held_out), "--json"]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     if finished.returncode != 0:
         raise TransferError(f"The published model could not be used: {finished.stderr.strip()[-2000:]}")
@@ -103,7 +101,7 @@ def _predict_held_out(config_path: Path, outcome: pipeline.TrainOutcome, folder:
             "image": row["key"],
             "truth": truths[row["key"]],
             "answer": row["class_name"],
-            "probability": max(row["probabilities"]),
+            "probability": row["confidence"],
         }
-        for row in pq.read_table(answers).to_pylist()
+        for row in json.loads(finished.stdout)["predictions"]
     ]

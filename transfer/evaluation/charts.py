@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from transfer.evaluation.svg import (
+from transfer.catalog.run import EpochRow
+from transfer.reports.figures import (
     INK,
     LINE,
     MUTED,
@@ -18,12 +19,14 @@ from transfer.evaluation.svg import (
     RIGHT,
     TRAINING,
     WRONG,
+    begin_at_zero,
     name_axes,
     new_figure,
     printable,
+    scale_by_powers,
     to_svg,
 )
-from transfer.training.history import EpochRow
+from transfer.runtime.numbers import percent_tick
 
 # Up to this many classes every cell of the confusion matrix is drawn and every class named.
 MAX_NAMED_CLASSES = 30
@@ -34,34 +37,40 @@ _MAX_LABEL_LENGTH = 18
 _RIGHT_PIXEL, _WRONG_PIXEL = (0.25, 0.50, 0.91), (0.90, 0.38, 0.14)
 
 
-def loss_chart(history: Sequence[EpochRow]) -> str:
+Titles = Mapping[int, str]
+"""What each phase trains, in words, by its number."""
+
+
+def loss_chart(history: Sequence[EpochRow], titles: Titles) -> str:
     """Draw the loss of each epoch on training and validation images, as SVG."""
-    return _curves("loss", history, lambda row: row.loss, lambda row: row.validation_loss)
+    return _curves("loss", history, titles, lambda row: row.loss, lambda row: row.validation_loss, _from_zero)
 
 
-def accuracy_chart(history: Sequence[EpochRow]) -> str:
+def accuracy_chart(history: Sequence[EpochRow], titles: Titles) -> str:
     """Draw the accuracy of each epoch on training and validation images, as SVG."""
 
-    def as_percent(axes: Axes) -> None:
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g} %"))
+    def as_percent(axes: Axes, values: list[float]) -> None:
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: percent_tick(value)))
         axes.set_ylim(top=min(axes.get_ylim()[1], 1.0 + 0.03 * (1.0 - axes.get_ylim()[0])))
+        _from_zero(axes, values)
 
-    return _curves("accuracy", history, lambda row: row.accuracy, lambda row: row.validation_accuracy, as_percent)
+    return _curves(
+        "accuracy", history, titles, lambda row: row.accuracy, lambda row: row.validation_accuracy, as_percent
+    )
 
 
-def learning_rate_chart(history: Sequence[EpochRow]) -> str:
-    """Draw the learning rate at the end of each epoch, as SVG; on a logarithmic axis where it spans more than 20×."""
-    rates = [row.learning_rate for row in history]
+def learning_rate_chart(history: Sequence[EpochRow], titles: Titles) -> str:
+    """Draw the learning rate at the end of each epoch, as SVG, on a logarithmic axis; a rate of 0 lies below it."""
 
-    def scale(axes: Axes) -> None:
-        if min(rates) > 0 and max(rates) / min(rates) > 20:
-            axes.set_yscale("log")
-            axes.yaxis.set_minor_locator(NullLocator())
-        else:
-            axes.set_ylim(bottom=0)
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("e-0", "e-")))
+    def scale(axes: Axes, rates: list[float]) -> None:
+        above = [rate for rate in rates if rate > 0]
+        if above:
+            low, high = min(above), max(above)
+            scale_by_powers(axes, "y", low, high)
+            margin = max((high / low) ** 0.06, 1.25)
+            axes.set_ylim(low / margin, high * margin)
 
-    return _curves("learning-rate", history, lambda row: row.learning_rate, lambda _: None, scale)
+    return _curves("learning-rate", history, titles, lambda row: row.learning_rate, lambda _: None, scale)
 
 
 def confusion_chart(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
@@ -76,20 +85,26 @@ def confusion_chart(confusion: Sequence[Sequence[int]], classes: Sequence[str]) 
     return _named_matrix(counts, shares, [printable(name, length=_MAX_LABEL_LENGTH) for name in classes])
 
 
+def _from_zero(axes: Axes, values: list[float]) -> None:
+    begin_at_zero(axes, values, x_px=-46, y_px=-30)
+
+
 def _curves(
     name: str,
     history: Sequence[EpochRow],
+    titles: Titles,
     training: Callable[[EpochRow], float],
     validation: Callable[[EpochRow], float | None],
-    adjust: Callable[[Axes], None] | None = None,
+    adjust: Callable[[Axes, list[float]], None],
 ) -> str:
     figure, axes = new_figure(width=330, height=210, left=48, right=8, top=24, bottom=36)
     epochs = [row.epoch + 1 for row in history]
-    _mark_phases(axes, history)
+    _mark_phases(axes, history, titles)
     marker = "o" if len(epochs) <= 30 else ""
     style: dict[str, Any] = {"marker": marker, "markersize": 4, "linewidth": 1.8, "clip_on": False}
+    trained = [training(row) for row in history]
     validated = [(row.epoch + 1, value) for row in history if (value := validation(row)) is not None]
-    axes.plot(epochs, [training(row) for row in history], color=TRAINING, **style)
+    axes.plot(epochs, trained, color=TRAINING, **style)
     if validated:
         axes.plot(*zip(*validated, strict=True), color=RIGHT, **style)
     axes.set_xlim(0.5, epochs[-1] + 0.5)
@@ -97,12 +112,11 @@ def _curves(
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
     axes.set_xlabel("epoch", color=MUTED, labelpad=3, fontsize=11)
     axes.grid(axis="y", color=LINE, linewidth=1)
-    if adjust:
-        adjust(axes)
+    adjust(axes, [*trained, *(value for _, value in validated)])
     return to_svg(figure, name)
 
 
-def _mark_phases(axes: Axes, history: Sequence[EpochRow]) -> None:
+def _mark_phases(axes: Axes, history: Sequence[EpochRow], titles: Titles) -> None:
     starts = [
         row for before, row in zip((None, *history), history, strict=False) if not before or before.phase != row.phase
     ]
@@ -114,21 +128,26 @@ def _mark_phases(axes: Axes, history: Sequence[EpochRow]) -> None:
     for start, end in zip(starts, ends, strict=True):
         edge = start.epoch + 0.5
         room = (end - start.epoch) * pixels_per_epoch
-        label = f" phase {start.phase + 1}" if room > 48 else f" {start.phase + 1}" if room > 12 else ""
+        # A layer's name is the user's: `$` in it is not a formula.
+        names = [printable(titles.get(start.phase, f"phase {start.phase}"), length=24), f"{start.phase}"]
+        label = next((f" {name}" for name in names if 6 * (len(name) + 1) < room), "")
         if start is not starts[0]:
             axes.axvline(edge, color=MUTED, linewidth=1, dashes=(2, 3))
-        axes.text(edge, 1.03, label, color=MUTED, transform=above, fontsize=10)
+        axes.text(edge, 1.03, label, color=MUTED, transform=above, fontsize=10, parse_math=False)
 
 
 def _named_matrix(counts: np.ndarray, shares: np.ndarray, names: list[str]) -> str:
     size = len(names)
     cell = float(np.clip(450 / size, 22, 84))
-    margin = 40 + 6.6 * max(len(name) for name in names)
-    upright = max(len(name) for name in names) * 6.6 < cell
-    bottom = 44 if upright else margin
+    # Fonts are as wide as the browser has them: room for wide ones.
+    longest = max(40.0, 6.6 * max(len(name) for name in names))
+    upright = longest < cell
+    left, bottom = 14 + longest, 44 if upright else 34 + longest
     figure, axes = new_figure(
-        width=margin + size * cell + 6, height=6 + size * cell + bottom, left=margin, right=6, top=6, bottom=bottom
+        width=left + size * cell + 6, height=24 + size * cell + bottom, left=left, right=6, top=24, bottom=bottom
     )
+    for truth, predicted in np.argwhere(counts == 0):
+        axes.add_patch(Rectangle((predicted - 0.47, truth - 0.47), 0.94, 0.94, facecolor=LINE, alpha=0.35, linewidth=0))
     for truth, predicted in np.argwhere(counts):
         share = shares[truth, predicted]
         color = RIGHT if truth == predicted else WRONG
@@ -145,7 +164,9 @@ def _named_matrix(counts: np.ndarray, shares: np.ndarray, names: list[str]) -> s
     # Class names are the user's: `$` in them is not a formula.
     axes.set_xticks(range(size), names, rotation=0 if upright else 90, parse_math=False, color=INK)
     axes.set_yticks(range(size), names, parse_math=False, color=INK)
-    name_axes(axes, "predicted", "truth")
+    name_axes(axes, "predicted", "")
+    corner: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "annotation_clip": False}
+    axes.annotate("truth ↓", (0, 1), xytext=(-6, 8), ha="right", color=MUTED, fontsize=11, **corner)
     return to_svg(figure, "confusion")
 
 

@@ -1,8 +1,4 @@
-"""Evaluate a finished run on held-out images and keep the report.
-
-runs/<run id>/reports/<00000001>/report.json, report.html, predictions.parquet
-runs/<run id>/reports/<00000001>.json          written last: which split, and the digests of the three
-"""
+"""Evaluate a finished run on held-out images and keep the report."""
 
 from __future__ import annotations
 
@@ -12,29 +8,114 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import tensorflow as tf
 
-from transfer.dataset.manifest import Dataset, Shard
+from transfer.catalog import layout
+from transfer.catalog.run import ReportEntry
+from transfer.dataset.batches import stored_images
+from transfer.dataset.manifest import Dataset, Shard, Splitting
 from transfer.dataset.shards import read_shard
 from transfer.errors import DatasetError
-from transfer.evaluation.answers import probabilities_of
+from transfer.evaluation.against import ServingAnswers, compare_with_serving
 from transfer.evaluation.metrics import compute_metrics, worst_mistakes
 from transfer.evaluation.predictions import Predictions
-from transfer.evaluation.report import Report, render_html
-from transfer.memory import FOR_EVALUATION, memory_explained
-from transfer.storage import Store, sha256_hex
-from transfer.training.inference import rounds_coarsely
-from transfer.training.restore import restore_model
+from transfer.evaluation.report import Report
+from transfer.features.batches import CachedSplit
+from transfer.features.extract import Extractor
+from transfer.features.forward import forward_of
+from transfer.features.frozen import frozen_part_of
+from transfer.features.store import FeatureStore
+from transfer.runtime.memory import FOR_EVALUATION, memory_explained
+from transfer.runtime.progress import progress
+from transfer.storage import Store, now_utc, sha256_hex
+from transfer.training.history import final_row, kept_epoch
+from transfer.training.inference import InferenceWork, rounds_coarsely, trace_inference
+from transfer.training.model import TransferModel
 from transfer.training.run import Run
+from transfer.training.shared_models import restore_model
+
+HEAD_ROWS = 1024
+"""Rows that a head answers at a time."""
+
+
+def probabilities_of(
+    run: Run, dataset: Dataset, split: str, model: TransferModel, *, exactly: bool
+) -> tuple[np.ndarray, bool]:
+    """What a run's trained model answers for a split, and whether the very graph that is exported answered.
+
+    Probabilities float32 [images, classes], in stored order. `exactly` asks for that graph. Other ways round otherwise,
+    within what a forward pass is checked for: the head on cached features, if no phase trained the base, and OpenVINO.
+    Raises what extraction and a forward pass raise.
+    """
+    shards = dataset.shards_of(split)
+    if not exactly and (features := _features(run, model, shards)):
+        return _by_head(model, features), False
+    return _by_network(run, dataset, split, model, exactly=exactly)
+
+
+def _features(run: Run, model: TransferModel, shards: list[Shard]) -> CachedSplit | None:
+    """The cached features of some shards, computed now where there are none; None where they are not to be cached."""
+    config = run.config
+    # Features are those of merged BatchNorms, which a plain graph does not have.
+    if not config.trains_head_only or config.features.cache == "never" or config.publish.graph == "plain":
+        return None
+    frozen_part = frozen_part_of(model.backbone, 0, map_dtype=config.features.map_dtype)
+    # A map is larger than the image, and cached in half precision unless told otherwise.
+    if frozen_part is None or len(frozen_part.shape) > 1:
+        return None
+    Extractor(run.store, engine=config.features.engine).extract_all([(shards, [frozen_part])])
+    rows = FeatureStore(run.store, frozen_part).open_all(shards)
+    # One may have been damaged, or removed just now.
+    found = [each for each in rows if each is not None]
+    return CachedSplit(shards, found) if len(found) == len(shards) else None
+
+
+def _by_head(model: TransferModel, features: CachedSplit) -> np.ndarray:
+    answers = []
+    for start in range(0, len(features), HEAD_ROWS):
+        rows = np.arange(start, min(start + HEAD_ROWS, len(features)))
+        values = np.empty((len(rows), *features.shape), features.dtype)
+        features.take(rows, values)
+        logits = model.head(tf.constant(values), training=False)
+        answers.append(tf.nn.softmax(tf.cast(logits, tf.float32)).numpy())
+    return np.concatenate(answers)
+
+
+def _by_network(
+    run: Run, dataset: Dataset, split: str, model: TransferModel, *, exactly: bool
+) -> tuple[np.ndarray, bool]:
+    shards, size, rows = dataset.shards_of(split), model.backbone.image_size, dataset.rows(split)
+    inference = trace_inference(model, graph=run.config.publish.graph)
+    work = InferenceWork(model, inference)
+    forward = None if exactly else forward_of(work, engine=run.config.features.engine)
+    batch_size = forward.batch_size if forward else run.config.training.batch_size
+    images = (each for each, _ in stored_images(run.store, shards, image_size=size, batch_size=batch_size))
+    answers = forward.map(images) if forward else map(work.plain, images)
+    found = []
+    with progress(f"evaluate {split}", total=rows) as advance:
+        for (probabilities,) in answers:
+            found.append(probabilities)
+            advance(len(probabilities))
+    return np.concatenate(found), exactly
+
 
 GALLERY_SIZE = 24
 
 
-def evaluate_run(run: Run, dataset: Dataset, *, split: str | None = None, exactly: bool = False) -> int:
+def evaluate_run(
+    run: Run,
+    dataset: Dataset,
+    *,
+    split: str | None = None,
+    exactly: bool = False,
+    serving: ServingAnswers | None = None,
+) -> int:
     """Evaluate a finished run and store the report; returns its number in the run's log of reports.
 
     `split`: default is the test split, or validation where there is no test split. `exactly`: by the very graph that is
-    exported; else by the fastest way to the same answers, but for rounding. Raises TrainingError when the run is not
-    finished, DatasetError when the split is empty, OutOfMemoryError.
+    exported; else by the fastest way to the same answers, but for rounding. `serving`: what the version that serves
+    answered, to be set beside. Raises TrainingError when the run is not finished, DatasetError when the split is empty,
+    OutOfMemoryError.
     """
     split = split or dataset.held_out_split
     if not dataset.rows(split):
@@ -48,6 +129,9 @@ def evaluate_run(run: Run, dataset: Dataset, *, split: str | None = None, exactl
         probabilities, is_exact = probabilities_of(run, dataset, split, model, exactly=exactly)
     predictions = Predictions(*_keys_and_labels(run.store, dataset.shards_of(split)), probabilities, dataset.classes)
     mistakes = worst_mistakes(predictions, count=GALLERY_SIZE)
+    history = list(checkpoint.progress.history)
+    shares = run.config.dataset
+    splitting = dataset.splitting or Splitting(validation=shares.validation, test=shares.test)
     report = Report(
         name=run.config.name,
         dataset=dataset.reference,
@@ -55,31 +139,43 @@ def evaluate_run(run: Run, dataset: Dataset, *, split: str | None = None, exactl
         split=split,
         base=run.config.base.model.rpartition("/")[2],
         metrics=compute_metrics(predictions),
-        history=list(checkpoint.progress.history),
+        history=history,
         mistakes=mistakes,
         counts=dataset.counts,
+        split_by=splitting.title,
         config=run.config.model_dump(mode="json", exclude={"storage"}),
+        validation_accuracy=None
+        if split == "validation"
+        else final_row(history, run.config.phases).validation_accuracy,
         graph=run.config.publish.graph,
         is_exact=is_exact,
+        untrained_classes=tuple(model.untrained_classes),
         rounds_coarsely=rounds_coarsely(model),
+        kept=kept_epoch(history, run.config.phases),
+        weights=run.config.base.weights_title,
+        serving=compare_with_serving(predictions, dataset.reference, split, serving) if serving else None,
     )
+    # Late: matplotlib costs a second that reading a report need not pay.
+    from transfer.evaluation.page import render_html
+
     thumbnails = _images_of(run.store, dataset.shards_of(split), {mistake.key for mistake in mistakes})
     files = {
-        "report.json": report.to_json(),
-        "report.html": render_html(report, thumbnails=thumbnails).encode(),
-        "predictions.parquet": _to_parquet(predictions),
+        layout.REPORT: report.to_json(),
+        layout.REPORT_PAGE: render_html(report, thumbnails=thumbnails, storage=run.store.uri).encode(),
+        layout.PREDICTIONS: _to_parquet(predictions),
     }
     number = _free_number(run)
     for name, data in files.items():
-        run.store.put(f"{run.prefix}/reports/{number:08d}/{name}", data)
+        run.store.put(layout.report_file(run.folder, number, name), data)
     digests = {name: sha256_hex(data) for name, data in files.items()}
-    return run.reports.append({"split": split, "files": digests}, number=number)
+    entry = ReportEntry(split=split, files=digests, at=now_utc())
+    return run.reports.append(entry.model_dump(), number=number)
 
 
 def _free_number(run: Run) -> int:
     """The next number that nobody has written to: one who was killed halfway may have left other bytes under his."""
-    folder = f"{run.prefix}/reports/"
-    return max((int(item.name.removeprefix(folder)[:8]) for item in run.store.list(folder)), default=0) + 1
+    folder = layout.reports_log(run.folder)
+    return max((int(layout.below(folder, item.name)[0][:8]) for item in run.store.list(f"{folder}/")), default=0) + 1
 
 
 def _keys_and_labels(store: Store, shards: list[Shard]) -> tuple[list[str], np.ndarray]:
@@ -90,13 +186,13 @@ def _keys_and_labels(store: Store, shards: list[Shard]) -> tuple[list[str], np.n
 
 def load_report(run: Run, number: int) -> tuple[Report, Predictions]:
     """Read a stored report and its predictions. Raises CorruptObjectError for a wrong byte."""
-    entry = run.reports.read(number)
+    entry = run.reports.read_as(ReportEntry, number)
 
     def read(name: str) -> bytes:
-        return run.store.read_verified(f"{run.prefix}/reports/{number:08d}/{name}", entry["files"][name])
+        return run.store.read_verified(layout.report_file(run.folder, number, name), entry.files[name])
 
-    report = Report.from_json(read("report.json"))
-    table = pq.read_table(io.BytesIO(read("predictions.parquet")))
+    report = Report.from_json(read(layout.REPORT))
+    table = pq.read_table(io.BytesIO(read(layout.PREDICTIONS)))
     classes = [row.name for row in report.metrics.per_class]
     probabilities = np.stack(table["probabilities"].to_numpy())
     return report, Predictions(table["key"].to_pylist(), table["label"].to_numpy(), probabilities, classes)

@@ -1,18 +1,55 @@
-"""How good predictions are, in numbers."""
+"""How good predictions are, in numbers, and whether one model is better than another or was lucky."""
 
 from __future__ import annotations
 
+from collections import Counter
 from statistics import NormalDist
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from transfer.evaluation.predictions import Predictions
+from transfer.training.history import SMALLEST_PROBABILITY
 
-# The smallest probability that counts, as in Keras' cross-entropy: one certain mistake must not make the mean infinite.
-_SMALLEST_PROBABILITY = 1e-7
+_RESAMPLES = 10_000
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """One-sided p-value of McNemar's test in its exact form, that the challenger is the better one.
+
+    `gained`: images that only the challenger has right, `lost`: those that only the champion has right. Images on which
+    both agree say nothing. Were both equally good, each of the others would fall to either side like a coin; the answer
+    is how likely at least `gained` of them would fall to the challenger. Without any, 1.
+
+    McNemar, Note on the sampling error of the difference between correlated proportions or percentages, 1947.
+    """
+    # Late: reading a summary need not pay for it. The binomial of scipy.stats is this function and half a second more.
+    from scipy.special import bdtrc
+
+    return float(bdtrc(gained - 1, gained + lost, 0.5))
+
+
+def bootstrap_interval(differences: np.ndarray, *, confidence: float, seed: int) -> Interval:
+    """Interval of the mean difference between two models on the same images, by the paired percentile bootstrap.
+
+    `differences`: int8 [n], n above 0: 1 where only the challenger is right, -1 where only the champion is, else 0.
+    `confidence`: one-sided, of each end by itself. Images are drawn anew with replacement, 10,000 times; as only three
+    values occur, how often each is drawn is a multinomial, whatever the number of images.
+
+    Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
+    """
+    images = len(differences)
+    shares = np.array([np.sum(differences < 0), np.sum(differences == 0), np.sum(differences > 0)]) / images
+    drawn = np.random.default_rng(seed).multinomial(images, shares, size=_RESAMPLES)
+    means = (drawn[:, 2] - drawn[:, 0]) / images
+    low, high = np.quantile(means, [1 - confidence, confidence])
+    return Interval(low=float(low), high=float(high))
+
+
 _TOP_K = (3, 5)
 _CONFIDENCE = 0.95
+# So often one class may be taken for the same other one among the worst mistakes, before others get their place.
+_MOST_ALIKE = 6
 
 
 class Figures(BaseModel):
@@ -64,6 +101,21 @@ class Metrics(Figures):
     per_class: list[ClassMetrics]
     confusion: list[list[int]]
 
+    @property
+    def right(self) -> int:
+        """Images that the model has right."""
+        return sum(row[index] for index, row in enumerate(self.confusion))
+
+    @property
+    def commonest_class(self) -> ClassMetrics:
+        """The class with the most images; of several, the first."""
+        return max(self.per_class, key=lambda row: row.support)
+
+    @property
+    def commonest_class_accuracy(self) -> float:
+        """How often it would be right always to answer the commonest class of the split."""
+        return self.commonest_class.support / self.images
+
 
 class Mistake(Figures):
     """An image for which the model preferred a wrong class."""
@@ -85,7 +137,7 @@ def compute_metrics(predictions: Predictions) -> Metrics:
     per_class, macro = _class_metrics(classes, confusion)
     return Metrics(
         images=len(labels),
-        loss=float(-np.log(np.clip(of_truth, _SMALLEST_PROBABILITY, 1.0)).mean()) + 0.0,  # + 0.0: never -0.0
+        loss=float(-np.log(np.clip(of_truth, SMALLEST_PROBABILITY, 1.0)).mean()) + 0.0,  # + 0.0: never -0.0
         accuracy=correct / len(labels),
         accuracy_interval=wilson_interval(correct, len(labels)),
         top_k={k: float(np.mean(ranks < k)) for k in _TOP_K if len(classes) > k},
@@ -93,6 +145,14 @@ def compute_metrics(predictions: Predictions) -> Metrics:
         per_class=per_class,
         confusion=confusion.tolist(),
     )
+
+
+def beats_commonest_class(metrics: Metrics) -> bool:
+    """Whether a network is right more often than one that always answers the commonest class of the split.
+
+    By the accuracies themselves, not by the interval: on few images that would also fail networks that have learned.
+    """
+    return metrics.accuracy > metrics.commonest_class_accuracy
 
 
 def wilson_interval(successes: int, trials: int) -> Interval:
@@ -109,9 +169,10 @@ def wilson_interval(successes: int, trials: int) -> Interval:
 
 
 def worst_mistakes(predictions: Predictions, count: int) -> list[Mistake]:
-    """Return the `count` most confident mistakes, the most confident first.
+    """Return `count` confident mistakes, the most confident first.
 
-    Equal confidence is decided by the lower probability of the truth, then by key, so that the order never varies.
+    At most 6 are of one class taken for the same other one, unless there are too few others. Equal confidence is
+    decided by the lower probability of the truth, then by key, so that the order never varies.
     """
     predicted = predictions.predicted
     rows = np.flatnonzero(predicted != predictions.labels)
@@ -125,20 +186,33 @@ def worst_mistakes(predictions: Predictions, count: int) -> list[Mistake]:
         )
         for row in rows
     ]
-    mistakes.sort(key=lambda mistake: (-mistake.predicted_probability, mistake.truth_probability, mistake.key))
-    return mistakes[:count]
+    mistakes.sort(key=_surest_first)
+    seen: Counter[tuple[str, str]] = Counter()
+    first: list[Mistake] = []
+    others: list[Mistake] = []
+    for mistake in mistakes:
+        pair = mistake.truth, mistake.predicted
+        seen[pair] += 1
+        (first if seen[pair] <= _MOST_ALIKE else others).append(mistake)
+    return sorted([*first, *others][:count], key=_surest_first)
+
+
+def _surest_first(mistake: Mistake) -> tuple[float, float, str]:
+    return -mistake.predicted_probability, mistake.truth_probability, mistake.key
 
 
 def _ranks_of_truth(predictions: Predictions) -> np.ndarray:
     """How many classes stand before the true one, int [n]: 0 where the prediction is right.
 
     Among equal probabilities the lower index stands first, as for `argmax`. scikit-learn's top-k puts the higher index
-    first, by which an image could be right and yet not among the first three.
+    first, by which an image could be right and yet not among the first three. A class of probability 0 is behind all
+    others: it was not answered, however few classes were.
     """
     probabilities, labels = predictions.probabilities, predictions.labels[:, None]
     of_truth = np.take_along_axis(probabilities, labels, axis=1)
     equal_and_before = (probabilities == of_truth) & (np.arange(probabilities.shape[1]) < labels)
     ranks: np.ndarray = np.sum((probabilities > of_truth) | equal_and_before, axis=1)
+    ranks[of_truth[:, 0] == 0] = probabilities.shape[1]
     return ranks
 
 

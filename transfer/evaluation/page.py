@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import yaml
 from markupsafe import Markup
 
+from transfer.config import unfreeze_title
+from transfer.config.paths import is_model_file
 from transfer.evaluation import charts
-from transfer.evaluation.metrics import ClassMetrics, Metrics
-from transfer.evaluation.report import Report
-from transfer.evaluation.templates import page_environment
-from transfer.evaluation.thumbnails import make_thumbnail
+from transfer.evaluation.metrics import ClassMetrics, Interval, Metrics, Mistake, beats_commonest_class, wilson_interval
+from transfer.evaluation.report import Report, beside, final_epoch_text, headline
+from transfer.reports.templates import page_environment
+from transfer.reports.thumbnails import Thumbnail, make_thumbnail
+from transfer.training.history import SMALLEST_PROBABILITY
 
 # Longer tables continue in a part that is folded away.
 _OPEN_ROWS = 30
@@ -34,6 +39,24 @@ class ConfusedPair:
 
 
 @dataclass(frozen=True)
+class MistakeGroup:
+    """Mistakes that are shown together: of one pair, or (`pair` None) of all pairs that have one picture each."""
+
+    pair: ConfusedPair | None
+    mistakes: tuple[tuple[Mistake, Thumbnail | None], ...]
+
+
+@dataclass(frozen=True)
+class PhaseFacts:
+    """A phase that was trained: what of, for how many epochs, and how, as far as the configuration tells."""
+
+    title: str
+    epochs: int
+    learning_rate: float | None
+    optimizer: str | None
+
+
+@dataclass(frozen=True)
 class ClassCounts:
     """Images of one class in each split, in the order of the splits."""
 
@@ -46,47 +69,105 @@ class ClassCounts:
         return sum(self.counts)
 
 
-def render(report: Report, thumbnails: Mapping[str, bytes]) -> str:
-    """Fill the template. What comes from the user is escaped by Jinja or, inside charts, by matplotlib."""
+def render_html(report: Report, *, thumbnails: Mapping[str, bytes], storage: str | None = None) -> str:
+    """One self-contained HTML page: no script, nothing loaded from anywhere, the same text for the same report.
+
+    Args:
+        report: What it shows.
+        thumbnails: Encoded images (JPEG, PNG, …) by the keys of the report's mistakes. A mistake without a readable
+            image gets a placeholder.
+        storage: Address of where the model is published, for the lines that use it; None: without.
+    """
+    # What comes from the user is escaped by Jinja or, inside charts, by matplotlib.
     metrics = report.metrics
     names = [row.name for row in metrics.per_class]
     splits = _splits(report.counts)
+    phases = _phases(report)
+    pairs = _confused_pairs(metrics)
     return (
         page_environment()
         .get_template("report.html.j2")
         .render(
             report=report,
+            storage=storage,
             metrics=metrics,
+            headline=headline(report),
+            beside=beside(report),
+            kept=final_epoch_text(report.kept) if report.kept else None,
+            beats_commonest_class=beats_commonest_class(metrics),
+            validated=_validation_interval(report),
+            phases=list(phases.values()),
             open_rows=_OPEN_ROWS,
             numbered=len(names) > charts.MAX_NAMED_CLASSES,
             crowded=_MAX_NARROW_CLASSES < len(names) <= charts.MAX_NAMED_CLASSES,
-            curves=_curves(report),
+            curves=_curves(report, {number: phase.title for number, phase in phases.items()}),
             has_validation=any(row.validation_loss is not None for row in report.history),
             seconds=sum(row.seconds for row in report.history),
             matrix=Markup(charts.confusion_chart(metrics.confusion, names)),  # noqa: S704 - matplotlib escapes class names
-            pairs=_confused_pairs(metrics),
+            pairs=pairs[:_MAX_PAIRS],
             classes=_worst_first(metrics),
+            untrained=report.untrained_classes,
+            loss_of_untrained=-math.log(SMALLEST_PROBABILITY),
             absent=[row.name for row in metrics.per_class if row.support == 0],
-            mistakes=[(mistake, _thumbnail(thumbnails, mistake.key)) for mistake in report.mistakes],
-            wrong=metrics.images - sum(row[index] for index, row in enumerate(metrics.confusion)),
+            groups=_grouped(report.mistakes, pairs, thumbnails),
+            wrong=metrics.images - metrics.right,
             splits=splits,
             totals=[sum(report.counts[split].values()) for split in splits],
             counts=_fewest_first(report.counts, splits),
-            config=yaml.safe_dump(report.config, sort_keys=False, allow_unicode=True, width=100),
+            is_published=_section(report.config, "publish").get("enabled", True),
+            config=yaml.safe_dump(_shown(report.config), sort_keys=False, allow_unicode=True, width=100),
         )
         .lstrip()
     )
 
 
-def _curves(report: Report) -> list[tuple[str, Markup]]:
+def _validation_interval(report: Report) -> Interval | None:
+    """Of the validation accuracy, where it is known and on how many images."""
+    images = sum(report.counts.get("validation", {}).values())
+    if report.validation_accuracy is None or not images:
+        return None
+    return wilson_interval(round(report.validation_accuracy * images), images)
+
+
+def _phases(report: Report) -> dict[int, PhaseFacts]:
+    """The phases that were trained, by their numbers. Configurations of other releases may say less of them."""
+    told = report.config.get("phases")
+    found = {}
+    for number in dict.fromkeys(row.phase for row in report.history):
+        phase: Any = told[number] if isinstance(told, list) and number < len(told) else None
+        phase = phase if isinstance(phase, dict) else {}
+        unfreeze, rate = phase.get("unfreeze"), phase.get("learning_rate")
+        found[number] = PhaseFacts(
+            title=unfreeze_title(unfreeze) if isinstance(unfreeze, int | str) else f"phase {number}",
+            epochs=sum(row.phase == number for row in report.history),
+            learning_rate=rate if isinstance(rate, int | float) else None,
+            optimizer=_section(phase, "optimizer").get("name"),
+        )
+    return found
+
+
+def _shown(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration; where a file brings the weights, without the default of `base.weights`: nothing reads it."""
+    base = dict(_section(config, "base"))
+    if base.get("weights") == "imagenet" and is_model_file(str(base.get("model"))):
+        del base["weights"]
+    return {**config, **({"base": base} if base else {})}
+
+
+def _section(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = config.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _curves(report: Report, titles: charts.Titles) -> list[tuple[str, Markup]]:
     if not report.history:
         return []
     drawn = (
-        ("Loss", charts.loss_chart(report.history)),
-        ("Accuracy", charts.accuracy_chart(report.history)),
-        ("Learning rate", charts.learning_rate_chart(report.history)),
+        ("Loss", charts.loss_chart(report.history, titles)),
+        ("Accuracy", charts.accuracy_chart(report.history, titles)),
+        ("Learning rate", charts.learning_rate_chart(report.history, titles)),
     )
-    return [(title, Markup(svg)) for title, svg in drawn]  # noqa: S704 - drawn from numbers only
+    return [(title, Markup(svg)) for title, svg in drawn]  # noqa: S704 - matplotlib escapes names of layers
 
 
 def _confused_pairs(metrics: Metrics) -> list[ConfusedPair]:
@@ -102,7 +183,19 @@ def _confused_pairs(metrics: Metrics) -> list[ConfusedPair]:
         for truth, predicted in np.argwhere(counts)
     ]
     # Sorting is stable: equal pairs stay in the order of class indices.
-    return sorted(pairs, key=lambda pair: (-pair.count, -pair.share))[:_MAX_PAIRS]
+    return sorted(pairs, key=lambda pair: (-pair.count, -pair.share))
+
+
+def _grouped(mistakes: list[Mistake], pairs: list[ConfusedPair], thumbnails: Mapping[str, bytes]) -> list[MistakeGroup]:
+    """The pairs with several pictures, the most confused first, then all other pictures together."""
+    of_pair: dict[tuple[str, str], list[tuple[Mistake, Thumbnail | None]]] = {}
+    for mistake in mistakes:
+        picture = make_thumbnail(thumbnails[mistake.key]) if mistake.key in thumbnails else None
+        of_pair.setdefault((mistake.truth, mistake.predicted), []).append((mistake, picture))
+    groups = [MistakeGroup(pair, tuple(of_pair.get((pair.truth, pair.predicted), ()))) for pair in pairs]
+    several = [group for group in groups if len(group.mistakes) > 1]
+    single = [group.mistakes[0] for group in groups if len(group.mistakes) == 1]
+    return [*several, MistakeGroup(None, tuple(single))] if single else several
 
 
 def _worst_first(metrics: Metrics) -> list[tuple[int, ClassMetrics]]:
@@ -120,7 +213,3 @@ def _fewest_first(counts: Mapping[str, Mapping[str, int]], splits: list[str]) ->
     names = dict.fromkeys(name for split in splits for name in counts[split])
     rows = [ClassCounts(name, tuple(counts[split].get(name, 0) for split in splits)) for name in names]
     return sorted(rows, key=lambda row: row.total)
-
-
-def _thumbnail(thumbnails: Mapping[str, bytes], key: str) -> object:
-    return make_thumbnail(thumbnails[key]) if key in thumbnails else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,3 +74,20 @@ class Predictions:
                 f"smallest {self.probabilities[row].min():g}, sum {sums[row]:g}.",
                 advice="Pass the output of softmax or sigmoid, not logits; a NaN means that the weights are broken.",
             )
+
+
+def in_classes(
+    probabilities: np.ndarray, outputs: Sequence[str], classes: Sequence[str]
+) -> tuple[list[str], np.ndarray]:
+    """A model's answers float32 [n, outputs] in the classes of a dataset: the names, and float32 [n, names].
+
+    `outputs`: the classes that the model tells apart, named as in the dataset. A class that it does not know has
+    probability 0. What only the model knows follows at the end, so that an image taken for it counts as wrong.
+    """
+    names = list(dict.fromkeys([*classes, *outputs]))
+    place = {name: index for index, name in enumerate(names)}
+    found = np.zeros((len(probabilities), len(names)), np.float32)
+    # Added up: two classes of an older model may have become one since.
+    for output, name in enumerate(outputs):
+        found[:, place[name]] += probabilities[:, output]
+    return names, found

@@ -1,16 +1,55 @@
-"""The report of one evaluation: as JSON for programs, as one HTML file for people."""
+"""The report of one evaluation, as JSON, and its verdict in words. `page.py` makes it one HTML file."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 
 from pydantic import JsonValue, ValidationError
 
+from transfer.catalog.run import EpochRow
 from transfer.config import ServingGraph
 from transfer.errors import DatasetError
-from transfer.evaluation.metrics import Figures, Metrics, Mistake
-from transfer.training.history import EpochRow
+from transfer.evaluation.against import AgainstServing
+from transfer.evaluation.metrics import Figures, Metrics, Mistake, beats_commonest_class
+from transfer.runtime.numbers import percent
+from transfer.training.history import FinalEpoch
+
+
+def headline(report: Report) -> str:
+    """The verdict, in one sentence."""
+    if not beats_commonest_class(report.metrics):
+        return "No better than the commonest class."
+    return f"{_right(report)}."
+
+
+def beside(report: Report) -> list[str]:
+    """What the verdict is set beside: its interval, the commonest class, the version that served then."""
+    metrics = report.metrics
+    interval = f"{percent(metrics.accuracy_interval.low)} to {percent(metrics.accuracy_interval.high)}"
+    commonest = (
+        f"Always answering {metrics.commonest_class.name} would be right for {metrics.commonest_class.support:,} "
+        f"({percent(metrics.commonest_class_accuracy)})."
+    )
+    if beats_commonest_class(metrics):
+        first = f"The 95 % interval of its accuracy is {interval}. {commonest}"
+    else:
+        first = f"{_right(report)} (95 % interval {interval}). {commonest}"
+    return [first, *([report.serving.text] if report.serving else [])]
+
+
+def final_epoch_text(kept: FinalEpoch) -> str:
+    """Which epoch's weights a run ended with, and why."""
+    place = f"epoch {kept.epoch} of {kept.of} of phase {kept.phase}"
+    if kept.best_by is None or kept.value is None:
+        return f"{place}, the last one"
+    value = percent(kept.value) if kept.best_by == "accuracy" else f"{kept.value:.4f}"
+    return f"{place}, the best by validation {kept.best_by} ({value})"
+
+
+def _right(report: Report) -> str:
+    metrics = report.metrics
+    images = f"{metrics.images:,} {report.split} image{'' if metrics.images == 1 else 's'}"
+    return f"Right for {metrics.right:,} of {images}"
 
 
 class Report(Figures):
@@ -18,9 +57,15 @@ class Report(Figures):
 
     `dataset`: reference of the dataset version, `name/00000001`. `base`: the pretrained network, in words. `mistakes`:
     the most confident ones, worst first. `counts`: images of each class in each split, {split: {class: n}}. `config`:
-    the resolved configuration. `graph`: the `publish.graph` that answered; None in reports of earlier releases.
-    `is_exact`: whether it was that very graph, and not a faster way that rounds otherwise. `rounds_coarsely`: whether
-    it computed in half precision somewhere, or on a GPU in TF32.
+    the resolved configuration. `validation_accuracy`: of the evaluated weights, as training measured it; None where
+    there is no validation split, where it is the one that was evaluated, and in reports of earlier releases. `graph`:
+    the `publish.graph` that answered; None in reports of earlier releases. `is_exact`: whether it was that very graph,
+    and not a faster way that rounds otherwise. `rounds_coarsely`: whether it computed in half precision somewhere, or
+    on a GPU in TF32. `kept`: the epoch whose weights were evaluated. `weights`: where those of the base came from, in
+    words. Both are None in reports of earlier releases. `serving`: the version that served then, None where none did,
+    or one of this very run. `untrained_classes`: those without training images, which are never answered; a network of
+    an earlier release answered them, too, and its report names none. `split_by`: how images came to be in their
+    splits, in words; None in reports of earlier releases.
     """
 
     name: str
@@ -33,9 +78,15 @@ class Report(Figures):
     mistakes: list[Mistake]
     counts: dict[str, dict[str, int]]
     config: dict[str, JsonValue]
+    validation_accuracy: float | None = None
     graph: ServingGraph | None = None
     is_exact: bool = True
     rounds_coarsely: bool = False
+    kept: FinalEpoch | None = None
+    weights: str | None = None
+    serving: AgainstServing | None = None
+    untrained_classes: tuple[str, ...] = ()
+    split_by: str | None = None
 
     def to_json(self) -> bytes:
         """UTF-8 JSON: the same report always gives the same bytes, and every number in it is finite."""
@@ -55,15 +106,3 @@ class Report(Figures):
                 f"({error.error_count()} problems).",
                 advice="Evaluate the run again.",
             ) from error
-
-
-def render_html(report: Report, *, thumbnails: Mapping[str, bytes]) -> str:
-    """One self-contained HTML page: no script, nothing loaded from anywhere, the same text for the same report.
-
-    `thumbnails`: encoded images (JPEG, PNG, …) by the keys of the report's mistakes. A mistake without a readable image
-    gets a placeholder.
-    """
-    # matplotlib and Pillow cost a second that reading a report need not pay.
-    from transfer.evaluation.page import render
-
-    return render(report, thumbnails)

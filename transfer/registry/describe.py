@@ -2,18 +2,119 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from transfer.catalog import layout
+from transfer.catalog.model import ModelVersion
+from transfer.dataset.classes import names_among
+from transfer.dataset.manifest import Dataset, load_dataset
+from transfer.dataset.shards import read_columns
+from transfer.dataset.splits import SPLITS, drawn_never_trained_on
 from transfer.registry.retention_log import Pin, read_retention
-from transfer.registry.versions import (
-    ModelVersion,
-    Promotion,
-    current_promotion,
-    list_promotions,
-    list_versions,
-    load_version,
-)
-from transfer.storage import Store
+from transfer.registry.versions import Promotion, current_promotion, list_promotions, list_versions, load_version
+from transfer.storage import Log, Store, as_model, now_utc
+
+
+class Refusal(BaseModel):
+    """An entry of the log: when a version was refused, and beside which one, if one served."""
+
+    model_config = ConfigDict(frozen=True)
+
+    at: str
+    champion: int | None
+    evidence: dict[str, Any]
+    """As a promotion has it: the number of the night or the id of the run, and the gate's rules with their figures."""
+
+    @property
+    def failed(self) -> list[dict[str, Any]]:
+        """The rules that were not passed."""
+        return [rule for rule in self.evidence["rules"] if not rule["passed"]]
+
+    @property
+    def text(self) -> str:
+        """In sentences."""
+        return f"Refused: {' '.join(rule['text'] for rule in self.failed)}"
+
+
+def record_refusal(store: Store, version: ModelVersion, *, champion: int | None, evidence: dict[str, Any]) -> None:
+    """Write down that a version was refused, unless it was for the same; `champion`: what served then.
+
+    Raises CorruptObjectError, StorageError.
+    """
+    refusal = Refusal(at=now_utc(), champion=champion, evidence=evidence)
+    known = [(each.champion, [rule["name"] for rule in each.failed]) for each in refusals_of(store, version)[-1:]]
+    if (champion, [rule["name"] for rule in refusal.failed]) in known:
+        return
+    _log(store, version.model, version.number).append(refusal.model_dump(mode="json"))
+
+
+def refusals_of(store: Store, version: ModelVersion) -> list[Refusal]:
+    """Every time that a version was refused, the oldest first. Raises CorruptObjectError, StorageError."""
+    log = _log(store, version.model, version.number)
+    return [as_model(Refusal, log.read(number), uri=store.uri) for number in log.numbers()]
+
+
+def latest_refusals(store: Store, model: str) -> dict[int, Refusal]:
+    """The latest refusal of each version that was refused, by its number. Raises CorruptObjectError, StorageError."""
+    folder = layout.refusals_folder(model)
+    by_version = defaultdict(list)
+    for item in store.list(f"{folder}/"):
+        by_version[int(layout.below(folder, item.name)[0])].append(item)
+    found = {}
+    for version, items in by_version.items():
+        log = _log(store, model, version)
+        found[version] = as_model(Refusal, log.read(log.numbers_among(items)[-1]), uri=store.uri)
+    return found
+
+
+def _log(store: Store, model: str, version: int) -> Log:
+    return Log(store, layout.refusals_log(model, version))
+
+
+def trained_on(store: Store, version: ModelVersion) -> Dataset:
+    """The dataset version that a model version was trained on."""
+    name, _, number = version.provenance["dataset"].rpartition("/")
+    return load_dataset(store, name, int(number))
+
+
+def classes_in(store: Store, dataset: Dataset, version: ModelVersion, renames: Mapping[str, str]) -> list[str]:
+    """The classes of a model version, in the order of its outputs, by the names that a dataset version has for them.
+
+    A class keeps its index from one version of a dataset to the next, whatever its name, unless somebody dropped a
+    class or started over. After that, and in a model of another dataset, it has only its name, of which `renames` says
+    whether it changed.
+    """
+    is_own = version.provenance["dataset"].rpartition("/")[0] == dataset.name
+    same_indices = is_own and dataset.has_indices_of(trained_on(store, version))
+    return names_among(version.classes, dataset.classes, same_indices=same_indices, renames=renames)
+
+
+def never_trained_on(
+    store: Store, version: ModelVersion, dataset: Dataset, split: str, digests: Sequence[str]
+) -> np.ndarray:
+    """Whether a model version kept each image of a split of `dataset` at least as far from its training: bool [n].
+
+    What its own dataset version records decides, where splits or groups were given to that: an image that it has not
+    counts, unless groups are made in another way since, so that the version may know others of the image's group.
+    Elsewhere the images' content tells. `digests` are their SHA-256.
+    """
+    before = trained_on(store, version)
+    if before.splitting is None:
+        return drawn_never_trained_on(digests, split, version.provenance["config"]["dataset"])
+    asked = set(digests)
+    nearer, as_far = set[str](), set[str]()
+    for shard in before.shards:
+        known = nearer if SPLITS.index(shard.split) < SPLITS.index(split) else as_far
+        known |= asked.intersection(read_columns(store, shard, ["sha256"])["sha256"].to_pylist())
+    has_other_groups = before.splitting.groups_by is not None and before.splitting != dataset.splitting
+    counting = as_far if has_other_groups else asked - nearer
+    return np.array([digest in counting for digest in digests], bool)
 
 
 @dataclass(frozen=True)
@@ -23,16 +124,20 @@ class DescribedVersion:
     version: ModelVersion
     is_promoted: bool
     pin: Pin | None
+    refusal: Refusal | None
+    """The latest one."""
 
 
 def describe_versions(store: Store, model: str) -> list[DescribedVersion]:
     """All versions, oldest first. Raises CorruptObjectError, StorageError."""
-    return _describe(store, model, list(list_versions(store, model)))
+    return _describe(store, model, list(list_versions(store, model)), latest_refusals(store, model))
 
 
 def describe_version(store: Store, model: str, number: int | None = None) -> DescribedVersion:
     """A version by number, or the promoted one. Raises RegistryError when there is none."""
-    (described,) = _describe(store, model, [load_version(store, model, number)])
+    version = load_version(store, model, number)
+    refusals = refusals_of(store, version)
+    (described,) = _describe(store, model, [version], {version.number: refusals[-1]} if refusals else {})
     return described
 
 
@@ -42,13 +147,16 @@ def promotions_about(store: Store, version: ModelVersion) -> list[tuple[int, Pro
     return [each for each in entries if version.number in (each[1].version, each[1].replaces)][::-1]
 
 
-def _describe(store: Store, model: str, versions: list[ModelVersion]) -> list[DescribedVersion]:
+def _describe(
+    store: Store, model: str, versions: list[ModelVersion], refused: Mapping[int, Refusal]
+) -> list[DescribedVersion]:
     promoted, now = current_promotion(store, model), read_retention(store, model)
     return [
         DescribedVersion(
             version=version,
             is_promoted=promoted is not None and promoted.version == version.number,
             pin=now.pin_of(version.number),
+            refusal=refused.get(version.number),
         )
         for version in versions
     ]

@@ -18,50 +18,82 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
+from tensorflow_serving.apis.predict_pb2 import PredictRequest
+from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog, PredictLog
 
-from transfer.activations.prefix import FEATURE_CODE_VERSION
-from transfer.activations.tracing import traced
 from transfer.config import ServingGraph
 from transfer.dataset.decode import load_image
-from transfer.registry.warmup import write_warmup_requests
+from transfer.features.frozen import FEATURE_CODE_VERSION
+from transfer.features.network import traced
 from transfer.training.inference import trace_inference
 from transfer.training.model import TransferModel
+
+FILE_NAME = "tf_serving_warmup_requests"
+"""In `assets.extra`, where TensorFlow Serving looks for it."""
+
+
+def write_warmup_requests(folder: Path, *, image_size: int) -> None:
+    """Write one request for each signature, with a gray image of `image_size` pixels, into `folder`."""
+    gray = tf.fill([image_size, image_size, 3], tf.constant(128, tf.uint8))
+    requests = {
+        "serving_default": {"image_bytes": tf.make_tensor_proto([tf.io.encode_jpeg(gray).numpy()])},
+        # One number and a shape, rather than as many numbers as the image has.
+        "pixels": {"images": tf.make_tensor_proto(128.0, tf.float32, [1, image_size, image_size, 3])},
+    }
+    with tf.io.TFRecordWriter(str(folder / FILE_NAME)) as writer:
+        for signature, inputs in requests.items():
+            request = PredictRequest(inputs=inputs)
+            request.model_spec.signature_name = signature
+            writer.write(PredictionLog(predict_log=PredictLog(request=request)).SerializeToString())
+
 
 Tensors = dict[str, tf.Tensor]
 
 
-def export(model: TransferModel, folder: Path, *, provenance: dict[str, Any], graph: ServingGraph = "merged") -> None:
+def export(
+    model: TransferModel,
+    folder: Path,
+    *,
+    provenance: dict[str, Any],
+    graph: ServingGraph = "merged",
+    background: str | None = None,
+) -> None:
     """Write the SavedModel into `folder`, which must not exist or be empty.
 
-    `provenance` (where the model came from) stands with the class names as JSON in `assets.extra`, which loaders ignore
-    and people read; requests to warm a server up with stand beside it. `graph`: whether BatchNorms are merged into the
-    layers before them, or stay as they were trained.
+    `provenance` (where the model came from) stands with the names of the classes, and of those that are never answered,
+    as JSON in `assets.extra`, which loaders ignore and people read; requests to warm a server up with stand beside it.
+    `graph`: whether BatchNorms are merged into the layers before them, or stay as they were trained. `background`:
+    color that encoded images with transparent pixels are put on, as those that the model was trained on.
     """
     inference = trace_inference(model, graph=graph)
     exported = tf.Module(name="transfer")
     # SavedModel keeps what it can reach through attributes of a Module.
     exported.weights, exported.modules = inference.weights, inference.modules
-    tf.saved_model.save(exported, str(folder), signatures=_signatures(model, inference.answer))
+    tf.saved_model.save(exported, str(folder), signatures=_signatures(model, inference.answer, background))
     extra = folder / "assets.extra"
     extra.mkdir()
     size = model.backbone.image_size
     description = {
         "classes": model.classes,
+        "untrained_classes": model.untrained_classes,
         "image_size": size,
         "decoding": FEATURE_CODE_VERSION,
+        "background": background,
         "provenance": provenance,
     }
     (extra / "transfer.json").write_text(json.dumps(description, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     write_warmup_requests(extra, image_size=size)
 
 
-def _signatures(model: TransferModel, answer: Any) -> dict[str, Any]:
+def _signatures(model: TransferModel, answer: Any, background: str | None) -> dict[str, Any]:
     """The signatures, which share the traced network `answer`."""
     size = model.backbone.image_size
 
     def from_image_bytes(image_bytes: tf.Tensor) -> Tensors:
         decoded = tf.TensorSpec([size, size, 3])
-        images = tf.map_fn(lambda encoded: load_image(encoded, size), image_bytes, fn_output_signature=decoded)
+        images = tf.map_fn(
+            lambda encoded: load_image(encoded, size, background), image_bytes, fn_output_signature=decoded
+        )
         return named(answer(images))
 
     def from_pixels(images: tf.Tensor) -> Tensors:

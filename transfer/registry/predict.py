@@ -1,8 +1,4 @@
-"""Answers of a published model for a folder or prefix of images, as a Parquet table.
-
-Columns: `key`, `class_name`, `class_index`, `probabilities` (list, in the order of the model's classes), and `error`,
-which is null for an image that was answered and says why for one that could not be read.
-"""
+"""Answers of a published model for images: a file of predictions or, for a few images, the predictions themselves."""
 
 from __future__ import annotations
 
@@ -12,30 +8,23 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from transfer.config import Config, DatasetConfig, StorageConfig
-from transfer.dataset.check import AcceptedImage, check_image
-from transfer.dataset.stored import decoded
-from transfer.errors import DatasetError
-from transfer.progress import progress
+from transfer.config import Config, DatasetConfig
+from transfer.dataset.batches import checked_and_decoded
+from transfer.dataset.check import RejectedImage
+from transfer.dataset.manifest import Reject
+from transfer.errors import ConfigError
+from transfer.registry.images import Image, find_images
+from transfer.registry.predictions import Row, answered, as_json, check_output, deliver, failed, predictions_file
 from transfer.registry.served import BATCH_SIZE, Engine, PublishedModel
 from transfer.registry.versions import download_version, load_version
-from transfer.storage import Store, StoredObject, open_store
+from transfer.runtime.progress import progress
+from transfer.storage import open_store
 
-_SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("class_name", pa.string()),
-        ("class_index", pa.int32()),
-        ("probabilities", pa.list_(pa.float32())),
-        ("error", pa.string()),
-    ]
-)
+MOST_SHOWN = 50
+"""Most images that are answered without an output."""
 
 
 @dataclass(frozen=True)
@@ -45,84 +34,112 @@ class PredictOutcome:
     version: int
     images: int
     errors: int
-    output: str
+    output: str | None
+    predictions: list[Row] | None
+    """A row an image, of JSON's own types; None where they were written to `output`."""
 
 
-def predict(config: Config, *, images: str, output: str, version: int | None = None) -> PredictOutcome:
-    """Answer every file below `images` (a folder or `s3://` prefix) into a Parquet file at `output` (path or `s3://`).
+def predict(
+    config: Config,
+    *,
+    images: Sequence[str],
+    output: str | None = None,
+    overwrite: bool = False,
+    version: int | None = None,
+) -> PredictOutcome:
+    """Answer `images` (paths and `s3://` addresses of images, folders and prefixes) with a published version.
 
-    Uses the promoted version unless `version` names one. Bad images are listed with their reason and do not stop the
-    job. Memory does not grow with the number of images. Raises DatasetError when there is no file, RegistryError when
-    there is no such version, AlreadyExistsError when `output` holds something else.
+    The predictions are written to the file `output` (path or `s3://`) as its suffix says: `.parquet`, `.csv` or
+    `.jsonl`. A file that exists is replaced where `overwrite` is set. Without `output` they are returned, for at most
+    MOST_SHOWN images. `version`: default is the promoted one. Bad images are listed with their reason and do not stop
+    the job. Memory does not grow with the number of images, but for their names.
+
+    Raises DatasetError where there are no files, RegistryError when there is no such version, ConfigError for too many
+    images without an output, and what `check_output` and `PublishedModel` raise.
     """
+    if output is not None:
+        check_output(output, config.storage, overwrite=overwrite)
     store = open_store(config.storage)
     chosen = load_version(store, config.name, version)
-    source = open_store(config.storage.model_copy(update={"uri": images}))
-    files = list(source.list())
-    if not files:
-        raise DatasetError(f"There are no files in {images}.", advice="Give a folder or an s3:// prefix of images.")
-    errors = 0
+    found = find_images(images, config.storage)
+    if output is None and len(found) > MOST_SHOWN:
+        raise ConfigError(
+            f"There are {len(found):,} images, and at most {MOST_SHOWN} are answered without --output.",
+            advice="Give --output FILE.parquet (or .csv, .jsonl).",
+        )
     with tempfile.TemporaryDirectory() as folder:
         model = PublishedModel(chosen, download_version(store, chosen, Path(folder) / "model"))
-        reader = _Reader(source, config.dataset, image_size=model.image_size)
-        table = Path(folder) / "predictions.parquet"
-        with pq.ParquetWriter(table, _SCHEMA) as writer, progress("predict", total=len(files)) as advance:
-            for rows in _answered(model, reader, files, engine=config.activations.engine):
-                errors += sum(row["error"] is not None for row in rows)
-                writer.write_table(pa.Table.from_pylist(rows, _SCHEMA))
+        reader = _Reader(config.dataset, image_size=model.image_size, background=model.background)
+        batches = _answered(model, reader, found, engine=config.features.engine)
+        if output is None:
+            shown = [as_json(row, model.classes) for rows in batches for row in rows]
+            return PredictOutcome(chosen.number, len(found), _errors(shown), None, shown)
+        file, errors = Path(folder, f"predictions.{output.rpartition('.')[2]}"), 0
+        with predictions_file(file, chosen) as write, progress("predict", total=len(found)) as advance:
+            for rows in batches:
+                write(rows)
+                errors += _errors(rows)
                 advance(len(rows))
-        _deliver(table, output, config.storage)
-    return PredictOutcome(version=chosen.number, images=len(files), errors=errors, output=output)
+        deliver(file, output, config.storage, overwrite=overwrite)
+    return PredictOutcome(chosen.number, len(found), errors, output, None)
 
 
 @dataclass
 class _Read:
-    """Some files as they were read: a row for each that could not be, and the key and pixels of each that could."""
+    """Some files as they were read."""
 
-    failed: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[Row | None] = field(default_factory=list)
+    """In the order of the files: the row of one that cannot be answered, None for one that can."""
     keys: list[str] = field(default_factory=list)
+    """Of those that can be answered, as are the next two."""
     encoded: list[bytes] = field(default_factory=list)
     pixels: list[np.ndarray] = field(default_factory=list)
 
 
 class _Reader:
-    """Reads and checks files as an ingest does."""
+    """Reads and checks files as an ingest does, on the background that the model was trained with."""
 
-    def __init__(self, source: Store, limits: DatasetConfig, *, image_size: int) -> None:
-        self._source = source
+    def __init__(self, limits: DatasetConfig, *, image_size: int, background: str | None) -> None:
         self._limits = limits
         self._image_size = image_size
+        self._background = background
 
-    def read(self, files: Iterable[StoredObject]) -> _Read:
-        limits, found = self._limits, _Read()
-        for file in files:
-            if file.size_bytes > limits.max_file_size_bytes:
-                found.failed.append(_failed(file.name, f"too_large_file: {file.size_bytes} bytes"))
+    def read(self, images: Iterable[Image]) -> _Read:
+        found = _Read()
+        for image in images:
+            outcome = self._checked(image)
+            if isinstance(outcome, Reject | RejectedImage):
+                found.rows.append(failed(image.key, f"{outcome.reason}: {outcome.detail}"))
                 continue
-            outcome = check_image(
-                self._source.read(file.name),
-                key=file.name,
-                max_pixels=limits.max_pixels,
-                max_file_size_bytes=limits.max_file_size_bytes,
-                transcode=limits.transcode,
-            )
-            if isinstance(outcome, AcceptedImage):
-                found.keys.append(file.name)
-                found.encoded.append(outcome.data)
-                found.pixels.append(decoded(outcome.data, image_size=self._image_size))
-            else:
-                found.failed.append(_failed(file.name, f"{outcome.reason}: {outcome.detail}"))
+            encoded, pixels = outcome
+            found.rows.append(None)
+            found.keys.append(image.key)
+            found.encoded.append(encoded)
+            found.pixels.append(pixels)
         return found
+
+    def _checked(self, image: Image) -> tuple[bytes, np.ndarray] | Reject | RejectedImage:
+        data = image.read(max_size_bytes=self._limits.max_file_size_bytes)
+        if isinstance(data, Reject):
+            return data
+        return checked_and_decoded(
+            data,
+            key=image.key,
+            image_size=self._image_size,
+            limits=self._limits,
+            transcode=self._limits.transcode,
+            background=self._background,
+        )
 
 
 def _answered(
-    model: PublishedModel, reader: _Reader, files: Iterable[StoredObject], *, engine: Engine
-) -> Iterator[list[dict[str, Any]]]:
-    """The rows of all files, some at a time. While the model answers, the next files are read."""
+    model: PublishedModel, reader: _Reader, images: Iterable[Image], *, engine: Engine
+) -> Iterator[list[Row]]:
+    """The rows of all images in their order, some at a time. While the model answers, the next files are read."""
     waiting: deque[_Read] = deque()
 
     def batches() -> Iterator[tuple[list[bytes], np.ndarray]]:
-        for batch in _batches(files):
+        for batch in _batches(images):
             read = reader.read(batch)
             waiting.append(read)
             if read.keys:
@@ -130,38 +147,24 @@ def _answered(
                 read.pixels = []
                 yield read.encoded, pixels
 
+    def next_rows(answers: np.ndarray | None = None) -> list[Row]:
+        read = waiting.popleft()
+        rest = iter(zip(read.keys, () if answers is None else answers, strict=True))
+        return [row or answered(*next(rest), model.classes) for row in read.rows]
+
     for probabilities in model.answers(batches(), engine=engine):
         while not waiting[0].keys:
-            yield waiting.popleft().failed
-        read = waiting.popleft()
-        rows = zip(read.keys, probabilities, strict=True)
-        yield [*read.failed, *(_row(key, answer, model.classes) for key, answer in rows)]
-    for read in waiting:
-        yield read.failed
+            yield next_rows()
+        yield next_rows(probabilities)
+    while waiting:
+        yield next_rows()
 
 
-def _row(key: str, probabilities: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
-    index = int(np.argmax(probabilities))
-    return {
-        "key": key,
-        "class_name": classes[index],
-        "class_index": index,
-        "probabilities": probabilities,
-        "error": None,
-    }
+def _errors(rows: Iterable[Row]) -> int:
+    return sum(row["error"] is not None for row in rows)
 
 
-def _failed(key: str, error: str) -> dict[str, Any]:
-    return {"key": key, "class_name": None, "class_index": None, "probabilities": None, "error": error}
-
-
-def _batches(files: Iterable[StoredObject]) -> Iterator[list[StoredObject]]:
-    remaining = iter(files)
+def _batches(images: Iterable[Image]) -> Iterator[list[Image]]:
+    remaining = iter(images)
     while batch := list(islice(remaining, BATCH_SIZE)):
         yield batch
-
-
-def _deliver(table: Path, output: str, storage: StorageConfig) -> None:
-    folder, _, name = output.rpartition("/")
-    target = storage.model_copy(update={"uri": folder or "."}) if "/" in output else StorageConfig(uri=".")
-    open_store(target).put(name, table)

@@ -6,16 +6,17 @@ import logging
 import tempfile
 from pathlib import Path
 
+from transfer.catalog.model import ModelVersion
 from transfer.dataset.manifest import Dataset
 from transfer.errors import DifferentAnswersError, RegistryError
 from transfer.evaluation.evaluate import evaluate_run, held_out_images, load_report
-from transfer.fork_server import start_server
 from transfer.registry.export import export
-from transfer.registry.parity import HALF_PRECISION_TOLERANCE, TOLERANCE, prove_parity
-from transfer.registry.publication import publish_once, published_version
-from transfer.registry.versions import ModelVersion, upload_version
-from transfer.training.restore import restore_model
+from transfer.registry.proof import HALF_PRECISION_TOLERANCE, TOLERANCE, prove_parity
+from transfer.registry.served import answers_of_serving
+from transfer.registry.versions import publish_once, published_version, upload_version
+from transfer.runtime.fork_server import start_server
 from transfer.training.run import Run
+from transfer.training.shared_models import restore_model
 
 logger = logging.getLogger(__name__)
 
@@ -40,16 +41,19 @@ def publish_run(run: Run, dataset: Dataset, *, report_number: int | None = None,
             f"Run `{run.id}` has no report to prove the export against.", advice="Run `transfer evaluate` first."
         )
     report, predictions = load_report(run, report_number)
-    if report.graph != run.config.publish.graph:
-        # The proof compares answers of one graph: those of another one differ by more than it accepts.
-        logger.info("Run %s was evaluated with another graph than publish.graph, and is evaluated anew.", run.id)
-        report_number = evaluate_run(run, dataset, split=report.split)
+    asked = (run.config.publish.graph, tuple(dataset.untrained_classes))
+    if (report.graph, report.untrained_classes) != asked:
+        # The proof compares answers of one network: those of another one differ by more than it accepts.
+        logger.info("Run %s was evaluated with another graph or other classes, and is evaluated anew.", run.id)
+        serving = answers_of_serving(run.config, run.store, dataset, report.split, but=run.id)
+        report_number = evaluate_run(run, dataset, split=report.split, serving=serving)
         report, predictions = load_report(run, report_number)
-    model, _ = restore_model(run, dataset)
+    model, checkpoint = restore_model(run, dataset)
     provenance = {
         "run": run.id,
         "dataset": dataset.reference,
         "base": {"model": run.config.base.model, "sha256": model.digest},
+        "weights": {"checkpoint": checkpoint.number, "sha256": run.checkpoints.read(checkpoint.number)["weights"]},
         "report": report_number,
         "metrics": {"loss": report.metrics.loss, "accuracy": report.metrics.accuracy, "split": report.split},
         "config": run.config.model_dump(mode="json", exclude={"storage"}),
@@ -57,7 +61,8 @@ def publish_run(run: Run, dataset: Dataset, *, report_number: int | None = None,
     images = held_out_images(run, dataset, report.split, run.config.publish.parity_images)
     with tempfile.TemporaryDirectory() as folder:
         exported = Path(folder) / "saved_model"
-        export(model, exported, provenance=provenance, graph=run.config.publish.graph)
+        graph = run.config.publish.graph
+        export(model, exported, provenance=provenance, graph=graph, background=dataset.background)
         try:
             differences = prove_parity(
                 exported,
@@ -69,12 +74,20 @@ def publish_run(run: Run, dataset: Dataset, *, report_number: int | None = None,
             if report.is_exact:
                 raise
             logger.info("%s It was evaluated in a faster way, and is evaluated anew by its graph.", error.message)
-            exact = evaluate_run(run, dataset, split=report.split, exactly=True)
+            serving = answers_of_serving(run.config, run.store, dataset, report.split, but=run.id)
+            exact = evaluate_run(run, dataset, split=report.split, exactly=True, serving=serving)
             return publish_run(run, dataset, report_number=exact, again=again)
         provenance["parity"] = {
             "images": len(images),
             "largest_difference": max(differences.values()),
             "by_loader": differences,
         }
-        version = upload_version(run.store, run.config.name, exported, classes=dataset.classes, provenance=provenance)
+        version = upload_version(
+            run.store,
+            run.config.name,
+            exported,
+            classes=model.classes,
+            untrained_classes=model.untrained_classes,
+            provenance=provenance,
+        )
         return publish_once(run.store, version, run=run.id, instead_of=published)

@@ -2,23 +2,57 @@
 
 A version is removed by an entry of the retention log; from then on it does not exist for the commands and jobs here.
 Only then its objects go: the JSON first, so that whoever reads storage directly sees it whole or not at all, then
-`saved_model.pb`, without which TensorFlow Serving takes a folder for unfinished, then the rest. What a killed removal
+`saved_model.pb`, without which nobody loads a folder as a model, then the rest. What a killed removal
 left is removed by the next one.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from transfer.registry.retention_log import Retention, RetentionEntry, add_entry, now_utc, read_retention
-from transfer.registry.rollback import Serving, read_serving
-from transfer.registry.versions import ModelVersion, list_versions, versions_folder
-from transfer.storage import Store
+from transfer.catalog import layout
+from transfer.catalog.model import ModelVersion
+from transfer.registry.retention_log import Pin, Retention, RetentionEntry, add_entry, read_retention
+from transfer.registry.serving import Serving, read_serving
+from transfer.registry.versions import list_versions, load_version, promotions_log
+from transfer.storage import Store, now_utc, remove_in_steps
 
-PARALLEL = 16
-"""Small requests at once: a bucket answers each in some ten milliseconds."""
+
+def pin_version(store: Store, model: str, number: int, *, reason: str) -> Pin:
+    """Keep a version until it is unpinned. One that is pinned already keeps its pin, with its reason.
+
+    Raises RegistryError when there is no such version, also when it is removed at this moment.
+    """
+
+    def decide(now: Retention) -> RetentionEntry | None:
+        load_version(store, model, number)
+        if now.pin_of(number):
+            return None
+        pin = Pin(version=number, since=now_utc(), reason=reason)
+        then = now.model_copy(update={"pins": (*now.pins, pin)})
+        return RetentionEntry(action="pin", versions=(number,), at=pin.since, reason=reason, then=then)
+
+    _, holds = add_entry(store, model, decide)
+    return next(pin for pin in holds.pins if pin.version == number)
+
+
+def unpin_version(store: Store, model: str, number: int, *, reason: str = "") -> Pin | None:
+    """Take a version's pin away; returns it, or None when there was none. Raises RegistryError for no such version."""
+    load_version(store, model, number)
+    taken: Pin | None = None
+
+    def decide(now: Retention) -> RetentionEntry | None:
+        nonlocal taken
+        taken = now.pin_of(number)
+        if taken is None:
+            return None
+        then = now.model_copy(update={"pins": tuple(pin for pin in now.pins if pin != taken)})
+        return RetentionEntry(action="unpin", versions=(number,), at=now_utc(), reason=reason, then=then)
+
+    add_entry(store, model, decide)
+    return taken
 
 
 @dataclass(frozen=True)
@@ -30,7 +64,7 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class Plan:
+class RemovalPlan:
     """What goes of a model's versions, oldest first, and what stays although it is old."""
 
     going: tuple[ModelVersion, ...]
@@ -41,9 +75,11 @@ class Plan:
 class Cleaning:
     """What `remove_old_versions` removed, or would remove."""
 
-    plan: Plan
+    plan: RemovalPlan
     unfinished: tuple[int, ...]
     """Versions that were removed earlier, of which something was still there."""
+    served: tuple[int, ...]
+    """Promotions before the last two, whose copies for servers go."""
 
 
 def remove_old_versions(store: Store, model: str, *, keep: int, remove: bool = False) -> Cleaning:
@@ -55,7 +91,7 @@ def remove_old_versions(store: Store, model: str, *, keep: int, remove: bool = F
     """
     if keep < 1:
         raise ValueError(f"keep (={keep}) must be 1 or more")
-    plan = Plan((), ())
+    plan = RemovalPlan((), ())
     unfinished = _left_of(store, model, read_retention(store, model).removed)
 
     def decide(now: Retention) -> RetentionEntry | None:
@@ -69,12 +105,14 @@ def remove_old_versions(store: Store, model: str, *, keep: int, remove: bool = F
         return RetentionEntry(action="remove", versions=going, at=now_utc(), reason=reason, then=then)
 
     _, holds = add_entry(store, model, decide)
+    served = _served_before(store, model)
     if remove:
         _remove(store, _left_of(store, model, holds.removed), model)
-    return Cleaning(plan, tuple(sorted(unfinished)))
+        remove_in_steps(store, _graphs_first([name for names in served.values() for name in names]))
+    return Cleaning(plan, tuple(sorted(unfinished)), tuple(sorted(served)))
 
 
-def _plan(store: Store, model: str, now: Retention, keep: int) -> Plan:
+def _plan(store: Store, model: str, now: Retention, keep: int) -> RemovalPlan:
     """What goes if `now` is what holds when it is decided.
 
     The promotion log is read after the retention log. So a promotion that is not in it yet was announced in `now`, or
@@ -82,7 +120,7 @@ def _plan(store: Store, model: str, now: Retention, keep: int) -> Plan:
     """
     reasons = _reasons_to_stay(now, read_serving(store, model))
     old = list(list_versions(store, model))[:-keep]
-    return Plan(
+    return RemovalPlan(
         going=tuple(version for version in old if version.number not in reasons),
         kept=tuple(Kept(version, reasons[version.number]) for version in old if version.number in reasons),
     )
@@ -102,18 +140,33 @@ def _reasons_to_stay(now: Retention, serving: Serving) -> dict[int, str]:
 def _left_of(store: Store, model: str, removed: Iterable[int]) -> dict[int, list[str]]:
     """Names of the objects that are still there of removed versions, by version."""
     left: dict[int, list[str]] = {}
-    wanted, folder = set(removed), f"{versions_folder(model)}/"
-    for item in store.list(folder):
-        number = item.name.removeprefix(folder).split("/")[0].removesuffix(".json")
+    wanted, folder = set(removed), layout.versions_log(model)
+    for item in store.list(f"{folder}/"):
+        number = layout.below(folder, item.name)[0].removesuffix(".json")
         if number.isdecimal() and int(number) in wanted:
             left.setdefault(int(number), []).append(item.name)
     return left
 
 
+def _served_before(store: Store, model: str) -> dict[int, list[str]]:
+    """Names of the copies for servers that nobody reads any more, by promotion: all but those of the last two."""
+    folder, copies = layout.serving_folder(model), defaultdict(list)
+    last = max(promotions_log(store, model).numbers(), default=0)
+    for item in store.list(f"{folder}/"):
+        number, *rest = layout.below(folder, item.name)
+        if rest and number.isdecimal() and int(number) < last - 1:
+            copies[int(number)].append(item.name)
+    return dict(copies)
+
+
 def _remove(store: Store, left: dict[int, list[str]], model: str) -> None:
+    """First the documents, without which a version does not exist."""
     names = [name for of_version in left.values() for name in of_version]
-    documents = {f"{versions_folder(model)}/{number:08d}.json" for number in left} & set(names)
+    documents = {layout.entry(layout.versions_log(model), number) for number in left} & set(names)
+    remove_in_steps(store, [documents, *_graphs_first(set(names) - documents)])
+
+
+def _graphs_first(names: Iterable[str]) -> tuple[list[str], list[str]]:
+    """Without them nobody loads a folder as a model."""
     graphs = {name for name in names if name.endswith("/saved_model.pb")}
-    with ThreadPoolExecutor(PARALLEL) as pool:
-        for step in (documents, graphs, set(names) - documents - graphs):
-            list(pool.map(store.remove, sorted(step)))
+    return sorted(graphs), sorted(set(names) - graphs)

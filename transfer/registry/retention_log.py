@@ -1,21 +1,20 @@
 """The log that decides what may happen to a model's versions.
 
-models/<name>/retention/<00000001>.json   what was done, and all that holds from then on; the highest number is current
-
-Pins, removals and promotions each take the next number of this log before anything happens. So of a removal and a pin
-or a promotion at the same time one is first, and the other sees it and decides anew.
+An entry says what was done, and all that holds from then on; the highest number is current. Pins, removals and
+promotions each take the next number of this log before anything happens. So of a removal and a pin or a promotion at
+the same time one is first, and the other sees it and decides anew.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from transfer.catalog import layout
 from transfer.errors import AlreadyExistsError, RegistryError
-from transfer.storage import Log, Store, as_model
+from transfer.storage import Log, Store, as_model, now_utc
 
 
 class Pin(BaseModel):
@@ -69,7 +68,7 @@ class RetentionEntry(BaseModel):
 
 def retention_log(store: Store, model: str) -> Log:
     """The log of what was pinned, announced and removed of a model's versions."""
-    return Log(store, f"models/{model}/retention")
+    return Log(store, layout.retention_log(model))
 
 
 def read_retention(store: Store, model: str) -> Retention:
@@ -124,11 +123,6 @@ def check_not_removed(now: Retention, model: str, version: int) -> None:
             f"Version {version} of model `{model}` was removed by `transfer registry gc`.",
             advice="`transfer registry list` shows those that there are; publishing its run again makes a new version.",
         )
-
-
-def now_utc() -> str:
-    """The time as the logs write it, to the second, in UTC."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _latest(store: Store, model: str) -> tuple[int, Retention]:

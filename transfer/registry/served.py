@@ -1,10 +1,12 @@
-"""A published model that is loaded and asked: by its signature, as a server would, or by the fastest way here."""
+"""Published models that are loaded and asked: for images, for a dataset version, for what serves."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
@@ -13,12 +15,26 @@ from typing import Any, Literal
 import numpy as np
 import tensorflow as tf
 
-from transfer.activations.forward import CHECKED_ROWS, TOLERANCE, forward_of
-from transfer.activations.prefix import FEATURE_CODE_VERSION
-from transfer.activations.tracing import traced, with_constants
-from transfer.memory import FOR_PREDICTION, memory_explained
-from transfer.registry.versions import ModelVersion, download_version
+from transfer.catalog.model import ModelVersion
+from transfer.config import Config
+from transfer.dataset.batches import BinaryColumn
+from transfer.dataset.manifest import Dataset, Shard
+from transfer.dataset.shards import read_columns, read_shard
+from transfer.dataset.splits import TRAIN
+from transfer.errors import CorruptObjectError, DatasetError, ObjectNotFoundError, TrainingError
+from transfer.evaluation.against import SameImages, ServingAnswers
+from transfer.evaluation.evaluate import load_report
+from transfer.evaluation.predictions import Predictions, in_classes
+from transfer.features.forward import CHECKED_ROWS, TOLERANCE, forward_of
+from transfer.features.frozen import FEATURE_CODE_VERSION
+from transfer.features.network import traced, with_constants
+from transfer.registry.describe import classes_in, never_trained_on
+from transfer.registry.serving import read_serving
+from transfer.registry.versions import download_version, load_version
+from transfer.runtime.memory import FOR_PREDICTION, memory_explained
+from transfer.runtime.progress import progress
 from transfer.storage import Store
+from transfer.training.run import load_run
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +62,6 @@ class PublishedModel:
     def __init__(self, version: ModelVersion, files: Path) -> None:
         self.classes = version.classes
         self.subject, self.advice = f"Version {version.number} of {version.model}", FOR_PREDICTION
-        self.name: tuple[object, ...] = (version.model, version.number)
         with memory_explained(self.subject, advice=self.advice):
             # Kept, for the variables of its signatures live as long as it does.
             self._loaded = tf.saved_model.load(str(files))
@@ -56,6 +71,12 @@ class PublishedModel:
     def image_size(self) -> int:
         """Height and width of the images that the network takes."""
         return int(self._description["image_size"])
+
+    @property
+    def background(self) -> str | None:
+        """Color that the model puts images with transparent pixels on, `#rrggbb`; None: it drops their alpha."""
+        background: str | None = self._description.get("background")
+        return background
 
     @cached_property
     def _description(self) -> dict[str, Any]:
@@ -79,7 +100,7 @@ class PublishedModel:
 
         The network runs as fast as this machine can, on images that this project decoded. Where the model was exported
         by a release that decodes otherwise, or the signature gives something else for the first images, all are
-        answered by the signature. Raises ActivationsError when OpenVINO was asked for by name and cannot be used.
+        answered by the signature. Raises FeaturesError when OpenVINO was asked for by name and cannot be used.
         """
         first = list(islice(batches, 1))
         if not first or not self._decodes_alike(*first[0]):
@@ -117,3 +138,95 @@ class PublishedModel:
             difference,
         )
         return False
+
+
+@dataclass
+class Asked:
+    """Images in stored order, and for each model its answers, float32 [batch, classes] each."""
+
+    answers: list[list[np.ndarray]]
+    keys: list[str] = field(default_factory=list)
+    digests: list[str] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    first_images: list[bytes] = field(default_factory=list)
+
+
+def ask(models: Sequence[Answers], store: Store, shards: Sequence[Shard], *, first_images: int = 0) -> Asked:
+    """Ask models about all images of some shards, one shard in memory at a time. `first_images`: how many to return."""
+    asked = Asked(answers=[[] for _ in models])
+    with progress("compare", total=sum(shard.rows for shard in shards)) as advance:
+        for shard in shards:
+            table = read_shard(store, shard, columns=["key", "image", "label", "sha256"])
+            asked.keys += table["key"].to_pylist()
+            asked.digests += table["sha256"].to_pylist()
+            asked.labels += table["label"].to_pylist()
+            for images in _batches(table):
+                for model, answers in zip(models, asked.answers, strict=True):
+                    answers.append(np.asarray(model(images)["probabilities"], np.float32))
+                asked.first_images += images[: first_images - len(asked.first_images)]
+                advance(len(images))
+    return asked
+
+
+def _batches(table: Any) -> Iterator[list[bytes]]:
+    images = BinaryColumn(table["image"])
+    for start in range(0, table.num_rows, BATCH_SIZE):
+        yield [images[row] for row in range(start, min(start + BATCH_SIZE, table.num_rows))]
+
+
+def answers_of_serving(
+    config: Config, store: Store, dataset: Dataset, split: str, *, but: str, gate_asks: bool = False
+) -> ServingAnswers | None:
+    """The version that serves, and its answers for a split of a dataset version; None where none serves.
+
+    None, too, where it is of the run `but`. It is asked unless its report has the answers, or a gate asks it later
+    (`gate_asks`). Raises CorruptObjectError for a damaged promotion or version, StorageError.
+    """
+    serving = read_serving(store, config.name)
+    if serving.version is None:
+        return None
+    version = load_version(store, config.name, serving.version)
+    if version.provenance["run"] == but:
+        return None
+    metrics = version.provenance["metrics"]
+    has_them = (version.provenance["dataset"], metrics["split"]) == (dataset.reference, split)
+    answers: SameImages | str | None = _of_report(config, store, version) if has_them else None
+    if answers is None:
+        answers = "the gate asks both" if gate_asks else _asked(config, store, dataset, split, version)
+    return ServingAnswers(version.number, version.provenance["dataset"], metrics["split"], metrics["accuracy"], answers)
+
+
+def _of_report(config: Config, store: Store, version: ModelVersion) -> SameImages | None:
+    """The answers that the version was published with; None where they cannot be read any more."""
+    try:
+        run = load_run(store, version.provenance["run"], config)
+        _, predictions = load_report(run, version.provenance["report"])
+    except (CorruptObjectError, ObjectNotFoundError, DatasetError, TrainingError) as error:
+        logger.warning("Version %d, which serves, is asked anew: %s", version.number, error)
+        return None
+    return SameImages(predictions, np.ones(len(predictions.keys), bool))
+
+
+def _asked(config: Config, store: Store, dataset: Dataset, split: str, version: ModelVersion) -> SameImages | str:
+    if split == TRAIN:
+        return "these are no held-out images"
+    try:
+        known = classes_in(store, dataset, version, config.dataset.rename_classes)
+        if not set(known) & set(dataset.classes):
+            return f"version {version.number} knows none of the classes of {dataset.reference}"
+        shards = dataset.shards_of(split)
+        digests = [
+            sha256 for shard in shards for sha256 in read_columns(store, shard, ["sha256"])["sha256"].to_pylist()
+        ]
+        comparable = never_trained_on(store, version, dataset, split, digests)
+        if not comparable.any():
+            return f"version {version.number} may have been trained on all of them"
+        with tempfile.TemporaryDirectory() as folder:
+            model = load_answers(store, version, Path(folder))
+        asked = ask([model], store, shards)
+        names, probabilities = in_classes(np.concatenate(asked.answers[0]), known, dataset.classes)
+        predictions = Predictions(asked.keys, np.array(asked.labels, np.int32), probabilities, names)
+    except Exception as error:  # noqa: BLE001 - whatever a model of another release fails with, the run is evaluated
+        logger.warning("Version %d, which serves, cannot be asked: %s", version.number, error)
+        return f"version {version.number} cannot be asked ({type(error).__name__})"
+    return SameImages(predictions, comparable, tuple(name for name in dataset.classes if name not in known))

@@ -1,64 +1,70 @@
 """Model versions in storage.
 
-models/<name>/versions/<00000001>/…        the SavedModel's files; a folder that TensorFlow Serving can watch
-models/<name>/versions/<00000001>.json     written last, put-if-absent; a version without it does not exist
-models/<name>/published/…                  which version a run was published as (`publication.py`)
-models/<name>/promotions/<00000001>.json   which version serves; the highest number is current
-models/<name>/retention/<00000001>.json    what is pinned and what was removed (`retention_log.py`)
+A run's publication holds the whole version. It is written when all files of the version are in storage, and before the
+version's own JSON, which alone makes a version exist. Whoever finds an entry without it writes that JSON: it is the
+same, whoever does. A run whose version was removed, or that is to be published once more, is published anew, by the
+next entry.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict
 
-from transfer.errors import AlreadyExistsError, ObjectNotFoundError, PromotionConflictError, RegistryError
-from transfer.registry.retention_log import announce_promotion, check_not_removed, now_utc, read_retention
-from transfer.storage import Log, Store, as_model, put_document, sha256_of_file
-from transfer.storage.log import Number
-from transfer.storage.store import check_name
-
-
-class ModelFile(BaseModel):
-    """One file of a SavedModel."""
-
-    model_config = ConfigDict(frozen=True)
-
-    name: str
-    size_bytes: int
-    sha256: str
-
-    @field_validator("name")
-    @classmethod
-    def _stays_in_its_folder(cls, name: str) -> str:
-        return check_name(name)
+from transfer.catalog import layout
+from transfer.catalog.layout import Number
+from transfer.catalog.model import ModelFile, ModelVersion
+from transfer.errors import AlreadyExistsError, ObjectNotFoundError, PublishConflictError, RegistryError
+from transfer.registry.retention_log import check_not_removed, read_retention
+from transfer.storage import Log, Store, as_model, now_utc, put_document, sha256_of_file
 
 
-class ModelVersion(BaseModel):
-    """A published version: whole, verified, never changed."""
+def published_version(store: Store, model: str, run: str) -> ModelVersion | None:
+    """The version that a run was published as, unless it was removed. Raises StorageError."""
+    latest = _publications(store, model, run).latest()
+    if latest is None:
+        return None
+    version = as_model(ModelVersion, latest[1], uri=store.uri)
+    if version.number in read_retention(store, model).removed:
+        return None
+    return commit_version(store, version)
 
-    model_config = ConfigDict(frozen=True)
 
-    model: str
-    number: Number
-    published_at: str
-    files: tuple[ModelFile, ...]
-    classes: tuple[str, ...]
-    provenance: dict[str, Any]
+def publish_once(
+    store: Store, version: ModelVersion, *, run: str, instead_of: ModelVersion | None = None
+) -> ModelVersion:
+    """Make an uploaded version the one that a run is published as, and have it exist.
 
-    @property
-    def folder(self) -> str:
-        """Folder of the SavedModel in storage."""
-        return f"{versions_folder(self.model)}/{self.number:08d}"
+    `instead_of`: the version that the run is known to be published as, which stays a version. Raises
+    PublishConflictError when another process published the run meanwhile; then its version exists. StorageError.
+    """
+    log = _publications(store, version.model, run)
+    number = max(log.numbers(), default=0) + 1
+    winner = published_version(store, version.model, run)
+    if winner is not None and winner != instead_of:
+        raise _conflict(store, winner, run)
+    try:
+        log.append(version.model_dump(mode="json"), number=number)
+    except AlreadyExistsError:
+        winner = as_model(ModelVersion, log.read(number), uri=store.uri)
+        raise _conflict(store, commit_version(store, winner), run) from None
+    return commit_version(store, version)
 
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of all its files."""
-        return sum(file.size_bytes for file in self.files)
+
+def _publications(store: Store, model: str, run: str) -> Log:
+    return Log(store, layout.published_log(model, run))
+
+
+def _conflict(store: Store, winner: ModelVersion, run: str) -> PublishConflictError:
+    return PublishConflictError(
+        f"Run `{run}` was published by another process at the same time, as version {winner.number} of model "
+        f"`{winner.model}` in {store.uri}.",
+        advice="Nothing is missing: the same command finds that version when it is repeated.",
+    )
 
 
 class Promotion(BaseModel):
@@ -74,19 +80,14 @@ class Promotion(BaseModel):
     """What it was decided on, for programs: a night's number and its gate's rules with their figures."""
 
 
-def versions_folder(model: str) -> str:
-    """Where a model's versions lie in storage; TensorFlow Serving can watch it."""
-    return f"models/{model}/versions"
-
-
 def versions_log(store: Store, model: str) -> Log:
     """The log of a model's versions."""
-    return Log(store, versions_folder(model))
+    return Log(store, layout.versions_log(model))
 
 
 def promotions_log(store: Store, model: str) -> Log:
     """The log of which version serves."""
-    return Log(store, f"models/{model}/promotions")
+    return Log(store, layout.promotions_log(model))
 
 
 def add_version(
@@ -97,14 +98,20 @@ def add_version(
 
 
 def upload_version(
-    store: Store, model: str, exported: Path, *, classes: list[str], provenance: dict[str, Any]
+    store: Store,
+    model: str,
+    exported: Path,
+    *,
+    classes: Sequence[str],
+    untrained_classes: Sequence[str] = (),
+    provenance: dict[str, Any],
 ) -> ModelVersion:
     """Upload a SavedModel from a local folder under the model's next number, as a version that does not exist yet.
 
     A number is claimed first; a publisher that dies leaves a folder without its JSON, and its number is not used again.
     """
     number = _claim(store, model)
-    folder = f"{versions_folder(model)}/{number:08d}"
+    folder = layout.version_folder(model, number)
     files = []
     for path in _saved_model_files(exported):
         name = path.relative_to(exported).as_posix()
@@ -116,7 +123,9 @@ def upload_version(
         published_at=now_utc(),
         files=tuple(files),
         classes=tuple(classes),
+        untrained_classes=tuple(untrained_classes),
         provenance=provenance,
+        published_after=max(promotions_log(store, model).numbers(), default=0),
     )
 
 
@@ -136,6 +145,16 @@ def list_versions(store: Store, model: str) -> Iterator[ModelVersion]:
             yield version
 
 
+def models_with_versions(store: Store) -> list[str]:
+    """Names of the models that have published versions, by name."""
+    return [model for model in model_names(store) if next(list_versions(store, model), None) is not None]
+
+
+def model_names(store: Store) -> list[str]:
+    """Names of the models of which there is anything, by name. One listing."""
+    return sorted({layout.below(layout.MODELS, item.name)[0] for item in store.list(f"{layout.MODELS}/")})
+
+
 def load_version(store: Store, model: str, number: int | None = None) -> ModelVersion:
     """A version by number, or the promoted one. Raises RegistryError when there is none."""
     if number is None:
@@ -143,7 +162,7 @@ def load_version(store: Store, model: str, number: int | None = None) -> ModelVe
         if promotion is None:
             raise RegistryError(
                 f"No version of model `{model}` is promoted in {store.uri}.",
-                advice="Publish one with `transfer train` or `transfer publish`.",
+                advice=_waiting(store, model),
             )
         number = promotion.version
     else:
@@ -153,9 +172,20 @@ def load_version(store: Store, model: str, number: int | None = None) -> ModelVe
     if version is None:
         raise RegistryError(
             f"Model `{model}` has no version {number} in {store.uri}.",
-            advice=f"Its versions are {[version.number for version in list_versions(store, model)] or 'none'}.",
+            advice=f"Its versions: {', '.join(str(each.number) for each in list_versions(store, model)) or 'none'}.",
         )
     return version
+
+
+def _waiting(store: Store, model: str) -> str:
+    """What to do where no version serves."""
+    waiting = [str(number) for number in versions_log(store, model).numbers()]
+    if not waiting:
+        return "`transfer train` publishes one."
+    return (
+        f"It has version{'s' if len(waiting) > 1 else ''} {', '.join(waiting[-5:])}. `transfer registry show` says why "
+        f"none serves, `transfer registry promote` makes one serve, and `predict` takes `--version {waiting[-1]}`."
+    )
 
 
 def download_version(store: Store, version: ModelVersion, folder: Path) -> Path:
@@ -172,45 +202,6 @@ def download_version(store: Store, version: ModelVersion, folder: Path) -> Path:
             check_not_removed(read_retention(store, version.model), version.model, version.number)
             raise
     return folder
-
-
-def promote(
-    store: Store,
-    version: ModelVersion,
-    *,
-    reason: str,
-    after: int | None = None,
-    evidence: dict[str, Any] | None = None,
-) -> Promotion:
-    """Make a version the one that serving reads. Does nothing when it already is.
-
-    `after`: number of the promotion in force when this one was decided on (0: none was); default: the one in force now.
-    Raises PromotionConflictError when somebody else promoted since, RegistryError when the version was removed.
-    """
-    log = promotions_log(store, version.model)
-    latest = log.latest()
-    number, current = (0, None) if latest is None else (latest[0], as_model(Promotion, latest[1], uri=store.uri))
-    if after is not None and number != after:
-        raise _conflict(store, version, number)
-    if current is not None and current.version == version.number:
-        return current
-    announce_promotion(store, version.model, version.number, promotion=number + 1)
-    promotion = Promotion(
-        version=version.number,
-        since=now_utc(),
-        reason=reason,
-        replaces=current.version if current else None,
-        evidence=evidence,
-    )
-    try:
-        log.append(promotion.model_dump(mode="json"), number=number + 1)
-    except AlreadyExistsError as error:
-        won = as_model(Promotion, log.read(number + 1), uri=store.uri)
-        # By somebody else, or by a request of our own that was given up and came late.
-        if won.version == version.number:
-            return won
-        raise _conflict(store, version, number + 1) from error
-    return promotion
 
 
 def current_promotion(store: Store, model: str) -> Promotion | None:
@@ -233,24 +224,15 @@ def _read_version(store: Store, model: str, number: int) -> ModelVersion | None:
         return None
 
 
-def _conflict(store: Store, version: ModelVersion, winner: int) -> PromotionConflictError:
-    won = as_model(Promotion, promotions_log(store, version.model).read(winner), uri=store.uri)
-    return PromotionConflictError(
-        f"Version {version.number} of model `{version.model}` was not promoted: version {won.version} was, at the same "
-        f"time, by promotion {winner} of {won.since} ({won.reason}).",
-        advice="Look at `transfer registry list`, and repeat it if it is still what you want.",
-    )
-
-
 def _claim(store: Store, model: str) -> int:
     """Reserve a number: put-if-absent of a claim makes one publisher its owner."""
-    prefix = f"{versions_folder(model)}/"
-    taken = {part for obj in store.list(prefix) if (part := obj.name.removeprefix(prefix)[:8]).isdigit()}
+    folder = layout.versions_log(model)
+    taken = {part for obj in store.list(f"{folder}/") if (part := layout.below(folder, obj.name)[0][:8]).isdigit()}
     number = max((int(part) for part in taken), default=0) + 1
     while True:
         try:
             claim = {"claimed_at": now_utc(), "by": uuid.uuid4().hex}
-            put_document(store, f"{prefix}{number:08d}/assets.extra/claim.json", claim)
+            put_document(store, layout.version_claim(model, number), claim)
         except AlreadyExistsError:
             number += 1
             continue
@@ -261,6 +243,6 @@ def _claim(store: Store, model: str) -> int:
 
 
 def _saved_model_files(exported: Path) -> list[Path]:
-    """All files, the graph last: TensorFlow Serving takes a folder without `saved_model.pb` for unfinished."""
+    """All files, the graph last: nobody loads a folder without `saved_model.pb` as a model."""
     files = [path for path in exported.rglob("*") if path.is_file()]
     return sorted(files, key=lambda path: (path.name == "saved_model.pb", path))

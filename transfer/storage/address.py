@@ -11,10 +11,10 @@ from urllib.parse import unquote
 from transfer.config.models import StorageConfig
 from transfer.config.paths import path_here
 from transfer.errors import ConfigError
+from transfer.storage.disk_cache import DiskCache
 from transfer.storage.local import LocalStore
-from transfer.storage.retry import RetryPolicy
+from transfer.storage.s3_requests import RetryPolicy
 from transfer.storage.store import Store, check_prefix
-from transfer.storage.tier import LocalTier
 
 _log = logging.getLogger("transfer.storage")
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -75,11 +75,11 @@ def _open_bucket(config: StorageConfig, rest: str, retry: RetryPolicy) -> Store:
         region=config.region,
         single_writer=config.single_writer,
         retry=retry,
-        tier=_tier(config),
+        disk_cache=_disk_cache(config),
     )
 
 
-def _tier(config: StorageConfig) -> LocalTier | None:
+def _disk_cache(config: StorageConfig) -> DiskCache | None:
     if config.cache_size_bytes == 0:
         return None
     folder = config.cache_folder or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "transfer")
@@ -89,7 +89,7 @@ def _tier(config: StorageConfig) -> LocalTier | None:
     except ConfigError as error:
         _log.warning("%s So nothing of %s is kept on it.", error.message, config.uri)
         return None
-    return LocalTier(folder, max_size_bytes=config.cache_size_bytes)
+    return DiskCache(folder, max_size_bytes=config.cache_size_bytes)
 
 
 def _folder_of_file_uri(rest: str) -> Path:

@@ -13,21 +13,21 @@ import filecmp
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
 
+from transfer.catalog import layout
 from transfer.errors import AlreadyExistsError, ObjectNotFoundError, StorageError, UnsafeStorageError
 from transfer.storage.store import (
-    TEMPORARY_PREFIX,
     Store,
     StoredObject,
-    check_name,
     check_prefix,
     check_probe_name,
     check_range,
     check_removable_name,
+    check_replaceable_name,
     open_content,
     read_until_intact,
 )
@@ -93,10 +93,24 @@ class LocalStore(Store):
                 )
         return created
 
+    def put_folder(self, folder: str, source: Path, names: Sequence[str]) -> None:
+        target = self._path(folder)
+        with self._errors("write", folder):
+            if not target.exists():
+                _move_folder(source, names, target)
+        # What another writer, or one that died, had put there is compared and completed.
+        super().put_folder(folder, source, names)
+
     def create(self, name: str, data: bytes) -> bool:
         path = self._path(name)
         with self._errors("write", name), _temporary_file(path.parent, data) as temporary:
             return self._link(temporary, path)
+
+    def replace(self, name: str, data: bytes | Path) -> None:
+        path = self._path(check_replaceable_name(name))
+        with self._errors("write", name), _temporary_file(path.parent, data) as temporary:
+            temporary.replace(path)
+            _flush_directory(path.parent)
 
     def discard(self, probe_name: str) -> None:
         path = self._path(check_probe_name(probe_name))
@@ -114,26 +128,28 @@ class LocalStore(Store):
         return self.read(name)
 
     def _path(self, name: str) -> Path:
-        return self.folder / check_name(name)
+        return self.folder / layout.check_name(name)
 
     def _remove_empty_folders(self, folder: Path) -> None:
-        """Those of a model version: a server that watches the versions takes every numbered folder for one."""
+        """Those of a model version, which a server would take for one, and of a run."""
         with contextlib.suppress(OSError):  # Not empty, or another thread was faster.
-            while _is_of_a_version(folder.relative_to(self.folder)):
+            while layout.goes_when_empty(folder.relative_to(self.folder).as_posix()):
                 folder.rmdir()
                 folder = folder.parent
 
     def _walk(self, folder: Path) -> Iterator[StoredObject]:
-        for directory, _, files in os.walk(folder):
+        for directory, folders, files in os.walk(folder):
+            folders[:] = [name for name in folders if not name.startswith(layout.TEMPORARY_PREFIX)]
             for file in files:
-                if file.startswith(TEMPORARY_PREFIX):
+                if file.startswith(layout.TEMPORARY_PREFIX):
                     continue
                 path = Path(directory, file)
                 try:
-                    size_bytes = path.stat().st_size
+                    status = path.stat()
                 except FileNotFoundError:
                     continue  # Removed since its folder was read.
-                yield StoredObject(path.relative_to(self.folder).as_posix(), size_bytes)
+                name = path.relative_to(self.folder).as_posix()
+                yield StoredObject(name, status.st_size, modified_s=status.st_mtime)
 
     def _link_new(self, path: Path, data: bytes | Path) -> bool:
         with _temporary_file(path.parent, data) as temporary:
@@ -184,16 +200,32 @@ class LocalStore(Store):
         )
 
 
-def _is_of_a_version(folder: Path) -> bool:
-    """Whether the folder is `models/<name>/versions/<00000001>` or lies in one."""
-    return folder.parts[:1] == ("models",) and folder.parts[2:3] == ("versions",) and len(folder.parts) > 3
+def _move_folder(source: Path, names: Sequence[str], target: Path) -> None:
+    """Copy files, and give their folder its name when all are on the disk. Nothing happens where the name is taken."""
+    temporary = target.parent / f"{layout.TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+    try:
+        _make_directory(temporary)
+        for name in names:
+            copy = temporary / name
+            _make_directory(copy.parent)
+            shutil.copyfile(source / name, copy)
+            with copy.open("rb") as file:
+                os.fsync(file.fileno())
+        try:
+            temporary.rename(target)
+        except OSError:
+            if not target.exists():
+                raise
+        _flush_directory(target.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def _temporary_file(directory: Path, data: bytes | Path) -> Iterator[Path]:
     """A file with the content, safely on the disk, under a name that is gone afterwards."""
     _make_directory(directory)
-    temporary = directory / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+    temporary = directory / f"{layout.TEMPORARY_PREFIX}{uuid.uuid4().hex}"
     try:
         # Opened in the ordinary way, so that the permissions are those that the user's umask gives.
         with open_content(data) as source, temporary.open("xb") as target:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import threading
-import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 
+from transfer.catalog import layout
 from transfer.errors import StorageError, UnsafeStorageError
-from transfer.storage.store import PROBE_DIRECTORY, Store
+from transfer.storage.store import Store
 
 _FIRST = b"first\n"
 _SECOND = b"second\n"
@@ -17,7 +16,6 @@ _RACERS = 8
 _RACES = 6
 # A service that looks whether a name is taken before it has read the body leaves the more time for another writer.
 _RACER_SIZE_BYTES = 16 * 1024
-_THROUGHPUT_SIZE_BYTES = 4 * 1024**2
 
 
 def probe(store: Store, *, single_writer: bool) -> None:
@@ -27,7 +25,7 @@ def probe(store: Store, *, single_writer: bool) -> None:
     is allowed. `single_writer` accepts a store that lets the second writer through. Raises UnsafeStorageError for such
     a store otherwise, StorageError when the store cannot be used at all.
     """
-    name = f"{PROBE_DIRECTORY}/{uuid.uuid4().hex}"
+    name = layout.probe(uuid.uuid4().hex)
     try:
         refuses = _refuses_second(store, name)
     except UnsafeStorageError:
@@ -47,21 +45,6 @@ def probe(store: Store, *, single_writer: bool) -> None:
         raise _unsafe(
             store, "of several who wrote a name at the same moment it told more than one that they were first"
         )
-
-
-def throughput(store: Store) -> tuple[float, float]:
-    """Bytes a second that the store takes and gives back, for one object of a few megabytes. Raises StorageError."""
-    name = f"{PROBE_DIRECTORY}/{uuid.uuid4().hex}"
-    data = os.urandom(_THROUGHPUT_SIZE_BYTES)
-    try:
-        started = time.perf_counter()
-        store.create(name, data)
-        written = time.perf_counter()
-        store.read(name)
-        ended = time.perf_counter()
-    finally:
-        store.discard(name)
-    return len(data) / (written - started), len(data) / (ended - written)
 
 
 def _refuses_second(store: Store, name: str) -> bool:
@@ -86,14 +69,19 @@ def _lets_several_win(store: Store) -> bool:
         return store.create(name, bytes([racer]) * _RACER_SIZE_BYTES)
 
     with ThreadPoolExecutor(_RACERS) as racers:
-        for _ in range(_RACES):
-            name = f"{PROBE_DIRECTORY}/{uuid.uuid4().hex}"
-            try:
-                # None may have won: the answer to who did may have been lost, and the repetition finds the name taken.
-                if list(racers.map(write, [name] * _RACERS, range(_RACERS))).count(True) > 1:
-                    return True
-            finally:
-                store.discard(name)
+        try:
+            for _ in range(_RACES):
+                name = layout.probe(uuid.uuid4().hex)
+                try:
+                    # None may have won: the answer to who did may have been lost, and the repetition finds the name
+                    # taken.
+                    if list(racers.map(write, [name] * _RACERS, range(_RACERS))).count(True) > 1:
+                        return True
+                finally:
+                    store.discard(name)
+        finally:
+            # After Ctrl-C some would wait for ever for others that never started.
+            at_once.abort()
     return False
 
 

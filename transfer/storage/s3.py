@@ -1,45 +1,103 @@
 """Objects in a bucket of any S3 service: AWS, MinIO, Ceph and others.
 
+What a log's latest entry is, and which versions exist, is read from listings: one that leaves something out, repeats
+itself or never ends must not pass for a whole one.
+
 Writing is put-if-absent by the service itself (`If-None-Match: *`). The SHA-256 of each object stands beside it, so
 that an answer lost on its way can be told from another writer, and a damaged body from a whole one.
 """
 
-# ruff: noqa: D102 - Store documents the methods.
 from __future__ import annotations
 
 import contextlib
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from botocore.exceptions import BotoCoreError, ClientError
 
+from transfer.catalog import layout
 from transfer.errors import AlreadyExistsError, ObjectNotFoundError, StorageError, UnsafeStorageError
-from transfer.storage.retry import RetryPolicy
-from transfer.storage.s3_body import get, not_found, sha256_in
-from transfer.storage.s3_bucket import Bucket
-from transfer.storage.s3_errors import is_taken, no_conditional_writes
-from transfer.storage.s3_listing import objects
-from transfer.storage.s3_multipart import CONDITION, Sent, send_in_parts
-from transfer.storage.s3_reader import RangeReader, fetch_to_file
+from transfer.storage.disk_cache import DiskCache
+from transfer.storage.s3_requests import Bucket, RetryPolicy, is_taken, no_conditional_writes
+from transfer.storage.s3_transfer import (
+    CONDITION,
+    RangeReader,
+    Sent,
+    get,
+    not_found,
+    send_in_parts,
+    sha256_in,
+)
 from transfer.storage.store import (
-    PROBE_DIRECTORY,
     Store,
     StoredObject,
-    check_name,
     check_prefix,
     check_probe_name,
     check_range,
     check_removable_name,
+    check_replaceable_name,
     content_sha256,
     content_size,
+    fetch_to_file,
     open_content,
     read_until_intact,
     sha256_hex,
 )
-from transfer.storage.tier import LocalTier
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef, ObjectTypeDef
+
+
+def objects(bucket: Bucket, prefix: str) -> Iterator[StoredObject]:
+    """All objects whose name starts with `prefix`, sorted by name.
+
+    Raises StorageError, also where the service does not list as S3 documents it.
+    """
+    last_key = ""
+    next_page: str | None = None
+    while True:
+        page = _page(bucket, prefix, next_page)
+        for item in page.get("Contents", []):
+            # By code point, which is the order of the UTF-8 bytes, as S3 documents it.
+            if item["Key"] <= last_key:
+                raise _not_as_documented(bucket, prefix, f"{item['Key']!r} comes after {last_key!r}")
+            last_key = item["Key"]
+            # Consoles make empty objects that stand for folders.
+            if not last_key.endswith("/"):
+                modified_s = item["LastModified"].timestamp()
+                yield StoredObject(bucket.name_of(last_key), item["Size"], _stamp_of(item), modified_s)
+        if not page.get("IsTruncated"):
+            return
+        next_page = page.get("NextContinuationToken")
+        if not next_page:
+            raise _not_as_documented(bucket, prefix, "a page says that more follow, and not where they begin")
+
+
+def _page(bucket: Bucket, prefix: str, token: str | None) -> ListObjectsV2OutputTypeDef:
+    request: dict[str, Any] = {"Bucket": bucket.name, "Prefix": bucket.key(prefix)}
+    if token is not None:
+        request["ContinuationToken"] = token
+    return bucket.call("list", prefix or "everything", lambda: bucket.client.list_objects_v2(**request))
+
+
+def _stamp_of(item: ObjectTypeDef) -> str:
+    # Some services leave the ETag out.
+    return f"{item['ETag']} {item['LastModified'].isoformat()}" if item.get("ETag") else ""
+
+
+def _not_as_documented(bucket: Bucket, prefix: str, found: str) -> StorageError:
+    return StorageError(
+        f"{bucket.uri} at {bucket.endpoint} does not list {prefix or 'its objects'} as S3 does: {found}.",
+        advice="Use a general purpose bucket of a service that knows ListObjectsV2; S3 Express directory buckets list "
+        "without an order.",
+    )
+
+
+# ruff: noqa: D102 - Store documents the methods.
+
 
 _LARGEST_SINGLE_PUT_BYTES = 5 * 1024**3
 _ROUNDS = 3
@@ -48,7 +106,7 @@ _ROUNDS = 3
 class S3Store(Store):
     """A store in `bucket` under `prefix`. Objects above `multipart_threshold_bytes` are sent in parts.
 
-    `tier` keeps objects that are opened verified on a local disk.
+    `disk_cache` keeps objects that are opened verified on a local disk.
     """
 
     def __init__(
@@ -60,20 +118,20 @@ class S3Store(Store):
         region: str | None = None,
         single_writer: bool = False,
         retry: RetryPolicy | None = None,
-        tier: LocalTier | None = None,
+        disk_cache: DiskCache | None = None,
         multipart_threshold_bytes: int = 32 * 1024**2,
         part_size_bytes: int = 16 * 1024**2,
     ) -> None:
         self._bucket = Bucket(bucket, prefix, endpoint_url=endpoint_url, region=region, retry=retry or RetryPolicy())
         self.uri = self._bucket.uri
         self._single_writer = single_writer
-        self._tier = tier
+        self._disk_cache = disk_cache
         self._multipart_threshold_bytes = multipart_threshold_bytes
         self._part_size_bytes = part_size_bytes
         self._parts_are_conditional: bool | None = None  # None: not found out yet.
 
     def read(self, name: str, *, start: int = 0, length: int | None = None) -> bytes:
-        check_name(name)
+        layout.check_name(name)
         check_range(start, length)
         if start > 0 or length is not None:
             return self._read_range(name, start, length)
@@ -87,7 +145,7 @@ class S3Store(Store):
         return pa.PythonFile(RangeReader(lambda start, length: self._read_range(name, start, length), size), mode="r")
 
     def open_verified(self, name: str, sha256: str) -> pa.NativeFile:
-        check_name(name)
+        layout.check_name(name)
 
         def fetch(start: int, length: int) -> bytes:
             return self._read_range(name, start, length)
@@ -97,7 +155,7 @@ class S3Store(Store):
                 lambda: fetch_to_file(fetch, self.size(name), path), name=name, uri=self.uri, sha256=sha256
             )
 
-        kept = self._tier.open(sha256, download) if self._tier else None
+        kept = self._disk_cache.open(sha256, download) if self._disk_cache else None
         return super().open_verified(name, sha256) if kept is None else kept
 
     def size(self, name: str) -> int:
@@ -109,7 +167,7 @@ class S3Store(Store):
         yield from objects(self._bucket, prefix)
 
     def put(self, name: str, data: bytes | Path) -> bool:
-        check_name(name)
+        layout.check_name(name)
         sha256, size = content_sha256(data), content_size(data)
         in_parts = size > self._multipart_threshold_bytes
         repeated = False
@@ -133,7 +191,21 @@ class S3Store(Store):
         )
 
     def create(self, name: str, data: bytes) -> bool:
-        return self._send_once(check_name(name), data, sha256_hex(data), CONDITION).created
+        return self._send_once(layout.check_name(name), data, sha256_hex(data), CONDITION).created
+
+    def replace(self, name: str, data: bytes | Path) -> None:
+        check_replaceable_name(name)
+        sha256, size = content_sha256(data), content_size(data)
+        if size <= self._multipart_threshold_bytes:
+            self._send_once(name, data, sha256, {})
+            return
+        part_size = self._part_size_bytes
+        sent = send_in_parts(self._bucket, name, data, sha256=sha256, part_size_bytes=part_size, conditional=False)
+        # An answer that was lost looks like a refusal when the completion is repeated.
+        if not sent.created and not self._is_same(name, sha256, size):
+            raise StorageError(
+                f"{self.uri} did not take {name}: another writer was at work on it.", advice="Run it again."
+            )
 
     def discard(self, probe_name: str) -> None:
         key = self._bucket.key(check_probe_name(probe_name))
@@ -164,7 +236,7 @@ class S3Store(Store):
         return body.data[start:] if length is None else body.data[start : start + length]
 
     def _head(self, name: str) -> tuple[int, str | None]:
-        key = self._bucket.key(check_name(name))
+        key = self._bucket.key(layout.check_name(name))
 
         def head() -> tuple[int, str | None]:
             answer = self._bucket.client.head_object(Bucket=self._bucket.name, Key=key)
@@ -242,7 +314,7 @@ class S3Store(Store):
 
     def _probe_parts(self) -> bool:
         """Whether the service refuses to complete a multipart upload under a name that is taken."""
-        name = f"{PROBE_DIRECTORY}/{uuid.uuid4().hex}"
+        name = layout.probe(uuid.uuid4().hex)
         second = b"second\n"
         try:
             self.create(name, b"first\n")

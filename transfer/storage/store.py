@@ -5,22 +5,30 @@ from __future__ import annotations
 import abc
 import hashlib
 import io
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, NoReturn, TypeVar
 
 import pyarrow as pa
 
+from transfer.catalog.layout import PROBES, check_name, is_removable
 from transfer.errors import CorruptObjectError, ObjectNotFoundError, StorageError
 
-PROBE_DIRECTORY = ".probe"
-# Files that a local store is still writing. No object may be called like that, and none is listed.
-TEMPORARY_PREFIX = ".transfer-tmp-"
-RECOMPUTABLE_DIRECTORY = "activations"
-"""What lies here can be computed again from the rest of the store, so it may be removed."""
-_OF_A_MODEL_VERSION = re.compile(r"models/[^/]+/versions/[0-9]{8,}(\.json|/.+)")
+PARALLEL = 16
+"""A bucket answers each in some ten milliseconds."""
+
+
+def remove_in_steps(store: Store, steps: Iterable[Iterable[str]]) -> None:
+    """Remove objects by name; those of a step go when all of the one before are gone. Raises what `remove` raises."""
+    with ThreadPoolExecutor(PARALLEL) as pool:
+        for names in steps:
+            list(pool.map(store.remove, names))
+
+
+_PART_BYTES = 8 * 1024**2
+_PARTS_AT_ONCE = 4
 
 Content = TypeVar("Content", bytes, Path)
 
@@ -33,6 +41,8 @@ class StoredObject:
     size_bytes: int
     stamp: str = field(default="", compare=False)
     """Changes with the content, where the listing of the service says such a thing: ETag and time of change."""
+    modified_s: float = field(default=0.0, compare=False)
+    """When it was written, in seconds since 1970 by the clock of the storage: what is shown first, decides nothing."""
 
 
 class Store(abc.ABC):
@@ -84,22 +94,38 @@ class Store(abc.ABC):
         """
 
     @abc.abstractmethod
+    def replace(self, name: str, data: bytes | Path) -> None:
+        """Put the object, in place of what is there: a file that a job was told to write, and that is its user's.
+
+        Whoever reads it meanwhile sees the old or the new one. Of two writers the last one counts. Raises ValueError
+        for a name in a folder, as all have that the project itself keeps: those are never overwritten. StorageError.
+        """
+
+    @abc.abstractmethod
     def discard(self, probe_name: str) -> None:
         """Remove what a probe wrote, where that is allowed. Refuses every name outside `.probe/`."""
 
     @abc.abstractmethod
     def remove(self, name: str) -> None:
-        """Remove an object that may go; one that is not there is no error. A version's folder goes with its last file.
+        """Remove an object that may go; one that is not there is no error. A folder goes with its last file.
 
-        That is what can be computed again (`activations/`), and the JSON and files of a model version
-        (`models/<name>/versions/<00000001>…`): each night makes one, and without retention they would fill any disk.
-        That a version is one that may go is for the caller to know; the registry marks it as removed first.
+        That is cached features, which can be computed again, the JSON and files of a model version, the copies that
+        served, what a run left, and checkpoints of a sweep's packs: each night makes some that would fill any disk.
+        That it is one that may go is for the caller to know; the registry marks a version as removed first.
 
         Raises ValueError for every other name, logs of promotions, pins and removals included. StorageError.
         """
 
     @abc.abstractmethod
     def _read_unverified(self, name: str) -> bytes: ...
+
+    def put_folder(self, folder: str, source: Path, names: Sequence[str]) -> None:
+        """Create the objects `names` below `folder` from files below `source`, in this order.
+
+        On a local disk they appear together, unless some are there already. Raises what `put` raises.
+        """
+        for name in names:
+            self.put(f"{folder}/{name}", source / name)
 
     def exists(self, name: str) -> bool:
         """Whether there is an object of that name. Raises StorageError when that cannot be found out."""
@@ -126,11 +152,42 @@ class Store(abc.ABC):
         """
         return pa.BufferReader(self.read_verified(name, sha256))
 
+    def download(self, name: str, path: Path, *, size_bytes: int | None = None) -> None:
+        """Copy the object into a file, in parts, with a few of them in memory. `size_bytes`: of it, where it is known.
+
+        Raises ObjectNotFoundError, StorageError, and OSError where the file cannot be written.
+        """
+        size = self.size(name) if size_bytes is None else size_bytes
+        fetch_to_file(lambda start, length: self.read(name, start=start, length=length), size, path)
+        if path.stat().st_size != size:
+            raise StorageError(
+                f"{name} in {self.uri} changed while it was read.", advice="Wait until it is whole, and run again."
+            )
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.uri!r})"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(f"{self!r} cannot be pickled: send its StorageConfig and call open_store in the other process")
+
+
+def fetch_to_file(fetch: Callable[[int, int], bytes], size: int, path: Path) -> Path:
+    """Write the `size` bytes that `fetch(start, length)` gives to a file; memory holds a few parts of them.
+
+    Raises what `fetch` raises, and OSError.
+    """
+    path.write_bytes(b"")
+
+    def copy(start: int) -> None:
+        part = fetch(start, min(_PART_BYTES, size - start))
+        with path.open("r+b") as file:
+            file.seek(start)
+            file.write(part)
+
+    with ThreadPoolExecutor(_PARTS_AT_ONCE) as pool:
+        for _ in pool.map(copy, range(0, size, _PART_BYTES)):
+            pass
+    return path
 
 
 def read_until_intact(read: Callable[[], Content], *, name: str, uri: str, sha256: str) -> Content:
@@ -144,19 +201,6 @@ def read_until_intact(read: Callable[[], Content], *, name: str, uri: str, sha25
         f"{name} in {uri} is damaged: SHA-256 of its {content_size(data)} bytes is {found}, expected {sha256}.",
         advice="It was read twice. Restore it from a backup, or make it again under a new version.",
     )
-
-
-def check_name(name: str) -> str:
-    """The name, if it is one that stays inside the store. Raises StorageError otherwise."""
-    parts = name.split("/")
-    if any(part in {"", ".", ".."} for part in parts) or any(ord(character) < 32 for character in name):
-        raise StorageError(
-            f"{name!r} is not an object's name.",
-            advice="Names are relative, parts separated by single slashes, without '.', '..' or control characters.",
-        )
-    if any(part.startswith(TEMPORARY_PREFIX) for part in parts):
-        raise StorageError(f"{name!r} is reserved for files that are being written.", advice="Choose another name.")
-    return name
 
 
 def check_prefix(prefix: str) -> str:
@@ -174,16 +218,23 @@ def check_range(start: int, length: int | None) -> None:
 
 def check_probe_name(name: str) -> str:
     """The name, if it is one that a probe may remove again."""
-    if not check_name(name).startswith(f"{PROBE_DIRECTORY}/"):
-        raise ValueError(f"{name!r} is not below {PROBE_DIRECTORY}/: it is not of a probe")
+    if not check_name(name).startswith(f"{PROBES}/"):
+        raise ValueError(f"{name!r} is not below {PROBES}/: it is not of a probe")
+    return name
+
+
+def check_replaceable_name(name: str) -> str:
+    """The name, if its object may be replaced: one beside folders, where the project keeps nothing of its own."""
+    if "/" in check_name(name):
+        raise ValueError(f"{name!r} is in a folder: nothing of the project's own is ever overwritten")
     return name
 
 
 def check_removable_name(name: str) -> str:
     """The name, if its object may go. Besides what probes wrote, nothing else is ever removed."""
-    if not check_name(name).startswith(f"{RECOMPUTABLE_DIRECTORY}/") and not _OF_A_MODEL_VERSION.fullmatch(name):
+    if not is_removable(check_name(name)):
         raise ValueError(
-            f"{name!r} is neither below {RECOMPUTABLE_DIRECTORY}/ nor of a model version: nothing else is removed"
+            f"{name!r} is neither of cached features nor of a model version, a run or a pack: nothing else is removed"
         )
     return name
 

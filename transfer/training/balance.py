@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -17,13 +18,18 @@ def class_weights(setting: Literal["none", "balanced"] | dict[str, float], datas
         return np.ones(len(dataset.classes), np.float32)
     if setting == "balanced":
         return balanced_class_weights(np.array([counts.get(name, 0) for name in dataset.classes]))
-    unknown = sorted(set(setting) - set(dataset.classes))
+    check_weighted_classes(setting, dataset.classes, of=dataset.reference)
+    return np.array([setting.get(name, 1.0) for name in dataset.classes], np.float32)
+
+
+def check_weighted_classes(setting: str | Mapping[str, float], classes: Sequence[str], *, of: str) -> None:
+    """Raise ConfigError for a weight of what is no class. `of`: whose classes they are, in words."""
+    unknown = [] if isinstance(setting, str) else sorted(set(setting) - set(classes))
     if unknown:
         raise ConfigError(
-            f"training.class_weights names {unknown}, which are no classes of {dataset.reference}.",
-            advice=f"The classes are: {', '.join(dataset.classes[:20])}.",
+            f"training.class_weights names {unknown}, which are no classes of {of}.",
+            advice=f"The classes are: {', '.join(classes[:20])}.",
         )
-    return np.array([setting.get(name, 1.0) for name in dataset.classes], np.float32)
 
 
 def balanced_class_weights(counts: np.ndarray) -> np.ndarray:

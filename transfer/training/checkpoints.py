@@ -1,5 +1,10 @@
 """Checkpoints: everything that training needs to go on exactly where it was.
 
+The last one holds what the run learned: evaluation, publishing and warm starts need nothing else. The best epoch of the
+last phase is where training would go on from if the last one were damaged. All others go, their JSON first, then the
+arrays that no checkpoint names any more. So a removal that was cut short leaves a run that is whole, and the next one
+removes the rest. Needs no TensorFlow.
+
 A checkpoint is an entry in the run's log, naming two immutable files of arrays by their SHA-256: the weights that the
 run trains, and the state of the phase's optimiser (which holds the place in the schedule). The frozen part is not
 stored: it is rebuilt from the pretrained weights.
@@ -9,16 +14,29 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable, Sequence
+import os
+import socket
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
-from transfer.errors import CorruptObjectError, ObjectNotFoundError, TrainingError
-from transfer.storage import Store, put_content
-from transfer.training.history import EpochRow
+from transfer.catalog import layout
+from transfer.catalog.run import CheckpointEntry, EpochRow, Progress, Writer
+from transfer.config import PhaseConfig
+from transfer.errors import (
+    AlreadyExistsError,
+    CorruptObjectError,
+    ObjectNotFoundError,
+    RunBusyError,
+    StorageError,
+    TrainingError,
+)
+from transfer.storage import PARALLEL, Log, Store, StoredObject, now_utc, put_content, remove_in_steps
+from transfer.training.history import final_row
 from transfer.training.run import Run
 
 if TYPE_CHECKING:
@@ -26,40 +44,115 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+
+def keep_best_and_last(run: Run) -> None:
+    """Remove the other checkpoints of a run that is finished; nothing happens to one that is not.
+
+    To be called by one process, when nobody trains the run any more. Where storage refuses, they stay, with a warning.
+    """
+    try:
+        others = superfluous(run.store, run.folder, run.config.phases)
+        remove_all(run.store, [item.name for item in others])
+    except StorageError as error:
+        logger.warning("Older checkpoints of run %s stay: %s", run.id, error)
+
+
+def superfluous(store: Store, folder: str, phases: Sequence[PhaseConfig]) -> list[StoredObject]:
+    """What a finished run in `folder` does not keep, in the order in which it may go; nothing of one not finished.
+
+    Raises StorageError, CorruptObjectError where the last checkpoint cannot be read.
+    """
+    checkpoints = Log(store, layout.checkpoints_log(folder))
+    numbers = checkpoints.numbers()
+    if not numbers:
+        return []
+    last = checkpoints.read_as(CheckpointEntry, numbers[-1])
+    if not last.progress.complete:
+        return []
+    kept = {numbers[-1]: last}
+    if len(numbers) > 1:
+        entries = _readable(checkpoints, numbers[:-1])
+        kept |= {number: entries[number] for number in _best(last.progress.history, entries, phases)}
+    return _others(store, folder, kept, {sha256 for each in kept.values() for sha256 in (each.weights, each.optimizer)})
+
+
+def keep_last(store: Store, folder: str) -> None:
+    """Remove all but the last checkpoint of a pack in `folder` that has no trial to train. Warns as above."""
+    log = Log(store, layout.checkpoints_log(folder))
+    try:
+        latest = log.latest()
+        if latest is not None:
+            number, document = latest
+            remove_all(store, [item.name for item in _others(store, folder, {number}, {document["arrays"]})])
+    except StorageError as error:
+        logger.warning("Older checkpoints of pack %s stay: %s", folder, error)
+
+
+def remove_all(store: Store, names: Iterable[str]) -> None:
+    """Remove objects, documents before what they name. Raises StorageError."""
+    wanted = list(names)
+    documents = [name for name in wanted if name.endswith(".json")]
+    rest = [name for name in wanted if not name.endswith(".json")]
+    remove_in_steps(store, (documents, rest))
+
+
+def _others(store: Store, folder: str, kept: Iterable[int], arrays: Iterable[str]) -> list[StoredObject]:
+    """Checkpoints in `folder` besides those that are kept, then files besides the `arrays` that these name."""
+    log, files = layout.checkpoints_log(folder), layout.arrays_folder(folder)
+    stay = {layout.entry(log, number) for number in kept}
+    stay |= {layout.arrays(folder, sha256) for sha256 in arrays}
+    found = [item for place in (log, files) for item in store.list(f"{place}/")]
+    return [item for item in found if item.name not in stay]
+
+
+def _readable(log: Log, numbers: Sequence[int]) -> dict[int, CheckpointEntry]:
+    """The checkpoints' entries; those that are damaged, or removed by another process meanwhile, are left out."""
+
+    def read(number: int) -> CheckpointEntry | None:
+        try:
+            return log.read_as(CheckpointEntry, number)
+        except (CorruptObjectError, ObjectNotFoundError):
+            return None
+
+    with ThreadPoolExecutor(PARALLEL) as pool:
+        found = zip(numbers, pool.map(read, numbers), strict=True)
+        return {number: entry for number, entry in found if entry is not None}
+
+
+def _best(
+    history: Sequence[EpochRow], entries: Mapping[int, CheckpointEntry], phases: Sequence[PhaseConfig]
+) -> list[int]:
+    """The checkpoint at the end of the last phase's best epoch; none where the last checkpoint is of that epoch."""
+    rows = [row for row in history if row.phase == len(phases) - 1 and row.validation_accuracy is not None]
+    if not rows:
+        return []
+    if phases[-1].early_stopping:
+        best = final_row(rows, phases)
+    else:
+        best = max(rows, key=lambda row: (row.validation_accuracy or 0.0, -row.epoch))
+    ends = [number for number, entry in entries.items() if _epochs_at_end(entry.progress) == best.epoch + 1]
+    # Where a part was trained again, the later one is that of the run's history.
+    return ends[-1:]
+
+
+def _epochs_at_end(progress: Progress) -> int | None:
+    """How many epochs a checkpoint between two epochs has behind it."""
+    return None if progress.step else len(progress.history)
+
+
 Found = TypeVar("Found")
 _NUMBER = "checkpoint"
 
 
-class Progress(BaseModel):
-    """How far a run has come: the next thing to do is step `step` of epoch `epoch` of phase `phase`."""
-
-    model_config = ConfigDict(frozen=True)
-
-    phase: int = 0
-    epoch: int = 0
-    """Within the phase."""
-    step: int = 0
-    """Within the epoch."""
-    global_step: int = 0
-    """Over the whole run; keys the random numbers."""
-    sums: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    """Loss, correct answers and images of the epoch so far."""
-    best_score: float | None = None
-    """Validation metric of the phase's best epoch, higher is better."""
-    best_checkpoint: int | None = None
-    epochs_since_best: int = 0
-    history: tuple[EpochRow, ...] = ()
-    complete: bool = False
-
-
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint read back from storage and verified."""
+    """Where a run stands: a checkpoint that was read back and verified, or in memory, with number 0."""
 
-    number: int
     progress: Progress
     weights: list[np.ndarray]
     optimizer: list[np.ndarray]
+    """Empty: a fresh optimiser."""
+    number: int = 0
 
 
 class Checkpoints:
@@ -79,18 +172,43 @@ class Checkpoints:
     ) -> None:
         """Write checkpoint `number`. Only the chief (rank 0) calls this.
 
-        Raises AlreadyExistsError when another process is writing the same run.
+        Raises RunBusyError when another process, which trains the same run, wrote it, or has come further.
         """
-        document = {
-            "progress": progress.model_dump(mode="json"),
-            "weights": put_arrays(self._run.store, self._run.prefix, weights, number=number),
-            "optimizer": put_arrays(self._run.store, self._run.prefix, optimizer, number=number),
-        }
-        self._log.append(document, number=number)
+        self.check_newest(number)
+        entry = CheckpointEntry(
+            progress=progress,
+            weights=put_arrays(self._run.store, self._run.folder, weights, number=number),
+            optimizer=put_arrays(self._run.store, self._run.folder, optimizer, number=number),
+            written=Writer(host=socket.gethostname(), process=os.getpid(), at=now_utc()),
+        )
+        try:
+            self._log.append(entry.model_dump(mode="json"), number=number)
+        except AlreadyExistsError:
+            found = self.entry(number)
+            # The same, where a request of an attempt that was killed came late.
+            if found.model_copy(update={"written": entry.written}) != entry:
+                raise self._busy(number, found.written) from None
 
     def numbers(self) -> list[int]:
         """Numbers of all checkpoints, ascending."""
         return self._log.numbers()
+
+    def check_newest(self, number: int) -> None:
+        """Raise RunBusyError when there is a checkpoint beyond `number`, which this process is about to write.
+
+        A run that came to its end removes older checkpoints, so `number` may be free again.
+        """
+        newest = max(self.numbers(), default=0)
+        if newest > number:
+            raise self._busy(newest, self.entry(newest).written)
+
+    def entry(self, number: int) -> CheckpointEntry:
+        """What a checkpoint's document says, without its arrays. Raises what `Log.read_as` raises."""
+        return self._log.read_as(CheckpointEntry, number)
+
+    def last_entry(self) -> tuple[int, CheckpointEntry] | None:
+        """The number of the last checkpoint and what its document says; None before the first one. Raises as above."""
+        return self._log.latest_as(CheckpointEntry)
 
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint whose bytes are all intact, or None. Damaged ones are logged and passed over."""
@@ -98,12 +216,20 @@ class Checkpoints:
 
     def read(self, number: int) -> Checkpoint:
         """Read one checkpoint. Raises CorruptObjectError when its bytes are not what their digests promise."""
-        document = self._log.read(number)
+        entry = self.entry(number)
         return Checkpoint(
             number=number,
-            progress=Progress.model_validate(document["progress"]),
-            weights=read_arrays(self._run.store, self._run.prefix, document["weights"]),
-            optimizer=read_arrays(self._run.store, self._run.prefix, document["optimizer"]),
+            progress=entry.progress,
+            weights=read_arrays(self._run.store, self._run.folder, entry.weights),
+            optimizer=read_arrays(self._run.store, self._run.folder, entry.optimizer),
+        )
+
+    def _busy(self, number: int, written: Writer | None) -> RunBusyError:
+        # Earlier releases did not write down who it was.
+        who = f"process {written.process} on {written.host} at {written.at}" if written else "it"
+        return RunBusyError(
+            f"Another process trains run `{self._run.id}`, too: checkpoint {number} was written by {who}.",
+            advice="Leave the run to that process. The same command finds its result later, or goes on with it.",
         )
 
     def complete(self) -> Checkpoint:
@@ -138,12 +264,12 @@ def put_arrays(store: Store, folder: str, arrays: Sequence[np.ndarray | keras.Va
     named: dict[str, Any] = {f"{index:05d}": np.asarray(array) for index, array in enumerate(arrays)}
     named[_NUMBER] = np.int64(number)
     np.savez(buffer, **named)
-    return put_content(store, f"{folder}/arrays", ".npz", buffer.getvalue())[1]
+    return put_content(store, partial(layout.arrays, folder), buffer.getvalue())[1]
 
 
 def read_arrays(store: Store, folder: str, digest: str) -> list[np.ndarray]:
     """Arrays that `put_arrays` put there. Raises CorruptObjectError, ObjectNotFoundError, StorageError."""
-    data = store.read_verified(f"{folder}/arrays/{digest}.npz", digest)
+    data = store.read_verified(layout.arrays(folder, digest), digest)
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         return [arrays[name] for name in sorted(arrays.files) if name != _NUMBER]
 

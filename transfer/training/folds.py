@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import functools
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
-from transfer.dataset.manifest import Dataset
+from transfer.dataset.manifest import Dataset, Shard
+from transfer.dataset.shards import read_columns
 from transfer.errors import ConfigError
+from transfer.storage import Store
 
 FOLDED_SPLITS = ("train", "validation")
 """Whose images are divided, counted over the shards of one and then of the other, as they are stored."""
+READERS = 8
+"""Threads that read a column of all shards: in a bucket each takes round trips."""
 
 
 @dataclass(frozen=True)
 class Fold:
-    """One of `count` parts, equal but for one image: it is validated on, the others are trained on. `index` from 0."""
+    """One of `count` parts of the images: it is validated on, the others are trained on. `index` counts from 0.
+
+    The parts are equal but for one image. Where images are in groups, a group is in one part as a whole, and the parts
+    are as equal as that allows.
+    """
 
     index: int
     count: int
@@ -23,26 +33,90 @@ class Fold:
     def __str__(self) -> str:
         return f"fold{self.index + 1}of{self.count}"
 
-    def rows(self, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    def rows(self, store: Store, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
         """The images to train on and those to validate on: int64, ascending, counted over `FOLDED_SPLITS`.
 
-        They are decided by the number of images and of folds alone, so all runs on a dataset version divide it alike.
-        Raises ConfigError when there are fewer images than folds.
+        They are decided by the number of images, their groups and the number of folds alone, so all runs on a dataset
+        version divide it alike. Raises ConfigError when there are fewer images or groups than folds, or when groups
+        are not known; and what reading shards raises.
         """
         images = sum(dataset.rows(split) for split in FOLDED_SPLITS)
-        if images < self.count:
+        has_groups = dataset.splitting is not None and dataset.splitting.groups_by is not None
+        groups = _groups(store, dataset) if has_groups else np.arange(images)
+        found = len(np.unique(groups))
+        if found < self.count:
             raise ConfigError(
-                f"{dataset.reference} has {images} images to train and validate on, fewer than {self.count} folds.",
+                f"{dataset.reference} has {found} {'groups' if has_groups else 'images'} to train and validate on, "
+                f"fewer than {self.count} folds.",
                 advice="Set sweep.folds lower.",
             )
-        parts = np.array_split(np.random.default_rng(0).permutation(images), self.count)
-        validated = parts.pop(self.index)
-        return np.sort(np.concatenate(parts)), np.sort(validated)
+        part = _parts_of_groups(groups, self.count) if has_groups else _parts_of_images(images, self.count)
+        return np.flatnonzero(part != self.index), np.flatnonzero(part == self.index)
 
 
-def images_of(dataset: Dataset, fold: Fold | None) -> tuple[int, int]:
+def _parts_of_images(images: int, count: int) -> np.ndarray:
+    """The part of each image, int64 [images]."""
+    parts = np.empty(images, np.int64)
+    for index, members in enumerate(np.array_split(np.random.default_rng(0).permutation(images), count)):
+        parts[members] = index
+    return parts
+
+
+def _parts_of_groups(groups: np.ndarray, count: int) -> np.ndarray:
+    """The part of each image, int64 [images], of the images' groups: the largest group first, to the smallest part."""
+    _, members, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    shuffled = np.random.default_rng(0).permutation(len(sizes))
+    part_of, filled = np.empty(len(sizes), np.int64), np.zeros(count, np.int64)
+    for group in shuffled[np.argsort(-sizes[shuffled], kind="stable")]:
+        part_of[group] = filled.argmin()
+        filled[part_of[group]] += sizes[group]
+    return part_of[members]
+
+
+def images_of(store: Store, dataset: Dataset, fold: Fold | None) -> tuple[int, int]:
     """How many images a run trains and validates on. Raises what `Fold.rows` raises."""
     if fold is None:
         return dataset.rows("train"), dataset.rows("validation")
-    trained, validated = fold.rows(dataset)
+    trained, validated = fold.rows(store, dataset)
     return len(trained), len(validated)
+
+
+def untrained_classes(store: Store, dataset: Dataset, fold: Fold | None) -> tuple[int, ...]:
+    """Indices of the classes that a run has no images of to train on, ascending.
+
+    In a fold they can be others than in the training split. Raises what `Fold.rows` and reading shards raise.
+    """
+    if fold is None:
+        names = set(dataset.untrained_classes)
+        return tuple(index for index, name in enumerate(dataset.classes) if name in names)
+    trained, _ = fold.rows(store, dataset)
+    has_images = np.bincount(_column(store, _shards(dataset), "label")[trained], minlength=len(dataset.classes)) > 0
+    return tuple(np.flatnonzero(~has_images).tolist())
+
+
+def _groups(store: Store, dataset: Dataset) -> np.ndarray:
+    """A number for each image's group, int64; images without a group have numbers of their own."""
+    if dataset.splitting is None or not dataset.splitting.groups_in_shards:
+        raise ConfigError(
+            f"sweep.folds divides groups of images, and {dataset.reference} was made by a release that did not store "
+            "them.",
+            advice="Ingest once more: `transfer ingest`.",
+        )
+    names = _column(store, _shards(dataset), "group")
+    has_group = names != None  # noqa: E711 - an array is compared element by element
+    _, numbers = np.unique(names[has_group].astype(str), return_inverse=True)
+    groups = np.arange(len(names)) + len(names)
+    groups[has_group] = numbers
+    return groups
+
+
+def _shards(dataset: Dataset) -> tuple[Shard, ...]:
+    return tuple(shard for split in FOLDED_SPLITS for shard in dataset.shards_of(split))
+
+
+@functools.lru_cache(maxsize=2)
+def _column(store: Store, shards: tuple[Shard, ...], name: str) -> np.ndarray:
+    """A column of all rows: read once for all folds and trials of a sweep."""
+    with ThreadPoolExecutor(READERS) as pool:
+        tables = pool.map(lambda shard: read_columns(store, shard, [name]), shards)
+        return np.concatenate([table[name].to_numpy(zero_copy_only=False) for table in tables])

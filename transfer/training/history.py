@@ -1,30 +1,66 @@
-"""What is known about each finished epoch of a run."""
+"""The epochs of a run: what is known about each, which of them counts, and TensorBoard's event files."""
 
 from __future__ import annotations
 
+import math
+import tempfile
+import time
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.summary import scalar
 
+from transfer.catalog import layout
+from transfer.catalog.run import EpochRow
 from transfer.config import EarlyStoppingConfig, PhaseConfig
+from transfer.errors import AlreadyExistsError
+from transfer.training.run import Run
+
+_Figures = dict[int, dict[str, float | None]]
+"""Of each epoch, by tag."""
 
 
-class EpochRow(BaseModel):
-    """Figures of one finished epoch, all finite. `phase` and `epoch` count from 0, `epoch` over the whole run.
+def write_events(run: Run, *rows: EpochRow) -> None:
+    """Write the figures of consecutive epochs to `<run>/tensorboard/train` and `…/validation`, in a file of each.
 
-    Validation figures are None where the dataset has no validation split. `learning_rate` is that of the next step.
+    TensorBoard takes each folder for a run, and draws a tag that several runs have into one chart. A file is named by
+    the last of its epochs. What was written before a restart is left as it is.
     """
+    training: _Figures = {
+        row.epoch: {"epoch_loss": row.loss, "epoch_accuracy": row.accuracy, "learning_rate": row.learning_rate}
+        for row in rows
+    }
+    validation: _Figures = {
+        row.epoch: {"epoch_loss": row.validation_loss, "epoch_accuracy": row.validation_accuracy}
+        for row in rows
+        if row.validation_loss is not None
+    }
+    for split, figures in (("train", training), ("validation", validation)):
+        if figures:
+            _put(run, layout.events(run.folder, split, max(figures)), figures)
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    phase: int
-    epoch: int
-    loss: float
-    accuracy: float
-    validation_loss: float | None = None
-    validation_accuracy: float | None = None
-    learning_rate: float
-    seconds: float
+def _put(run: Run, name: str, figures: _Figures) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        # SummaryWriter would start a thread for each run, and keep it in mind until the process ends.
+        writer = EventsWriter(f"{folder}/events")
+        for epoch, scalars in figures.items():
+            for tag, value in scalars.items():
+                writer.write_event(Event(wall_time=time.time(), step=epoch, summary=scalar(tag, value)))
+        writer.close()
+        (written,) = Path(folder).iterdir()
+        # TensorBoard reads a folder's event files in the order of their names.
+        with suppress(AlreadyExistsError):
+            run.store.put(name, written)
+
+
+SMALLEST_PROBABILITY = 1e-7
+"""That counts in a loss, as in Keras' cross-entropy: one certain mistake must not make the mean infinite."""
 
 
 def watched(rule: EarlyStoppingConfig, row: EpochRow) -> float | None:
@@ -34,12 +70,49 @@ def watched(rule: EarlyStoppingConfig, row: EpochRow) -> float | None:
     return None if row.validation_loss is None else -row.validation_loss
 
 
-def row_kept(rows: Sequence[EpochRow], phases: Sequence[PhaseConfig]) -> EpochRow:
+def final_row(rows: Sequence[EpochRow], phases: Sequence[PhaseConfig]) -> EpochRow:
     """The epoch whose weights a finished run ends with: its last, or where early stopping went back to."""
     rule = phases[-1].early_stopping
-    best, best_score = rows[-1], None
+    best = best_row([row for row in rows if row.phase == len(phases) - 1], rule) if rule else None
+    return best or rows[-1]
+
+
+class FinalEpoch(BaseModel):
+    """The epoch whose weights a run ends with. `epoch` counts from 1 within its phase, which counts from 0."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    phase: int
+    epoch: int
+    of: int
+    """Epochs that the phase was trained for."""
+    best_by: Literal["loss", "accuracy"] | None
+    """What early stopping watched; None where nothing chose and the last epoch counts."""
+    value: float | None
+    """Of that validation metric after the epoch."""
+
+
+def kept_epoch(rows: Sequence[EpochRow], phases: Sequence[PhaseConfig]) -> FinalEpoch:
+    """Which epoch's weights a finished run ends with, and why. `rows`: one or more."""
+    kept, rule = final_row(rows, phases), phases[-1].early_stopping
+    of_phase = [row for row in rows if row.phase == kept.phase]
+    value = None
+    if rule is not None:
+        value = kept.validation_accuracy if rule.metric == "accuracy" else kept.validation_loss
+    return FinalEpoch(
+        phase=kept.phase,
+        epoch=of_phase.index(kept) + 1,
+        of=len(of_phase),
+        best_by=rule.metric if rule else None,
+        value=value,
+    )
+
+
+def best_row(rows: Sequence[EpochRow], rule: EarlyStoppingConfig) -> EpochRow | None:
+    """The best of a phase's epochs, as early stopping would find it; None where there is no validation split."""
+    best, best_score = None, -math.inf
     for row in rows:
-        score = watched(rule, row) if rule and row.phase == len(phases) - 1 else None
-        if rule and score is not None and (best_score is None or score > best_score + rule.min_delta):
+        score = watched(rule, row)
+        if score is not None and (best is None or score > best_score + rule.min_delta):
             best, best_score = row, score
     return best

@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from transfer.activations.engines import sees_gpu
-from transfer.activations.inference import InferenceNetwork
-from transfer.activations.tracing import traced, with_constants
-from transfer.backbone.graph import nodes_in_order
+from transfer.backbone.backbone import computes_in_half
+from transfer.backbone.blocks import nodes_in_order
 from transfer.backbone.hub import SavedModelLayer
-from transfer.backbone.precision import computes_in_half
 from transfer.config import ServingGraph
-from transfer.memory import FOR_EVALUATION
+from transfer.features.engines import sees_gpu
+from transfer.features.network import InferenceNetwork, traced, with_constants
+from transfer.runtime.memory import FOR_EVALUATION
 from transfer.training.model import TransferModel
 
 MAX_CONSTANT_BYTES = 64 * 1024**2
@@ -60,12 +59,11 @@ def trace_inference(model: TransferModel, *, graph: ServingGraph) -> Inference:
 
 
 class InferenceWork:
-    """Answering decoded images with a traced model, as work for a forward pass (`activations/forward.py`)."""
+    """Answering decoded images with a traced model, as work for a forward pass (`features/forward.py`)."""
 
     def __init__(self, model: TransferModel, inference: Inference) -> None:
         size = model.backbone.image_size
         self.subject, self.advice = "Evaluating", FOR_EVALUATION
-        self.name: tuple[object, ...] = (model.backbone.name, size, len(model.classes))
         self.row_shape = (size, size, 3)
         self._inference = inference
 

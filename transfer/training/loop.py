@@ -2,39 +2,113 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
-from transfer.config import PhaseConfig
+from transfer.catalog.run import EpochRow, Progress
+from transfer.config import EarlyStoppingConfig, PhaseConfig
 from transfer.dataset.manifest import Dataset
 from transfer.dataset.order import WorkerSlice, steps_per_epoch
-from transfer.errors import ConfigError
-from transfer.memory import for_training, memory_explained
-from transfer.progress import progress as show_progress
+from transfer.errors import ConfigError, DivergedError
+from transfer.runtime.memory import for_training, memory_explained
+from transfer.runtime.progress import no_progress
+from transfer.runtime.progress import progress as show_progress
 from transfer.training.balance import class_weights
-from transfer.training.checkpoints import Checkpoint, Checkpoints, Progress, assign
-from transfer.training.epochs import after_epoch, after_phase, checked
-from transfer.training.folds import images_of
-from transfer.training.history import EpochRow
-from transfer.training.inputs import Inputs
+from transfer.training.checkpoints import Checkpoint, Checkpoints, assign
+from transfer.training.feature_plan import FeaturePlan
+from transfer.training.folds import images_of, untrained_classes
+from transfer.training.heartbeat import SAVING, during
+from transfer.training.history import watched, write_events
 from transfer.training.model import TransferModel
-from transfer.training.pinned_base import hold_to_base
-from transfer.training.pulse import SAVING, during
-from transfer.training.run import Run
-from transfer.training.samples import MAX_STEPS, ImageSamples, KeptSamples, Samples
+from transfer.training.run import Run, hold_to_base
+from transfer.training.samples import MAX_STEPS, CachedSamples, ImageSamples, Samples
+from transfer.training.shared_models import Workbench
 from transfer.training.step import PhaseProgram, Totals
-from transfer.training.tensorboard import write_events
 from transfer.training.warm_start import warm_start
-from transfer.training.workbench import Workbench
 
-logger = logging.getLogger(__name__)
+
+def after_epoch(
+    progress: Progress,
+    phase: PhaseConfig,
+    *,
+    trained: Totals,
+    validated: Totals | None,
+    learning_rate: float,
+    seconds: float,
+    images_per_second: float | None = None,
+    checkpoint: int,
+) -> tuple[Progress, bool]:
+    """Where a run stands after an epoch, which is the last row of its history, and whether it was the phase's last.
+
+    `progress`: after the epoch's last step. `trained`, `validated`: over all of its images. `checkpoint`: the one about
+    to be written. Raises DivergedError when a loss is not finite, ConfigError when early stopping has nothing to watch.
+    """
+    trained, validated = checked(trained, progress), validated and checked(validated, progress)
+    row = EpochRow(
+        phase=progress.phase,
+        epoch=len(progress.history),
+        loss=trained.mean_loss,
+        accuracy=trained.accuracy,
+        validation_loss=validated.mean_loss if validated else None,
+        validation_accuracy=validated.accuracy if validated else None,
+        learning_rate=learning_rate,
+        seconds=seconds,
+        images_per_second=images_per_second,
+    )
+    progress = progress.model_copy(
+        update={
+            "epoch": progress.epoch + 1,
+            "step": 0,
+            "sums": (0.0, 0.0, 0.0),
+            "history": (*progress.history, row),
+        }
+    )
+    ended = progress.epoch == phase.epochs
+    if phase.early_stopping:
+        progress = _watch(phase.early_stopping, progress, row, checkpoint=checkpoint)
+        ended = ended or progress.epochs_since_best >= phase.early_stopping.patience_epochs
+    return progress, ended
+
+
+def after_phase(progress: Progress, *, phases: int) -> Progress:
+    """The start of the next phase, or the end of a run of so many `phases`."""
+    return Progress(
+        phase=progress.phase + 1,
+        global_step=progress.global_step,
+        history=progress.history,
+        complete=progress.phase + 1 == phases,
+    )
+
+
+def checked(totals: Totals, progress: Progress) -> Totals:
+    """The totals of an epoch up to where `progress` stands. Raises DivergedError when the loss is not finite."""
+    if math.isfinite(totals.loss):
+        return totals
+    raise DivergedError(
+        f"The loss became {totals.loss} in phase {progress.phase}, epoch {progress.epoch + 1}, at or before "
+        f"step {progress.step}.",
+        advice="Lower the phase's learning_rate, or set optimizer.clip_norm. Checkpoints before it are kept.",
+    )
+
+
+def _watch(rule: EarlyStoppingConfig, progress: Progress, row: EpochRow, *, checkpoint: int) -> Progress:
+    """Note whether this epoch is the phase's best so far."""
+    score = watched(rule, row)
+    if score is None:
+        raise ConfigError(
+            "early_stopping needs a validation split, and the dataset has none.",
+            advice="Set dataset.validation above 0 or remove early_stopping.",
+        )
+    if progress.best_score is None or score > progress.best_score + rule.min_delta:
+        return progress.model_copy(update={"best_score": score, "best_checkpoint": checkpoint, "epochs_since_best": 0})
+    return progress.model_copy(update={"epochs_since_best": progress.epochs_since_best + 1})
 
 
 def train(
@@ -71,13 +145,15 @@ class Training:
         workbench: Workbench,
         worker: WorkerSlice | None = None,
         start: Checkpoint | None = None,
-        sharing: int = 1,
         extract_ahead: bool = True,
+        shows_progress: bool = True,
+        keeps: bool = True,
     ) -> None:
-        """Get ready to go on from `start`, or to begin. The frozen part's output is computed, where it is to be kept.
+        """Get ready to go on from `start`, or to begin. Features are computed where they are to be cached.
 
-        `sharing`: runs that will train on the same frozen part. `extract_ahead`: for all phases in one pass over the
-        images; else for each phase when it begins, which it may never do.
+        `extract_ahead`: for all phases in one pass over the images; else for each phase when it begins, which it may
+        never do. `shows_progress`: within an epoch, by the chief. `keeps`: the run is written to storage after each
+        epoch; else it is not even validated.
 
         Raises BackboneError when the base cannot be loaded, BaseChangedError when it is not the one that the run began
         with, ConfigError when the batch cannot be divided among the replicas, OutOfMemoryError, and what `warm_start`
@@ -97,10 +173,12 @@ class Training:
         self.is_chief = self.worker.index == 0
         self.workbench = workbench
         self._extract_ahead = extract_ahead
+        self._shows_progress = shows_progress and self.is_chief
+        self._keeps = keeps
         self.checkpoints = Checkpoints(run)
         # Counted, not looked up at each save: all workers must agree on it, and only the chief has just written.
         self.next_checkpoint = (self.checkpoints.numbers() or [0])[-1] + 1
-        self._images, self._validated_images = images_of(dataset, run.fold)
+        self._images, self._validated_images = images_of(run.store, dataset, run.fold)
         self.steps = steps_per_epoch(self._images, batch_size)
         self.progress = start.progress if start else Progress()
         self.weights: list[keras.Variable] = []
@@ -109,22 +187,20 @@ class Training:
         self._samples: Samples | None = None
         with self._memory_explained(), workbench.strategy.scope():
             workbench.take_turn(self)
-            self.model = workbench.model(run.config, dataset.classes)
-            hold_to_base(run, self.model.digest)
+            untrained = untrained_classes(run.store, dataset, run.fold)
+            self.model = workbench.model(run.config, dataset.classes, untrained=untrained)
+            if keeps:
+                hold_to_base(run, self.model.digest)
             if start is None:
                 warm_start(self.model.head, run, dataset)
             self.weights = self.model.variables_of([phase.unfreeze for phase in self.config.phases])
             workbench.will_train(self.model, self.weights)
-            self.inputs = Inputs(run, dataset, self.model, sharing=sharing)
+            self.inputs = FeaturePlan(run, dataset, self.model)
             # A group's driver has seen to it before the group started: here each worker would do all of it.
             self._extracts = self.worker.count == 1
             if self._extracts and extract_ahead:
                 self.inputs.extract()
             self._resume()
-        if start is not None:
-            logger.info(
-                "Run %s goes on at phase %d, epoch %d.", run.id, self.progress.phase + 1, self.progress.epoch + 1
-            )
 
     @property
     def complete(self) -> bool:
@@ -155,51 +231,71 @@ class Training:
         )
 
     def _memory_explained(self) -> AbstractContextManager[None]:
-        place = f"phase {self.progress.phase + 1}" if not self.complete else "its end"
+        place = f"phase {self.progress.phase}" if not self.complete else "its end"
         return memory_explained(f"Run {self.run.id} at {place}", advice=for_training(self.config))
 
     def _resume(self) -> None:
         suspended, self._suspended = self._suspended, None
-        self._program = None if self.complete else self._program_of(self.config.phases[self.progress.phase])
+        self._program = None if self.complete else self.program()
         if suspended is None:
             return
         assign(self.weights, suspended.weights)
         if suspended.optimizer and self._program:
             assign(self._program.optimizer.variables, suspended.optimizer)
 
-    def _program_of(self, phase: PhaseConfig) -> PhaseProgram:
+    def program(self) -> PhaseProgram:
+        """The steps of the present phase, ready for the first one. To be called in one's turn."""
+        phase = self.config.phases[self.progress.phase]
         weights = class_weights(self.config.training.class_weights, self.dataset)
         return self.workbench.program(self.model, phase, self.config, class_weights=weights, steps_per_epoch=self.steps)
 
     def _next_epoch(self) -> EpochRow:
-        progress = self.progress
-        phase = self.config.phases[progress.phase]
-        program = self._program = self._program or self._program_of(phase)
-        samples = self._samples = self._samples or self._samples_of(progress)
+        first_step = self.progress.step
+        program = self._program = self._program or self.program()
+        samples = self._samples = self._samples or self.samples()
         started = time.monotonic()
-        totals, progress = self._epoch(program, samples, progress)
-        validated = self._validate(program, samples, progress)
-        row = EpochRow(
-            phase=progress.phase,
-            epoch=len(progress.history),
-            loss=totals.mean_loss,
-            accuracy=totals.accuracy,
-            validation_loss=validated.mean_loss if validated else None,
-            validation_accuracy=validated.accuracy if validated else None,
-            learning_rate=float(keras.ops.convert_to_numpy(program.optimizer.learning_rate)),
+        trained, progress = self._epoch(program, samples, self.progress)
+        trained_s = time.monotonic() - started
+        validated = None
+        if self._validated_images and self._keeps:
+            (validated,) = program.sum_over_workers(samples.validate(program))
+        progress, ended = after_epoch(
+            progress,
+            self.config.phases[progress.phase],
+            trained=trained,
+            validated=validated,
+            learning_rate=program.learning_rates[0],
             seconds=time.monotonic() - started,
+            images_per_second=(self._images - first_step * self.config.training.batch_size) / max(trained_s, 1e-9),
+            checkpoint=self.next_checkpoint,
         )
-        self.progress = self._finish_epoch(program, phase, progress, row)
-        if self.progress.phase != progress.phase:
+        if ended:
+            if progress.best_checkpoint not in (None, self.next_checkpoint):
+                self.checkpoints.check_newest(self.next_checkpoint)
+                assign(self.weights, self.checkpoints.read(progress.best_checkpoint).weights)
+            progress = after_phase(progress, phases=len(self.config.phases))
+        self._save(program, progress)
+        row = progress.history[-1]
+        if self.is_chief and self._keeps:
+            write_events(self.run, row)
+        self.progress = progress
+        if ended:
             self._program, self._samples = None, None
         return row
 
     def _epoch(self, program: PhaseProgram, samples: Samples, progress: Progress) -> tuple[Totals, Progress]:
         """Train the rest of an epoch. Returns its totals from its first step on."""
         training = self.config.training
-        before, results = Totals(*progress.sums), []
-        title = f"phase {progress.phase + 1}, epoch {progress.epoch + 1}"
-        with show_progress(title, total=self._images) if self.is_chief else _silent() as advance:
+        before, results = Totals(*progress.sums), list[tf.Tensor]()
+        phase = self.config.phases[progress.phase]
+        title = f"phase {progress.phase} ({phase.title}), epoch {progress.epoch + 1}/{phase.epochs}"
+
+        def total() -> Totals:
+            (of_results,) = program.sum_over_workers(results)
+            return checked(before + of_results, progress)
+
+        shown = show_progress(title, total=self._images, stays=False) if self._shows_progress else no_progress()
+        with shown as advance:
             while progress.step < self.steps:
                 step = progress.step
                 stop = min(_next_due(step, training.checkpoint_steps), _next_due(step, MAX_STEPS), self.steps)
@@ -212,54 +308,36 @@ class Training:
                 advance(min(step * training.batch_size, self._images) - (step - taken) * training.batch_size)
                 due = _is_due(step, training.checkpoint_steps) and step < self.steps
                 if due or _is_due(step, MAX_STEPS):
-                    before, results = checked(before + program.sum_over_workers(results), progress), []
+                    before, results = total(), []
                 if due:
                     sums = (before.loss, before.correct, before.images)
                     self._save(program, progress.model_copy(update={"sums": sums}))
-        return checked(before + program.sum_over_workers(results), progress), progress
-
-    def _validate(self, program: PhaseProgram, samples: Samples, progress: Progress) -> Totals | None:
-        if not self._validated_images:
-            return None
-        return checked(program.sum_over_workers(samples.validate(program)), progress)
-
-    def _finish_epoch(self, program: PhaseProgram, phase: PhaseConfig, progress: Progress, row: EpochRow) -> Progress:
-        """Move on to the next epoch or phase, and write the checkpoint that says so."""
-        progress, ended = after_epoch(progress, row, phase, checkpoint=self.next_checkpoint)
-        if ended:
-            if progress.best_checkpoint not in (None, self.next_checkpoint):
-                logger.info("Going back to the phase's best epoch.")
-                assign(self.weights, self.checkpoints.read(progress.best_checkpoint).weights)
-            progress = after_phase(progress, phases=len(self.config.phases))
-        self._save(program, progress)
-        if self.is_chief:
-            write_events(self.run, row)
-        return progress
+        return total(), progress
 
     def _save(self, program: PhaseProgram, progress: Progress) -> None:
         # A phase starts with a fresh optimiser, so between phases there is none to keep.
         between_phases = progress.epoch == 0 and progress.step == 0
         optimizer = [] if between_phases else program.optimizer.variables
-        if self.is_chief:
+        if self.is_chief and self._keeps:
             with during(SAVING):
                 self.checkpoints.save(self.next_checkpoint, progress, weights=self.weights, optimizer=optimizer)
         self.next_checkpoint += 1
 
-    def _samples_of(self, progress: Progress) -> Samples:
-        """What the rest of the present phase trains on."""
-        phase = self.config.phases[progress.phase]
+    def samples(self, *, epochs: int | None = None, max_steps: int = MAX_STEPS) -> Samples:
+        """What the rest of the present phase, or so many epochs, train on, at most `max_steps` steps in one call."""
+        progress, phase = self.progress, self.config.phases[self.progress.phase]
         if self._extracts and not self._extract_ahead:
             self.inputs.extract([progress.phase])
         epoch = len(progress.history)
         rest: dict[str, Any] = {
             "training": self.config.training,
             "worker": self.worker,
-            "epochs": range(epoch, epoch + phase.epochs - progress.epoch),
+            "epochs": range(epoch, epoch + (epochs or phase.epochs - progress.epoch)),
             "start_step": progress.step,
         }
-        kept = self.inputs.open(progress.phase)
-        if kept is not None:
-            return KeptSamples(kept.train, kept.validation, **rest)
+        cached = self.inputs.open(progress.phase)
+        if cached is not None:
+            return CachedSamples(cached.train, cached.validation, **rest, max_steps=max_steps)
         image_size = self.model.backbone.image_size
         replicas = self.workbench.strategy.num_replicas_in_sync
         return ImageSamples(self.run.store, self.dataset, image_size=image_size, replicas=replicas, **rest)
@@ -273,9 +351,3 @@ def _is_due(step: int, every: int | None) -> bool:
 def _next_due(step: int, every: int | None) -> float:
     """The first step after `step` at which it is."""
     return math.inf if every is None else (step // every + 1) * every
-
-
-@contextmanager
-def _silent() -> Iterator[Callable[[int], None]]:
-    """Progress of workers other than the chief: it would be the same line again."""
-    yield lambda _count: None

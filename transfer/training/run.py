@@ -1,45 +1,30 @@
-"""A run: one configuration trained on one dataset version, with all it leaves behind in storage.
+"""Runs in storage, and which base each began with. Needs no TensorFlow.
 
-runs/<run id>/run.json               configuration, dataset version, package versions
-runs/<run id>/checkpoints/<n>.json   the log of checkpoints, each naming its arrays
-runs/<run id>/arrays/<sha256>.npz    weights and optimiser state
-runs/<run id>/base/00000001.json  digest of the base as it was pretrained (`pinned_base.py`)
-runs/<run id>/inputs/00000001.json   what each phase trains on: pixels, or what is kept of its frozen part
-runs/<run id>/uses/<n>.json          attempts that rely on what is kept
-runs/<run id>/tensorboard/…          event files
-runs/<run id>/reports/<n>/…          evaluations
+A run's id covers the files of its base (`backbone/identity.py`). The digest of the base, as it was pretrained, covers
+what only loading it shows: what a handle leads to, the weights behind `imagenet`, a release of Keras that builds
+something else.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
-from transfer.backbone.identity import base_digests
-from transfer.config import NOT_LEARNED, Config
+from transfer import __version__
+from transfer.backbone.identity import base_digests, base_identity
+from transfer.catalog import layout
+from transfer.catalog.run import ReportEntry, RunStart
+from transfer.config import NOT_LEARNED, Config, Decides, deciding
 from transfer.dataset.manifest import Dataset
-from transfer.errors import AlreadyExistsError, RunConflictError, TrainingError
-from transfer.storage import Log, Store, as_model, put_document, read_document
-from transfer.storage.log import Number
+from transfer.errors import AlreadyExistsError, BaseChangedError, ObjectNotFoundError, RunConflictError, TrainingError
+from transfer.storage import Log, Store, as_model, now_utc, put_document, read_document
 from transfer.training.folds import Fold
-
-
-class _DatasetVersion(BaseModel):
-    name: str
-    number: Number
-
-
-class _Started(BaseModel):
-    """What `run.json` says."""
-
-    identity: dict[str, Any]
-    config: dict[str, Any]
-    dataset: _DatasetVersion
 
 
 @dataclass(frozen=True)
@@ -55,39 +40,41 @@ class Run:
     """What a cross-validated trial's run is validated on, instead of the validation split."""
 
     @property
-    def prefix(self) -> str:
+    def folder(self) -> str:
         """Folder of the run in storage."""
-        return f"runs/{self.id}"
+        return layout.run_folder(self.id)
 
     @property
     def checkpoints(self) -> Log:
         """The log of checkpoints."""
-        return Log(self.store, f"{self.prefix}/checkpoints")
+        return Log(self.store, layout.checkpoints_log(self.folder))
 
     @property
     def reports(self) -> Log:
         """The log of evaluations."""
-        return Log(self.store, f"{self.prefix}/reports")
+        return Log(self.store, layout.reports_log(self.folder))
 
     @property
     def base(self) -> Log:
         """The log whose first entry says which base the run began with."""
-        return Log(self.store, f"{self.prefix}/base")
+        return Log(self.store, layout.base_log(self.folder))
 
     @property
     def inputs(self) -> Log:
         """The log whose first entry says what each phase trains on."""
-        return Log(self.store, f"{self.prefix}/inputs")
+        return Log(self.store, layout.inputs_log(self.folder))
 
     @property
     def uses(self) -> Log:
-        """The log of attempts that rely on kept activations."""
-        return Log(self.store, f"{self.prefix}/uses")
+        """The log of attempts at training it, and the cached features that they rely on."""
+        return Log(self.store, layout.uses_log(self.folder))
 
     def newest_report(self, split: str | None = None) -> int | None:
         """Number of the newest evaluation, of any split or of this one, or None."""
         numbers = reversed(self.reports.numbers())
-        return next((each for each in numbers if split is None or self.reports.read(each)["split"] == split), None)
+        return next(
+            (each for each in numbers if split is None or self.reports.read_as(ReportEntry, each).split == split), None
+        )
 
 
 def run_id_for(config: Config, dataset: Dataset) -> str:
@@ -97,12 +84,18 @@ def run_id_for(config: Config, dataset: Dataset) -> str:
 
 
 def open_run(
-    store: Store, config: Config, dataset: Dataset, *, run_id: str | None = None, fold: Fold | None = None
+    store: Store,
+    config: Config,
+    dataset: Dataset,
+    *,
+    run_id: str | None = None,
+    fold: Fold | None = None,
+    started_by: str | None = None,
 ) -> Run:
     """Start the run, or find the one that was started with the same configuration and dataset version.
 
-    The run of a fold has an id of its own. Raises RunConflictError, listing the differing keys, when a run of that id
-    was started with another configuration.
+    The run of a fold has an id of its own. `started_by`: folder of the night or the sweep that it is a run of. Raises
+    RunConflictError, listing the differing keys, when a run of that id was started with another configuration.
     """
     run_id = run_id or run_id_for(config, dataset)
     learned = identity(config, dataset)
@@ -112,12 +105,14 @@ def open_run(
         "identity": learned,
         "config": config.model_dump(mode="json"),
         "dataset": {"name": dataset.name, "number": dataset.number},
-        "versions": {package: version(package) for package in ("keras", "ray", "tensorflow", "transfer")},
+        "started": now_utc(),
+        "started_by": started_by,
+        "versions": {**{name: version(name) for name in ("keras", "ray", "tensorflow")}, "transfer": __version__},
     }
     try:
-        put_document(store, f"runs/{run_id}/run.json", document)
+        put_document(store, layout.run_start(run_id), document)
     except AlreadyExistsError:
-        differing = _differing_keys(_read(store, run_id).identity, learned)
+        differing = differing_keys(read_start(store, run_id).identity, learned)
         if differing:
             raise RunConflictError(
                 f"Run `{run_id}` was started with another configuration; different: {', '.join(differing)}.",
@@ -132,21 +127,52 @@ def load_run(store: Store, run_id: str, config: Config) -> Run:
 
     Raises TrainingError when there is no such run, or when it only served to cross-validate a trial.
     """
-    if not store.exists(f"runs/{run_id}/run.json"):
+    started = usable_start(store, run_id)
+    changed = config.model_dump(mode="json", include=set(NOT_LEARNED))
+    own = as_model(Config, {**started.config, **changed}, uri=store.uri)
+    base = own.base.model_copy(
+        update={"accept_head": config.base.accept_head, **_paths_here(config, own, started.identity)}
+    )
+    own = own.model_copy(update={"base": base})
+    return Run(store, run_id, own, started.dataset.name, started.dataset.number)
+
+
+def usable_start(store: Store, run_id: str) -> RunStart:
+    """How a run was started whose model can be used.
+
+    Raises TrainingError when there is no such run, or when it only served to cross-validate a trial.
+    """
+    if not store.exists(layout.run_start(run_id)):
         raise TrainingError(
             f"There is no run `{run_id}` in {store.uri}.", advice="`transfer train` prints the run id it works on."
         )
-    started = _read(store, run_id)
-    if "fold" in started.identity:
+    started = read_start(store, run_id)
+    if started.is_of_fold:
         raise TrainingError(
             f"Run `{run_id}` trained on all but one fold to cross-validate a trial; it is no model to use.",
             advice="`transfer train` with the trial's values trains one on the whole training split.",
         )
-    changed = config.model_dump(mode="json", include=set(NOT_LEARNED))
-    own = as_model(Config, {**started.config, **changed}, uri=store.uri)
-    base = own.base.model_copy(update={"accept_head": config.base.accept_head})
-    own = own.model_copy(update={"base": base})
-    return Run(store, run_id, own, started.dataset.name, started.dataset.number)
+    return started
+
+
+def _paths_here(config: Config, own: Config, identity: dict[str, Any]) -> dict[str, str]:
+    """Where the files of a run's base are that `config` knows in another place than the run was started with.
+
+    A job that a cluster runs in a copy of the working tree finds them in another folder each time.
+    """
+    if (config.base.model, config.base.weights) == (own.base.model, own.base.weights):
+        return {}
+    digests = base_digests(config.base, storage=config.storage)
+    named = identity.get("base")
+    of_start = named if isinstance(named, dict) else {}
+    return {
+        key: getattr(config.base, key) for key, sha256 in digests.items() if _sha256_in(of_start.get(key)) == sha256
+    }
+
+
+def _sha256_in(named: Any) -> str | None:
+    """What an identity says of a file of the base; None where it knows only a name."""
+    return named.get("sha256") if isinstance(named, dict) else None
 
 
 def identity(config: Config, dataset: Dataset) -> dict[str, Any]:
@@ -154,41 +180,107 @@ def identity(config: Config, dataset: Dataset) -> dict[str, Any]:
 
     Raises what `base_digests` raises.
     """
-    learned = config.model_dump(mode="json", exclude=set(NOT_LEARNED))
-    # A permission: it decides whether a base is refused, and not what is learned on it.
-    del learned["base"]["accept_head"]
+    learned = deciding(config, Decides.FEATURES, Decides.LEARNING)
+    learned["base"] = base_identity(config.base, storage=config.storage)
     # The dataset version says which images were used; where they once came from does not matter any more.
     learned["dataset"] = dataset.reference
-    for key, sha256 in base_digests(config.base, storage=config.storage).items():
-        learned["base"][key] = {"name": learned["base"][key], "sha256": sha256}
     return learned
 
 
 def started_identity(run: Run) -> dict[str, Any]:
     """The `identity` that a run was started with. Raises ObjectNotFoundError, CorruptObjectError, StorageError."""
-    return _read(run.store, run.id).identity
+    return read_start(run.store, run.id).identity
 
 
-def _read(store: Store, run_id: str) -> _Started:
-    return as_model(_Started, read_document(store, f"runs/{run_id}/run.json"), uri=store.uri)
+def read_start(store: Store, run_id: str) -> RunStart:
+    """How a run was started. Raises ObjectNotFoundError, CorruptObjectError, StorageError."""
+    return as_model(RunStart, read_document(store, layout.run_start(run_id)), uri=store.uri)
 
 
-def _differing_keys(left: Any, right: Any, path: str = "") -> list[str]:
+def differing_keys(left: Any, right: Any, path: str = "") -> list[str]:
     """Dotted keys at which two identities differ."""
-    if isinstance(left, str) and isinstance(right, dict) and "sha256" in right:
-        # A run of an earlier release, which was told apart by the names of files only.
-        right = right["name"]
+    if path.startswith(".base.") and isinstance(right, dict) and "sha256" in right:
+        # An earlier release wrote the names of files down, beside their digests or alone.
+        left, right = {"sha256": _sha256_in(left) or right["sha256"]}, {"sha256": right["sha256"]}
     if isinstance(left, dict) and isinstance(right, dict):
         keys = sorted(set(left) | set(right))
-        return [found for key in keys for found in _differing_keys(left.get(key), right.get(key), f"{path}.{key}")]
+        return [found for key in keys for found in differing_keys(left.get(key), right.get(key), f"{path}.{key}")]
     if isinstance(left, list) and isinstance(right, list) and len(left) == len(right):
         return [
             found
             for index, (a, b) in enumerate(zip(left, right, strict=True))
-            for found in _differing_keys(a, b, f"{path}[{index}]")
+            for found in differing_keys(a, b, f"{path}[{index}]")
         ]
     return [] if left == right else [path.removeprefix(".")]
 
 
 def _canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+_SHOWN = 12
+
+
+class _PinnedBase(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    sha256: str
+    keras: str
+
+
+def pinned_base(run: Run) -> str | None:
+    """Digest of the base, as it was pretrained, that a run began with (`Backbone.digest`).
+
+    None before the run's network is first built, and for a run of an earlier release. Raises CorruptObjectError,
+    StorageError.
+    """
+    found = _read(run)
+    return found.sha256 if found else None
+
+
+def hold_to_base(run: Run, digest: str) -> None:
+    """Compare a base that was built for a run, before anything in it is trained, with the one that the run began with.
+
+    Whoever builds it first writes its digest down; of several workers one is first, and all compare. Nothing is
+    compared for a run that an earlier release began. Raises BaseChangedError, StorageError.
+    """
+    pinned = _read(run)
+    if pinned is None and not run.checkpoints.numbers():
+        pinned = _pin(run, digest)
+    if pinned is not None and pinned.sha256 != digest:
+        here = version("keras")
+        raise BaseChangedError(
+            f"Run `{run.id}` began with another network than base.model (`{run.config.base.model}`) gives now: its "
+            f"digest was {pinned.sha256[:_SHOWN]}… then and is {digest[:_SHOWN]}… now"
+            + ("." if pinned.keras == here else f"; Keras was {pinned.keras} then and is {here} now."),
+            advice="Bring back the file, the weights or the release of Keras that it began with, or start another run: "
+            "`transfer train`, with --run-id and a new name where it finds this one.",
+        )
+
+
+def _pin(run: Run, digest: str) -> _PinnedBase | None:
+    """What the run is held to from now on: this digest, or that of another worker who was first."""
+    _check_files(run)
+    with suppress(AlreadyExistsError):
+        run.base.append({"sha256": digest, "keras": version("keras")}, number=1)
+    return _read(run)
+
+
+def _check_files(run: Run) -> None:
+    """The run was named by files that may have been replaced before they were loaded, or are others on this machine."""
+    named = started_identity(run)["base"]
+    for key, sha256 in base_digests(run.config.base, storage=run.config.storage).items():
+        expected = named[key]["sha256"] if isinstance(named[key], dict) else None
+        if expected not in (None, sha256):
+            raise BaseChangedError(
+                f"base.{key} is `{getattr(run.config.base, key)}`, another file here than run `{run.id}` was started "
+                f"with: SHA-256 {expected[:_SHOWN]}… then, {sha256[:_SHOWN]}… here.",
+                advice="Repeat the command for a run on the file that is there now; each machine must have the same.",
+            )
+
+
+def _read(run: Run) -> _PinnedBase | None:
+    try:
+        return as_model(_PinnedBase, run.base.read(1), uri=run.store.uri)
+    except ObjectNotFoundError:
+        return None

@@ -1,19 +1,18 @@
-"""What a phase trains on: images, step by step, or kept activations, many steps a call."""
+"""The samples of an epoch, as the step takes them: images, a step at a time, or cached features, many steps a call."""
 
 from __future__ import annotations
 
 import itertools
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from transfer.activations.batches import KeptBatches, KeptSplit
 from transfer.config import TrainingConfig
 from transfer.dataset.batches import image_batches
 from transfer.dataset.manifest import Dataset
 from transfer.dataset.order import WorkerSlice, steps_per_epoch
+from transfer.features.batches import CachedBatches, CachedSplit, Chunk, side_by_side
 from transfer.storage import Store
 from transfer.training.step import PhaseProgram
 
@@ -21,23 +20,8 @@ MAX_STEPS = 100
 """Steps between looks at the loss: each look waits for the device."""
 
 
-class Samples(ABC):
-    """The training and the validation split of a phase, in the order that (seed, epoch) decide."""
-
-    @abstractmethod
-    def train(self, program: PhaseProgram, *, step: int, global_step: int, limit: int) -> tuple[int, tf.Tensor]:
-        """Train on the next batches of the epoch, which begin at `step`: at least one step and at most `limit`.
-
-        Returns how many steps they were and what PhaseProgram answers for them.
-        """
-
-    @abstractmethod
-    def validate(self, program: PhaseProgram) -> list[tf.Tensor]:
-        """Evaluate the whole validation split; what PhaseProgram answers. Empty where there is no such split."""
-
-
-class ImageSamples(Samples):
-    """Images, decoded and run through the whole network in every step."""
+class ImageSamples:
+    """Both splits of a phase as images, decoded and run through the whole network in every step."""
 
     def __init__(
         self,
@@ -75,44 +59,51 @@ class ImageSamples(Samples):
         self._validation = batches("validation", epochs=itertools.repeat(0))
 
     def train(self, program: PhaseProgram, *, step: int, global_step: int, limit: int) -> tuple[int, tf.Tensor]:  # noqa: ARG002 - one step a call
-        """Train on one batch."""
+        """Train on the batch that begins at `step`. Returns 1 step, and what PhaseProgram answers for it."""
         real_images = min(self._batch_size, self._rows - step * self._batch_size)
         return 1, program.train_step(self._train, real_images=real_images, global_step=global_step)
 
     def validate(self, program: PhaseProgram) -> list[tf.Tensor]:
-        """Evaluate the validation split, image by image."""
+        """Evaluate the whole validation split; what PhaseProgram answers. Empty where there is no such split."""
         return [program.evaluate_step(self._validation) for _ in range(self._validation_steps)]
 
 
-class KeptSamples(Samples):
-    """What is kept of the frozen part: no image is read, and the frozen part does not run."""
+class CachedSamples:
+    """Cached features: no image is read, and the frozen part does not run."""
 
     def __init__(
         self,
-        views: Sequence[KeptSplit],
-        validation: KeptSplit | None,
+        views: Sequence[CachedSplit],
+        validation: CachedSplit | None,
         *,
         training: TrainingConfig,
         worker: WorkerSlice,
-        epochs: Iterable[int],
+        epochs: Sequence[int],
         start_step: int,
         max_steps: int = MAX_STEPS,
+        seeds: Sequence[int] | None = None,
     ) -> None:
-        """`views`: the training split, once for each kept view; epoch e trains on view e modulo their number.
+        """`views`: the training split, once for each cached view; epoch e trains on view e modulo their number.
 
-        `max_steps`: most steps of training in one call.
+        `max_steps`: most steps of training in one call. `seeds`: of the streams that the trials of a pack read.
         """
-        self._train = KeptBatches(
-            ((epoch, views[epoch % len(views)]) for epoch in epochs),
-            batch_size=training.batch_size,
-            worker=worker,
-            seed=training.seed,
-            start_step=start_step,
-            max_steps=max_steps,
-        )
+        self._is_of_pack = seeds is not None
+        seeds = [training.seed] if seeds is None else seeds
+        self._train = [
+            CachedBatches(
+                ((epoch, views[epoch % len(views)]) for epoch in epochs),
+                batch_size=training.batch_size,
+                worker=worker,
+                seed=seed,
+                start_step=start_step,
+                max_steps=max_steps,
+                streams=len(seeds),
+            )
+            for seed in seeds
+        ]
         self._validation_steps = steps_per_epoch(len(validation), training.batch_size) if validation else 0
         if validation:
-            self._validation = KeptBatches(
+            self._validation = CachedBatches(
                 zip(itertools.repeat(0), itertools.repeat(validation), strict=False),
                 batch_size=training.batch_size,
                 worker=worker,
@@ -120,15 +111,27 @@ class KeptSamples(Samples):
             )
 
     def train(self, program: PhaseProgram, *, step: int, global_step: int, limit: int) -> tuple[int, tf.Tensor]:  # noqa: ARG002 - the stream knows its place
-        """Train on as many batches as fit into one call."""
-        chunk = self._train.next_chunk(limit)
+        """Train on the next batches of the epoch, as many as fit into one call, at most `limit`.
+
+        Returns how many steps they were and what PhaseProgram answers for them.
+        """
+        chunk = self._chunk(self._train, limit)
         return chunk.steps, program.train_steps(chunk, global_step=global_step)
 
     def validate(self, program: PhaseProgram) -> list[tf.Tensor]:
-        """Evaluate the validation split in as few calls as it fits into."""
+        """The same, in as few calls as it fits into."""
         results, done = [], 0
         while done < self._validation_steps:
-            chunk = self._validation.next_chunk(self._validation_steps - done)
+            chunk = self._chunk([self._validation], self._validation_steps - done)
             results.append(program.evaluate_steps(chunk))
             done += chunk.steps
         return results
+
+    def _chunk(self, streams: Sequence[CachedBatches], limit: int) -> Chunk:
+        """The next chunk of these streams; of a pack with an axis for them, even where there is but one."""
+        chunks = [stream.next_chunk(limit) for stream in streams]
+        return side_by_side(chunks) if self._is_of_pack else chunks[0]
+
+
+Samples = ImageSamples | CachedSamples
+"""What a phase trains and is validated on, in the order that (seed, epoch) decide."""

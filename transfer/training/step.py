@@ -1,26 +1,64 @@
-"""The training step across replicas and workers.
+"""The training step across replicas and workers, of one trial or of a pack.
 
 Keras 3's own `fit` fails under MultiWorkerMirroredStrategy (keras-team/keras#20585), so the step is ours: each replica
 computes gradients of its rows of the global batch, their sum over all replicas is applied everywhere. The loss is the
 mean over the real rows of the *global* batch, so dividing a batch differently changes nothing but rounding.
+
+In a pack, everything has a leading axis for its trials, and what is summed for one is summed for each of them. Their
+losses are added up: a trial's weights are in no other loss than its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
+import keras
 import numpy as np
 import tensorflow as tf
 
-from transfer.activations.batches import Chunk
-from transfer.augmentation.layers import Augmentation
-from transfer.augmentation.randomness import StepRandomness, step_randomness
+from transfer.augmentation import Augmentation, StepRandomness, step_randomness
 from transfer.config import PhaseConfig, TrainingConfig
-from transfer.training.model import Split
+from transfer.features.batches import Chunk
+from transfer.training.heartbeat import TOGETHER, during
+from transfer.training.history import SMALLEST_PROBABILITY
+from transfer.training.model import CutModel, untrained_in
 from transfer.training.optimizer import build_optimizer
-from transfer.training.pulse import TOGETHER, during
+from transfer.training.pack_head import Trials
+
+Collectives = Literal["auto", "ring", "nccl"]
+
+
+@functools.cache
+def create_strategy(collectives: Collectives = "auto") -> tf.distribute.Strategy:
+    """The strategy for this process: over all workers that TF_CONFIG names, else over its GPUs, else none.
+
+    Call it before any other TensorFlow operation: a multi-worker strategy must set the runtime up first. It is made
+    once a process: collectives of a second MirroredStrategy would carry the numbers of the first one's.
+    """
+    gpus = tf.config.list_physical_devices("GPU")
+    for gpu in gpus:
+        # Where somebody else imported TensorFlow; what is set already may be set again at any time.
+        tf.config.experimental.set_memory_growth(gpu, enable=True)
+    if _worker_count() > 1:
+        implementation = tf.distribute.experimental.CommunicationImplementation[collectives.upper()]
+        options = tf.distribute.experimental.CommunicationOptions(implementation=implementation)
+        return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+    if len(gpus) > 1:
+        return tf.distribute.MirroredStrategy()
+    return tf.distribute.get_strategy()
+
+
+def _worker_count() -> int:
+    cluster = json.loads(os.environ.get("TF_CONFIG", "{}")).get("cluster", {})
+    return len(cluster.get("worker", []))
+
 
 Batch = dict[str, tf.Tensor]
 
@@ -52,30 +90,36 @@ class PhaseProgram:
 
     def __init__(
         self,
-        split: Split,
+        split: CutModel,
         *,
         phase: PhaseConfig,
         training: TrainingConfig,
         class_weights: np.ndarray,
         augmentation: Augmentation | None,
         steps_per_epoch: int,
+        trials: Trials | None = None,
     ) -> None:
-        """`class_weights`: float32 [classes]."""
+        """`class_weights`: float32 [classes]. `trials`: whose head is a pack's; their chunks are `side_by_side`."""
         self.strategy = tf.distribute.get_strategy()
         # A variable, so that the compiled steps serve other learning rates, too.
-        self._learning_rate = tf.Variable(phase.learning_rate, trainable=False, dtype=tf.float32)
-        self._seed = training.seed
+        peak = trials.learning_rates if trials else phase.learning_rate
+        self._learning_rate = tf.Variable(peak, trainable=False, dtype=tf.float32)
+        self._seeds = trials.seeds if trials else training.seed
+        self._trials = trials
         self.optimizer = build_optimizer(
             phase,
             learning_rate=self._learning_rate,
+            weight_decay=trials.weight_decays if trials else None,
             steps_per_epoch=steps_per_epoch,
             loss_scaling=training.mixed_precision == "float16",
         )
         self.optimizer.build(split.variables)
         self._fresh_optimizer = [np.array(variable) for variable in self.optimizer.variables]
         self._split = split
+        self._untrained = untrained_in(split.head)
         self._variables = [variable.value for variable in split.variables]
         self._training = training
+        self._label_smoothing = trials.label_smoothings if trials else training.label_smoothing
         self._clip_norm = phase.optimizer.clip_norm
         self._class_weights = tf.constant(class_weights, tf.float32)
         self._augmentation = augmentation
@@ -89,13 +133,19 @@ class PhaseProgram:
     def start(self, *, learning_rate: float, seed: int) -> None:
         """Begin a phase anew: with this peak learning rate, this seed, and a fresh optimiser."""
         self.set_learning_rate(learning_rate)
-        self._seed = seed
+        self._seeds = seed
         for variable, value in zip(self.optimizer.variables, self._fresh_optimizer, strict=True):
             variable.assign(value)
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """The peak of the phase's schedule, from the next step on."""
         self._learning_rate.assign(learning_rate)
+
+    @property
+    def learning_rates(self) -> list[float]:
+        """That of the next step, of each trial."""
+        rates = keras.ops.convert_to_numpy(self.optimizer.learning_rate)
+        return [float(rate) for rate in rates.reshape(-1)]
 
     def train_step(self, batch: Iterator[Batch], *, real_images: int, global_step: int) -> tf.Tensor:
         """Train on one global batch, of which `batch` yields one part for each replica of this worker.
@@ -114,30 +164,34 @@ class PhaseProgram:
             return self._local(self._evaluate_step(parts))
 
     def train_steps(self, chunk: Chunk, *, global_step: int) -> tf.Tensor:
-        """Train on all steps of a chunk of kept activations in one call, the first of which is `global_step`.
+        """Train on all steps of a chunk of cached features in one call, the first of which is `global_step`.
 
-        Returns what `train_step` does, summed over the steps: a step on a head takes less time than calling it.
+        Returns what `train_step` does, summed over the steps: a step on a head takes less time than calling it. Of a
+        pack, float64 [1, trials, 3].
         """
         parts, real_images = self._chunk_per_replica(chunk), tf.constant(chunk.real_images)
         with during(TOGETHER):
             return self._train_steps(parts, real_images, tf.constant(chunk.steps), self._place(global_step))
 
     def evaluate_steps(self, chunk: Chunk) -> tf.Tensor:
-        """Evaluate all steps of a chunk of kept activations. Returns what `train_steps` does."""
+        """Evaluate all steps of a chunk of cached features. Returns what `train_steps` does."""
         parts = self._chunk_per_replica(chunk)
         with during(TOGETHER):
             return self._evaluate_steps(parts, tf.constant(chunk.steps))
 
-    def sum_over_workers(self, results: list[tf.Tensor]) -> Totals:
-        """Add up results of steps over all steps, replicas and workers. Collective: every worker calls it."""
+    def sum_over_workers(self, results: list[tf.Tensor]) -> list[Totals]:
+        """Add up results of steps over all steps, replicas and workers, for each trial.
+
+        Collective: every worker calls it.
+        """
         if not results:
-            return Totals()
+            return [Totals()] * (self._trials.count if self._trials else 1)
         with during(TOGETHER):
             # In float64: a float32 sum over millions of images would lose whole images.
             by_replica = iter(np.sum([result.numpy().astype(np.float64) for result in results], axis=0))
             values = self.strategy.experimental_distribute_values_from_function(lambda _: tf.constant(next(by_replica)))
             summed = self.strategy.reduce(tf.distribute.ReduceOp.SUM, values, axis=None)
-            return Totals(*(float(total) for total in summed))
+            return [Totals(*totals) for totals in summed.numpy().reshape(-1, 3).tolist()]
 
     def _per_replica(self, batch: Iterator[Batch]) -> Batch:
         values: Batch = self.strategy.experimental_distribute_values_from_function(lambda _: next(batch))
@@ -146,14 +200,16 @@ class PhaseProgram:
     def _chunk_per_replica(self, chunk: Chunk) -> dict[str, tf.Tensor]:
         """The chunk's rows divided among the replicas of this worker; axis 0 counts steps, except in `positions`."""
         share = self._training.batch_size // self.strategy.num_replicas_in_sync
+        # Rows are the last axis of the labels.
+        before = (slice(None),) * (chunk.labels.ndim - 1)
         parts = (slice(start, start + share) for start in range(0, len(chunk.positions), share))
 
         def of_next_replica(_: object) -> dict[str, tf.Tensor]:
             rows = next(parts)
             return {
-                "activations": tf.constant(chunk.activations[:, rows]),
-                "labels": tf.constant(chunk.labels[:, rows]),
-                "real": tf.constant(chunk.real[:, rows]),
+                "features": tf.constant(chunk.features[*before, rows]),
+                "labels": tf.constant(chunk.labels[*before, rows]),
+                "real": tf.constant(chunk.real[*before, rows]),
                 "positions": tf.constant(chunk.positions[rows]),
             }
 
@@ -170,55 +226,62 @@ class PhaseProgram:
             place = first + tf.stack([0, index])
             return self._local(self.strategy.run(on_replica, (chunk, real_images[index], place)))
 
-        return sum_steps(one, steps, rows=self._local_count(chunk))
+        return sum_steps(one, steps, shape=self._sums_shape(chunk))
 
     def _evaluate_chunk(self, chunk: dict[str, tf.Tensor], steps: tf.Tensor) -> tf.Tensor:
         def one(index: tf.Tensor) -> tf.Tensor:
             return self._local(self.strategy.run(lambda part: self._evaluate_replica(_step_of(part, index)), (chunk,)))
 
-        return sum_steps(one, steps, rows=self._local_count(chunk))
+        return sum_steps(one, steps, shape=self._sums_shape(chunk))
 
     def _local(self, values: tf.Tensor) -> tf.Tensor:
         """What the replicas of this worker answered, stacked."""
         return tf.stack(self.strategy.experimental_local_results(values))
 
-    def _local_count(self, values: dict[str, tf.Tensor]) -> int:
-        """How many replicas of this worker have a part of `values`."""
-        return len(self.strategy.experimental_local_results(values))
+    def _sums_shape(self, chunk: dict[str, tf.Tensor]) -> tuple[int, ...]:
+        """Of what the replicas of this worker, which have parts of `chunk`, answer for a step."""
+        replicas = len(self.strategy.experimental_local_results(chunk))
+        return (replicas, self._trials.count, 3) if self._trials else (replicas, 3)
 
     def _place(self, global_step: int) -> tf.Tensor:
-        """What keys the random numbers of a step: int32 [2]."""
-        return tf.constant([self._seed, global_step], tf.int32)
+        """What keys the random numbers of a step: int32 [2], of a pack [streams, 2]."""
+        return tf.constant(np.stack(np.broadcast_arrays(self._seeds, global_step), axis=-1), tf.int32)
+
+    def _answers(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
+        """The labels, and which of them count: [rows], of a pack [trials, rows]."""
+        labels, real = batch["labels"], batch["real"]
+        return (self._trials.spread(labels), self._trials.spread(real)) if self._trials else (labels, real)
 
     def _train_replica(self, batch: Batch, real_images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         with step_randomness(StepRandomness(seed, batch["positions"], self._training.batch_size)):
-            activations = self._activations(batch, self._augmentation)
+            features, (labels, real) = self._features(batch, self._augmentation), self._answers(batch)
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(self._variables)
-                logits = self._split.logits(activations, training=True)
-                losses = cross_entropy(batch["labels"], logits, smoothing=self._training.label_smoothing)
-                weights = batch["real"] * tf.gather(self._class_weights, batch["labels"])
+                logits = self._split.logits(features, training=True)
+                losses = cross_entropy(labels, logits, smoothing=self._label_smoothing, untrained=self._untrained)
+                weights = real * tf.gather(self._class_weights, labels)
                 replicas = self.strategy.num_replicas_in_sync
                 loss = tf.reduce_sum(losses * weights) / real_images + self._split.regularization() / replicas
                 objective = self.optimizer.scale_loss(loss)
             gradients = tape.gradient(objective, self._variables)
         self.optimizer.apply_gradients(zip(self._clipped(gradients), self._variables, strict=True))
-        return totals_of(batch["labels"], batch["real"], logits, losses)
+        return totals_of(labels, real, logits, losses)
 
     def _evaluate_replica(self, batch: Batch) -> tf.Tensor:
-        logits = self._split.logits(self._activations(batch, None), training=False)
-        losses = cross_entropy(batch["labels"], logits, smoothing=0.0)
-        return totals_of(batch["labels"], batch["real"], logits, losses)
+        labels, real = self._answers(batch)
+        logits = self._split.logits(self._features(batch, None), training=False)
+        losses = cross_entropy(labels, logits, smoothing=0.0, untrained=self._untrained)
+        return totals_of(labels, real, logits, losses)
 
-    def _activations(self, batch: Batch, augmentation: Augmentation | None) -> tf.Tensor:
-        """The frozen part's output: what was kept of it, or computed from the images."""
-        if "activations" in batch:
-            return tf.cast(batch["activations"], tf.float32)
+    def _features(self, batch: Batch, augmentation: Augmentation | None) -> tf.Tensor:
+        """The frozen part's output: cached features, or computed from the images."""
+        if "features" in batch:
+            return tf.cast(batch["features"], tf.float32)
         images = batch["images"]
-        return self._split.activations(augmentation(images) if augmentation else images)
+        return self._split.features(augmentation(images) if augmentation else images)
 
     def _clipped(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
-        """Gradients scaled so that the norm of their sum over replicas is at most the phase's `clip_norm`.
+        """Gradients scaled so that the norm of their sum over replicas is at most `clip_norm`, in a pack each trial's.
 
         Keras clips before the sum over replicas, which gives another result for another number of replicas.
         """
@@ -228,15 +291,31 @@ class PhaseProgram:
         summed = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
         scale = getattr(self.optimizer, "dynamic_scale", 1.0)
         limit = tf.cast(self._clip_norm * scale, tf.float32)
-        factor = clip_factor(tf.linalg.global_norm(summed), limit)
+        if self._trials:
+            squares = [tf.reduce_sum(tf.square(gradient), axis=[1, 2], keepdims=True) for gradient in summed]
+            norm = tf.sqrt(tf.add_n(squares))
+        else:
+            norm = tf.linalg.global_norm(summed)
+        # Not finite: the loss scale was too high, and the optimiser skips the step itself.
+        factor = tf.where(tf.math.is_finite(norm), limit / tf.maximum(norm, limit), 1.0)
         return [gradient * factor for gradient in gradients]
 
 
-def cross_entropy(labels: tf.Tensor, logits: tf.Tensor, *, smoothing: float | tf.Tensor) -> tf.Tensor:
-    """Cross-entropy of each row, float32 [..., rows], for labels [..., rows] and logits [..., rows, classes]."""
+def cross_entropy(
+    labels: tf.Tensor, logits: tf.Tensor, *, smoothing: float | tf.Tensor, untrained: Sequence[int] = ()
+) -> tf.Tensor:
+    """Cross-entropy of each row, float32 [..., rows], for labels [..., rows] and logits [..., rows, classes].
+
+    Smoothing spreads over the other classes than the `untrained`, whose logits are masked. A row of one of those, which
+    a held-out image may be, has the loss of the smallest probability that counts: the same whatever was learned.
+    """
     classes = logits.shape[-1]
-    targets = tf.one_hot(labels, classes) * (1.0 - smoothing) + smoothing / classes
-    return tf.nn.softmax_cross_entropy_with_logits(targets, logits)
+    targets = tf.one_hot(labels, classes) * (1.0 - smoothing) + smoothing / (classes - len(untrained))
+    if not untrained:
+        return tf.nn.softmax_cross_entropy_with_logits(targets, logits)
+    is_trained = ~np.isin(np.arange(classes), untrained)
+    losses = tf.nn.softmax_cross_entropy_with_logits(targets * is_trained.astype(np.float32), logits)
+    return tf.where(tf.gather(is_trained, labels), losses, -math.log(SMALLEST_PROBABILITY))
 
 
 def totals_of(labels: tf.Tensor, real: tf.Tensor, logits: tf.Tensor, losses: tf.Tensor) -> tf.Tensor:
@@ -247,19 +326,13 @@ def totals_of(labels: tf.Tensor, real: tf.Tensor, logits: tf.Tensor, losses: tf.
     return tf.stack([tf.reduce_sum(value, axis=-1) for value in (losses, correct * real, real)], axis=-1)
 
 
-def clip_factor(norm: tf.Tensor, limit: tf.Tensor | float) -> tf.Tensor:
-    """What gradients of this norm are to be multiplied with so that it is at most `limit`."""
-    # Not finite: the loss scale was too high, and the optimiser skips the step itself.
-    return tf.where(tf.math.is_finite(norm), limit / tf.maximum(norm, limit), 1.0)
-
-
-def sum_steps(one: Callable[[tf.Tensor], tf.Tensor], steps: tf.Tensor, *, rows: int) -> tf.Tensor:
-    """Run `one`, which answers [rows, 3], for each step within the graph and sum up its answers, float64 [rows, 3]."""
+def sum_steps(one: Callable[[tf.Tensor], tf.Tensor], steps: tf.Tensor, *, shape: tuple[int, ...]) -> tf.Tensor:
+    """Run `one`, which answers tensors of this shape, for each step within the graph. Returns their sum in float64."""
 
     def body(index: tf.Tensor, totals: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return index + 1, totals + tf.cast(one(index), tf.float64)
 
-    start = (tf.constant(0), tf.zeros((rows, 3), tf.float64))
+    start = (tf.constant(0), tf.zeros(shape, tf.float64))
     # One step at a time: each one starts from the weights that the one before leaves.
     return tf.while_loop(lambda index, _: index < steps, body, start, parallel_iterations=1)[1]
 

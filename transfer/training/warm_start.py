@@ -3,9 +3,6 @@
 Where a run begins: at its own newest checkpoint; else with the head of the version that `training.warm_start` names;
 else with the head that its seed decides. The base begins pretrained in both other cases, so a version whose base was
 trained, too, has a head that the first steps have to get used to another base.
-
-The registry stands above this room, so versions are known by their documents in storage (`registry/versions.py`
-describes them).
 """
 
 from __future__ import annotations
@@ -19,28 +16,20 @@ import keras
 import numpy as np
 
 from transfer.backbone.identity import base_digests
-from transfer.config import Config
-from transfer.dataset.manifest import Dataset
-from transfer.dataset.same_classes import places_among
+from transfer.catalog import layout
+from transfer.catalog.model import ModelVersion
+from transfer.config import Config, Decides, Varies, deciding
+from transfer.dataset.classes import places_among
+from transfer.dataset.manifest import Dataset, load_dataset
 from transfer.errors import ConfigError, ObjectNotFoundError, TrainingError
 from transfer.storage import Log, Store
 from transfer.training.checkpoints import Checkpoints, assign
-from transfer.training.pinned_base import pinned_base
-from transfer.training.run import Run, load_run, started_identity
+from transfer.training.run import Run, load_run, pinned_base, started_identity
 
 logger = logging.getLogger(__name__)
 
-_MUST_AGREE = (
-    "base.model",
-    "base.weights",
-    "base.tap",
-    "base.preprocessing",
-    "base.options",
-    "head.pooling",
-    "head.hidden",
-    "head.output",
-)
-"""What decides which features a head reads, and how many weights it has but for its classes."""
+# Images of another size make another network of the same weights; a permission makes no network.
+_MAY_DIFFER = {"image_size", "accept_head"}
 
 
 @dataclass(frozen=True)
@@ -71,7 +60,7 @@ def warm_start(head: keras.Model, run: Run, dataset: Dataset) -> None:
             advice="Set sweep.folds to 0, or leave warm_start out.",
         )
     published = published_head(run.store, run.config, reference)
-    places = places_among(published.classes, dataset.classes, same_dataset=published.run.dataset_name == dataset.name)
+    places = _places(published, run, dataset)
     known = sum(place is not None for place in places)
     if not known:
         raise ConfigError(
@@ -85,6 +74,14 @@ def warm_start(head: keras.Model, run: Run, dataset: Dataset) -> None:
     logger.info("The head begins as that of %s, with %d of %d classes.", reference, known, len(dataset.classes))
 
 
+def _places(published: PublishedHead, run: Run, dataset: Dataset) -> list[int | None]:
+    """For each class of the published head its index in the dataset; None where that does not have it."""
+    name, number = published.run.dataset_name, published.run.dataset_number
+    is_same = name == dataset.name and dataset.has_indices_of(load_dataset(run.store, name, number))
+    renames = run.config.dataset.rename_classes
+    return places_among(published.classes, dataset.classes, same_indices=is_same, renames=renames)
+
+
 def published_head(store: Store, config: Config, reference: str) -> PublishedHead:
     """The head of a version, `name/3`, that a run of this configuration can begin with.
 
@@ -92,10 +89,10 @@ def published_head(store: Store, config: Config, reference: str) -> PublishedHea
     """
     name, _, number = reference.rpartition("/")
     try:
-        version = Log(store, f"models/{name}/versions").read(int(number))
+        version = Log(store, layout.versions_log(name)).read_as(ModelVersion, int(number))
     except (ObjectNotFoundError, ValueError) as error:  # No log has a number 0.
         raise _refused(reference, f"there is no such version in {store.uri}") from error
-    run_id = version["provenance"]["run"]
+    run_id = str(version.provenance["run"])
     try:
         run = load_run(store, run_id, config)
         weights = Checkpoints(run).complete().weights
@@ -104,7 +101,7 @@ def published_head(store: Store, config: Config, reference: str) -> PublishedHea
     _check_agreement(reference, run, config)
     # The head's variables come last, and every phase trains them: kernel and bias of each dense layer.
     own = weights[-2 * (len(run.config.head.hidden) + 1) :]
-    return PublishedHead(run, version["classes"], own)
+    return PublishedHead(run, list(version.classes), own)
 
 
 def taken_over(
@@ -122,17 +119,18 @@ def taken_over(
         for column, place in enumerate(places):
             if place is not None:
                 kernel[:, place], bias[place] = known_kernel[:, column], known_bias[column]
-    elif None not in places:
+    elif {*places} == {0, 1}:
         sign = 1 if list(places) == [0, 1] else -1
         kernel, bias = sign * known_kernel, sign * known_bias
     return [*hidden, kernel, bias]
 
 
 def _check_agreement(reference: str, theirs: Run, ours: Config) -> None:
+    there_by_key = _must_agree(theirs.config)
     differing = [
         f"{key} is {there!r} there and {here!r} here"
-        for key in _MUST_AGREE
-        if (there := _value(theirs.config, key)) != (here := _value(ours, key))
+        for key, here in _must_agree(ours).items()
+        if (there := there_by_key[key]) != here
     ]
     named = started_identity(theirs)["base"]
     differing += [
@@ -166,9 +164,13 @@ def _check_features(reference: str, theirs: np.ndarray, ours: np.ndarray) -> Non
         )
 
 
-def _value(config: Config, key: str) -> Any:
-    section, name = key.split(".")
-    return getattr(getattr(config, section), name)
+def _must_agree(config: Config) -> dict[str, Any]:
+    """By dotted key, what decides which features a head reads, and how many weights it has but for its classes."""
+    base = deciding(config.base, Decides.FEATURES)
+    head = deciding(config.head, Decides.FEATURES, Decides.LEARNING, but=Varies.IN_TRAINING)
+    return {f"base.{name}": value for name, value in base.items() if name not in _MAY_DIFFER} | {
+        f"head.{name}": value for name, value in head.items()
+    }
 
 
 def _refused(reference: str, why: str) -> ConfigError:

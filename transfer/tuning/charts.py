@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from transfer.evaluation.svg import (
+from transfer.evaluation.metrics import Interval
+from transfer.reports.figures import (
     CARD,
     INK,
     LINE,
@@ -19,13 +20,16 @@ from transfer.evaluation.svg import (
     SERIES,
     VARIABLES,
     WRONG,
+    begin_at_zero,
+    log_ticks,
     name_axes,
     new_figure,
     printable,
+    scale_by_powers,
     to_svg,
 )
-from transfer.tuning.records import TrialRecord, best_first
-from transfer.tuning.words import depth_text, value_text
+from transfer.runtime.numbers import percent_tick
+from transfer.tuning.records import TrialRecord, best_first, depth_text, value_text
 
 # Only numbers that differ by more may be drawn on a logarithmic axis.
 _LOG_SPREAD = 20
@@ -62,7 +66,7 @@ def parallel_coordinates(trials: Sequence[TrialRecord], keys: Sequence[str], met
     ranked = [trial for trial in best_first(trials, metric) if trial.value is not None]
     failed = [trial for trial in trials if trial.value is None]
     drawn = [*ranked, *failed]
-    scales = [_scale([trial.values.get(key) for trial in drawn]) for key in keys]
+    scales = [_scale([trial.values.get(key) for trial in drawn], is_rate=is_rate(key)) for key in keys]
     if ranked:
         scales.append(_metric_scale([trial.value for trial in ranked if trial.value is not None], metric))
     width = max(1080, _AXIS_WIDTH * len(scales))
@@ -87,12 +91,14 @@ def parallel_coordinates(trials: Sequence[TrialRecord], keys: Sequence[str], met
     return to_svg(figure, "parallel-coordinates")
 
 
-def rate_chart(trials: Sequence[TrialRecord], key: str, metric: str, colors: dict[str, str], *, width: int) -> str:
+def rate_chart(
+    trials: Sequence[TrialRecord], key: str, metric: str, colors: dict[str, str], *, winner: Interval | None
+) -> str:
     """Draw the metric against a learning rate: a dot a trial, for each depth a line through the best at each rate.
 
-    A trial that failed is a cross at the bottom. `width`: in CSS pixels.
+    A trial that failed is a cross at the bottom. `winner`: interval of the winner's metric, drawn as a band.
     """
-    figure, axes = new_figure(width=width, height=300, left=56, right=12, top=10, bottom=42)
+    figure, axes = new_figure(width=600, height=280, left=56, right=16, top=10, bottom=42)
     trials = [trial for trial in trials if _is_number(trial.values.get(key))]
     for depth, color in colors.items():
         of_depth = [trial for trial in trials if depth_text(trial.depth) == depth]
@@ -104,32 +110,41 @@ def rate_chart(trials: Sequence[TrialRecord], key: str, metric: str, colors: dic
         if failed:
             place: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "clip_on": False}
             axes.plot(failed, [0.02] * len(failed), "x", color=color, markersize=6, markeredgewidth=1.5, **place)
-    _scale_horizontal(axes, [float(trial.values[key]) for trial in trials])
-    _scale_metric(axes, metric)
-    name_axes(axes, key, "")
+    _scale_horizontal(axes, [float(trial.values[key]) for trial in trials], is_rate=True)
+    _scale_metric(axes, metric, [trial.value for trial in trials if trial.value is not None], winner)
+    name_axes(axes, printable(key, length=60), "")
     return to_svg(figure, "rate-" + "".join(letter if letter.isalnum() else "-" for letter in key))
 
 
-def cost_chart(trials: Sequence[TrialRecord], metric: str, colors: dict[str, str]) -> str:
-    """Draw the metric against the seconds of each trial; the ring of a packed one is empty."""
-    figure, axes = new_figure(width=540, height=300, left=56, right=12, top=10, bottom=42)
+def cost_chart(trials: Sequence[TrialRecord], metric: str, colors: dict[str, str], *, winner: Interval | None) -> str:
+    """Draw the metric against the seconds of each trial; the ring of a packed one is empty.
+
+    `winner`: interval of the winner's metric, drawn as a band.
+    """
+    figure, axes = new_figure(width=420, height=270, left=56, right=16, top=10, bottom=42)
     for trial in trials:
         if trial.value is not None:
             color = colors[depth_text(trial.depth)]
             inside = CARD if trial.packed_with > 1 else color
             ring: dict[str, Any] = {"markeredgecolor": color, "markerfacecolor": inside, "markeredgewidth": 1.5}
             axes.plot(trial.seconds, trial.value, "o", markersize=6, alpha=0.85, clip_on=False, **ring)
-    _scale_horizontal(axes, [trial.seconds for trial in trials if trial.value is not None])
-    _scale_metric(axes, metric)
+    ended = [trial for trial in trials if trial.value is not None]
+    _scale_horizontal(axes, [trial.seconds for trial in ended], is_rate=False)
+    _scale_metric(axes, metric, [trial.value for trial in ended if trial.value is not None], winner)
     name_axes(axes, "seconds", "")
     return to_svg(figure, "cost")
 
 
-def _scale(values: list[Any]) -> _Scale:
+def is_rate(key: str) -> bool:
+    """Whether a key is a learning rate, which only a logarithmic axis shows."""
+    return key.endswith(".learning_rate")
+
+
+def _scale(values: list[Any], *, is_rate: bool) -> _Scale:
     """Numbers from a range on a linear or logarithmic axis; anything else, and few numbers, at equal distances."""
     distinct = sorted({value_text(value): value for value in values}.values(), key=_order)
     if all(map(_is_number, distinct)) and len(distinct) > _MAX_CHOICES:
-        return _numeric(values, log=_is_log(values), text=value_text)
+        return _numeric(values, log=_is_log(values, is_rate=is_rate), text=value_text)
     texts = [value_text(value) for value in distinct]
     place = {text: (index / (len(texts) - 1) if len(texts) > 1 else 0.5) for index, text in enumerate(texts)}
     ticks = [(place[text], printable(text, length=18)) for text in texts] if len(texts) <= _MAX_TICKS else []
@@ -139,8 +154,8 @@ def _scale(values: list[Any]) -> _Scale:
 def _metric_scale(values: list[float], metric: str) -> _Scale:
     """The better values stand higher."""
     if metric == "accuracy":
-        return _numeric(values, log=False, text=_as_percent)
-    scale = _numeric(values, log=_is_log(values), text=value_text)
+        return _numeric(values, log=False, text=percent_tick)
+    scale = _numeric(values, log=_is_log(values, is_rate=False), text=value_text)
     return _Scale([1 - place for place in scale.places], [(1 - place, text) for place, text in scale.ticks])
 
 
@@ -149,7 +164,7 @@ def _numeric(values: list[Any], *, log: bool, text: Any) -> _Scale:
     low, high = float(numbers.min()), float(numbers.max())
     if low == high:
         return _Scale([0.5] * len(values), [(0.5, text(low))])
-    candidates = (LogLocator(numticks=8) if log else MaxNLocator(nbins=5)).tick_values(low, high)
+    candidates = log_ticks(low, high) if log else MaxNLocator(nbins=5).tick_values(low, high)
     inside = [tick for tick in candidates if low * (1 - 1e-9) <= tick <= high * (1 + 1e-9) or low <= tick <= high]
     bent = np.log if log else np.asarray
 
@@ -190,30 +205,32 @@ def _best_at_each(points: list[tuple[float, float]], metric: str) -> list[tuple[
     return list(best.values())
 
 
-def _scale_horizontal(axes: Axes, values: list[float]) -> None:
-    if values and _is_log(values):
-        axes.set_xscale("log")
-        axes.xaxis.set_minor_locator(NullLocator())
-    else:
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: value_text(float(value))))
+def _scale_horizontal(axes: Axes, values: list[float], *, is_rate: bool) -> None:
     axes.grid(axis="both", color=LINE, linewidth=1)
+    if values and _is_log(values, is_rate=is_rate):
+        scale_by_powers(axes, "x", min(values), max(values))
+        return
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: value_text(float(value))))
 
 
-def _scale_metric(axes: Axes, metric: str) -> None:
+def _scale_metric(axes: Axes, metric: str, values: list[float], winner: Interval | None) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
+    if winner:
+        axes.axhspan(winner.low, winner.high, color=RIGHT, alpha=0.1, linewidth=0, zorder=0)
+        values = [*values, winner.low, winner.high]
     if metric == "accuracy":
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _as_percent(value)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: percent_tick(value)))
         axes.set_ylim(top=min(axes.get_ylim()[1], 1.0 + 0.03 * (1.0 - axes.get_ylim()[0])))
+    if values:
+        begin_at_zero(axes, values, x_px=-54, y_px=-36)
 
 
-def _as_percent(share: float) -> str:
-    return f"{100 * share:.4g} %"
-
-
-def _is_log(values: Sequence[Any]) -> bool:
-    """Whether numbers span orders of magnitude and lie rather there than evenly between their ends."""
+def _is_log(values: Sequence[Any], *, is_rate: bool) -> bool:
+    """Whether numbers are learning rates, or span orders of magnitude and lie rather there than evenly between."""
     low, high = min(values), max(values)
+    if is_rate:
+        return bool(low > 0)
     return bool(low > 0 and high / low > _LOG_SPREAD and np.median(values) < (low + high) / 4)
 
 

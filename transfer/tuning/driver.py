@@ -12,21 +12,23 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray.tune.execution.class_cache import ENV_VARS_TO_PROPAGATE
 
-from transfer.activations.ray_extract import extract_on_cluster
-from transfer.cluster import S3_ENVIRONMENT, run_where
 from transfer.config import Config
 from transfer.dataset.manifest import Dataset
 from transfer.errors import DatasetError, TrainingError, TransferError
+from transfer.features.ray_extract import extract_on_cluster
+from transfer.runtime.cluster import S3_ENVIRONMENT, run_where
+from transfer.runtime.ray_private.tune import keep_from_trials
 from transfer.storage import Store
-from transfer.tuning.client import TuneTrial
-from transfer.tuning.host import Survey, TrialHost, survey
-from transfer.tuning.notes import Notes
-from transfer.tuning.records import SweepResult, TrialRecord
+from transfer.training.checkpoints import keep_best_and_last
+from transfer.training.run import load_run
+from transfer.tuning.callbacks import Notes
+from transfer.tuning.plan import gpus_of_trial, trials_at_once
+from transfer.tuning.records import Sweep, SweepRecords, SweepResult, TrialRecord, open_sweep
 from transfer.tuning.search import METRIC, MODE, num_samples, param_space, scheduler, searcher, stopper
 from transfer.tuning.space import Trial, fixed_trials, sweep_of
-from transfer.tuning.sweep import Sweep, SweepRecords, open_sweep
+from transfer.tuning.trainable import TuneTrial
+from transfer.tuning.trial_actor import Survey, TrialActor, survey
 
 logger = logging.getLogger(__name__)
 
@@ -77,12 +79,20 @@ def run_sweep(config: Config, dataset: Dataset, store: Store) -> SweepOutcome:
         for host in hosts:
             ray.kill(host)
     _tell(result, planned=sweep_of(config).trial_count)
+    if result.is_final and sweep_of(config).scheduler.kind == "pbt":
+        # Of other sweeps each trial does so when it ends; here others went on from them until now.
+        for trial in result.trials:
+            if trial.run_id:
+                keep_best_and_last(load_run(store, trial.run_id, config))
     if result.winner is None:
         raise TrainingError(
             f"No trial of sweep {sweep.id} has a result. {_reasons(result.trials)}",
             advice=f"Change what is searched.{_tried_again(result)}",
         )
-    return SweepOutcome(result, records.put_result(result))
+    # Late: it loads matplotlib, which finding a finished sweep does not need.
+    from transfer.tuning.page import render
+
+    return SweepOutcome(result, records.put_result(result, page=render(result)))
 
 
 def _tell(result: SweepResult, *, planned: int) -> None:
@@ -115,11 +125,13 @@ def _tune(
     flops: Mapping[int, float],
 ) -> Notes:
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    # Of its two ways to report, the only one that `verbose=0` silences.
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     # Tune would go on after Ctrl-C until all trials have answered.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     # Tune would hand the driver's credentials on to its trials, by way of Ray, which writes them into its logs. Every
     # node has its own.
-    ENV_VARS_TO_PROPAGATE.difference_update([name for name in ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")])
+    keep_from_trials("AWS_")
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     config = sweep.config
     settings = sweep_of(config)
@@ -128,7 +140,7 @@ def _tune(
     trainable = tune.with_parameters(TuneTrial, sweep=sweep, hosts=list(hosts), trials=by_number, flops=flops)
     # A population lives together; those that have no host wait, paused. Other searches make trials as hosts get free.
     is_population = settings.scheduler.kind == "pbt"
-    room = len(hosts) or _room(config, config.workers.count)
+    room = len(hosts) or trials_at_once(config, config.workers.count)
     share = 1 / room - _SLIVER if is_population else _SLIVER
     here = f"node:{ray.util.get_node_ip_address()}"
     with Notes(sweep, records, budget, by_number) as notes, tempfile.TemporaryDirectory(prefix="transfer-") as folder:
@@ -161,16 +173,18 @@ def _tune(
 
 def _start_hosts(sweep: Sweep, trials: Sequence[Trial] | None) -> list[Any]:
     workers = sweep.config.workers
-    cpus, gpus = workers.cpus_per_worker, _gpus_of(sweep.config)
+    cpus, gpus = workers.cpus_per_worker, gpus_of_trial(sweep.config)
     if workers.count == 0:
         # In this process, if it were not for Ray: one host with all that a machine has, the largest of a cluster's.
         machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         gpus, cpus = max((has.get("GPU", 0.0), has.get("CPU", 0.0)) for has in machines)
         count = 1
     else:
-        count = _room(sweep.config, 1)
+        count = trials_at_once(sweep.config, 1)
     environment = {**S3_ENVIRONMENT, "TF_CPP_MIN_LOG_LEVEL": "2", **({} if gpus else {"CUDA_VISIBLE_DEVICES": "-1"})}
-    create = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=-1, runtime_env={"env_vars": environment})(TrialHost)
+    create = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=-1, runtime_env={"env_vars": environment})(
+        TrialActor
+    )
     hosts = [create.remote(sweep, trials) for _ in range(count)]
     ready, _ = ray.wait([host.ready.remote() for host in hosts], num_returns=1, timeout=workers.start_timeout_s)
     if not ready:
@@ -179,22 +193,6 @@ def _start_hosts(sweep: Sweep, trials: Sequence[Trial] | None) -> list[Any]:
             advice=f"Each needs {cpus:g} CPU and {gpus:g} GPU (see `ray status`); or raise workers.start_timeout_s.",
         )
     return hosts
-
-
-def _room(config: Config, workers: int) -> int:
-    """How many trials of so many workers each the cluster can run at a time, and is asked to."""
-    resources, gpus = ray.cluster_resources(), _gpus_of(config)
-    room = int(resources.get("CPU", 0) // (workers * config.workers.cpus_per_worker))
-    if gpus:
-        # Of ten shares of 0.1 none is to be lost to rounding.
-        room = min(room, int(resources.get("GPU", 0) / (workers * gpus) + 1e-6))
-    settings = sweep_of(config)
-    return max(1, min(room, settings.concurrency or room, settings.trial_count))
-
-
-def _gpus_of(config: Config) -> float:
-    """GPUs of a process that trains trials, or a share of one."""
-    return sweep_of(config).gpus_per_trial or float(config.workers.gpus_per_worker)
 
 
 def _extract(hosts: Sequence[Any]) -> dict[int, float]:

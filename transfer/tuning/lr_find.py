@@ -1,56 +1,26 @@
-"""Find a learning rate for a phase, and keep how it was found.
-
-lr_find/<id>/curve.json        what was tested, and the loss at each learning rate; written last
-lr_find/<id>/<sha256>.html     the same as a page
-"""
+"""Find a learning rate for a phase: make the range test or find it made before, and record it."""
 
 from __future__ import annotations
 
 import logging
+from functools import partial
 
-from pydantic import BaseModel, ConfigDict
-
+from transfer.catalog import layout
 from transfer.config import Config
 from transfer.dataset.manifest import Dataset
 from transfer.errors import AlreadyExistsError, ConfigError
-from transfer.storage import Store, put_content, put_document, read_document
-from transfer.training.rate_curve import MIN_STEPS, RateCurve
+from transfer.storage import Store, put_content, put_document
+from transfer.tuning.lr_curve import MIN_STEPS, FoundRate, StoredRate, read_rate
 
 logger = logging.getLogger(__name__)
-
-
-class FoundRate(BaseModel):
-    """The learning rate that a range test suggests for a phase of a configuration."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    id: str
-    name: str
-    dataset: str
-    base: str
-    phase: int
-    """From 0."""
-    unfreeze: int | str
-    optimizer: str
-    batch_size: int
-    curve: RateCurve
-    suggestion: float
-    """Where the smoothed loss falls fastest."""
-    tenth_of_minimum: float
-    """A tenth of where it is lowest."""
-
-    @property
-    def setting(self) -> str:
-        """What to give to `--set` to use it."""
-        return f"phases.{self.phase}.learning_rate={self.suggestion:.1e}"
 
 
 def check_range(config: Config, *, phase: int, low: float, high: float, steps: int) -> None:
     """Raise ConfigError for a test that cannot be made: no such phase (from 0), no range, too few steps."""
     if phase not in range(len(config.phases)):
         raise ConfigError(
-            f"Phase {phase + 1} is asked for, and the configuration has {len(config.phases)}.",
-            advice="Phases count from 1.",
+            f"Phase {phase} is asked for, and the configuration has {len(config.phases)}.",
+            advice="Phases count from 0.",
         )
     if not 0 < low < high:
         raise ConfigError(
@@ -69,11 +39,11 @@ def find_rate(
 
     Raises TrainingError when the loss grows out of bounds at once, BackboneError when the base cannot be loaded.
     """
-    from transfer.training.lr_range import measure_curve, range_test_of
-    from transfer.training.workbench import own_workbench
+    from transfer.training.shared_models import own_workbench
+    from transfer.tuning.lr_range import measure_curve, range_test_of
 
     test = range_test_of(store, config, dataset, phase=phase, low=low, high=high, steps=steps)
-    if not store.exists(f"{test.prefix}/curve.json"):
+    if not store.exists(layout.curve(test.folder)):
         curve = measure_curve(test, dataset, workbench=own_workbench())
         tested = config.phases[phase]
         found = FoundRate(
@@ -89,19 +59,18 @@ def find_rate(
             suggestion=curve.steepest,
             tenth_of_minimum=curve.tenth_of_minimum,
         )
-        _keep(store, test.prefix, found)
+        _keep(store, test.folder, found)
     else:
         logger.info("The same test was made before.")
-    document = read_document(store, f"{test.prefix}/curve.json")
-    return FoundRate.model_validate(document["found"]), f"{test.prefix}/{document['page']}.html"
+    return read_rate(store, test.id)
 
 
 def _keep(store: Store, folder: str, found: FoundRate) -> None:
     # matplotlib costs a second that finding an earlier test need not pay.
-    from transfer.tuning.rate_page import render
+    from transfer.tuning.lr_page import render
 
-    _, page = put_content(store, folder, ".html", render(found).encode())
+    _, page = put_content(store, partial(layout.range_test_page, folder), render(found).encode())
     try:
-        put_document(store, f"{folder}/curve.json", {"found": found.model_dump(mode="json"), "page": page})
+        put_document(store, layout.curve(folder), StoredRate(found=found, page=page).model_dump(mode="json"))
     except AlreadyExistsError:
         logger.info("The same test was made elsewhere meanwhile; its figures count.")

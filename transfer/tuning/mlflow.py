@@ -9,8 +9,9 @@ import os
 import time
 from typing import Any
 
+from transfer.catalog.run import EpochRow
 from transfer.errors import ConfigError
-from transfer.training.history import EpochRow
+from transfer.runtime.distribution import install_extra
 from transfer.tuning.records import TrialRecord
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ class MlflowTrials:
         if importlib.util.find_spec("mlflow") is None:
             raise ConfigError(
                 f"sweep.mlflow is `{tracking_uri}`, and MLflow is not installed.",
-                advice="Install the extra: pip install 'transfer[mlflow]'.",
+                advice=install_extra("mlflow"),
             )
         for name, value in _SETTINGS.items():
             os.environ.setdefault(name, value)

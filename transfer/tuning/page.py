@@ -8,10 +8,22 @@ from urllib.parse import quote
 import numpy as np
 from markupsafe import Markup
 
-from transfer.evaluation.templates import page_environment
+from transfer.catalog import layout
+from transfer.evaluation.metrics import Interval
+from transfer.reports.templates import page_environment
+from transfer.runtime.numbers import percent
 from transfer.tuning import charts
-from transfer.tuning.records import SweepResult, TrialRecord, best_first
-from transfer.tuning.words import depth_text, is_better, keys_of, metric_text, short_names, value_text
+from transfer.tuning.records import (
+    SweepResult,
+    TrialRecord,
+    best_first,
+    depth_text,
+    is_better,
+    keys_of,
+    metric_text,
+    short_names,
+    value_text,
+)
 
 # Longer tables continue in a part that is folded away.
 _OPEN_ROWS = 40
@@ -24,6 +36,7 @@ class TrialRow:
     record: TrialRecord
     values: tuple[str, ...]
     value: str
+    interval: Interval | None
     seconds_share: float
     flops_share: float | None
     href: str | None
@@ -43,25 +56,29 @@ class DepthRow:
     flops_share: float | None
 
 
-def render(result: SweepResult, *, runs: str = "../../../runs") -> str:
+def render(result: SweepResult, *, root: str = "../../..") -> str:
     """One self-contained HTML page: no script, nothing loaded from anywhere, the same text for the same result.
 
-    `runs`: where the folder of runs lies, seen from the page; by default the page lies in `sweeps/<id>/results/`.
+    `root`: where storage begins, seen from the page; by default the page lies where storage has it.
     """
     trials = best_first(result.trials, result.metric)
     ended = [trial for trial in trials if trial.value is not None]
     winner = next((trial for trial in trials if trial.number == result.winner), None)
     keys = keys_of(trial.values for trial in result.trials)
     colors = charts.depth_colors(trials)
-    rows = _rows(trials, keys, result.metric, runs=runs)
+    rows = _rows(result, trials, keys, root=root)
+    interval = result.interval(winner) if winner else None
     return (
         page_environment("tuning")
         .get_template("sweep.html.j2")
         .render(
             result=result,
             winner=winner,
+            headline=_headline(result, winner),
+            interval=interval,
+            beside=_beside(winner, ended, interval),
             winner_values=[(key, value_text(value)) for key, value in winner.values.items()] if winner else [],
-            winner_href=_href(winner, runs) if winner else None,
+            winner_href=_href(winner, root) if winner else None,
             best=metric_text(winner.value, result.metric) if winner else None,
             behind=_behind(winner, ended, result.metric),
             middle=_middle(ended, result.metric),
@@ -72,8 +89,12 @@ def render(result: SweepResult, *, runs: str = "../../../runs") -> str:
             coordinates=_drawn(charts.parallel_coordinates(trials, keys, result.metric, winner=result.winner))
             if trials and keys
             else None,
-            rate_charts=_rate_charts(trials, keys, result.metric, colors) if ended else [],
-            cost=_drawn(charts.cost_chart(trials, result.metric, colors)) if ended else None,
+            rate_charts=[
+                (key, _drawn(charts.rate_chart(trials, key, result.metric, colors, winner=interval)))
+                for key in keys
+                if ended and charts.is_rate(key)
+            ],
+            cost=_drawn(charts.cost_chart(trials, result.metric, colors, winner=interval)) if ended else None,
             rows=rows,
             open_rows=_OPEN_ROWS,
         )
@@ -81,17 +102,51 @@ def render(result: SweepResult, *, runs: str = "../../../runs") -> str:
     )
 
 
-def _rows(trials: list[TrialRecord], keys: list[str], metric: str, *, runs: str) -> list[TrialRow]:
+def _headline(result: SweepResult, winner: TrialRecord | None) -> str:
+    """The verdict, in one sentence."""
+    if winner is None or winner.value is None:
+        return "No trial came to a value."
+    if result.metric == "accuracy" and result.images:
+        right = f"right for {round(winner.value * result.images):,} of {result.images:,}"
+        return f"Trial {winner.number} wins: {right} {'held-out' if result.folds else 'validation'} images."
+    value = metric_text(winner.value, result.metric)
+    return f"Trial {winner.number} wins with a validation {result.metric} of {value}."
+
+
+def _beside(winner: TrialRecord | None, ended: list[TrialRecord], interval: Interval | None) -> list[str]:
+    """What the verdict is set beside: its interval, and how many trials chance alone may have put behind."""
+    said = []
+    if winner and interval:
+        text = f"The 95 % interval is {percent(interval.low)} to {percent(interval.high)}."
+        others = [trial.value for trial in ended if trial.number != winner.number and trial.value is not None]
+        if others:
+            near = sum(interval.low <= value <= interval.high for value in others)
+            text += (
+                f" {near:,} of {len(others):,} other trials lie within it: they may be as good."
+                if near
+                else f" None of the {len(others):,} other trials lies within it."
+            )
+        said.append(text)
+    if len(ended) > 1:
+        said.append(
+            f"As the best of {len(ended):,} on the same images it looks better than it is; the report of its run has "
+            "its accuracy on the test split."
+        )
+    return said
+
+
+def _rows(result: SweepResult, trials: list[TrialRecord], keys: list[str], *, root: str) -> list[TrialRow]:
     longest = max((trial.seconds for trial in trials), default=0.0)
     flops = sum(map(_trained, trials))
     return [
         TrialRow(
             record=trial,
             values=tuple(value_text(trial.values[key]) if key in trial.values else "" for key in keys),
-            value=metric_text(trial.value, metric),
+            value=metric_text(trial.value, result.metric),
+            interval=result.interval(trial),
             seconds_share=trial.seconds / longest if longest else 0.0,
             flops_share=_trained(trial) / flops if flops else None,
-            href=_href(trial, runs),
+            href=_href(trial, root),
         )
         for trial in trials
     ]
@@ -117,14 +172,6 @@ def _depths(rows: list[TrialRow], metric: str, colors: dict[str, str]) -> list[D
             )
         )
     return found
-
-
-def _rate_charts(
-    trials: list[TrialRecord], keys: list[str], metric: str, colors: dict[str, str]
-) -> list[tuple[str, Markup]]:
-    rates = [key for key in keys if key.endswith(".learning_rate")]
-    width = 1080 if len(rates) == 1 else 540
-    return [(key, _drawn(charts.rate_chart(trials, key, metric, colors, width=width))) for key in rates]
 
 
 def _behind(winner: TrialRecord | None, ended: list[TrialRecord], metric: str) -> tuple[TrialRecord, str, str] | None:
@@ -153,9 +200,9 @@ def _trained(trial: TrialRecord) -> float:
     return trial.trained_flops * len(trial.rows)
 
 
-def _href(trial: TrialRecord, runs: str) -> str | None:
+def _href(trial: TrialRecord, root: str) -> str | None:
     """Where a trial's run lies; None of one that has none of its own."""
-    return f"{runs}/{quote(trial.run_id)}/run.json" if trial.run_id else None
+    return f"{root}/{layout.run_start(quote(trial.run_id))}" if trial.run_id else None
 
 
 def _drawn(svg: str) -> Markup:

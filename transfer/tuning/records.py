@@ -1,13 +1,74 @@
-"""What is written down of trials and of whole sweeps."""
+"""What is written down of trials and of whole sweeps, and how trials are put in words.
+
+Each trial is a run of its own (`training/run.py`), so its checkpoints lie there.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from transfer.training.history import EpochRow
+from transfer.backbone.identity import base_identity
+from transfer.catalog import layout
+from transfer.catalog.run import EpochRow
+from transfer.config import Config, Decides, deciding
+from transfer.dataset.manifest import Dataset, load_dataset
+from transfer.errors import AlreadyExistsError, BaseChangedError
+from transfer.evaluation.metrics import Interval, wilson_interval
+from transfer.runtime.numbers import percent
+from transfer.storage import Log, Store, open_store, put_content, put_document
+from transfer.training.run import identity
+from transfer.tuning.space import bases_within_reach, sweep_of
+
+
+def value_text(value: Any) -> str:
+    """A value of the configuration as one would write it, numbers to three digits."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, float):
+        return f"{value:.3g}".replace("e-0", "e-").replace("e+0", "e+")
+    return json.dumps(value, ensure_ascii=False)
+
+
+def metric_text(value: float | None, metric: str) -> str:
+    """A value of the sweep's metric; a dash where there is none."""
+    if value is None:
+        return "–"
+    return percent(value) if metric == "accuracy" else f"{value:.4f}"
+
+
+def depth_text(depth: Sequence[int | str]) -> str:
+    """`unfreeze` of each phase, one after the other: `0 → 2`."""
+    return " → ".join(map(str, depth))
+
+
+def keys_of(values: Iterable[dict[str, Any]]) -> list[str]:
+    """All keys that any trial tried, in the order in which they come up."""
+    return list(dict.fromkeys(key for each in values for key in each))
+
+
+def short_names(keys: Sequence[str]) -> dict[str, str]:
+    """For each dotted key its last part, with as many before it as tell it from the others."""
+    names = {}
+    for key in keys:
+        parts = key.split(".")
+        others = [other.split(".") for other in keys if other != key]
+        lengths = range(1, len(parts))
+        length = next((n for n in lengths if all(other[-n:] != parts[-n:] for other in others)), len(parts))
+        names[key] = ".".join(parts[-length:])
+    return names
+
+
+def is_better(value: float, than: float, metric: str) -> bool:
+    """Whether one value of the metric is better than another."""
+    return value > than if metric == "accuracy" else value < than
+
 
 BudgetKey = Literal["target", "max_epochs", "max_seconds"]
 """What ends a whole sweep, by its key in section `sweep`."""
@@ -87,6 +148,8 @@ class SweepResult(_Record):
     scheduler: str
     folds: int = 0
     """Over how many folds each trial's figures are means; 0: they are those of the validation split."""
+    images: int | None = None
+    """Images that each trial is judged on: the validation split, or all folds; None in results of earlier releases."""
     trials: tuple[TrialRecord, ...]
     winner: int | None
     """Number of the trial that won; the test split has no part in it."""
@@ -97,10 +160,24 @@ class SweepResult(_Record):
     seconds: float
     """From the first trial's start, of the attempt that ended it."""
 
+    def interval(self, trial: TrialRecord) -> Interval | None:
+        """95 % interval of a trial's accuracy; None for a loss, without a value, or of an unknown number of images."""
+        if self.metric != "accuracy" or trial.value is None or not self.images:
+            return None
+        return wilson_interval(round(trial.value * self.images), self.images)
+
     @property
     def counts(self) -> dict[Status, int]:
         """How many trials ended with each status."""
         return {status: sum(trial.status == status for trial in self.trials) for status in get_args(Status)}
+
+
+class StoredResult(_Record):
+    """An entry of the log of a sweep's results."""
+
+    result: SweepResult
+    page: str
+    """SHA-256 of the page."""
 
 
 def nothing_to_add(trials: Iterable[TrialRecord], *, spent: BudgetKey | None) -> bool:
@@ -131,3 +208,133 @@ def winner_of(trials: Iterable[TrialRecord], metric: str) -> TrialRecord | None:
     """The best trial; None where none has a value."""
     best = next(iter(best_first(trials, metric)), None)
     return best if best is not None and best.value is not None else None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep, as any of its processes can open it."""
+
+    id: str
+    config: Config
+    dataset_name: str
+    dataset_number: int
+
+    @property
+    def folder(self) -> str:
+        """In the store."""
+        return layout.sweep_folder(self.id)
+
+    @property
+    def store(self) -> Store:
+        """The sweep's storage, opened anew: this object travels between processes."""
+        return open_store(self.config.storage)
+
+    @property
+    def dataset(self) -> Dataset:
+        """The dataset version that all trials are trained on."""
+        return load_dataset(self.store, self.dataset_name, self.dataset_number)
+
+    def check_bases(self, dataset: Dataset) -> None:
+        """Raise BaseChangedError when a file of a base is not the one, here and now, that the sweep began with.
+
+        Trials on either would be compared as if they had been trained on the same.
+        """
+        if _id_of(self.config, _described(self.config, dataset)) != self.id:
+            raise BaseChangedError(
+                f"A file of base.model or base.weights is another one here than when sweep `{self.id}` began, or is "
+                "missing.",
+                advice="Bring it back, or repeat the command for a sweep on the file that is there now; each machine "
+                "must have the same.",
+            )
+
+
+def open_sweep(store: Store, config: Config, dataset: Dataset) -> Sweep:
+    """Start the sweep, or find the one of the same configuration and dataset version, with the same files of bases."""
+    described = _described(config, dataset)
+    sweep_id = _id_of(config, described)
+    put_document(store, layout.sweep_start(layout.sweep_folder(sweep_id)), {**described, "dataset": dataset.reference})
+    return Sweep(sweep_id, config, dataset.name, dataset.number)
+
+
+def _described(config: Config, dataset: Dataset) -> dict[str, Any]:
+    """What decides what comes out of a sweep. Files of bases count by their content, wherever they are."""
+    tried = deciding(sweep_of(config), Decides.SEARCH)
+    for key, bases in bases_within_reach(config).items():
+        tried["space"][key]["choices"] = [base_identity(base, storage=config.storage) for base in bases]
+    return {"learned": identity(config, dataset), "sweep": tried}
+
+
+def _id_of(config: Config, described: dict[str, Any]) -> str:
+    text = json.dumps(described, sort_keys=True, separators=(",", ":"))
+    return f"{config.name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+class SweepRecords:
+    """Reads and writes what a sweep leaves in storage. Only its driver writes."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self._store = sweep.store
+        self._folder = sweep.folder
+        self._started = Log(self._store, layout.started_log(sweep.folder))
+        self._results = Log(self._store, layout.results_log(sweep.folder))
+
+    def started(self) -> list[dict[str, Any]]:
+        """Values of the trials that were started, by their numbers, without gaps from 1 on."""
+        return [self._started.read(number)["values"] for number in self._started.numbers()]
+
+    def note_start(self, number: int, values: dict[str, Any]) -> None:
+        """Write down that a trial was started. It may have been before."""
+        try:
+            self._started.append({"values": values}, number=number)
+        except AlreadyExistsError:
+            # Values of a population change while it is trained; its first ones count.
+            return
+
+    def trial(self, number: int) -> TrialRecord | None:
+        """What came out of a trial so far."""
+        found = self._trial(number).latest_as(TrialRecord)
+        return found[1] if found else None
+
+    def ended(self, *, but: Collection[int] = ()) -> dict[int, TrialRecord]:
+        """What came out of the trials so far, by number, without those in `but`."""
+        found = {number: self.trial(number) for number in self._started.numbers() if number not in but}
+        return {number: record for number, record in found.items() if record is not None}
+
+    def note_end(self, record: TrialRecord) -> TrialRecord:
+        """Write down what came out of a trial, unless that is written already; returns what stands.
+
+        An earlier attempt may have come further with a trial than one that ran out of its budget, or failed.
+        """
+        earlier = self.trial(record.number)
+        if earlier is not None and (earlier == record or _is_further(earlier, record)):
+            return earlier
+        self._trial(record.number).append(record.model_dump(mode="json"))
+        return record
+
+    def result(self) -> tuple[SweepResult, str] | None:
+        """The newest result and the address of its page."""
+        found = self._results.latest_as(StoredResult)
+        return None if found is None else (found[1].result, self._page_uri(found[1].page))
+
+    def put_result(self, result: SweepResult, *, page: str) -> str:
+        """Write a result and its page, which is HTML; returns the page's address."""
+        _, digest = put_content(self._store, partial(layout.sweep_page, self._folder), page.encode())
+        self._results.append(StoredResult(result=result, page=digest).model_dump(mode="json"))
+        return self._page_uri(digest)
+
+    def _trial(self, number: int) -> Log:
+        return Log(self._store, layout.trial_log(self._folder, number))
+
+    def _page_uri(self, digest: str) -> str:
+        return f"{self._store.uri}/{layout.sweep_page(self._folder, digest)}"
+
+
+def _is_further(earlier: TrialRecord, record: TrialRecord) -> bool:
+    if record.values != earlier.values:
+        return False
+    if record.status == "failed":
+        # A loss that is not finite says something of the trial itself: nobody could train it to its end.
+        return record.failed_by != "loss" and earlier.value is not None and len(earlier.rows) >= len(record.rows)
+    if record.stopped_by in (None, "scheduler") or earlier.failed_by == "memory":
+        return False
+    return earlier.status != "stopped" or len(earlier.rows) > len(record.rows)

@@ -13,19 +13,18 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from transfer.config import BaseNetworkConfig, Config, DomainConfig, SweepConfig, parse_config, set_key
+from transfer.config import (
+    BaseNetworkConfig,
+    Config,
+    DomainConfig,
+    SweepConfig,
+    Varies,
+    keys_that_vary,
+    parse_config,
+    set_key,
+)
 from transfer.errors import ConfigError
 
-# What may change between two epochs of one training: these decide neither what is trained nor on what.
-_CHANGES_IN_TRAINING = (
-    "phases.*.learning_rate",
-    "phases.*.optimizer.weight_decay",
-    "phases.*.optimizer.momentum",
-    "phases.*.optimizer.clip_norm",
-    "head.dropout",
-    "head.l2",
-    "training.label_smoothing",
-)
 # A share from the inside of a domain: an integer only by accident, whatever the ends.
 _INNER_SHARE = 0.381966
 # Draws are rounded, so that the last bits of a machine's powers do not make another run of a trial.
@@ -98,20 +97,42 @@ def fixed_trials(config: Config) -> list[Trial] | None:
 
 
 def depths_within_reach(config: Config) -> list[Config]:
-    """A configuration for each combination of `unfreeze` depths that the space allows."""
-    searched = {key: _all_of(domain) for key, domain in space_of(config).items() if key.endswith(".unfreeze")}
+    """A configuration for each combination of `unfreeze` depths that the space allows, whole phases included."""
+    searched = {key: _all_of(domain) for key, domain in space_of(config).items() if _sets_depths(key)}
     combinations = itertools.product(*searched.values())
     return [with_values(config, dict(zip(searched, values, strict=True))) for values in combinations]
 
 
-def bases_within_reach(config: Config) -> list[BaseNetworkConfig]:
-    """The section `base` with each choice of each of its keys that is searched."""
-    return [
-        with_values(config, {key: value}).base
+def _sets_depths(key: str) -> bool:
+    """Whether a searched key is the depth of a phase, a phase or all phases."""
+    return key.endswith(".unfreeze") or key == "phases" or key.rpartition(".")[0] == "phases"
+
+
+def searched_depths(config: Config) -> dict[str, list[int | str]]:
+    """By each searched key that sets `unfreeze` depths, those depths.
+
+    Empty where bases are searched, too: how many blocks there are depends on the trial then.
+    """
+    space = space_of(config)
+    if any(key.partition(".")[0] == "base" for key in space):
+        return {}
+    found = {}
+    for key, domain in space.items():
+        # `phases`, `phases.0` and `phases.0.unfreeze` do; of other keys, one that is a number need not be gone through.
+        values = _all_of(domain) if key.endswith(".unfreeze") else domain.choices or ()
+        if key.partition(".")[0] == "phases" and values:
+            probes = [with_values(config, {key: value}) for value in values]
+            found[key] = list(dict.fromkeys(phase.unfreeze for probe in probes for phase in probe.phases))
+    return found
+
+
+def bases_within_reach(config: Config) -> dict[str, list[BaseNetworkConfig]]:
+    """By each key of `base` that is searched over choices, the section with each of them."""
+    return {
+        key: [with_values(config, {key: value}).base for value in domain.choices]
         for key, domain in sweep_of(config).space.items()
-        if key.partition(".")[0] == "base"
-        for value in domain.choices or ()
-    ]
+        if key.partition(".")[0] == "base" and domain.choices is not None
+    }
 
 
 def drawn(config: Config) -> list[dict[str, Any]]:
@@ -214,10 +235,10 @@ def _check_folds(config: Config) -> None:
             f"sweep.folds is given and workers.count is {config.workers.count}: folds are trained by one worker.",
             advice="Give workers.count 0 or 1, or sweep.folds 0.",
         )
-    if config.activations.keep == "never":
+    if config.features.cache == "never":
         raise ConfigError(
-            "sweep.folds is given and activations.keep is `never`: folds train on what is kept of the frozen part.",
-            advice="Give activations.keep `auto` or `always`, or sweep.folds 0.",
+            "sweep.folds is given and features.cache is `never`: folds train on cached features.",
+            advice="Give features.cache `auto` or `always`, or sweep.folds 0.",
         )
     if config.augmentation.is_active and any(phase.augment for phase in config.phases):
         raise ConfigError(
@@ -264,10 +285,11 @@ def _check_population(config: Config, sweep: SweepConfig) -> None:
             "one worker.",
             advice="Give workers.count 0 or 1, or another scheduler.",
         )
+    changeable = keys_that_vary(Config, Varies.IN_TRAINING)
     for key in sweep.space:
-        if not any(fnmatchcase(key, pattern) for pattern in _CHANGES_IN_TRAINING):
+        if not any(fnmatchcase(key, pattern) for pattern in changeable):
             raise ConfigError(
                 f"sweep.space.{key} cannot change in the middle of a training, which `scheduler: pbt` does; what can: "
-                f"{', '.join(_CHANGES_IN_TRAINING)}.",
+                f"{', '.join(changeable)}.",
                 advice="Leave the key out, or give another scheduler.",
             )

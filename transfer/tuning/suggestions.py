@@ -15,6 +15,7 @@ from optuna.samplers import BaseSampler, TPESampler
 from ray.tune.search.optuna import OptunaSearch
 
 from transfer.config import Config, DomainConfig
+from transfer.runtime.ray_private.tune import suggest_next
 from transfer.tuning.space import clipped, draw, share, space_of, sweep_of
 
 
@@ -40,9 +41,8 @@ class OptunaSuggestions(OptunaSearch):
         values = _values(self._domains, super().suggest(trial_id))
         if repr(values) in self._tried:
             # The same values would give the same result: try some that nobody has tried.
-            self._ot_study.tell(self._ot_trials.pop(trial_id), state=optuna.trial.TrialState.FAIL)
             untried = draw(self._domains, self._sweep_seed, number, self._tried)
-            self._ot_study.enqueue_trial(_point(self._domains, untried))
+            suggest_next(self, trial_id, _point(self._domains, untried))
             values = _values(self._domains, super().suggest(trial_id))
         self._tried.add(repr(values))
         return {"trial": number, "values": values}

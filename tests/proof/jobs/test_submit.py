@@ -1,4 +1,4 @@
-"""`transfer submit` on a real head: jobs that are stopped, followed by two, cut off, or as large as they may be."""
+"""`transfer submit` on a real head: jobs that are stopped, repeated, followed by two, cut off, large."""
 
 import json
 import subprocess
@@ -9,10 +9,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.cutting_proxy import CuttingProxy
-from tests.submitting import ROOT, command, submit, write_tree
-from transfer.working_tree import size_limit_bytes
+from tests.clusters import ROOT, command, submit, write_tree
+from tests.proxies import CuttingProxy
+from transfer.runtime.ray_private.cluster import package_limit_bytes
 
+COUNTING = "import pathlib, sys; pathlib.Path(sys.argv[2]).open('a').write('once ')"
 RAY = Path(sys.executable).with_name("ray")
 # Waits for a file, with a line of log each time; there is an end to it where nobody makes one.
 WAITING = """
@@ -29,7 +30,7 @@ print("ends", flush=True)
 
 @pytest.fixture
 def tree(tmp_path):
-    return write_tree(tmp_path, waiting=WAITING)
+    return write_tree(tmp_path, waiting=WAITING, counting=COUNTING)
 
 
 class Following:
@@ -113,9 +114,25 @@ def test_a_dropped_connection_is_taken_up_again_and_no_line_comes_twice(head, tr
 
 
 def test_ray_takes_what_is_just_below_the_limit_that_is_checked(head, tree):
-    (tree / "large.bin").write_bytes(bytes(size_limit_bytes() - 100_000))
+    (tree / "large.bin").write_bytes(bytes(package_limit_bytes() - 100_000))
     assert submit(head, tree, "failing").returncode == 4
-    (tree / "large.bin").write_bytes(bytes(size_limit_bytes() + 1))
+    (tree / "large.bin").write_bytes(bytes(package_limit_bytes() + 1))
     refused = submit(head, tree, "failing")
     assert refused.returncode == 2
     assert "Largest: . (100.0 MiB)" in refused.stderr
+
+
+def test_a_repeat_of_a_job_that_succeeded_says_so_and_runs_nothing(head, tree, tmp_path):
+    counted = tmp_path / "counted"
+    first, second = (submit(head, tree, "counting", "--", str(counted)) for _ in range(2))
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    answers = [json.loads(each.stdout) for each in (first, second)]
+    assert answers[0]["job"] == answers[1]["job"]
+    assert [answer["submitted"] for answer in answers] == [True, False]
+    assert counted.read_text() == "once "
+
+    # Another night is another job, and so is other code.
+    submit(head, tree, "counting", "--id", "2026-11-21", "--", str(counted))
+    (tree / "jobs" / "counting.py").write_text(COUNTING + " # changed")
+    submit(head, tree, "counting", "--", str(counted))
+    assert counted.read_text() == "once once once "

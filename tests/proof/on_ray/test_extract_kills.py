@@ -9,13 +9,13 @@ from contextlib import suppress
 import numpy as np
 import pytest
 
+from tests.clusters import processes_titled
 from tests.digits import digits_config, write_some_digits
-from tests.processes import processes_titled
-from transfer.activations.ray_extract import extract_on_cluster
-from transfer.activations.request import Extraction, Request
 from transfer.config import WorkersConfig
 from transfer.dataset.ingest import ingest
-from transfer.errors import ActivationsError
+from transfer.errors import FeaturesError
+from transfer.features.layout import Extraction, Request
+from transfer.features.ray_extract import extract_on_cluster
 from transfer.storage import open_store
 
 REQUESTS = [Request("train", 2), Request("train", 0, view=1), Request("validation", 2)]
@@ -60,12 +60,12 @@ def actor_processes(method=""):
 
 
 def kill_one_in_the_middle(store, killed):
-    """Kill an actor as soon as something is kept while two are at work."""
+    """Kill an actor as soon as something is cached while two are at work."""
     until = time.monotonic() + LONGEST_WAIT_S
     while not killed and time.monotonic() < until:
-        kept = sum(item.name.endswith(".arrow") for item in store.list("activations/"))
+        cached = sum(item.name.endswith(".arrow") for item in store.list("features/"))
         at_work = actor_processes(".extract")
-        if kept and at_work:
+        if cached and at_work:
             with suppress(ProcessLookupError):
                 os.kill(at_work[-1], signal.SIGKILL)
                 killed.append(at_work[-1])
@@ -73,34 +73,34 @@ def kill_one_in_the_middle(store, killed):
 
 
 def values_by_prefix(config, dataset):
-    """All that is kept of what was requested, in this process's own words."""
-    from transfer.activations.extract import prefixes_of
-    from transfer.activations.kept import Kept
+    """All that is cached of what was requested, in this process's own words."""
+    from transfer.backbone.backbone import pooled
     from transfer.backbone.load import load_backbone
-    from transfer.backbone.pooling import pooled
+    from transfer.features.extract import frozen_parts_of
+    from transfer.features.store import FeatureStore
 
     store = open_store(config.storage)
     backbone = pooled(load_backbone(config.base), config.head.pooling)
     found = {}
-    for split, prefixes in prefixes_of(config, backbone, REQUESTS).items():
-        for prefix in prefixes:
-            rows = [Kept(store, prefix).open(shard) for shard in dataset.shards_of(split)]
-            found[split, prefix.digest] = np.concatenate([part for kept in rows for part in kept.parts()])
+    for split, frozen_parts in frozen_parts_of(config, backbone, REQUESTS).items():
+        for frozen_part in frozen_parts:
+            rows = [FeatureStore(store, frozen_part).open(shard) for shard in dataset.shards_of(split)]
+            found[split, frozen_part.digest] = np.concatenate([part for cached in rows for part in cached.parts()])
     return found
 
 
 def extract_here(config, dataset):
-    from transfer.activations.extract import Extractor, prefixes_of
+    from transfer.backbone.backbone import pooled
     from transfer.backbone.load import load_backbone
-    from transfer.backbone.pooling import pooled
+    from transfer.features.extract import Extractor, frozen_parts_of
 
     extractor = Extractor(open_store(config.storage), engine="tensorflow")
     backbone = pooled(load_backbone(config.base), config.head.pooling)
-    for split, prefixes in prefixes_of(config, backbone, REQUESTS).items():
-        extractor.extract(dataset.shards_of(split), prefixes)
+    for split, frozen_parts in frozen_parts_of(config, backbone, REQUESTS).items():
+        extractor.extract(dataset.shards_of(split), frozen_parts)
 
 
-def test_actors_keep_what_one_process_keeps_also_when_one_is_killed(ray_cluster, ingested, s3_storage):
+def test_actors_keep_what_one_process_caches_also_when_one_is_killed(ray_cluster, ingested, s3_storage):
     config, dataset = in_bucket(ingested, s3_storage)
     assert len(dataset.shards_of("train")) > 4
     killed = []
@@ -142,7 +142,7 @@ def test_actors_that_keep_dying_are_an_error_that_says_so(ray_cluster, ingested)
     killer = threading.Thread(target=kill_all, daemon=True)
     killer.start()
     try:
-        with pytest.raises(ActivationsError, match="died 2 times"):
+        with pytest.raises(FeaturesError, match="died 2 times"):
             extract_on_cluster(config, dataset, REQUESTS)
     finally:
         done.set()

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.sourcing import config_of, write_classes
+from transfer.dataset import candidates as candidates_module
 from transfer.dataset import ingest as ingest_module
 from transfer.dataset.ingest import ingest
-from transfer.dataset.passes import build_shard
+from transfer.dataset.ingest_tasks import build_shard
 from transfer.dataset.sources.folder import FolderSource
 from transfer.errors import DatasetError
 from transfer.storage import open_store
@@ -75,8 +76,8 @@ def test_bytes_travel_to_workers_and_one_that_dies_is_replaced(source, folder_st
     on_ray = ingest(options_of(source, folder_storage), open_store(folder_storage))
     monkeypatch.undo()
 
-    monkeypatch.setattr("transfer.dataset.parallel.on_cluster", lambda: False)
-    monkeypatch.setattr(ingest_module, "on_cluster", lambda: False)
+    monkeypatch.setattr("transfer.runtime.parallel.on_cluster", lambda: False)
+    monkeypatch.setattr(candidates_module, "on_cluster", lambda: False)
     other = folder_storage.model_copy(update={"uri": str(tmp_path / "other")})
     here = ingest(options_of(source, other), open_store(other))
     assert len(list((tmp_path / "deaths").iterdir())) == 1
@@ -87,7 +88,7 @@ def test_bytes_travel_to_workers_and_one_that_dies_is_replaced(source, folder_st
 def test_workers_that_keep_dying_are_a_clear_error_and_nothing_is_committed(
     source, folder_storage, builder, monkeypatch
 ):
-    monkeypatch.setattr("transfer.dataset.parallel.RAY_RETRIES", 1)
+    monkeypatch.setattr("transfer.runtime.parallel.RAY_RETRIES", 1)
     builder(deaths=1000)
     store = open_store(folder_storage)
     with pytest.raises(DatasetError, match="Ray gave a task up"):

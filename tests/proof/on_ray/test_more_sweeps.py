@@ -1,16 +1,18 @@
-"""More kinds of sweeps on a real Ray cluster: over hosts and workers, drawn, of a population, two on a GPU."""
+"""More kinds of sweeps on a real Ray cluster: over hosts and workers, drawn, populations, on a GPU, ended, failing."""
 
 import subprocess
 import sys
 
 import pytest
 
-from tests.digits import digits_config, ingest_some_digits
-from tests.sweeping import GRID, statuses, swept
+from tests.digits import GRID, configured, digits_config, ingest_some_digits, statuses, swept
+from tests.runs import failed
 from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoints
 from transfer.training.run import load_run
 from transfer.tuning.driver import run_sweep
+from transfer.tuning.records import SweepRecords, open_sweep, winner_of
+from transfer.tuning.space import fixed_trials
 
 
 @pytest.fixture(scope="module")
@@ -18,6 +20,7 @@ def digits(tmp_path_factory):
     return ingest_some_digits(tmp_path_factory.mktemp("digits"))
 
 
+@pytest.mark.thorough
 def test_several_hosts_divide_the_trials_and_find_the_same(ray_cluster, digits):
     # As many as the cluster has CPUs; the trials of a pack stay together.
     _, outcome = swept(digits, GRID, name="hosts", workers=1)
@@ -38,9 +41,13 @@ def test_suggestions_and_populations_are_trained(ray_cluster, digits):
     # The worst went on from the best one's weights: they share an epoch.
     losses = [trial.rows[0].loss for trial in result.trials]
     assert len(set(losses)) < 4
-    assert Checkpoints(load_run(open_store(config.storage), population.winner.run_id, config)).complete()
+    runs = [load_run(open_store(config.storage), trial.run_id, config) for trial in result.trials]
+    assert all(Checkpoints(run).complete() for run in runs)
+    # While they were trained, others could go on from any of their checkpoints.
+    assert max(len(Checkpoints(run).numbers()) for run in runs) <= 2
 
 
+@pytest.mark.thorough
 def test_trials_of_two_workers_each_learn_the_same(ray_cluster, digits):
     source, dataset = digits
     # At 1e-2 this training magnifies a change of the first weights in their last digit to 3e-4, in one process, too.
@@ -67,7 +74,7 @@ from tests.digits import digits_config, ingest_some_digits
 from transfer.storage import open_store
 from transfer.tuning.driver import _start_hosts
 from transfer.tuning.space import fixed_trials
-from transfer.tuning.sweep import open_sweep
+from transfer.tuning.records import open_sweep
 from pathlib import Path
 
 source, dataset = ingest_some_digits(Path(sys.argv[1]))
@@ -83,9 +90,58 @@ print(len(hosts), float(ray.available_resources().get("GPU", 0)))
 """
 
 
+@pytest.mark.thorough
 def test_two_processes_that_train_trials_share_one_gpu(tmp_path):
     """Ray is told of a GPU that is not there; TensorFlow finds none and computes on the CPU."""
     command = [sys.executable, "-c", SHARED_GPU, str(tmp_path)]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr[-2000:]
     assert finished.stdout.splitlines()[-1] == "2 0.0"
+
+
+def test_a_scheduler_stops_trials_and_the_target_ends_the_sweep(ray_cluster, digits, caplog):
+    caplog.set_level("INFO", logger="transfer")
+    worse_and_worse = {"phases.0.learning_rate": [1e-2, 1e-3, 1e-4, 1e-5]}
+    asha = {"space": worse_and_worse, "search": "grid", "scheduler": {"kind": "asha", "reduction_factor": 2}}
+    _, outcome = swept(digits, asha, name="asha", epochs=4)
+    assert "stopped" in statuses(outcome.result)
+    stopped = next(trial for trial in outcome.result.trials if trial.status == "stopped")
+    assert (stopped.reason, stopped.stopped_by) == ("by asha", "scheduler")
+    assert len(stopped.rows) < 4
+    assert outcome.winner.status == "finished"
+    # An earlier attempt came to a trial that this one does not come to.
+    options = {"name": "target", "epochs": 4}
+    aiming = configured(digits, {**GRID, "target": 0.01}, **options)
+    records = SweepRecords(open_sweep(open_store(aiming.storage), aiming, digits[1]))
+    earlier = [trial.model_copy(update={"number": 2 + trial.number}) for trial in outcome.result.trials[:2]]
+    for record in earlier:
+        records.note_start(record.number, record.values)
+        records.note_end(record)
+    _, reached = swept(digits, {**GRID, "target": 0.01}, **options)
+    assert "trial 1 reached the target" in reached.result.ended_by
+    first, *others = reached.result.trials
+    assert (first.status, first.stopped_by) == ("stopped", "target")
+    assert others == earlier
+    assert f"{reached.result.ended_by}: 1 finished" in caplog.text
+    assert reached.winner == winner_of(reached.result.trials, "accuracy")
+
+
+def test_a_failing_trial_is_recorded_and_the_sweep_goes_on(ray_cluster, digits, caplog):
+    weights = ["none", {"no such class": 2.0}]
+    space = {"training.class_weights": weights, "phases.0.learning_rate": [1e-2, 1e38]}
+    phases = [{"unfreeze": 0, "epochs": 2, "learning_rate": 1e-3, "optimizer": "sgd"}]
+    source, dataset = digits
+    grid = {"space": space, "search": "grid"}
+    config = digits_config(source, str(source.parent / "storage"), phases=phases, sweep=grid)
+    # In an earlier attempt, something else held the memory.
+    records = SweepRecords(open_sweep(open_store(config.storage), config, dataset))
+    first = fixed_trials(config)[0]
+    records.note_start(1, first.values)
+    records.note_end(failed(1, first.values, failed_by="memory"))
+    outcome = run_sweep(config, dataset, open_store(config.storage))
+    assert statuses(outcome.result) == ["finished", "failed", "failed", "failed"]
+    assert [trial.failed_by for trial in outcome.result.trials] == [None, "loss", None, None]
+    assert "loss became" in outcome.result.trials[1].reason
+    assert "no such class" in outcome.result.trials[2].reason
+    assert outcome.winner is outcome.result.trials[0]
+    assert "3 of 4 trials failed. trial 2: The loss became" in caplog.text

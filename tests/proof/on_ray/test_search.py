@@ -6,13 +6,13 @@ from types import SimpleNamespace
 import pytest
 
 from tests.digits import store_some_digits
-from tests.trial_records import trial
+from tests.runs import trial
 from transfer.config import parse_config
 from transfer.storage import open_store
 from transfer.tuning import search
-from transfer.tuning.notes import Notes
+from transfer.tuning.callbacks import Notes
+from transfer.tuning.records import SweepRecords, open_sweep
 from transfer.tuning.space import drawn
-from transfer.tuning.sweep import SweepRecords, open_sweep
 
 MINIMAL = {"name": "n", "dataset": {"source": "digits"}, "base": {"model": "MobileNetV2"}}
 RATE = {"phases.0.learning_rate": {"log_uniform": [1e-5, 1e-1]}}
@@ -158,6 +158,7 @@ class TestExperiments:
         resumed = tune_sweep(config, tmp_path / "resumed", value=value, earlier=values_of(whole)[:11])
         assert values_of(resumed) == values_of(whole)
 
+    @pytest.mark.thorough
     def test_the_worst_of_a_population_go_on_from_the_best_with_changed_values(self, tmp_path):
         options = {"kind": "pbt", "interval_epochs": 4, "quantile": 0.5}
         config = config_of({**RATE, "head.dropout": [0.0, 0.1, 0.2]}, scheduler=options, trials=4)

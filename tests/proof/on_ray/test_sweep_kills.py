@@ -10,9 +10,8 @@ import time
 
 import pytest
 
-from tests.digits import digits_config, ingest_some_digits
-from tests.processes import processes_titled
-from tests.sweeping import GRID, SPACE, statuses, swept
+from tests.clusters import processes_titled
+from tests.digits import GRID, SPACE, digits_config, ingest_some_digits, statuses, swept
 from transfer.config.reference import render
 from transfer.storage import open_store
 
@@ -24,9 +23,10 @@ def digits(tmp_path_factory):
 
 def hosts():
     """Processes that train trials; Ray sets the title to what an actor is doing."""
-    return processes_titled("ray::TrialHost")
+    return processes_titled("ray::TrialActor")
 
 
+@pytest.mark.thorough
 def test_a_host_that_is_killed_is_replaced_and_its_trial_goes_on(ray_cluster, digits):
     killed = []
     runs = open_store(digits_config(digits[0], str(digits[0].parent / "storage")).storage)

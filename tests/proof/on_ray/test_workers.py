@@ -1,4 +1,4 @@
-"""A worker dies, hangs or goes for good: training goes on, and ends as if nothing had happened."""
+"""A worker dies, hangs or goes for good: training goes on, and ends as if nothing had happened. Or it diverges."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ import pytest
 import ray
 
 from tests.digits import digits_config, ingest_some_digits, store_some_digits
-from tests.one_process import largest_difference, trained_in_one_process
 from tests.proof.amount import trials
 from tests.proof.another_node import another_node
 from tests.proof.figures import note
 from tests.proof.interrupting import Interruption, KillsOfWorkers, workers_of_this_cluster
+from tests.workbench import largest_difference, trained_in_one_process
+from transfer.errors import DivergedError
 from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoints
-from transfer.training.pulse import READING
-from transfer.training.ray_workers import train_on_workers
+from transfer.training.distributed import train_on_workers
+from transfer.training.heartbeat import READING
 from transfer.training.run import open_run
 
 TOLERANCE = 1e-5
@@ -49,7 +50,7 @@ def digits(tmp_path_factory):
 
 def new_run(digits, run_id, **changes):
     source, dataset = digits
-    config = digits_config(source, str(source.parent / "storage"), training=TRAINING, activations="never", **changes)
+    config = digits_config(source, str(source.parent / "storage"), training=TRAINING, features="never", **changes)
     return open_run(open_store(config.storage), config, dataset, run_id=run_id)
 
 
@@ -72,10 +73,10 @@ def test_workers_killed_in_steps_and_between_the_parts_of_checkpoints_change_not
     ray_cluster, digits, uninterrupted, faulty_storage, fault_proxy, seed
 ):
     source, _ = digits
-    config = digits_config(source, faulty_storage.model_dump(), training=TRAINING, activations="never", workers=PATIENT)
+    config = digits_config(source, faulty_storage.model_dump(), training=TRAINING, features="never", workers=PATIENT)
     store = open_store(config.storage)
     run = open_run(store, config, store_some_digits(store), run_id="reset")
-    # In short one in a checkpoint: those in a step are tests/integration/test_nodes.py's, too.
+    # In short one in a checkpoint: those in a step are tests/proof/test_nodes.py's, too.
     plan = trials(KILLS[seed][1:2], KILLS[seed])
     kills = KillsOfWorkers(fault_proxy, plan, seed=seed)
     train_on_workers(run)
@@ -91,6 +92,7 @@ def test_workers_killed_in_steps_and_between_the_parts_of_checkpoints_change_not
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("count", "which", "hang_timeout_s"), HANGING[: trials(1, len(HANGING))])
 def test_a_worker_that_hangs_is_named_and_ended_and_changes_nothing(
     ray_cluster, digits, uninterrupted, capfd, count, which, hang_timeout_s
@@ -124,7 +126,7 @@ def test_a_rank_that_waits_for_its_images_for_ever_is_named_and_ended_and_change
     source, _ = digits
     storage = faulty_storage.model_copy(update={"cache_size_bytes": 0}).model_dump()
     workers = {**PATIENT, "stall_timeout_s": STALL_TIMEOUT_S}
-    config = digits_config(source, storage, training=TRAINING, activations="never", workers=workers)
+    config = digits_config(source, storage, training=TRAINING, features="never", workers=workers)
     store = open_store(config.storage)
     run = open_run(store, config, store_some_digits(store), run_id="stalled")
     let_go, steps = threading.Event(), 0
@@ -160,6 +162,7 @@ def heard(capfd, message):
         time.sleep(0.1)
 
 
+@pytest.mark.thorough
 def test_of_three_workers_two_go_on_when_the_machine_of_one_is_gone(ray_cluster, digits, uninterrupted):
     cpus = ray.cluster_resources()["CPU"] / 2
     workers = {**PATIENT, "count": 3, "min_count": 2, "cpus_per_worker": cpus}
@@ -182,3 +185,10 @@ def test_of_three_workers_two_go_on_when_the_machine_of_one_is_gone(ray_cluster,
         seconds_to_training_again=round(interruption.seconds),
         largest_weight_difference=difference,
     )
+
+
+def test_divergence_is_an_answer_and_not_retried(ray_cluster, digits):
+    phases = [{"unfreeze": 0, "epochs": 5, "learning_rate": 1e38, "optimizer": "sgd"}]
+    run = new_run(digits, "diverging", workers=PATIENT, phases=phases)
+    with pytest.raises(DivergedError, match="Lower the phase's learning_rate"):
+        train_on_workers(run)

@@ -9,7 +9,7 @@ import pytest
 
 from transfer.backbone.load import load_backbone
 from transfer.config import BaseNetworkConfig
-from transfer.numerics import OWN_ENVIRONMENT, OWN_KERAS
+from transfer.runtime.numerics import OWN_ENVIRONMENT, OWN_KERAS
 
 # Keras saves and loads weights through np.array(variable), which NumPy 2 warns about.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -23,6 +23,7 @@ def config(**changes):
     )
 
 
+@pytest.mark.thorough
 def test_random_weights_are_the_same_in_every_process_and_leave_the_generator_alone(tmp_path):
     import random
 

@@ -16,7 +16,7 @@ RATIOS = {
 
 @pytest.mark.thorough
 def test_the_bench_of_reuse_reports_every_arm_and_finds_that_all_learn_the_same():
-    small = "--images 24 --epochs 10 --rounds 1 --image-size 32 --memory-images 0 --networks MobileNetV2"
+    small = "--images 24 --epochs 10 --rounds 1 --image-size 32 --networks MobileNetV2"
     result = result_of("reuse", small)
     figures = result["networks"]["MobileNetV2"]
     for seconds in ("work_s", "start_s", "build_s", "total_s"):
@@ -24,4 +24,3 @@ def test_the_bench_of_reuse_reports_every_arm_and_finds_that_all_learn_the_same(
     assert figures["ratio"].keys() == figures["ratio_with_start"].keys() == RATIOS
     assert figures["parity"]["agree"]
     assert figures["parity"]["accuracy"].keys() == ARMS - {"bare"}
-    assert figures["where_s"]["ours-warm"]["forward"] == 0 < figures["where_s"]["ours-cold"]["forward"]

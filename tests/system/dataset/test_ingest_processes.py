@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 
 from tests.sourcing import config_of, write_classes
+from transfer.dataset import candidates as candidates_module
 from transfer.dataset import ingest as ingest_module
 from transfer.dataset.ingest import ingest
-from transfer.dataset.passes import build_shard
+from transfer.dataset.ingest_tasks import build_shard
 from transfer.dataset.splits import SPLITS
 from transfer.errors import DatasetError
 from transfer.storage import open_store
@@ -39,7 +40,8 @@ def test_a_killed_worker_commits_nothing_and_the_next_run_finishes(tmp_path, fol
     store = open_store(folder_storage)
     # One process checks, two write, in both runs.
     processes = iter([1, 2, 1, 2])
-    monkeypatch.setattr(ingest_module, "process_count", lambda *_, **__: next(processes))
+    for module in (candidates_module, ingest_module):
+        monkeypatch.setattr(module, "process_count", lambda *_, **__: next(processes))
     with monkeypatch.context() as killing:
         killing.setattr(ingest_module, "build_shard", DieOnTrain(os.getpid()))
         with pytest.raises(DatasetError, match="worker process ended abruptly"):
@@ -57,7 +59,7 @@ MEASURE = """
 import json, re, resource, sys
 from pathlib import Path
 from transfer.config import Config
-from transfer.dataset import parallel
+from transfer.runtime import parallel
 from transfer.dataset.ingest import ingest
 from transfer.storage import open_store
 

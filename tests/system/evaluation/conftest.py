@@ -1,3 +1,3 @@
 """The room's own predictions and reports."""
 
-from tests.unit.evaluation.conftest import encoded, random_predictions, report_of  # noqa: F401
+from tests.unit.evaluation.conftest import random_predictions, report_of  # noqa: F401

@@ -4,10 +4,11 @@ import os
 import subprocess
 import sys
 
-from transfer.evaluation.report import render_html
+from tests.images import encoded
+from transfer.evaluation.page import render_html
 
 
-def test_page_is_the_same_bytes_in_every_process(random_predictions, report_of, encoded, tmp_path):
+def test_page_is_the_same_bytes_in_every_process(random_predictions, report_of, tmp_path):
     report = report_of(random_predictions(images=80, classes=6))
     thumbnails = {mistake.key: encoded(200, 100, kind="JPEG") for mistake in report.mistakes}
     here = render_html(report, thumbnails=thumbnails)
@@ -17,7 +18,8 @@ def test_page_is_the_same_bytes_in_every_process(random_predictions, report_of, 
     (tmp_path / "image.jpg").write_bytes(encoded(200, 100, kind="JPEG"))
     program = """if True:
         import pathlib, sys
-        from transfer.evaluation.report import Report, render_html
+        from transfer.evaluation.page import render_html
+        from transfer.evaluation.report import Report
         report = Report.from_json(pathlib.Path("report.json").read_bytes())
         image = pathlib.Path("image.jpg").read_bytes()
         html = render_html(report, thumbnails={mistake.key: image for mistake in report.mistakes})

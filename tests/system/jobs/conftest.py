@@ -4,10 +4,10 @@ import secrets
 
 import pytest
 
-from tests.ray_head import running_head
+from tests.clusters import running_head
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def head(tmp_path_factory):
     """A head node of its own, with dashboard and token; yields the environment that reaches it."""
     token = tmp_path_factory.mktemp("head") / "token"

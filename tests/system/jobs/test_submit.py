@@ -1,4 +1,4 @@
-"""`transfer submit` on a real head with dashboard and token: how jobs end, repeats. More is in tests/proof/jobs."""
+"""`transfer submit` on a real head with dashboard and token: how jobs end. More is in tests/proof/jobs."""
 
 import json
 import secrets
@@ -8,28 +8,25 @@ from pathlib import Path
 
 import pytest
 
+from tests.clusters import submit, write_tree
 from tests.digits import digits_config, write_some_digits
-from tests.submitting import ROOT, submit, write_tree
 from transfer.config.reference import render
 from transfer.dataset.manifest import load_dataset
-from transfer.demo import BASE_PATH
 from transfer.storage import open_store
-
-COUNTING = "import pathlib, sys; pathlib.Path(sys.argv[2]).open('a').write('once ')"
 
 
 @pytest.fixture
 def tree(tmp_path):
-    return write_tree(tmp_path, counting=COUNTING)
+    return write_tree(tmp_path)
 
 
-def test_a_job_of_the_project_runs_from_its_working_tree(head, tmp_path):
-    base = {"model": str(BASE_PATH.relative_to(ROOT)), "image_size": 32}
-    config = digits_config(write_some_digits(tmp_path / "images"), str(tmp_path / "storage"), base=base)
+def test_a_job_runs_from_anywhere_as_it_is_installed_on_the_cluster(head, tmp_path):
+    source = write_some_digits(tmp_path / "images")
+    config = digits_config(source, str(tmp_path / "storage"), base={"model": "MobileNetV2"})
     (tmp_path / "config.yaml").write_text(render(config))
-    line = [sys.executable, "-m", "transfer", "submit", "ingest", str(tmp_path / "config.yaml"), "--json"]
+    line = [sys.executable, "-m", "transfer", "submit", "ingest", "config.yaml", "--json"]
     line += ["--set", "dataset.validation=0.25"]
-    finished = subprocess.run(line, env=head, cwd=ROOT, capture_output=True, text=True, check=False)
+    finished = subprocess.run(line, env=head, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr[-5000:]
     answer = json.loads(finished.stdout)
     assert (answer["status"], answer["submitted"]) == ("SUCCEEDED", True)
@@ -38,22 +35,6 @@ def test_a_job_of_the_project_runs_from_its_working_tree(head, tmp_path):
     assert Path(head["RAY_AUTH_TOKEN_PATH"]).read_text() not in finished.stdout + finished.stderr
     dataset = load_dataset(open_store(config.storage), "digits")
     assert sum(dataset.rows(split) for split in ("train", "validation", "test")) == 240
-
-
-def test_a_repeat_of_a_job_that_succeeded_says_so_and_runs_nothing(head, tree, tmp_path):
-    counted = tmp_path / "counted"
-    first, second = (submit(head, tree, "counting", "--", str(counted)) for _ in range(2))
-    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
-    answers = [json.loads(each.stdout) for each in (first, second)]
-    assert answers[0]["job"] == answers[1]["job"]
-    assert [answer["submitted"] for answer in answers] == [True, False]
-    assert counted.read_text() == "once "
-
-    # Another night is another job, and so is other code.
-    submit(head, tree, "counting", "--id", "2026-11-21", "--", str(counted))
-    (tree / "jobs" / "counting.py").write_text(COUNTING + " # changed")
-    submit(head, tree, "counting", "--", str(counted))
-    assert counted.read_text() == "once once once "
 
 
 def test_a_failed_job_ends_with_its_own_exit_code_and_a_repeat_is_the_next_attempt(head, tree):

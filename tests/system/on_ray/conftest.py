@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.ray_cluster import running_cluster
+from tests.clusters import running_cluster
 
 
 @pytest.fixture(scope="package")

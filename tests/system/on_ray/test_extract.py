@@ -3,9 +3,9 @@
 import pytest
 
 from tests.digits import digits_config, ingest_some_digits
-from transfer.activations.ray_extract import extract_on_cluster
-from transfer.activations.request import Request
-from transfer.errors import ActivationsError, BackboneError
+from transfer.errors import BackboneError, FeaturesError
+from transfer.features.layout import Request
+from transfer.features.ray_extract import extract_on_cluster
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -27,5 +27,5 @@ def test_an_error_in_an_actor_arrives_as_it_was_raised(digits):
 
 
 def test_a_cluster_that_is_too_small_is_named_in_time(digits):
-    with pytest.raises(ActivationsError, match="1000 CPU"):
+    with pytest.raises(FeaturesError, match="1000 CPU"):
         extract(digits, cpus_per_worker=1000, start_timeout_s=1.0)

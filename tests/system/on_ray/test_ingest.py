@@ -4,8 +4,8 @@ import pytest
 
 from tests.sourcing import config_of, image
 from transfer.dataset.ingest import ingest
-from transfer.dataset.parallel import parallel_map
 from transfer.errors import DatasetError
+from transfer.runtime.parallel import parallel_map
 from transfer.storage import open_store
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

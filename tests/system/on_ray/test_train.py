@@ -6,11 +6,11 @@ import pytest
 import ray
 
 from tests.digits import digits_config, ingest_some_digits
-from tests.one_process import largest_difference, trained_in_one_process
-from transfer.errors import DivergedError, TrainingError
+from tests.workbench import largest_difference, trained_in_one_process
+from transfer.errors import TrainingError
 from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoints
-from transfer.training.ray_workers import _worker_main, ray_storage_path, train_on_workers
+from transfer.training.distributed import _worker_main, ray_storage_path, train_on_workers
 from transfer.training.run import open_run
 
 WORKERS = {"count": 2, "max_failures": 2, "collectives": "ring"}
@@ -31,16 +31,18 @@ def new_run(digits, run_id, **changes):
 @pytest.fixture(scope="module")
 def in_one_process(digits):
     """The end of the run trained from pixels."""
-    return trained_in_one_process(new_run(digits, "one-process", activations="never"))
+    return trained_in_one_process(new_run(digits, "one-process", features="never"))
 
 
 def test_two_ray_workers_end_with_the_weights_of_one_process(ray_cluster, digits, in_one_process):
     """What they train on is computed on the cluster first: nothing is kept yet."""
-    run = new_run(digits, "two-workers", workers=WORKERS, activations={"keep": "always", "engine": "tensorflow"})
-    train_on_workers(run)
-    assert [choice["kept"] for choice in run.inputs.read(1)["phases"]] == [True, True]
+    run = new_run(digits, "two-workers", workers=WORKERS, features={"cache": "always", "engine": "tensorflow"})
+    seen = []
+    train_on_workers(run, on_epoch=seen.append)
+    assert [choice["cached"] for choice in run.inputs.read(1)["phases"]] == [True, True]
     final = Checkpoints(run).complete()
     assert largest_difference(final.weights, in_one_process.weights) < TOLERANCE
+    assert tuple(seen) == final.progress.history
     for here, there in zip(in_one_process.progress.history, final.progress.history, strict=True):
         assert there.accuracy == here.accuracy
         assert there.validation_accuracy == here.validation_accuracy
@@ -52,18 +54,11 @@ def test_errors_of_tensorflow_are_looked_at_without_it(digits, monkeypatch):
     def fail(_):
         raise tf.errors.UnavailableError(None, None, "it is gone")
 
-    monkeypatch.setattr("transfer.training.strategy.create_strategy", fail)
+    monkeypatch.setattr("transfer.training.step.create_strategy", fail)
     settings = {"config": new_run(digits, "failing").config.model_dump(mode="json")}
     with pytest.raises(RuntimeError, match="UnavailableError: it is gone") as raised:
         _worker_main(settings)
     assert b"tensorflow" not in pickle.dumps(raised.value)
-
-
-def test_divergence_is_an_answer_and_not_retried(ray_cluster, digits):
-    phases = [{"unfreeze": 0, "epochs": 5, "learning_rate": 1e38, "optimizer": "sgd"}]
-    run = new_run(digits, "diverging", workers=WORKERS, phases=phases)
-    with pytest.raises(DivergedError, match="Lower the phase's learning_rate"):
-        train_on_workers(run)
 
 
 @pytest.mark.parametrize("fewest", [None, 3])
@@ -71,7 +66,7 @@ def test_a_cluster_that_is_too_small_is_named_in_time(ray_cluster, digits, fewes
     """There is room for two workers."""
     workers = {"count": 4, "min_count": fewest, "cpus_per_worker": ray.cluster_resources()["CPU"] / 2}
     workers["start_timeout_s"] = 1.0
-    run = new_run(digits, f"too-large-{fewest}", workers=workers, training={"batch_size": 12}, activations="never")
+    run = new_run(digits, f"too-large-{fewest}", workers=workers, training={"batch_size": 12}, features="never")
     with pytest.raises(TrainingError, match=f"could not start in 1 s. It needs {fewest or 4} workers"):
         train_on_workers(run)
 

@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import datetime
+from html import unescape
 from pathlib import Path
 
 import numpy as np
@@ -11,20 +13,23 @@ import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
 
-from tests.digits import digits_config, write_some_digits
-from tests.unit.registry.test_loaders import Tampered
-from transfer import pipeline
-from transfer.dataset.stored import decoded
-from transfer.errors import ConfigError, DatasetError, ParityError, RegistryError, TrainingError
+from tests.digits import digits_config, hold_out, ingest_some_digits, write_some_digits
+from tests.unit.registry.test_proof import Tampered
+from transfer import jobs
+from transfer.cli.main import app
+from transfer.config.reference import render
+from transfer.dataset.batches import decoded
+from transfer.ensure import evaluated, fit
+from transfer.errors import AlreadyExistsError, ConfigError, DatasetError, ParityError, RegistryError, TrainingError
 from transfer.evaluation.evaluate import evaluate_run, held_out_images, load_report
 from transfer.registry import publish
-from transfer.registry.loaders import LOADERS
-from transfer.registry.parity import prove_parity
-from transfer.registry.served import PublishedModel
-from transfer.registry.versions import download_version, list_versions, load_version, promote
-from transfer.steps import evaluated
+from transfer.registry.proof import LOADERS, prove_parity
+from transfer.registry.served import PublishedModel, answers_of_serving
+from transfer.registry.serving import promote
+from transfer.registry.versions import download_version, list_versions, load_version
 from transfer.storage import open_store
-from transfer.training.restore import restore_model
+from transfer.training.run import open_run
+from transfer.training.shared_models import restore_model
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +37,7 @@ def outcome(tmp_path_factory):
     folder = tmp_path_factory.mktemp("published")
     source = write_some_digits(folder / "images")
     config = digits_config(source, str(folder / "storage"))
-    return config, pipeline.train(config)
+    return config, jobs.train(config)
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +65,8 @@ def test_the_main_job_ends_with_a_promoted_version_and_a_report(outcome):
     assert set(proof["by_loader"]) == {loader.name for loader in LOADERS}
     assert Path(done.report_uri.removeprefix("file://")).read_text().startswith("<!doctype html>")
     assert done.report.metrics.accuracy > 0.3
+    # Of three epochs the best and the last.
+    assert 1 <= len(done.run.checkpoints.numbers()) <= 2
 
 
 def names_but_of_what_was_seen(store):
@@ -71,7 +78,7 @@ def test_repeating_the_main_job_trains_and_publishes_nothing_again(outcome):
     config, done = outcome
     store = open_store(config.storage)
     before = names_but_of_what_was_seen(store)
-    again = pipeline.train(config)
+    again = jobs.train(config)
     assert again.version == done.version
     assert names_but_of_what_was_seen(store) == before
 
@@ -159,7 +166,7 @@ def test_what_a_loader_would_answer_otherwise_is_not_published(outcome, monkeypa
     config, done = outcome
     monkeypatch.setattr(publish, "export", lambda model, folder, **_: Tampered(model, mistake).save(folder))
     with pytest.raises(ParityError, match=said):
-        pipeline.publish(config, run_id=done.run.id, again=True)
+        jobs.publish(config, run_id=done.run.id, again=True)
     assert [version.number for version in list_versions(open_store(config.storage), "digits")] == [1]
 
 
@@ -172,7 +179,8 @@ def test_predict_answers_good_images_and_lists_bad_ones(outcome, held_out, tmp_p
     (images / "empty.png").write_bytes(b"")
     (images / "text.png").write_bytes(b"not an image")
     (images / "cut.png").write_bytes(held_out[0][:80])
-    answer = pipeline.predict(config, images=str(images), output=str(tmp_path / "out/answers.parquet"))
+    answer = jobs.predict(config, images=str(images), output=str(tmp_path / "out/answers.parquet"))
+    assert answer.predictions is None
     assert (answer.images, answer.errors, answer.version) == (43, 3, done.version.number)
     rows = {row["key"]: row for row in pq.read_table(tmp_path / "out/answers.parquet").to_pylist()}
     assert {key for key, row in rows.items() if row["error"]} == {"empty.png", "text.png", "cut.png"}
@@ -181,39 +189,92 @@ def test_predict_answers_good_images_and_lists_bad_ones(outcome, held_out, tmp_p
         found = rows[f"deep/{index:03d}.png"]
         np.testing.assert_allclose(found["probabilities"], predictions.probabilities[index], atol=1e-5)
         assert found["class_name"] == done.dataset.classes[found["class_index"]]
+    with pytest.raises(AlreadyExistsError, match="--overwrite"):
+        jobs.predict(config, images=str(images), output=str(tmp_path / "out/answers.parquet"))
+    again = jobs.predict(config, images=str(images), output=str(tmp_path / "out/answers.parquet"), overwrite=True)
+    assert again == answer
+
+
+def test_the_lines_on_a_reports_page_answer_an_image(outcome, held_out, tmp_path, monkeypatch, capsys):
+    _, done = outcome
+    html = Path(done.report_uri).read_text()
+    (tmp_path / "photo.jpg").write_bytes(held_out[0])
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    exec(unescape(html.partition("<pre>")[2].partition("</pre>")[0]), {})  # noqa: S102 - our own lines
+    _, predictions = load_report(done.run, 1)
+    expected = done.dataset.classes[predictions.probabilities[0].argmax()]
+    assert f"label='{expected}'" in capsys.readouterr().out
+
+
+def test_predict_shows_what_it_answers_for_a_few_images(outcome, held_out, tmp_path):
+    config, done = outcome
+    for index, data in enumerate((b"not an image", held_out[0], b"", held_out[1])):
+        (tmp_path / f"{index}.png").write_bytes(data)
+    places = [str(tmp_path / f"{index}.png") for index in (1, 0, 3, 2)]
+    answer = jobs.predict(config, images=places)
+    assert [row["key"] for row in answer.predictions] == places
+    assert [row["error"] is None for row in answer.predictions] == [True, False, True, False]
+    assert (answer.images, answer.errors, answer.output) == (4, 2, None)
+    _, predictions = load_report(done.run, 1)
+    probabilities = answer.predictions[2]["probabilities"]
+    np.testing.assert_allclose(list(probabilities.values()), predictions.probabilities[1], atol=1e-5)
+    assert list(probabilities) == done.dataset.classes
+    assert answer.predictions[2]["confidence"] == max(probabilities.values())
+    for index in range(4, 51):
+        (tmp_path / f"{index}.png").write_bytes(held_out[0])
+    with pytest.raises(ConfigError, match="There are 51 images, and at most 50 are answered without --output"):
+        jobs.predict(config, images=str(tmp_path))
+
+
+def test_predict_fails_where_every_image_did_and_says_how_many_did(outcome, held_out, tmp_path, capfd):
+    file, bad, good = tmp_path / "config.yaml", tmp_path / "bad.png", tmp_path / "good.png"
+    file.write_text(render(outcome[0]))
+    bad.write_bytes(b"not an image")
+    good.write_bytes(held_out[0])
+
+    def predict(*images):
+        with pytest.raises(SystemExit) as ended:
+            app(["predict", str(file), *(part for image in images for part in ("--images", str(image)))])
+        return ended.value.code, capfd.readouterr()
+
+    code, said = predict(bad, good)
+    assert (code, "1 of 2 images" in said.out) == (0, True)
+    code, said = predict(bad)
+    assert code == 4
+    assert "None of the images could be answered: 1 of 1 failed." in said.err
+    assert "not_an_image" in said.out
 
 
 def test_predict_without_images_or_version_says_so(outcome, tmp_path):
     config, _ = outcome
     (tmp_path / "none").mkdir()
     with pytest.raises(DatasetError, match="no files"):
-        pipeline.predict(config, images=str(tmp_path / "none"), output=str(tmp_path / "a.parquet"))
+        jobs.predict(config, images=str(tmp_path / "none"), output=str(tmp_path / "a.parquet"))
     with pytest.raises(RegistryError, match="has no version 9"):
-        pipeline.predict(config, images=str(tmp_path), output=str(tmp_path / "a.parquet"), version=9)
+        jobs.predict(config, images=str(tmp_path), output=str(tmp_path / "a.parquet"), version=9)
 
 
 def test_an_unfinished_run_cannot_be_evaluated_and_an_unevaluated_one_not_published(outcome, tmp_path):
     config, done = outcome
-    from transfer.training.run import open_run
-
     run = open_run(open_store(config.storage), config, done.dataset, run_id="unfinished")
     with pytest.raises(TrainingError, match="is not finished"):
-        pipeline.evaluate(config, run_id=run.id)
+        jobs.evaluate(config, run_id=run.id)
     with pytest.raises(RegistryError, match="has no report"):
-        pipeline.publish(config, run_id=run.id)
+        jobs.publish(config, run_id=run.id)
     with pytest.raises(ConfigError, match="is one of `digits`, and `name` in the configuration is `other`"):
-        pipeline.publish(config.model_copy(update={"name": "other"}), run_id=run.id)
+        jobs.publish(config.model_copy(update={"name": "other"}), run_id=run.id)
     assert len(list(list_versions(open_store(config.storage), "digits"))) == 1
 
 
 def test_evaluating_again_adds_a_report_and_keeps_the_first(outcome):
     config, done = outcome
     newest = done.run.newest_report("test")
-    report, uri = pipeline.evaluate(config, run_id=done.run.id, split="validation")
+    report, uri = jobs.evaluate(config, run_id=done.run.id, split="validation")
     assert report.split == "validation"
     assert uri != done.report_uri
     # A look at another split is not what the run is judged by from now on.
-    assert evaluated(done.run, done.dataset) == newest
+    assert evaluated(done.run, done.dataset, gate_asks=False) == newest
     assert load_report(done.run, 1)[0] == done.report
 
 
@@ -233,16 +294,19 @@ def test_the_published_model_needs_neither_this_project_nor_keras(outcome, tmp_p
 def test_what_an_evaluation_that_was_killed_halfway_left_does_not_stand_in_the_way_of_the_next(outcome):
     _, done = outcome
     number = done.run.newest_report() + 1
-    done.run.store.put(f"{done.run.prefix}/reports/{number:08d}/report.json", b"of one that rounded otherwise")
+    done.run.store.put(f"{done.run.folder}/reports/{number:08d}/report.json", b"of one that rounded otherwise")
     assert evaluate_run(done.run, done.dataset) == number + 1
-    load_report(done.run, number + 1)
+    report, _ = load_report(done.run, number + 1)
+    assert report.validation_accuracy == report.history[-1].validation_accuracy
+    # By this `transfer runs gc` knows that somebody may be at work on the run.
+    assert datetime.fromisoformat(done.run.reports.read(number + 1)["at"]).tzinfo
 
 
 def test_a_run_is_published_again_as_a_plain_graph_and_takes_only_its_own_place(outcome):
     config, done = outcome
     store = open_store(config.storage)
     plain = config.model_copy(update={"publish": config.publish.model_copy(update={"graph": "plain"})})
-    again = pipeline.publish(plain, run_id=done.run.id, again=True)
+    again = jobs.publish(plain, run_id=done.run.id, again=True).version
     assert again.number == done.version.number + 1
     assert again.provenance["parity"]["largest_difference"] <= 1e-5
     # It is proved against answers of the same graph.
@@ -252,8 +316,8 @@ def test_a_run_is_published_again_as_a_plain_graph_and_takes_only_its_own_place(
     assert load_version(store, "digits", done.version.number) == done.version
 
     promote(store, done.version, reason="somebody went back to it")
-    third = pipeline.publish(plain, run_id=done.run.id, again=True)
-    assert third.number == again.number + 1
+    third = jobs.publish(plain, run_id=done.run.id, again=True)
+    assert (third.version.number, third.promoted) == (again.number + 1, False)
     assert load_version(store, "digits") == done.version
 
 
@@ -275,6 +339,28 @@ def test_a_run_whose_fast_evaluation_rounded_too_coarsely_is_evaluated_anew_by_t
     assert version.provenance["parity"]["largest_difference"] <= 1e-5
 
 
+def test_a_run_that_was_evaluated_when_every_class_was_answered_is_evaluated_anew(tmp_path, monkeypatch):
+    source, dataset = ingest_some_digits(tmp_path)
+    dataset = hold_out(source, dataset, "3")
+    config = digits_config(source, str(tmp_path / "storage"))
+    run = open_run(open_store(config.storage), config, dataset)
+    fit(run, dataset)
+    before = evaluate_run(run, dataset)
+
+    def of_earlier_release(run, number):
+        report, predictions = load_report(run, number)
+        if number != before:
+            return report, predictions
+        every_class = 0.99 * predictions.probabilities + 0.01 / len(predictions.classes)
+        return report.model_copy(update={"untrained_classes": ()}), replace(predictions, probabilities=every_class)
+
+    monkeypatch.setattr(publish, "load_report", of_earlier_release)
+    version = publish.publish_run(run, dataset, report_number=before)
+    assert version.untrained_classes == ("3",)
+    assert version.provenance["report"] > before
+    assert version.provenance["parity"]["largest_difference"] <= 1e-5
+
+
 def test_a_model_that_decodes_otherwise_than_this_release_answers_by_its_own_decoder(outcome, held_out, tmp_path):
     _, done = outcome
     model, _ = restore_model(done.run, done.dataset)
@@ -285,3 +371,24 @@ def test_a_model_that_decodes_otherwise_than_this_release_answers_by_its_own_dec
     (answers,) = other.answers(iter([(held_out[:5], pixels)]), engine="auto")
     np.testing.assert_array_equal(answers, other.answer(held_out[:5])["probabilities"])
     assert np.abs(answers - other.plain(pixels)[0]).max() > 1e-3
+
+
+def test_what_serves_is_asked_anew_where_its_report_is_damaged(outcome, caplog):
+    config, done = outcome
+    store = open_store(config.storage)
+
+    def answers():
+        return answers_of_serving(config, store, done.dataset, "test", but="another").answers
+
+    of_report = answers()
+    report = f"{done.run.folder}/reports/{done.version.provenance['report']:08d}/predictions.parquet"
+    path = Path(config.storage.uri, report)
+    path.write_bytes(b"damaged" + path.read_bytes())
+    try:
+        asked = answers()
+    finally:
+        path.write_bytes(path.read_bytes().removeprefix(b"damaged"))
+    assert "Version 1, which serves, is asked anew" in caplog.text
+    assert asked.predictions.keys == of_report.predictions.keys
+    assert asked.comparable.all()
+    np.testing.assert_allclose(asked.predictions.probabilities, of_report.predictions.probabilities, atol=1e-5)

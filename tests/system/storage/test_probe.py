@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -33,6 +34,21 @@ def test_a_store_that_honors_conditions_passes_and_nothing_is_left(store):
     probe(store, single_writer=False)
     probe(store, single_writer=True)
     assert list(store.list()) == []
+
+
+def test_a_probe_that_is_interrupted_between_its_racers_ends(store, monkeypatch):
+    """The first one would wait for the others, and Python for the first one."""
+    started = []
+
+    def submit(pool, *arguments, real=ThreadPoolExecutor.submit):
+        if started:
+            raise KeyboardInterrupt
+        started.append(pool)
+        return real(pool, *arguments)
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", submit)
+    with pytest.raises(KeyboardInterrupt):
+        probe(store, single_writer=False)
 
 
 def test_a_store_that_ignores_conditions_is_refused(faulty, fault_proxy):

@@ -5,9 +5,8 @@ import tensorflow as tf
 
 from tests.unit.backbone.families import some_of
 from transfer.backbone.backbone import Backbone
-from transfer.backbone.describe import describe
-from transfer.backbone.load import load_backbone
-from transfer.backbone.preprocess import RANGES
+from transfer.backbone.files import RANGES
+from transfer.backbone.load import describe, load_backbone
 from transfer.config import BaseNetworkConfig
 from transfer.errors import BackboneError
 
@@ -203,7 +202,7 @@ def test_the_description_counts_depth_from_the_output_and_adds_up(mobilenet):
     assert rows[0]["trained_flops_share"] == 1.0
     assert rows[-1]["trained_flops_share"] == pytest.approx(rows[-1]["flops_share"], abs=1e-9)
     assert rows[-1]["output_shape"] == [1, 1, 1280]
-    assert rows[-1]["activation_bytes"] == 4 * 1280
+    assert rows[-1]["feature_bytes"] == 4 * 1280
     frozen, _ = mobilenet.cut(rows[-2]["depth"])
-    assert rows[-2]["kept_bytes"] == 4 * np.prod(frozen.output_shape[1:])
-    assert rows[0]["kept_bytes"] == 0
+    assert rows[-2]["cached_bytes"] == 4 * np.prod(frozen.output_shape[1:])
+    assert rows[0]["cached_bytes"] == 0

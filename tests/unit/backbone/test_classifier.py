@@ -1,3 +1,6 @@
+import json
+import re
+
 import keras
 import pytest
 import tensorflow as tf
@@ -90,6 +93,19 @@ def test_a_classifier_as_the_base_is_refused_unless_it_is_tapped_or_accepted(tmp
         load(tmp_path / "mine.keras")
     assert load(tmp_path / "mine.keras", tap="pooled").network.output_shape == (None, 16)
     assert load(tmp_path / "mine.keras", accept_head=True).network.output_shape == (None, 5)
+
+
+def test_inspect_lists_a_classifiers_blocks_and_says_what_to_tap(transfer, tmp_path):
+    ending_in(dense(5, activation="softmax")).save(tmp_path / "mine.keras")
+    config = tmp_path / "config.yaml"
+    base = {"model": str(tmp_path / "mine.keras"), "image_size": 16}
+    config.write_text(json.dumps({"name": "n", "storage": "s", "dataset": {"source": "digits"}, "base": base}))
+    done = transfer("inspect", config)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"warning +mine ends in 5 probabilities .*Set base.tap to `pooled`", done.stdout)
+    assert "classes" in done.stdout
+    tapped = transfer("inspect", config, "--set", "base.tap=pooled", "--json")
+    assert json.loads(tapped.stdout)["warning"] is None
 
 
 def test_a_classifier_inside_a_nested_network_is_refused_with_how_to_take_it_apart(tmp_path):

@@ -114,6 +114,6 @@ def test_what_is_remembered_of_a_file_is_never_that_of_another(tmp_path, monkeyp
 
 
 def test_a_folder_that_is_far_too_large_is_refused_by_its_name(tmp_path, monkeypatch):
-    monkeypatch.setattr("transfer.backbone.source.MAX_MODULE_FILES", 3)
+    monkeypatch.setattr("transfer.backbone.files.MAX_MODULE_FILES", 3)
     with pytest.raises(BackboneError, match="module holds more than 3 files"):
         files_of(module_in(tmp_path / "module"))

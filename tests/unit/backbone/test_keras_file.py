@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from transfer.backbone.backbone import computes_in_half, set_precision
 from transfer.backbone.load import load_backbone
-from transfer.backbone.precision import computes_in_half, set_precision
 from transfer.config import BaseNetworkConfig
 from transfer.errors import BackboneError
 from transfer.training.model import TransferModel
@@ -133,6 +133,20 @@ def test_options_and_files_of_weights_belong_to_keras_applications_only(tmp_path
         load(tmp_path / "base.keras", weights="other.weights.h5")
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("old.h5", r"old.h5 is a Keras 2 HDF5 model, .*save it with model.save\('name.keras'\)"),
+        ("s3://bucket/old.hdf5", r"old.hdf5 is a Keras 2 HDF5 model"),
+        ("mine.weights.h5", r"mine.weights.h5 has weights and no network. .* base.weights to this file"),
+    ],
+)
+@pytest.mark.parametrize("weights", ["imagenet", "none"])
+def test_hdf5_is_refused_with_what_to_make_of_it(name, said, weights):
+    with pytest.raises(BackboneError, match=said):
+        load(name, weights=weights)
+
+
 def test_weights_none_starts_a_file_with_the_same_random_weights_each_time(tmp_path):
     functional().save(tmp_path / "base.keras")
     pretrained, first, second = (
@@ -212,9 +226,9 @@ def test_random_layers_in_a_file_do_nothing_and_leave_no_trace(tmp_path, images)
     expected = plain(images).numpy()
     for unfreeze in ("all", 2, 1):
         model = TransferModel(backbone, keras.Sequential([keras.layers.Identity()]), ["a", "b"], digest=digest)
-        split = model.split(unfreeze)
-        np.testing.assert_array_equal(split.logits(split.activations(images), training=True).numpy(), expected)
+        split = model.cut(unfreeze)
+        np.testing.assert_array_equal(split.logits(split.features(images), training=True).numpy(), expected)
         assert {v.path for v in split.variables} <= {w.path for w in backbone.network.weights}
-    assert len(model.split("all").variables) == len(plain.trainable_variables)
+    assert len(model.cut("all").variables) == len(plain.trainable_variables)
     assert sum(block.parameters for block in backbone.blocks) == plain.count_params()
     assert backbone.digest() == digest == load(tmp_path / "base.keras").digest()

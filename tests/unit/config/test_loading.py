@@ -26,7 +26,7 @@ def test_a_changed_default_shows_in_the_rendered_example(name):
 
 @pytest.mark.parametrize("name", ["minimal", "full"])
 def test_a_rendered_configuration_reads_back_as_itself(name):
-    assert load_config(GOLDEN / f"{name}.rendered.yaml") == load_config(GOLDEN / f"{name}.yaml")
+    assert load_config(GOLDEN / f"{name}.rendered.yaml") == load_config(str(GOLDEN / f"{name}.yaml"))
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,15 @@ def test_a_rendered_configuration_reads_back_as_itself(name):
         ({"head": {"int": 1}}, "head.int: unknown key; "),
         ({"dataset": {}}, "dataset.source: is missing"),
         ({"dataset": {"source": "x", "validation": 0.6, "test": 0.4}}, "validation + test is 1 and must be below 1"),
-        ({"workers": {"count": 3}}, "training.batch_size is 32 and must be divisible by the 3 replicas"),
+        ({"dataset": {"source": "x", "background": "fff"}}, '`white` or `"#rrggbb"` (found `fff`)'),
+        ({"dataset": {"source": "x", "splits": {"test": "test"}}}, "splits names no folder for `train`"),
+        ({"dataset": {"source": "x", "splits": {"train": "a", "test": "a/b"}}}, "`a` and `a/b`, and one of them holds"),
+        ({"dataset": {"source": "x", "splits": {"train": "../a"}}}, "splits.train is `../a` and must be the path"),
+        ({"dataset": {"source": "x", "subfolder": "/a"}}, "subfolder is `/a` and must be the path"),
+        ({"dataset": {"source": "x", "group_pattern": "p("}}, "`p(`, which is no regular expression"),
+        ({"dataset": {"source": "x", "group_pattern": "(p)(q)"}}, "`(p)(q)`, with 2 groups; it may have one"),
+        ({"dataset": {"source": "x", "group_pattern": "p", "group_column": "p"}}, "both say what a group is"),
+        ({"workers": {"count": 3}}, "training.batch_size is 32 and must be divisible by the 3 workers"),
         ({"phases": [{"unfreeze": -1}]}, "unfreeze is -1 and must be 0 or more"),
         ({"phases": [{"learning_rate": float("nan")}]}, "phases.0.learning_rate"),
         ({"phases": [{"optimizer": "adamm"}]}, "(found `adamm`)"),
@@ -141,3 +149,19 @@ def test_a_secret_that_stands_where_its_variable_is_to_be_named_is_not_shown():
     with pytest.raises(ConfigError, match="must be the name of an environment variable") as caught:
         parse_config({**minimal, "nightly": {"webhook_env": "https://hooks.example/a-secret"}})
     assert "a-secret" not in str(caught.value)
+
+
+def test_a_config_that_is_built_in_python_explains_what_is_wrong():
+    with pytest.raises(ConfigError) as refused:
+        Config(
+            name="pets",
+            storage="storage",
+            dataset={"source": "images"},
+            base={"model": "VGG16", "image_sise": 96},
+            phases=[{"epochs": 0}],
+        )
+    assert str(refused.value).splitlines() == [
+        "This is not a valid configuration:",
+        "  base.image_sise: unknown key; did you mean `image_size`?",
+        "  phases.0.epochs: Input should be greater than or equal to 1 (found `0`)",
+    ]

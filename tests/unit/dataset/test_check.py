@@ -61,8 +61,9 @@ TAKEN_AS_PNG = {
 }
 
 
-def check(data: bytes, *, key: str = "image", transcode: bool = False, max_pixels: int = 100_000):
-    return check_image(data, key=key, max_pixels=max_pixels, max_file_size_bytes=1_000_000, transcode=transcode)
+def check(data: bytes, *, key: str = "image", transcode: bool = False, max_pixels: int = 100_000, background=None):
+    limits = {"max_pixels": max_pixels, "max_file_size_bytes": 1_000_000, "background": background}
+    return check_image(data, key=key, transcode=transcode, **limits)
 
 
 def refusal(data: bytes, **options) -> RejectedImage:
@@ -108,6 +109,17 @@ def test_transcoding_gives_the_png_of_what_pillow_shows(name):
     file = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
     expected = np.asarray(file) >> 8 if file.mode == "I;16" else np.asarray(file.convert("RGB"))
     np.testing.assert_array_equal(pixels[..., 0] if expected.ndim == 2 else pixels, expected)
+
+
+@pytest.mark.parametrize("format_name", ["PNG", "WEBP", "TIFF"])
+def test_an_image_with_transparent_pixels_becomes_what_the_graph_makes_of_it_on_the_background(format_name):
+    transparent = images.with_alpha(PICTURE)
+    accepted = check(images.encode(transparent, format_name), transcode=True, background="#ffffff")
+    assert accepted.format == "PNG"
+    assert not Image.open(io.BytesIO(accepted.data)).has_transparency_data
+    shown = decode_image(tf.constant(images.encode(transparent, "PNG")), "#ffffff")
+    np.testing.assert_array_equal(decode_image(tf.constant(accepted.data)), shown)
+    assert check(PNG, background="#ffffff").data == PNG
 
 
 def test_a_transcoded_image_stands_upright_and_carries_no_metadata():
@@ -261,6 +273,49 @@ def test_a_compressed_text_in_a_png_is_not_unpacked_without_limit():
     bomb = b"Comment\0\0" + zlib.compress(b"\0" * 20_000_000)
     for last in (False, True):
         assert refusal(images.insert_chunk(PNG, b"zTXt", bomb, last=last)).reason is RejectReason.CORRUPT
+
+
+DAMAGED_BESIDE = {
+    "PNG with a text whose checksum is wrong": PNG[:33] + b"\0\0\0\3tEXta\0b\0\0\0\0" + PNG[33:],
+    "PNG with a short chunk behind the picture": images.insert_chunk(PNG, b"pHYs", b"a", last=True),
+    "PNG with a short chunk": images.insert_chunk(PNG, b"pHYs", b"a"),
+    "JPEG with a short JFIF header": b"\xff\xd8\xff\xe0\0\7JFIF\0" + JPEG[20:],
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED_BESIDE)
+def test_damage_beside_the_picture_is_no_reason_to_refuse_what_the_graph_decodes(name):
+    data = DAMAGED_BESIDE[name]
+    with pytest.raises((OSError, SyntaxError, ValueError)):
+        Image.open(io.BytesIO(data)).load()
+    accepted = check(data)
+    assert isinstance(accepted, AcceptedImage), accepted
+    assert (accepted.data, accepted.width, accepted.height) == (data, 48, 32)
+    assert refusal(data, max_pixels=100).reason is RejectReason.PIXEL_BOMB
+    on_white = check(data, background="#ffffff")
+    assert Image.open(io.BytesIO(on_white.data)).size == (48, 32) if name.startswith("PNG") else on_white == accepted
+
+
+@pytest.mark.parametrize("transcode", [False, True])
+@pytest.mark.parametrize(
+    ("bits", "channels", "sample_format", "said"),
+    [
+        (16, 3, 1, "TIFF of 3 channels of 16 bits, which Pillow does not read"),
+        (16, 4, 1, "TIFF of 4 channels of 16 bits, which"),
+        (8, 7, 1, "TIFF of 7 channels of 8 bits, which"),
+        (16, 1, 2, "TIFF of 1 channel of 16 bits, signed, and nothing says which value is white"),
+        (32, 1, 3, "TIFF of 1 channel of 32 bits, float, and"),
+    ],
+)
+def test_a_tiff_that_cannot_become_a_png_says_why_and_is_not_called_corrupt(
+    bits, channels, sample_format, said, transcode
+):
+    rejected = refusal(
+        images.tiff(4, 3, bits=bits, channels=channels, sample_format=sample_format), transcode=transcode
+    )
+    assert rejected.reason is RejectReason.UNSUPPORTED_FORMAT
+    assert said in rejected.detail
+    assert "transcode" not in rejected.detail
 
 
 def test_a_jpeg_of_very_many_scans_is_not_decoded():

@@ -171,3 +171,32 @@ def test_a_loaded_image_is_the_decoded_one_resized_to_the_square():
 def test_a_loaded_image_has_a_static_shape_so_that_it_can_be_batched():
     dataset = tf.data.Dataset.from_tensors(EXACT["PNG"]).map(lambda image_bytes: load_image(image_bytes, 20))
     assert dataset.element_spec == tf.TensorSpec([20, 20, 3], tf.float32)
+
+
+def on_color(image, color):
+    """The picture on a color, in whole numbers; the color that is stored under a transparent pixel does not count."""
+    pixels = np.asarray(image.convert("RGBA")).astype(np.int32)
+    alpha = pixels[..., 3:]
+    return (pixels[..., :3] * alpha + np.array(color) * (255 - alpha) + 127) // 255
+
+
+TRANSPARENT = {
+    "PNG": images.encode(images.with_alpha(PICTURE), "PNG"),
+    "PNG, gray": images.encode(images.with_alpha(PICTURE).convert("LA"), "PNG"),
+    "PNG with a transparent palette": images.encode(PICTURE.quantize(64), "PNG", transparency=3),
+    "WebP": images.encode(images.with_alpha(PICTURE), "WEBP"),
+    "WebP, animated": images.animate([images.with_alpha(frame) for frame in FRAMES], "WEBP"),
+}
+
+
+@pytest.mark.parametrize("name", TRANSPARENT)
+def test_transparent_pixels_lie_on_the_background(name):
+    data = TRANSPARENT[name]
+    decoded = decode_image(tf.constant(data), "#ff8000").numpy()
+    np.testing.assert_array_equal(decoded, on_color(Image.open(io.BytesIO(data)), (255, 128, 0)))
+
+
+@pytest.mark.parametrize("name", ["PNG", "PNG, gray", "GIF", "BMP of 32 bits", "BMP with a palette", "WebP"])
+def test_what_has_no_alpha_is_the_same_on_any_background(name):
+    data = tf.constant(EXACT[name])
+    np.testing.assert_array_equal(decode_image(data, "#ff8000"), decode_image(data))

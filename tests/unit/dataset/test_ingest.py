@@ -1,17 +1,17 @@
 """From images to dataset versions: what is stored, what is found again, how a dataset grows."""
 
+import io
 import json
 import shutil
 
 import pytest
 from PIL import Image
 
-from tests.images import encode, picture
+from tests.images import encode, picture, with_alpha
 from tests.sourcing import config_of, image, write_classes
 from transfer.dataset import ingest as ingest_module
 from transfer.dataset.ingest import ingest
-from transfer.dataset.manifest import dataset_log, load_dataset
-from transfer.dataset.rejects import read_ledger
+from transfer.dataset.manifest import dataset_log, load_dataset, read_ledger
 from transfer.dataset.shards import read_shard
 from transfer.dataset.splits import SPLITS
 from transfer.errors import AlreadyExistsError, CorruptObjectError, DatasetError, ObjectNotFoundError
@@ -217,6 +217,20 @@ def test_transcoded_images_are_stored_as_png_under_the_digest_of_the_png(source,
     assert row["image"].startswith(b"\x89PNG")
     assert row["sha256"] == sha256_hex(row["image"])
     assert ingested(source, folder_storage, transcode=True)[1] == dataset
+
+
+def test_another_background_is_another_version_on_which_transparent_images_are_stored(source, folder_storage):
+    (source / "cat" / "cut-out.png").write_bytes(encode(with_alpha(picture(seed=7)), "PNG"))
+    _, first = ingested(source, folder_storage)
+    store, white = ingested(source, folder_storage, background="white")
+    assert (first.background, white.background, white.number) == (None, "#ffffff", 2)
+    with Image.open(io.BytesIO(rows_of(store, white)["cat/cut-out.png"]["image"])) as stored:
+        assert stored.getpixel((0, 0)) == (255, 255, 255)
+    assert ingested(source, folder_storage, background="#FFFFFF")[1] == white
+    (source / "cat" / "cut-out.png").unlink()
+    without = ingested(source, folder_storage, background="white")[1]
+    # The same images, and the model will put others on another color.
+    assert ingested(source, folder_storage)[1].number == without.number + 1
 
 
 def test_another_check_option_is_another_version_only_if_it_changes_the_images(source, folder_storage):

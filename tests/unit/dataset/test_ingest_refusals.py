@@ -7,8 +7,7 @@ import pytest
 
 from tests.sourcing import config_of, image, write_classes
 from transfer.dataset.ingest import ingest
-from transfer.dataset.manifest import dataset_log
-from transfer.dataset.rejects import read_ledger
+from transfer.dataset.manifest import dataset_log, read_ledger
 from transfer.errors import DatasetError
 from transfer.storage import open_store
 
@@ -41,6 +40,11 @@ def test_images_without_class_folders_are_listed_in_the_ledger(tmp_path, folder_
 
 def test_one_class_alone_is_refused(tmp_path, folder_storage):
     assert "only one class in" in refusal(write_classes(tmp_path / "images", cat=5), folder_storage)
+
+
+def test_splits_are_no_classes(tmp_path, folder_storage):
+    message = refusal(write_classes(tmp_path / "images", train=3, Val=3), folder_storage)
+    assert "`Val`, `train`: splits, and no classes" in message
 
 
 @pytest.mark.parametrize(
@@ -106,11 +110,23 @@ def test_too_many_rejects_name_the_first_five_and_the_ledger(tmp_path, folder_st
     for number in range(7):
         (source / "dog" / f"broken{number}.jpg").write_bytes(b"broken")
     message = refusal(source, folder_storage, max_reject_share=0.1)
-    assert "7 of 47 images were refused (14.89%), and dataset.max_reject_share is 10.00%" in message
+    assert "7 of 47 images were refused (14.9 %), and dataset.max_reject_share is 10.0 %" in message
     assert [f"dog/broken{number}.jpg (not_an_image" in message for number in range(7)] == [True] * 5 + [False] * 2
     assert "and 2 more" in message
     ledger = read_ledger(open_store(folder_storage), re.search(r"rejects/\w+\.parquet", message)[0])
     assert ledger["key"].to_pylist() == [f"dog/broken{number}.jpg" for number in range(7)]
+
+
+def test_one_odd_file_in_a_small_folder_is_borne_unless_none_is(tmp_path, folder_storage):
+    source = write_classes(tmp_path / "images", cat=10, dog=10)
+    (source / "dog" / "broken.jpg").write_bytes(b"broken")
+    assert "1 of 21 images were refused" in refusal(source, folder_storage, max_reject_share=0.0)
+    dataset = ingest(config_of(source, folder_storage), open_store(folder_storage))
+    assert dataset.reject_counts == {"not_an_image": 1}
+    (source / "cat" / "broken.jpg").write_bytes(b"broken, too")
+    assert "2 of 22 images were refused (9.1 %), and dataset.max_reject_share is 1.0 %" in refusal(
+        source, folder_storage
+    )
 
 
 def test_ignored_files_and_copies_are_no_rejects_that_fail_an_ingest(tmp_path, folder_storage):

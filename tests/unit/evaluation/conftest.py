@@ -1,15 +1,12 @@
 """Predictions and reports to test with."""
 
-import io
-
 import numpy as np
 import pytest
-from PIL import Image
 
+from transfer.catalog.run import EpochRow
 from transfer.evaluation.metrics import compute_metrics, worst_mistakes
 from transfer.evaluation.predictions import Predictions
 from transfer.evaluation.report import Report
-from transfer.training.history import EpochRow
 
 
 def _predictions(labels, probabilities, classes=None):
@@ -56,12 +53,6 @@ def _report(predictions, **changes):
     return Report(**(content | changes))
 
 
-def _encoded(width, height, *, kind="PNG", mode="RGB", **options):
-    target = io.BytesIO()
-    Image.new(mode, (width, height)).save(target, kind, **options)
-    return target.getvalue()
-
-
 @pytest.fixture
 def predictions_of():
     return _predictions
@@ -75,8 +66,3 @@ def random_predictions():
 @pytest.fixture
 def report_of():
     return _report
-
-
-@pytest.fixture
-def encoded():
-    return _encoded

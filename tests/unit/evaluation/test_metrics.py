@@ -6,7 +6,7 @@ from scipy.stats import binomtest
 from sklearn import metrics as reference
 
 from transfer.errors import DatasetError
-from transfer.evaluation.metrics import compute_metrics, wilson_interval, worst_mistakes
+from transfer.evaluation.metrics import beats_commonest_class, compute_metrics, wilson_interval, worst_mistakes
 from transfer.evaluation.predictions import Predictions
 
 
@@ -47,6 +47,16 @@ def test_figures_agree_with_scikit_learn(random_predictions, images, classes):
     assert metrics.macro.f1 == pytest.approx(reference.f1_score(labels, predicted, average="macro"), abs=1e-12)
     assert metrics.macro.recall == pytest.approx(reference.balanced_accuracy_score(labels, predicted), abs=1e-12)
     assert metrics.confusion == reference.confusion_matrix(labels, predicted, labels=indices).tolist()
+
+
+@pytest.mark.parametrize(
+    ("answers", "beats"), [([0, 0, 0, 0, 0], False), ([0, 0, 0, 1, 0], True), ([1, 1, 0, 1, 1], False)]
+)
+def test_a_network_has_to_be_right_more_often_than_the_commonest_class(predictions_of, answers, beats):
+    metrics = compute_metrics(predictions_of([0, 0, 0, 1, 1], np.eye(2)[answers], ["cat", "dog"]))
+    assert metrics.commonest_class.name == "cat"
+    assert metrics.commonest_class_accuracy == 0.6
+    assert beats_commonest_class(metrics) == beats
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 1), (1, 1), (0, 40), (40, 40), (37, 40), (912, 1000)])
@@ -97,6 +107,19 @@ def test_right_image_is_among_the_top_k_even_when_all_probabilities_are_equal(pr
     metrics = compute_metrics(predictions_of([0, 2, 3, 9], np.full((4, 10), 0.1)))
     assert metrics.accuracy == 0.25
     assert metrics.top_k == {3: 0.5, 5: 0.75}
+
+
+def test_a_class_of_probability_zero_is_not_among_the_top_k_however_few_others_there_are(predictions_of):
+    assert compute_metrics(predictions_of([0, 2], [[0.0, 0.0, 0.7, 0.3]] * 2)).top_k == {3: 0.5}
+
+
+def test_one_confused_pair_leaves_room_for_others_among_the_worst_mistakes(predictions_of):
+    sure = [0.99 - 0.01 * row for row in range(8)] + [0.6]
+    rows = [[1 - value, value, 0] for value in sure[:8]] + [[0.4, 0, sure[8]]]
+    predictions = predictions_of([0] * 9, rows)
+    found = worst_mistakes(predictions, 7)
+    assert [mistake.key for mistake in found] == [f"image-{row}.png" for row in (0, 1, 2, 3, 4, 5, 8)]
+    assert len(worst_mistakes(predictions, 9)) == 9
 
 
 def test_worst_mistakes_come_most_confident_first_and_ties_never_vary():

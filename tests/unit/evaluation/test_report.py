@@ -1,12 +1,20 @@
+import ast
+import json
 import math
+from html import unescape
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from tests.images import encoded
+from transfer.catalog.run import EpochRow
+from transfer.config import BaseNetworkConfig
 from transfer.errors import DatasetError
-from transfer.evaluation.report import Report, render_html
-from transfer.training.history import EpochRow
+from transfer.evaluation.page import render_html
+from transfer.evaluation.report import Report
+from transfer.training.history import FinalEpoch
 
 EVIL = "<script>alert('x')</script>"
 
@@ -62,6 +70,11 @@ def test_report_read_back_from_json_is_the_same_report(random_predictions, repor
     assert Report.from_json(data).to_json() == data
 
 
+def test_the_page_says_how_images_came_to_be_in_their_splits(random_predictions, report_of):
+    report = report_of(random_predictions(images=60, classes=3), split_by="train, test as given by folders")
+    assert "Splits: train, test as given by folders." in render_html(report, thumbnails={})
+
+
 def test_report_json_keeps_what_was_not_measured_apart_from_zero(predictions_of, report_of):
     report = report_of(predictions_of([0, 1], [[0.9, 0.1, 0.0], [0.2, 0.8, 0.0]]))
     assert b"NaN" not in report.to_json()
@@ -82,7 +95,7 @@ def test_other_bytes_are_refused_as_a_report(data):
         Report.from_json(data)
 
 
-def test_page_refers_to_nothing_outside_itself(random_predictions, report_of, encoded):
+def test_page_refers_to_nothing_outside_itself(random_predictions, report_of):
     report = report_of(random_predictions(images=80, classes=6))
     thumbnails = {mistake.key: encoded(20, 20) for mistake in report.mistakes}
     page = Page(render_html(report, thumbnails=thumbnails))
@@ -130,7 +143,7 @@ def test_class_names_in_the_chart_are_text_and_not_formulas(evil_report):
 
 
 @pytest.mark.parametrize("broken", [b"", b"not an image", b"\x89PNG\r\n\x1a\n" + bytes(40)])
-def test_unreadable_picture_becomes_a_placeholder(random_predictions, report_of, encoded, broken):
+def test_unreadable_picture_becomes_a_placeholder(random_predictions, report_of, broken):
     report = report_of(random_predictions(images=80, classes=6))
     first, *others = report.mistakes
     page = Page(render_html(report, thumbnails={first.key: broken} | {other.key: encoded(9, 9) for other in others}))
@@ -174,6 +187,121 @@ def test_page_of_a_perfect_single_image_without_history_or_counts_is_drawn(predi
     assert "Worst mistakes" not in text
 
 
+@pytest.mark.parametrize(
+    ("answers", "verdict", "right"),
+    [
+        ([0, 0, 0], "No better than the commonest class.", "Right for 2 of 3 test images"),
+        ([0, 0, 1], "Right for 3 of 3 test images.", "Right for 3 of 3 test images"),
+    ],
+)
+def test_the_verdict_stands_above_the_figures_beside_the_commonest_class(
+    predictions_of, report_of, answers, verdict, right
+):
+    predictions = predictions_of([0, 0, 1], np.eye(2)[answers], ["cat", "dog"])
+    text = Page(render_html(report_of(predictions), thumbnails={})).text
+    above = text[: text.index("Test accuracy")]
+    assert verdict in above
+    assert right in above
+    assert "Always answering cat would be right for 2 (66.7 %)." in above
+    assert ("No better" in above) == ("No better" in verdict)
+
+
+def test_validation_stands_beside_test_where_it_is_known(random_predictions, report_of):
+    counts = {"train": {"class 0": 9}, "validation": {"class 0": 50}}
+    report = report_of(random_predictions(images=60, classes=3), validation_accuracy=0.9, counts=counts)
+    text = Page(render_html(report, thumbnails={})).text
+    assert "Validation accuracy90.0 %78.6 % to 95.7 %" in text
+    # Reports of earlier releases say nothing of it.
+    document = json.loads(report.to_json())
+    del document["validation_accuracy"]
+    old = Report.from_json(json.dumps(document).encode())
+    assert "Validation accuracy" not in Page(render_html(old, thumbnails={})).text
+
+
+def test_mistakes_are_grouped_by_what_was_taken_for_what(predictions_of, report_of):
+    labels, answers = [0] * 4 + [1] * 4 + [2] * 2, [0, 1, 1, 1, 1, 1, 0, 0, 0, 2]
+    rows = 0.85 * np.eye(3)[answers] + 0.05
+    report = report_of(predictions_of(labels, rows, ["cat", "dog", "owl"]))
+    text = Page(render_html(report, thumbnails={})).text
+    text = text[text.index("Worst mistakes") :]
+    places = [
+        text.index(part)
+        for part in ("cat → dog 3 images, 75.0 % of cat", "dog → cat 2 images, 50.0", "Other pairs", "owl → cat")
+    ]
+    assert places == sorted(places)
+    assert text.count("cat → dog") == 1
+
+
+def test_classes_without_training_images_are_flagged(predictions_of, report_of):
+    predictions = predictions_of([0, 1], np.eye(4)[[0, 1]], ["cat", "dog", "owl", "val"])
+    counts = {"train": {"cat": 3, "owl": 2, "val": 0}, "test": {"cat": 1, "dog": 1, "val": 0}}
+    report = report_of(predictions, counts=counts, untrained_classes=["dog", "val"])
+    text = Page(render_html(report, thumbnails={})).text
+    assert "2 of 4 classes have no training images and are never answered: dog, val. Each of their images" in text
+    assert "dog no training images: never answered" in text
+    assert "owl no test images" in text
+    assert "val no images any more" in text
+    of_earlier_release = report_of(predictions, counts={})
+    assert "training images" not in Page(render_html(of_earlier_release, thumbnails={})).text
+
+
+@pytest.mark.parametrize(("start", "zoomed"), [(0.2, 1), (0.9, 2)])
+def test_an_axis_that_does_not_begin_at_zero_says_so(random_predictions, report_of, start, zoomed):
+    rows = [
+        EpochRow(phase=0, epoch=n, loss=1.0 + 0.01 * n, accuracy=start + (0.95 - start) * n, learning_rate=1, seconds=1)
+        for n in range(2)
+    ]
+    text = Page(render_html(report_of(random_predictions(images=9, classes=3), history=rows), thumbnails={})).text
+    # The loss is always flat here.
+    assert text.count("zoomed, not from 0") == zoomed
+
+
+def test_the_lines_that_use_the_model_are_python_and_only_there_for_one_that_is_published(
+    random_predictions, report_of
+):
+    predictions = random_predictions(images=9, classes=3)
+    uri = """s3://a "bucket"/it's <here>"""
+    html = render_html(report_of(predictions), thumbnails={}, storage=uri)
+    code = unescape(html[html.index("<pre>") + 5 : html.index("</pre>")])
+    texts = {node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)}
+    assert {uri, report_of(predictions).name} <= texts
+    unpublished = report_of(predictions, config={"publish": {"enabled": False}})
+    assert "load_model" not in render_html(unpublished, thumbnails={}, storage=uri)
+
+
+@pytest.mark.parametrize(
+    ("best_by", "value", "said"),
+    [
+        (None, None, "epoch 3 of 7 of phase 1, the last one"),
+        ("loss", 0.25, "epoch 3 of 7 of phase 1, the best by validation loss (0.2500)"),
+        ("accuracy", 0.9, "epoch 3 of 7 of phase 1, the best by validation accuracy (90.0 %)"),
+    ],
+)
+def test_the_page_says_which_epochs_weights_were_evaluated(random_predictions, report_of, best_by, value, said):
+    kept = FinalEpoch(phase=1, epoch=3, of=7, best_by=best_by, value=value)
+    predictions = random_predictions(images=9, classes=3)
+    assert said in Page(render_html(report_of(predictions, kept=kept), thumbnails={})).text
+
+
+@pytest.mark.parametrize(("model", "named"), [("/bases/glyphs.keras", False), ("MobileNetV2", True)])
+def test_imagenet_is_not_named_for_a_file_that_brings_its_weights(random_predictions, report_of, model, named):
+    base = BaseNetworkConfig(model=model)
+    report = report_of(
+        random_predictions(images=9, classes=3),
+        config={"base": base.model_dump(mode="json")},
+        weights=base.weights_title,
+    )
+    assert ("imagenet" in Page(render_html(report, thumbnails={})).text) is named
+
+
+@pytest.mark.parametrize("phases", [None, 3, [1], [{"unfreeze": None, "optimizer": "adam"}]])
+def test_a_configuration_of_another_release_is_no_reason_to_draw_nothing(random_predictions, report_of, phases):
+    text = Page(
+        render_html(report_of(random_predictions(images=9, classes=3), config={"phases": phases}), thumbnails={})
+    ).text
+    assert "Phase 0: phase 0" in text
+
+
 @pytest.mark.parametrize("epochs", [1, 2, 60])
 def test_curves_are_drawn_without_validation_for_any_number_of_epochs(random_predictions, report_of, epochs):
     rows = [
@@ -182,7 +310,8 @@ def test_curves_are_drawn_without_validation_for_any_number_of_epochs(random_pre
     ]
     text = Page(render_html(report_of(random_predictions(images=9, classes=3), history=rows), thumbnails={})).text
     assert "validation" not in text
-    assert ("phase 1" in text) == (epochs == 2)
+    # Named where there is room.
+    assert (" last 2 blocks\n" in text) == (epochs == 2)
 
 
 def test_worst_class_comes_first_and_the_unmeasured_one_last(predictions_of, report_of):
@@ -200,4 +329,4 @@ def test_worst_class_comes_first_and_the_unmeasured_one_last(predictions_of, rep
 def test_accuracy_is_never_rounded_to_all_or_nothing(predictions_of, report_of, right, images, shown):
     rows = [[0.9, 0.1]] * right + [[0.1, 0.9]] * (images - right)
     report = report_of(predictions_of([0] * images, rows), mistakes=[])
-    assert f"Accuracy{shown}\u202f%" in Page(render_html(report, thumbnails={})).text
+    assert f"Test accuracy{shown} %" in Page(render_html(report, thumbnails={})).text

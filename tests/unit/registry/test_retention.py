@@ -5,19 +5,12 @@ from pathlib import Path
 import pytest
 
 from tests.published import MODEL, assert_all_intact, left_of, numbers, publish_some
+from transfer.catalog import layout
 from transfer.errors import CorruptObjectError, RegistryError
-from transfer.registry.pins import pin_version, unpin_version
-from transfer.registry.retention import remove_old_versions
+from transfer.registry.retention import pin_version, remove_old_versions, unpin_version
 from transfer.registry.retention_log import announce_promotion, read_retention, retention_log
-from transfer.registry.rollback import roll_back
-from transfer.registry.versions import (
-    current_promotion,
-    download_version,
-    list_versions,
-    load_version,
-    promote,
-    versions_folder,
-)
+from transfer.registry.serving import promote, roll_back
+from transfer.registry.versions import current_promotion, download_version, list_versions, load_version
 from transfer.storage import Log, open_store
 
 
@@ -53,7 +46,7 @@ def test_a_folder_that_tensorflow_serving_watches_has_no_trace_of_what_went(fold
     store = open_store(folder_storage)
     publish_some(store, 3)
     remove_old_versions(store, MODEL, keep=1, remove=True)
-    assert sorted(path.name for path in Path(folder_storage.uri, versions_folder(MODEL)).iterdir()) == [
+    assert sorted(path.name for path in Path(folder_storage.uri, layout.versions_log(MODEL)).iterdir()) == [
         "00000003",
         "00000003.json",
     ]
@@ -101,7 +94,7 @@ def test_the_newest_version_always_stays(store, keep):
 
 def test_what_is_being_published_is_left_alone(store):
     publish_some(store, 2)
-    folder = f"{versions_folder(MODEL)}/00000003"
+    folder = f"{layout.versions_log(MODEL)}/00000003"
     store.put(f"{folder}/assets.extra/claim.json", b"{}")
     store.put(f"{folder}/variables/variables.index", b"under way")
     publish_some(store, 2)

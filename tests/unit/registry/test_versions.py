@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from transfer.errors import CorruptObjectError, PromotionConflictError, RegistryError
+from transfer.registry.serving import promote
 from transfer.registry.versions import (
     add_version,
     current_promotion,
@@ -13,7 +14,6 @@ from transfer.registry.versions import (
     list_promotions,
     list_versions,
     load_version,
-    promote,
 )
 from transfer.storage import open_store
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import pickle
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,6 +29,20 @@ def test_what_is_put_is_read_back_whole_and_in_ranges(store):
     assert store.read("some/object.bin", start=len(HELLO) + 10, length=3) == b""
     assert store.size("some/object.bin") == len(HELLO)
     assert store.exists("some/object.bin")
+
+
+@pytest.mark.parametrize("size", [0, 13, 9 * 1024**2])
+def test_an_object_is_copied_to_a_file(store, tmp_path, size):
+    data = (HELLO * (size // len(HELLO) + 1))[:size]
+    store.put("object", data)
+    store.download("object", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == data
+
+
+def test_an_object_that_ends_before_its_size_is_not_taken_for_whole(store, tmp_path):
+    store.put("object", HELLO)
+    with pytest.raises(StorageError, match="changed while it was read"):
+        store.download("object", tmp_path / "copy", size_bytes=len(HELLO) + 1)
 
 
 def test_a_negative_range_is_a_bug_and_not_a_read_from_the_end(store):
@@ -121,6 +136,7 @@ def test_a_listing_is_sorted_recursive_and_limited_to_a_prefix(store):
     for name in names:
         store.put(name, name.encode())
     assert list(store.list()) == [StoredObject(name, len(name.encode())) for name in sorted(names)]
+    assert all(abs(item.modified_s - time.time()) < 3600 for item in store.list())
     assert [item.name for item in store.list("a/")] == ["a/b", "a/b-c/d", "a/c"]
     assert [item.name for item in store.list("a/b")] == ["a/b", "a/b-c/d"]
     assert [item.name for item in store.list("a")] == sorted(name for name in names if name.startswith("a"))
@@ -239,13 +255,13 @@ def test_opening_with_the_wrong_digest_names_the_object_and_both_digests(store):
 
 
 def test_what_can_be_computed_again_is_removed_and_can_be_put_anew(store):
-    store.put("activations/a/object", HELLO)
-    store.put("activations/a/other", HELLO)
-    store.remove("activations/a/object")
-    store.remove("activations/a/object")
-    store.remove("activations/b/never/there")
-    assert [item.name for item in store.list()] == ["activations/a/other"]
-    assert store.put("activations/a/object", HELLO.upper()) is True
+    store.put("features/a/object", HELLO)
+    store.put("features/a/other", HELLO)
+    store.remove("features/a/object")
+    store.remove("features/a/object")
+    store.remove("features/b/never/there")
+    assert [item.name for item in store.list()] == ["features/a/other"]
+    assert store.put("features/a/object", HELLO.upper()) is True
 
 
 def test_a_model_version_is_removed_with_its_folders_and_nothing_beside_it(storage):
@@ -264,35 +280,49 @@ def test_a_model_version_is_removed_with_its_folders_and_nothing_beside_it(stora
     assert store.put(f"{versions}/00000003/d", HELLO) is True
 
 
+def test_a_run_is_removed_with_its_folder_and_nothing_beside_it(storage):
+    store = open_store(storage)
+    of_first = ["runs/a/arrays/b.npz", "runs/a/checkpoints/00000001.json", "runs/a/run.json"]
+    for name in (*of_first, "runs/b/run.json", "sweeps/s/packs/p/checkpoints/00000001.json"):
+        store.put(name, HELLO)
+    for name in (*of_first, "sweeps/s/packs/p/checkpoints/00000001.json"):
+        store.remove(name)
+    assert [item.name for item in store.list()] == ["runs/b/run.json"]
+    if not storage.uri.startswith("s3:"):
+        assert [path.name for path in Path(storage.uri, "runs").iterdir()] == ["b"]
+
+
 def test_what_is_removed_while_it_is_listed_does_not_disturb_the_rest_of_the_list(folder_storage, monkeypatch):
     store = open_store(folder_storage)
     for name in ("a", "b", "c"):
-        store.put(f"activations/{name}", HELLO)
+        store.put(f"features/{name}", HELLO)
     walk = os.walk
 
     def walk_while_another_removes(folder):
         for directory, folders, files in walk(folder):
             if "b" in files:
-                store.remove("activations/b")
+                store.remove("features/b")
             yield directory, folders, files
 
     monkeypatch.setattr(os, "walk", walk_while_another_removes)
-    assert [item.name for item in store.list()] == ["activations/a", "activations/c"]
+    assert [item.name for item in store.list()] == ["features/a", "features/c"]
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        *("shards/object", "activations", "activations-of-mine/object", "activations/../shards/object", "probe"),
+        *("shards/object", "features", "features-of-mine/object", "features/../shards/object", "probe"),
         *("models/flowers/promotions/00000001.json", "models/flowers/retention/00000001.json"),
         *("models/flowers/versions/00000001", "models/flowers/versions/notes/object"),
+        *("models/flowers/serving/00000001", "models/flowers/serving/notes/object"),
         *("models/flowers/versions/../promotions/00000001.json", "models/a/b/versions/00000001.json"),
         "datasets/models/flowers/versions/00000001.json",
+        *("runs/notes", "sweeps/s/sweep.json", "sweeps/s/trials/00000001/00000001.json", "sweeps/s/packs/p/notes"),
     ],
 )
 def test_nothing_else_can_be_removed(store, name):
     there = ["shards/object"]
-    if name.startswith(("models/", "datasets/")) and ".." not in name:
+    if name.startswith(("models/", "datasets/", "runs/", "sweeps/")) and ".." not in name:
         there.append(name)
     for each in there:
         store.put(each, HELLO)
@@ -301,21 +331,34 @@ def test_nothing_else_can_be_removed(store, name):
     assert sorted(item.name for item in store.list()) == sorted(there)
 
 
+def test_a_file_of_the_users_is_replaced_and_nothing_in_a_folder(store, tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(HELLO.upper())
+    for data, expected in ((HELLO, HELLO), (path, HELLO.upper())):
+        store.replace("answers.csv", data)
+        assert store.read("answers.csv") == expected
+    store.put("shards/object", HELLO)
+    with pytest.raises(ValueError, match="in a folder"):
+        store.replace("shards/object", path)
+    assert store.read("shards/object") == HELLO
+    assert [item.name for item in store.list()] == ["answers.csv", "shards/object"]
+
+
 def test_what_was_read_stays_valid_when_the_object_is_removed(store):
     content = bytes(range(256)) * 4096
-    store.put("activations/object", content)
-    with store.open_verified("activations/object", sha256_hex(content)) as file:
+    store.put("features/object", content)
+    with store.open_verified("features/object", sha256_hex(content)) as file:
         data = file.read_buffer()
-    store.remove("activations/object")
+    store.remove("features/object")
     assert data.to_pybytes() == content
 
 
 def test_content_is_named_by_its_digest_and_put_once(store, tmp_path):
     path = tmp_path / "shard"
     path.write_bytes(HELLO)
-    digest = sha256_hex(HELLO)
-    assert put_content(store, "shards", ".parquet", HELLO) == (f"shards/{digest}.parquet", digest)
-    assert put_content(store, "shards", ".parquet", path) == (f"shards/{digest}.parquet", digest)
+    digest, named = sha256_hex(HELLO), "shards/{}.parquet".format
+    assert put_content(store, named, HELLO) == (f"shards/{digest}.parquet", digest)
+    assert put_content(store, named, path) == (f"shards/{digest}.parquet", digest)
     assert sha256_of_file(path) == digest
     assert [item.name for item in store.list()] == [f"shards/{digest}.parquet"]
 

@@ -5,15 +5,18 @@ import pytest
 
 from tests.digits import digits_config, ingest_some_digits
 from tests.workbench import train
-from transfer.activations.batches import KeptSplit
-from transfer.activations.kept import Kept
-from transfer.activations.prefix import prefix_of
-from transfer.activations.usage import UsageWatch
+from transfer.config import StorageConfig
+from transfer.dataset.ingest import ingest
+from transfer.dataset.shards import read_columns
 from transfer.errors import ConfigError, RunConflictError, TrainingError
+from transfer.features.batches import CachedSplit
+from transfer.features.frozen import frozen_part_of
+from transfer.features.store import FeatureStore
+from transfer.maintenance.features import UsageWatch
 from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoints
+from transfer.training.feature_plan import FeaturePlan
 from transfer.training.folds import Fold
-from transfer.training.inputs import Inputs
 from transfer.training.model import build_model
 from transfer.training.run import load_run, open_run
 
@@ -24,6 +27,10 @@ FOLDS = 3
 def digits(tmp_path_factory):
     """A folder of digits, and a store that holds them as a dataset version."""
     return ingest_some_digits(tmp_path_factory.mktemp("digits"))
+
+
+def store_of(digits):
+    return open_store(StorageConfig(uri=str(digits[0].parent / "storage")))
 
 
 def new_run(digits, run_id, *, fold=None, storage=None, epochs=2, depths=(0, 1), **changes):
@@ -39,7 +46,7 @@ def trained(run, dataset, **options):
 
 
 def opened(run, dataset):
-    inputs = Inputs(run, dataset, build_model(run.config, dataset.classes))
+    inputs = FeaturePlan(run, dataset, build_model(run.config, dataset.classes))
     inputs.extract()
     return inputs, inputs.open(0)
 
@@ -52,9 +59,9 @@ def contents(split):
 
 
 def test_every_image_is_validated_on_once_and_trained_on_in_all_other_folds(digits):
-    _, dataset = digits
+    dataset = digits[1]
     images = dataset.rows("train") + dataset.rows("validation")
-    folds = [Fold(index, FOLDS).rows(dataset) for index in range(FOLDS)]
+    folds = [Fold(index, FOLDS).rows(store_of(digits), dataset) for index in range(FOLDS)]
     assert sorted(np.concatenate([validated for _, validated in folds])) == list(range(images))
     for training, validated in folds:
         assert sorted([*training, *validated]) == list(range(images))
@@ -63,7 +70,7 @@ def test_every_image_is_validated_on_once_and_trained_on_in_all_other_folds(digi
 
 def test_which_images_are_in_a_fold_is_no_matter_of_how_they_are_stored(digits):
     _, dataset = digits
-    _, validated = Fold(0, FOLDS).rows(dataset)
+    _, validated = Fold(0, FOLDS).rows(store_of(digits), dataset)
     train_images = dataset.rows("train")
     # Neither the first images nor those of one split.
     assert (validated < train_images).any()
@@ -71,27 +78,48 @@ def test_which_images_are_in_a_fold_is_no_matter_of_how_they_are_stored(digits):
     assert (np.diff(validated) > 1).any()
 
 
+def test_a_group_is_validated_on_as_a_whole_and_folds_are_nearly_equal(tmp_path):
+    # Digit 7/0123.png is of the group 3, and each tenth image of none.
+    source, _ = ingest_some_digits(tmp_path)
+    config = digits_config(
+        source, str(tmp_path / "grouped"), dataset={"source": str(source), "group_pattern": "([0-8])[.]png$"}
+    )
+    store = open_store(config.storage)
+    dataset = ingest(config, store)
+    shards = [shard for split in ("train", "validation") for shard in dataset.shards_of(split)]
+    groups = np.concatenate([read_columns(store, shard, ["group"])["group"].to_pylist() for shard in shards])
+    assert set(groups) == {*"012345678", None}
+    folds = [Fold(index, FOLDS).rows(store, dataset) for index in range(FOLDS)]
+    for training, validated in folds:
+        assert sorted([*training, *validated]) == list(range(len(groups)))
+        assert not ({*groups[training]} & {*groups[validated]}) - {None}
+        assert abs(len(validated) - len(groups) / FOLDS) < 3
+    old = dataset.model_copy(update={"splitting": dataset.splitting.model_copy(update={"groups_in_shards": False})})
+    with pytest.raises(ConfigError, match="a release that did not store them"):
+        Fold(0, FOLDS).rows(store, old)
+
+
 def test_a_dataset_of_fewer_images_than_folds_is_refused(digits):
     _, dataset = digits
     with pytest.raises(ConfigError, match="fewer than 1000 folds"):
-        Fold(0, 1000).rows(dataset)
+        Fold(0, 1000).rows(store_of(digits), dataset)
 
 
 def test_a_fold_trains_and_validates_on_its_images_of_both_splits(digits):
     _, dataset = digits
     run = new_run(digits, "splits", fold=Fold(1, FOLDS))
     inputs, kept = opened(run, dataset)
-    prefix = prefix_of(build_model(run.config, dataset.classes).backbone, 0, map_dtype="float32")
+    frozen_part = frozen_part_of(build_model(run.config, dataset.classes).backbone, 0, map_dtype="float32")
     shards = [shard for split in ("train", "validation") for shard in dataset.shards_of(split)]
-    rows = [Kept(run.store, prefix).open(shard) for shard in shards]
-    everything = contents(KeptSplit(shards, rows))
+    rows = [FeatureStore(run.store, frozen_part).open(shard) for shard in shards]
+    everything = contents(CachedSplit(shards, rows))
     labels = np.concatenate([row.labels for row in rows])
-    training, validated = run.fold.rows(dataset)
+    training, validated = run.fold.rows(run.store, dataset)
     assert contents(kept.train[0]) == [everything[row] for row in training]
     assert contents(kept.validation) == [everything[row] for row in validated]
     assert kept.train[0].labels.tolist() == labels[training].tolist()
     assert kept.validation.labels.tolist() == labels[validated].tolist()
-    assert all(choice.kept for choice in inputs.choices)
+    assert all(choice.cached for choice in inputs.choices)
 
 
 def test_an_epoch_visits_a_folds_images_once_in_an_order_by_seed_and_epoch(digits):
@@ -108,11 +136,11 @@ def test_a_fold_learns_what_its_images_teach_and_counts_only_them(digits):
     _, dataset = digits
     of_one, of_other = (trained(new_run(digits, "teach", fold=Fold(n, FOLDS)), dataset) for n in (0, 1))
     assert not np.allclose(of_one.weights[0], of_other.weights[0])
-    _, validated = Fold(0, FOLDS).rows(dataset)
+    _, validated = Fold(0, FOLDS).rows(store_of(digits), dataset)
     images = of_one.progress.history[-1].validation_accuracy * len(validated)
     assert images == pytest.approx(round(images))
     # Two phases of two epochs each, the last batch of each epoch not full.
-    training, _ = Fold(0, FOLDS).rows(dataset)
+    training, _ = Fold(0, FOLDS).rows(store_of(digits), dataset)
     assert of_one.progress.global_step == 4 * -(-len(training) // 16)
 
 
@@ -145,20 +173,20 @@ def test_what_an_unfinished_fold_relies_on_is_in_use(digits):
     assert "in-use-fold1of3" in {found.id for found in UsageWatch(run.store).look().runs}
 
 
-def test_kept_output_is_computed_however_cheap_the_images_would_be(digits):
-    run = new_run(digits, "cheap", fold=Fold(0, FOLDS), depths=(2,), activations="auto")
+def test_features_are_cached_however_cheap_the_images_would_be(digits):
+    run = new_run(digits, "cheap", fold=Fold(0, FOLDS), depths=(2,), features="auto")
     inputs, _ = opened(run, digits[1])
-    assert [choice.reason for choice in inputs.choices] == ["cross-validation rests on it"]
+    assert [choice.reason for choice in inputs.choices] == ["cross-validation rests on them"]
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"activations": "never"}, "Phase 1 .*activations.keep is `never`"),
-        ({"depths": (0, "all")}, "Phase 2 .*nothing is frozen"),
-        ({"depths": (1, 0)}, "Phase 2 .*trained by an earlier phase"),
-        ({"augmentation": {"flip": "horizontal"}}, "Phase 1 .*augmented anew"),
-        ({"augmentation": {"flip": "horizontal", "views": 2}}, "Phase 1 .*augmented cannot be validated on"),
+        ({"features": "never"}, "Phase 0 .*features.cache is `never`"),
+        ({"depths": (0, "all")}, "Phase 1 .*nothing is frozen"),
+        ({"depths": (1, 0)}, "Phase 1 .*trained by an earlier phase"),
+        ({"augmentation": {"flip": "horizontal"}}, "Phase 0 .*augmented anew"),
+        ({"augmentation": {"flip": "horizontal", "views": 2}}, "Phase 0 .*augmented cannot be validated on"),
     ],
     ids=str,
 )
@@ -166,4 +194,4 @@ def test_a_fold_with_a_phase_that_is_not_trained_on_kept_plain_images_is_refused
     _, dataset = digits
     run = new_run(digits, None, fold=Fold(0, FOLDS), **changes)
     with pytest.raises(ConfigError, match=reason):
-        Inputs(run, dataset, build_model(run.config, dataset.classes))
+        FeaturePlan(run, dataset, build_model(run.config, dataset.classes))

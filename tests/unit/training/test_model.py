@@ -7,8 +7,8 @@ import pytest
 import tensorflow as tf
 
 from tests.digits import digits_config
-from tests.plain import plain_logits
-from transfer.backbone.precision import set_precision
+from tests.workbench import plain_logits
+from transfer.backbone.backbone import set_precision
 from transfer.errors import BackboneError, ConfigError
 from transfer.training.inference import rounds_coarsely
 from transfer.training.model import build_model
@@ -27,39 +27,39 @@ def names(variables):
 
 def test_each_depth_trains_the_last_blocks_and_the_head(model):
     blocks = len(model.backbone.blocks)
-    trained = [names(model.split(depth).variables) for depth in range(blocks + 1)]
+    trained = [names(model.cut(depth).variables) for depth in range(blocks + 1)]
     assert all(smaller < larger for smaller, larger in itertools.pairwise(trained))
     assert trained[0] == names(model.head.trainable_variables)
     everything = names(model.backbone.network.weights) | names(model.head.weights)
-    assert trained[blocks] == names(model.split("all").variables) == everything
+    assert trained[blocks] == names(model.cut("all").variables) == everything
 
 
 def test_a_shallower_split_after_a_deeper_one_trains_less_again(model):
-    model.split("all")
-    assert names(model.split(0).variables) == names(model.head.trainable_variables)
+    model.cut("all")
+    assert names(model.cut(0).variables) == names(model.head.trainable_variables)
 
 
 @pytest.mark.parametrize("depth", [0, 1, 2, "all"])
 def test_both_parts_together_answer_what_the_model_answers(model, depth):
     images = tf.constant(np.random.default_rng(0).uniform(0, 255, (3, 32, 32, 3)), tf.float32)
-    split = model.split(depth)
-    in_parts = split.logits(split.activations(images), training=False)
+    split = model.cut(depth)
+    in_parts = split.logits(split.features(images), training=False)
     np.testing.assert_allclose(in_parts, plain_logits(model, images), atol=1e-6)
 
 
 def test_gradients_stop_at_the_cut(model):
-    split = model.split(1)
+    split = model.cut(1)
     images = tf.random.stateless_uniform((2, 32, 32, 3), seed=(0, 0))
     frozen = [variable.value for variable in split.frozen.weights]
     with tf.GradientTape() as tape:
         tape.watch(frozen)
-        loss = tf.reduce_sum(split.logits(split.activations(images), training=False))
+        loss = tf.reduce_sum(split.logits(split.features(images), training=False))
     assert tape.gradient(loss, frozen) == [None] * len(frozen)
 
 
 def test_variables_of_several_depths_have_no_repeats(model):
     found = [id(variable) for variable in model.variables_of([0, 2, 1])]
-    assert len(found) == len(set(found)) == len(model.split(2).variables)
+    assert len(found) == len(set(found)) == len(model.cut(2).variables)
 
 
 @pytest.mark.parametrize(("precision", "coarse"), [("off", False), ("bfloat16", True)])
@@ -88,7 +88,7 @@ def test_heads_of_every_shape_answer_logits(pooling, hidden):
     head = {"pooling": pooling, "hidden": hidden, "l2": 1e-3}
     model = build_model(digits_config("images", "storage", head=head), CLASSES)
     assert plain_logits(model, tf.zeros((2, 32, 32, 3))).shape == (2, 10)
-    assert float(model.split(0).regularization()) > 0
+    assert float(model.cut(0).regularization()) > 0
 
 
 def test_the_same_seed_builds_the_same_head_and_another_one_does_not():
@@ -102,4 +102,4 @@ def test_the_same_seed_builds_the_same_head_and_another_one_does_not():
 
 def test_a_depth_that_is_not_there_is_refused(model):
     with pytest.raises(BackboneError, match="has 4 blocks"):
-        model.split(99)
+        model.cut(99)

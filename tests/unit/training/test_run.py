@@ -1,12 +1,15 @@
+import os
 from pathlib import Path
 
 import pytest
 
-from tests.datasets import first_version
 from tests.digits import digits_config
+from tests.published import first_version
+from transfer.catalog.run import Progress
 from transfer.dataset.manifest import dataset_log, load_dataset
-from transfer.errors import AlreadyExistsError, CorruptObjectError, RunConflictError, TrainingError
+from transfer.errors import AlreadyExistsError, CorruptObjectError, RunBusyError, RunConflictError, TrainingError
 from transfer.storage import open_store, put_document
+from transfer.training.checkpoints import Checkpoints
 from transfer.training.run import identity, load_run, open_run, run_id_for
 
 
@@ -31,7 +34,7 @@ def test_the_same_configuration_finds_its_run_again(tmp_path, dataset):
     "changes",
     [
         {"workers": {"count": 2}},
-        {"publish": {"promote": False}},
+        {"publish": {"promote": "never"}},
         {"storage": "/elsewhere"},
         {"base": {**config_in(Path("/nowhere")).base.model_dump(), "accept_head": True}},
     ],
@@ -59,6 +62,19 @@ def test_a_named_run_of_a_release_that_knew_files_by_name_only_goes_on(tmp_path,
     of_old = {"identity": learned, "config": config.model_dump(mode="json"), "dataset": {"name": "digits", "number": 1}}
     put_document(store, "runs/mine/run.json", of_old)
     assert open_run(store, config, dataset, run_id="mine").id == "mine"
+
+
+def test_a_run_finds_the_files_of_its_base_where_the_configuration_has_them_now(tmp_path, dataset):
+    before, now = tmp_path / "before.keras", tmp_path / "now.keras"
+    before.write_bytes(b"base")
+    config = config_in(tmp_path, base={"model": str(before)})
+    run = open_run(open_store(config.storage), config, dataset)
+    before.rename(now)
+    moved = config_in(tmp_path, base={"model": str(now)})
+    assert load_run(run.store, run.id, moved).config.base.model == str(now)
+    # Of another network it takes nothing over: what was trained, the run says itself.
+    now.write_bytes(b"another")
+    assert load_run(run.store, run.id, moved).config.base.model == str(before)
 
 
 def test_another_dataset_version_is_another_run(tmp_path, dataset):
@@ -101,6 +117,32 @@ def test_a_run_whose_document_is_not_one_is_refused_with_a_sentence(tmp_path, da
     for ask in (lambda: load_run(store, "mine", config), lambda: open_run(store, config, dataset, run_id="mine")):
         with pytest.raises(CorruptObjectError, match="dataset"):
             ask()
+
+
+def test_of_two_processes_that_train_a_run_the_later_one_is_told_who_was_first(tmp_path, dataset):
+    config = config_in(tmp_path)
+    run = open_run(open_store(config.storage), config, dataset)
+    checkpoints, nothing = Checkpoints(run), {"weights": [], "optimizer": []}
+    for _ in range(2):  # The same again may be a request of its own that came late.
+        checkpoints.save(1, Progress(epoch=1), **nothing)
+    who = rf"checkpoint 1 was written by process {os.getpid()} on \S+ at 20"
+    with pytest.raises(RunBusyError, match=rf"Another process trains run `{run.id}`, too: {who}") as caught:
+        checkpoints.save(1, Progress(epoch=2), **nothing)
+    assert caught.value.exit_code == 14
+    of_an_earlier_release = {"progress": {}, "weights": "a", "optimizer": "b"}
+    run.checkpoints.append(of_an_earlier_release, number=2)
+    with pytest.raises(RunBusyError, match="checkpoint 2 was written by it"):
+        checkpoints.save(2, Progress(epoch=2), **nothing)
+
+
+def test_a_number_that_is_free_again_is_not_taken_for_the_next_one(tmp_path, dataset):
+    """The faster of two processes came to the run's end, and has removed older checkpoints."""
+    run = open_run(open_store(config_in(tmp_path).storage), config_in(tmp_path), dataset)
+    checkpoints, nothing = Checkpoints(run), {"weights": [], "optimizer": []}
+    checkpoints.save(2, Progress(complete=True), **nothing)
+    with pytest.raises(RunBusyError, match=f"checkpoint 2 was written by process {os.getpid()}"):
+        checkpoints.save(1, Progress(epoch=1), **nothing)
+    assert checkpoints.numbers() == [2]
 
 
 def test_a_run_that_does_not_exist_is_named(tmp_path):

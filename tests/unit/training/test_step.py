@@ -1,21 +1,18 @@
 """The step on a small network of known parts: what it computes, and that dividing a batch changes nothing."""
 
-from types import SimpleNamespace
-
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.one_process import largest_difference
 from tests.replicas import two_replicas
-from transfer.activations.batches import Chunk
-from transfer.augmentation.layers import Augmentation
-from transfer.backbone.precision import set_precision
+from tests.workbench import largest_difference
+from transfer.augmentation import Augmentation
+from transfer.backbone.backbone import set_precision
 from transfer.config import AugmentationConfig, HeadConfig, OptimizerConfig, PhaseConfig, ScheduleConfig, TrainingConfig
+from transfer.features.batches import Chunk
 from transfer.training.balance import balanced_class_weights
-from transfer.training.head import build_head
-from transfer.training.model import Split
+from transfer.training.model import CutModel, build_head
 from transfer.training.step import PhaseProgram
 
 ROWS, BATCH, CLASSES = 10, 8, 3
@@ -46,7 +43,7 @@ def tiny_split(head):
     features = convolution(2)(keras.layers.ReLU()(x))
     unfrozen = keras.Model(cut, keras.layers.GlobalAveragePooling2D()(features))
     head = build_head(head, feature_shape=unfrozen.output_shape[1:], class_count=CLASSES, seed=0)
-    return Split(SimpleNamespace(preprocess=lambda images: images / 127.5 - 1.0), frozen, unfrozen, head)
+    return CutModel(lambda images: images / 127.5 - 1.0, frozen, unfrozen, head)
 
 
 def global_batch(step):
@@ -64,14 +61,14 @@ def parts_of(batch, replicas):
 
 
 def chunk_of(split, steps):
-    """The same batches as kept activations, with room for one more."""
+    """The same batches as cached features, with room for one more."""
     batches = [global_batch(step) for step in steps]
 
     def stacked(values):
         return np.stack([*values, np.zeros_like(values[0])])
 
     return Chunk(
-        activations=stacked([split.activations(tf.constant(batch["images"])).numpy() for batch in batches]),
+        features=stacked([split.features(tf.constant(batch["images"])).numpy() for batch in batches]),
         labels=stacked([batch["labels"] for batch in batches]),
         real=stacked([batch["real"] for batch in batches]),
         positions=batches[0]["positions"],
@@ -83,7 +80,7 @@ def chunk_of(split, steps):
 def trained(strategy, *, steps=6, head=None, phase=None, training=None, augmentation=None, weights=None, chunks=()):
     """Train from fixed initial weights; returns the totals and the weights.
 
-    `chunks`: train on kept activations, each number that many steps in one call.
+    `chunks`: train on cached features, each number that many steps in one call.
     """
     training = training or TrainingConfig(batch_size=BATCH, label_smoothing=0.1)
     with strategy.scope():
@@ -107,7 +104,7 @@ def trained(strategy, *, steps=6, head=None, phase=None, training=None, augmenta
             real = int(batch["real"].sum())
             parts = parts_of(batch, strategy.num_replicas_in_sync)
             results.append(program.train_step(parts, real_images=real, global_step=step))
-        return program.sum_over_workers(results), [np.asarray(variable) for variable in split.variables]
+        return program.sum_over_workers(results)[0], [np.asarray(variable) for variable in split.variables]
 
 
 @pytest.mark.parametrize(
@@ -134,7 +131,7 @@ def test_two_replicas_learn_what_one_learns_within_1e_6(settings):
 
 
 @pytest.mark.parametrize(("replicas", "chunks"), [pytest.param(1, [6], marks=pytest.mark.proof), (2, [1, 3, 2])])
-def test_many_steps_a_call_on_kept_activations_learn_what_steps_on_images_learn(replicas, chunks):
+def test_many_steps_a_call_on_cached_features_learn_what_steps_on_images_learn(replicas, chunks):
     strategy = two_replicas() if replicas == 2 else tf.distribute.get_strategy()
     expected_totals, expected = trained(tf.distribute.get_strategy())
     totals, weights = trained(strategy, chunks=chunks)
@@ -177,7 +174,7 @@ def test_one_step_of_sgd_is_the_gradient_of_the_mean_loss_over_real_rows():
     for variable, value in zip(split.variables, before, strict=True):
         variable.assign(value)
     with tf.GradientTape() as tape:
-        logits = split.logits(split.activations(tf.constant(IMAGES[8:10])), training=False)
+        logits = split.logits(split.features(tf.constant(IMAGES[8:10])), training=False)
         loss = tf.reduce_mean(keras.losses.sparse_categorical_crossentropy(LABELS[8:10], logits, from_logits=True))
     gradients = tape.gradient(loss, [variable.value for variable in split.variables])
     expected = [value - 0.5 * gradient.numpy() for value, gradient in zip(before, gradients, strict=True)]

@@ -10,22 +10,22 @@ import tensorflow as tf
 from PIL import Image, ImageOps
 
 from tests.digits import digits_config, ingest_some_digits
-from tests.one_process import largest_difference
 from tests.replicas import two_replicas
-from tests.workbench import measure_curve, train, workbench_of
+from tests.workbench import largest_difference, measure_curve, train, workbench_of
+from transfer.catalog.run import Progress
 from transfer.dataset.ingest import ingest
 from transfer.errors import ConfigError
 from transfer.registry.versions import add_version
 from transfer.storage import open_store
-from transfer.training.checkpoints import Checkpoints, Progress
+from transfer.training.checkpoints import Checkpoints
+from transfer.training.feature_plan import FeaturePlan
 from transfer.training.folds import Fold
-from transfer.training.inputs import Inputs
 from transfer.training.loop import Training
-from transfer.training.lr_range import range_test_of
 from transfer.training.model import build_model
+from transfer.training.pack import Pack
 from transfer.training.run import open_run
-from transfer.training.stacked import Pack
 from transfer.training.warm_start import taken_over, warm_start
+from transfer.tuning.lr_range import range_test_of
 from transfer.tuning.space import check_space
 
 STILL = 1e-12
@@ -43,7 +43,7 @@ def configured(digits, *, phase=None, training=None, **changes):
     sections = {
         "phases": [{**ONE_EPOCH, **(phase or {})}],
         "training": {"batch_size": 16, **(training or {})},
-        "activations": "always",
+        "features": "always",
         **changes,
     }
     return digits_config(digits[0], str(digits[0].parent / "storage"), **sections)
@@ -129,6 +129,16 @@ def test_classes_that_are_known_keep_their_weights_and_a_new_one_begins_afresh(d
     np.testing.assert_array_equal(kernel[:, 10], np.array(first)[:, 10])
 
 
+def test_where_indices_moved_each_class_takes_over_the_weights_of_its_name(digits, features):
+    reference, weights = published_head(digits, "before-the-drop", (features, 10), (10,))
+    _, dataset = digits
+    moved = dataset.model_copy(update={"number": 2, "indices_from": 2, "classes": [*dataset.classes[1:], "another"]})
+    config = configured(digits, **warm(reference))
+    kernel, bias = begun(open_run(open_store(config.storage), config, moved, run_id="after-the-drop"), moved)
+    np.testing.assert_array_equal(kernel[:, :9], weights[0][:, 1:])
+    np.testing.assert_array_equal(bias[:9], weights[1][1:])
+
+
 def test_hidden_layers_are_taken_over_too(digits, features):
     head = {"head": {"hidden": [6]}}
     reference, weights = published_head(digits, "hidden", (features, 6), (6,), (6, 10), (10,), **head)
@@ -158,7 +168,7 @@ def test_a_pack_of_trials_begins_like_each_of_them_alone(digits, champion):
     runs = [
         new_run(digits, f"packed-{rate:g}", phase={"learning_rate": rate}, **warm(champion[0])) for rate in (1e-3, 1e-2)
     ]
-    inputs = Inputs(runs[0], dataset, build_model(runs[0].config, dataset.classes))
+    inputs = FeaturePlan(runs[0], dataset, build_model(runs[0].config, dataset.classes))
     inputs.extract()
     pack = Pack(runs, dataset, inputs.open(0), folder="packs/warm")
     while pack.live:

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from tests.digits import digits_config, ingest_some_digits
-from transfer import pipeline
+from transfer import jobs
 from transfer.errors import ConfigError
 from transfer.storage import open_store
 from transfer.tuning.lr_find import check_range, find_rate
@@ -25,8 +25,8 @@ def test_the_curve_and_its_page_are_kept_and_the_same_test_is_found_again(digits
     found, page = find_rate(store, config, dataset, **RANGE)
     assert found.setting == f"phases.0.learning_rate={found.suggestion:.1e}"
     assert f"{found.suggestion:.3g}"[:3] in store.read(page).decode()
-    # Neither images nor activations are there to make it again.
-    for folder in ("shards", "activations"):
+    # Neither images nor features are there to make it again.
+    for folder in ("shards", "features"):
         shutil.rmtree(f"{store.uri}/{folder}")
     assert find_rate(store, config, dataset, **RANGE) == (found, page)
 
@@ -34,18 +34,18 @@ def test_the_curve_and_its_page_are_kept_and_the_same_test_is_found_again(digits
 def test_no_run_comes_of_it(digits):
     config, _ = digits
     # Else it ingests, and what it has seen is remembered.
-    pipeline.ingest(config)
+    jobs.ingest(config)
     before = {each.name for each in open_store(config.storage).list()}
-    found, uri = pipeline.lr_find(config, **RANGE)
+    found, uri = jobs.lr_find(config, **RANGE)
     new = {each.name for each in open_store(config.storage).list()} - before
-    assert {name.split("/")[0] for name in new} <= {"lr_find", "activations"}
+    assert {name.split("/")[0] for name in new} <= {"lr_find", "features"}
     assert uri.startswith(f"{config.storage.uri}/lr_find/{found.id}/")
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"phase": 2}, "Phase 3 is asked for"),
+        ({"phase": 2}, "Phase 2 is asked for"),
         ({"low": 2.0}, "from 2 to 1"),
         ({"low": 0.0}, "from 0"),
         ({"steps": 19}, "19"),

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from tests.trial_records import failed, trial
+from tests.runs import failed, trial
 from transfer.errors import ConfigError
 from transfer.tuning.mlflow import MlflowTrials
 
@@ -91,7 +91,7 @@ def test_a_run_that_was_cut_off_is_made_again(uri):
 
 def test_without_mlflow_the_extra_is_named(uri, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
-    with pytest.raises(ConfigError, match=r"transfer\[mlflow\]"):
+    with pytest.raises(ConfigError, match=r"transfer-on-ray\[mlflow\]"):
         opened(uri)
 
 

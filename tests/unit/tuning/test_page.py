@@ -4,7 +4,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from tests.trial_records import failed, sweep, trial
+from tests.runs import failed, sweep, trial
 from transfer.tuning.page import render
 
 EVIL = "<script>alert('x')</script>"
@@ -53,16 +53,42 @@ def grid(depths=(0, 1), rates=(1e-4, 1e-3, 1e-2)):
 
 def test_page_says_what_won_with_which_values_and_by_how_much():
     text = Page(render(sweep(grid()))).text
-    assert "Best accuracy56.0\u202f%" in text
-    assert "trial 5 with 55.0\u202f%, 1.0 points behind" in text
+    assert "Best accuracy56.0 %" in text
+    assert "trial 5 with 55.0 %, 1.0 points behind" in text
     assert "trial 6, run digits-000000000006" in text
     assert "It ended because every trial ended." in text
+
+
+def test_the_verdict_has_an_interval_and_says_how_many_trials_are_within_it():
+    result = sweep(grid(), images=200)
+    text = Page(render(result)).text
+    above = text[: text.index("Best accuracy")]
+    assert "Trial 6 wins: right for 112 of 200 validation images." in above
+    assert "The 95 % interval is 49.1 % to 62.7 %. 5 of 5 other trials lie within it" in above
+    assert text.count("49.1 % to 62.7 %") == 2  # in the table, too
+    assert "None of the 5 other trials lies within it." in Page(render(sweep(grid(), images=20_000))).text
+    folded = Page(render(sweep(grid(), images=200, folds=5))).text
+    assert "right for 112 of 200 held-out images" in folded
+
+
+@pytest.mark.parametrize("changes", [{"metric": "loss", "images": 200}, {}])
+def test_a_loss_and_a_result_of_an_earlier_release_have_no_interval(changes):
+    text = Page(render(sweep(grid(), **changes))).text
+    assert "interval" not in text
+    assert "wins with a validation" in text
+
+
+def test_choices_of_a_learning_rate_stand_on_a_logarithmic_axis():
+    html = render(sweep(grid(depths=(0,), rates=(1e-3, 3e-3, 1e-2))))
+    chart = html[html.index('aria-label="rate-') :]
+    labels = Page(chart[: chart.index("</svg>")]).text.split()
+    assert {"0.001", "0.002", "0.005", "0.01"} <= set(labels)
 
 
 def test_the_winner_stands_first_even_beside_a_tie():
     trials = [trial(1, {"head.dropout": 0.1}, value=0.7, depth=1), trial(2, {"head.dropout": 0.2}, value=0.7)]
     page = Page(render(sweep(trials)))
-    assert "trial 1 with 70.0\u202f%, equal" in page.text
+    assert "trial 1 with 70.0 %, equal" in page.text
     in_table = [href.split("/")[-2] for href in page.attributes("href") if href.endswith("run.json")][1:]
     assert in_table == ["digits-000000000002", "digits-000000000001"]
 
@@ -81,11 +107,11 @@ def test_the_page_of_a_winner_that_was_stopped_says_so_and_what_a_scheduler_stop
         trial(3, value=0.95, status="stopped", stopped_by="scheduler", reason="by asha"),
     ]
     page = Page(render(sweep(trials)))
-    assert "Best accuracy90.0\u202f%" in page.text
-    assert "trial 1 with 70.0\u202f%, 20.0 points behind" in page.text
+    assert "Best accuracy90.0 %" in page.text
+    assert "trial 1 with 70.0 %, 20.0 points behind" in page.text
     assert "those of its epoch 3; its run is trained to its end" in page.text
     without_the_first = Page(render(sweep(trials[1:]))).text
-    assert "trial 3 with 95.0\u202f%, 5.0 points ahead when it was stopped by asha" in without_the_first
+    assert "trial 3 with 95.0 %, 5.0 points ahead when it was stopped by asha" in without_the_first
 
 
 def test_each_depth_has_a_line_of_its_own_color_in_the_chart_of_each_learning_rate():
@@ -128,7 +154,7 @@ def test_failures_are_counted_and_told_in_words():
     text = Page(render(sweep(trials))).text
     assert "Failed2" in text
     assert "out of memory on gpu 0" in text
-    assert "The loss became nan in phase 1." in text
+    assert "The loss became nan in phase 0." in text
 
 
 def test_packed_trials_are_marked_and_cost_their_share():
@@ -139,7 +165,7 @@ def test_packed_trials_are_marked_and_cost_their_share():
 
 
 def test_numbers_lead_to_the_runs():
-    html = render(sweep([trial(1, run_id="a b<c")]), runs="../runs")
+    html = render(sweep([trial(1, run_id="a b<c")]), root="..")
     assert "../runs/a%20b%3Cc/run.json" in Page(html).attributes("href")
 
 

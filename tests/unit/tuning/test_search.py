@@ -68,7 +68,7 @@ def test_searches_that_know_their_trials_need_no_searcher():
 
 def test_without_optuna_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(ConfigError, match=r"pip install 'transfer\[optuna\]'"):
+    with pytest.raises(ConfigError, match=r"pip install 'transfer-on-ray\[optuna\]'"):
         search.searcher(config_of(search="optuna"))
 
 

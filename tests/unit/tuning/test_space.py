@@ -170,7 +170,7 @@ def test_domains_keep_their_ends():
     ("sections", "message"),
     [
         ({"workers": {"count": 2}}, "workers.count is 2"),
-        ({"activations": "never"}, "activations.keep is `never`"),
+        ({"features": "never"}, "features.cache is `never`"),
         ({"augmentation": {"flip": "horizontal"}}, "a phase augments its images"),
         ({"augmentation": {"flip": "horizontal", "views": 2}}, "a phase augments its images"),
         ({"space": {"augmentation.flip": ["none", "horizontal"]}}, "a phase augments its images"),

@@ -1,29 +1,42 @@
-"""Archives of class folders, fetched and unpacked into a temporary folder without trusting what they say.
+"""Archives of class folders, unpacked into a temporary folder as `tar` and `unzip` would, without trusting them.
 
 An archive is refused as a whole when one of its members would land outside the folder, is not a plain file or folder,
-or comes twice; and when it unpacks to more than allowed, which is counted while unpacking, since headers lie.
+or comes twice; and when it unpacks to more than allowed, which is counted while unpacking, since headers lie. What kind
+of archive it is, its first bytes say: `tar` and web servers do not mind the name either.
 """
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import io
+import logging
 import lzma
 import os
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
-from transfer.dataset.sources.keys import is_ignored, key_of
+from transfer.dataset import formats
+from transfer.dataset.sources.base import key_of
+from transfer.dataset.sources.walk import is_ignored
 from transfer.errors import DatasetError
 
-ARCHIVE_SUFFIXES = (".zip", ".tar.gz", ".tgz")
+logger = logging.getLogger(__name__)
+
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2")
 MAX_MEMBERS = 10_000_000
 _COPY_SIZE_BYTES = 1024**2
+_UTF8_NAME = 0x800
+_UNICODE_PATH = 0x7075
+_DOS_SYSTEMS = {0, 10, 14}  # FAT, NTFS, VFAT
 # tarfile reads extended headers whole; no honest one comes near.
 _MAX_TAR_HEADER_BYTES = 16 * 1024**2
 _DAMAGED = (
@@ -39,64 +52,92 @@ _DAMAGED = (
 )
 
 
+class RefusedArchiveError(Exception):
+    """An archive is not unpacked. The message is a clause: `it has more than 3 members`."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What an archive may bring. `size_limit`: what the limit of its size is called, in an error."""
+
+    max_members: int
+    max_size_bytes: int
+    size_limit: str
+    hard_links: bool = True
+    """Whether a file may have several names."""
+
+
 @dataclass
 class _Unpacking:
     """What has been taken out so far, and where it goes."""
 
-    uri: str
     folder: Path
-    max_size_bytes: int
+    bounds: Bounds
     members: int = 0
     size_bytes: int = 0
 
-    def refuse(self, found: str) -> DatasetError:
-        return DatasetError(
-            f"The archive {self.uri} is refused: {found}.",
-            advice="Nothing of it was used. Pack plain class folders, or unpack it yourself and give the folder.",
-        )
-
     def target(self, name: str) -> Path:
-        """Where a member goes. Raises DatasetError for a name that leads elsewhere."""
+        """Where a member goes. Raises RefusedArchiveError for a name that leads elsewhere."""
         self.members += 1
-        if self.members > MAX_MEMBERS:
-            raise self.refuse(f"it has more than {MAX_MEMBERS:,} members")
+        if self.members > self.bounds.max_members:
+            raise RefusedArchiveError(f"it has more than {self.bounds.max_members:,} members")
         parts = [part for part in name.split("/") if part not in {"", "."}]
         if name.startswith("/") or ".." in parts or "\0" in name:
-            raise self.refuse(f"its member `{key_of(name)}` would be written outside of the folder it is unpacked to")
+            raise RefusedArchiveError(
+                f"its member `{key_of(name)}` would be written outside of the folder it is unpacked to"
+            )
         return self.folder.joinpath(*parts)
 
     def count(self, size_bytes: int) -> None:
-        """Count bytes that came out. Raises DatasetError when they are too many."""
+        """Count bytes that came out. Raises RefusedArchiveError when they are too many."""
         self.size_bytes += size_bytes
-        if self.size_bytes > self.max_size_bytes:
-            raise self.refuse(f"it unpacks to more than dataset.source_max_size_bytes, {self.max_size_bytes:,} bytes")
+        if self.size_bytes > self.bounds.max_size_bytes:
+            raise RefusedArchiveError(
+                f"it unpacks to more than {self.bounds.size_limit}, {self.bounds.max_size_bytes:,} bytes"
+            )
 
     def write(self, name: str, content: IO[bytes]) -> None:
         """Copy a member's content, counting."""
+        with self._new(name) as target, target.open("xb") as file:
+            while piece := content.read(_COPY_SIZE_BYTES):
+                self.count(len(piece))
+                file.write(piece)
+
+    def link(self, name: str, linked: str) -> None:
+        """Give a file that came out another name: what `tar` writes for a file with several."""
+        with self._new(name) as target:
+            file = self.target(linked)
+            if not file.is_file():
+                raise RefusedArchiveError(
+                    f"its member `{key_of(name)}` is a link to `{key_of(linked)}`, no file before it"
+                )
+            os.link(file, target)
+
+    @contextmanager
+    def _new(self, name: str) -> Iterator[Path]:
+        """Where a member goes, with the folders around it."""
         target = self.target(name)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with target.open("xb") as file:
-                while piece := content.read(_COPY_SIZE_BYTES):
-                    self.count(len(piece))
-                    file.write(piece)
+            yield target
         except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
-            raise self.refuse(f"its member `{key_of(name)}` comes twice, or as file and as folder") from error
+            raise RefusedArchiveError(f"its member `{key_of(name)}` comes twice, or as file and as folder") from error
 
 
 def unpack(archive: Path, folder: Path, *, uri: str, max_size_bytes: int) -> Path:
-    """Unpack into the empty `folder`; returns the folder that holds the class folders.
+    """Unpack an archive of class folders into the empty `folder`; returns the folder that holds the class folders.
 
     Raises DatasetError, in which `uri` names the archive.
     """
-    unpacking = _Unpacking(uri, folder, max_size_bytes)
+    is_zip = uri.lower().endswith(".zip") or _start(archive).startswith(b"PK")
+    bounds = Bounds(MAX_MEMBERS, max_size_bytes, "dataset.source_max_size_bytes")
     try:
-        if uri.lower().endswith(".zip"):
-            _unpack_zip(archive, unpacking)
-        else:
-            _unpack_tar(archive, unpacking)
-    except _DAMAGED as error:
-        raise unpacking.refuse(f"it is damaged, encrypted or no such archive ({error})") from error
+        unpack_members(archive, folder, bounds=bounds, is_zip=is_zip)
+    except RefusedArchiveError as error:
+        raise DatasetError(
+            f"The archive {uri} is refused: {error}.",
+            advice="Nothing of it was used. Pack plain class folders, or unpack it yourself and give the folder.",
+        ) from error
     except OSError as error:
         raise DatasetError(
             f"The archive {uri} could not be unpacked to {folder}: {error.strerror or error}.",
@@ -105,14 +146,28 @@ def unpack(archive: Path, folder: Path, *, uri: str, max_size_bytes: int) -> Pat
     return _class_folders_in(folder)
 
 
+def unpack_members(archive: Path, folder: Path, *, bounds: Bounds, is_zip: bool) -> None:
+    """Unpack a zip, or a tar with or without compression, into the empty `folder`.
+
+    Raises RefusedArchiveError, after which what came out is of no use, and OSError where it cannot be written.
+    """
+    unpacking = _Unpacking(folder, bounds)
+    try:
+        if is_zip:
+            _unpack_zip(archive, unpacking)
+        else:
+            _unpack_tar(archive, unpacking)
+    except _DAMAGED as error:
+        raise RefusedArchiveError(f"it is damaged, encrypted or no such archive ({error})") from error
+
+
 def _unpack_zip(archive: Path, unpacking: _Unpacking) -> None:
     with zipfile.ZipFile(archive) as opened:
         for member in opened.infolist():
-            # Some Windows programs write backslashes.
-            name = member.filename.replace("\\", "/")
+            name = _zip_name(member)
             kind = stat.S_IFMT(member.external_attr >> 16)
             if kind not in {0, stat.S_IFREG, stat.S_IFDIR}:
-                raise unpacking.refuse(f"its member `{key_of(name)}` is a link or a device, not a plain file")
+                raise RefusedArchiveError(f"its member `{key_of(name)}` is a link or a device, not a plain file")
             if name.endswith("/"):
                 unpacking.target(name).mkdir(parents=True, exist_ok=True)
             else:
@@ -120,19 +175,52 @@ def _unpack_zip(archive: Path, unpacking: _Unpacking) -> None:
                     unpacking.write(name, content)
 
 
+def _zip_name(member: zipfile.ZipInfo) -> str:
+    """The name that `unzip` would give a member.
+
+    A name is UTF-8 where a flag or an extra field says so. Otherwise Unix programs have written the bytes of their file
+    names, and those of DOS and Windows code page 437 (or UTF-8, which other text hardly ever is) and, some of them,
+    backslashes.
+    """
+    if member.flag_bits & _UTF8_NAME:
+        return member.filename
+    raw = member.orig_filename.encode("cp437")
+    if name := _unicode_path(member.extra, raw):
+        return name
+    if member.create_system not in _DOS_SYSTEMS:
+        return os.fsdecode(raw)
+    try:
+        name = raw.decode()
+    except UnicodeDecodeError:
+        name = raw.decode("cp437")
+    return name if "/" in name else name.replace("\\", "/")
+
+
+def _unicode_path(extra: bytes, raw: bytes) -> str | None:
+    """The name in Info-ZIP's extra field, where it is one of this very name."""
+    while len(extra) >= 4:
+        kind, size = struct.unpack_from("<HH", extra)
+        content, extra = extra[4 : 4 + size], extra[4 + size :]
+        if kind == _UNICODE_PATH and content[:5] == struct.pack("<BL", 1, zlib.crc32(raw)):
+            return content[5:].decode()
+    return None
+
+
 def _unpack_tar(archive: Path, unpacking: _Unpacking) -> None:
-    with _ModestGzipFile(archive) as unzipped, tarfile.open(fileobj=unzipped, mode="r:") as opened:
+    with _uncompressed(archive) as file, tarfile.open(fileobj=file, mode="r:") as opened:
         for member in _members(opened):
             if member.isdir():
                 unpacking.target(member.name).mkdir(parents=True, exist_ok=True)
+            elif member.islnk() and unpacking.bounds.hard_links:
+                unpacking.link(member.name, member.linkname)
             elif member.isreg() and not member.issparse():
                 content = opened.extractfile(member)
                 if content is not None:
                     unpacking.write(member.name, content)
             else:
-                raise unpacking.refuse(f"its member `{key_of(member.name)}` is a link, a device or sparse")
+                raise RefusedArchiveError(f"its member `{key_of(member.name)}` is a link, a device or sparse")
         # tarfile takes a damaged header for the end; the checksum at the end of the stream tells them apart.
-        while piece := unzipped.read(_COPY_SIZE_BYTES):
+        while piece := file.read(_COPY_SIZE_BYTES):
             unpacking.count(len(piece))
 
 
@@ -143,23 +231,60 @@ def _members(opened: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         opened.members = []  # type: ignore[attr-defined]
 
 
-class _ModestGzipFile(gzip.GzipFile):
+def _start(archive: Path) -> bytes:
+    with archive.open("rb") as file:
+        return file.read(4)
+
+
+def _uncompressed(archive: Path) -> IO[bytes]:
+    """A tar without the compression that its first bytes show."""
+    start = _start(archive)
+    opened = next((kind for magic, kind in _COMPRESSIONS.items() if start.startswith(magic)), _ModestFile)
+    return cast("IO[bytes]", opened(archive))
+
+
+class _Modest:
     """A file that refuses to be read in one go where an extended header claims to be huge."""
 
     def read(self, size: int | None = -1) -> bytes:
         if size is None or not 0 <= size <= _MAX_TAR_HEADER_BYTES:
             raise tarfile.ReadError(f"a header claims {size} bytes")
-        return super().read(size)
+        return cast("bytes", super().read(size))  # type: ignore[misc]
+
+
+class _ModestFile(_Modest, io.FileIO):
+    pass
+
+
+class _ModestGzipFile(_Modest, gzip.GzipFile):
+    pass
+
+
+class _ModestBZ2File(_Modest, bz2.BZ2File):
+    pass
+
+
+_COMPRESSIONS = {b"\x1f\x8b": _ModestGzipFile, b"BZh": _ModestBZ2File}
 
 
 def _class_folders_in(folder: Path) -> Path:
-    """Step into the one folder that many archives have around the class folders."""
+    """Step into the one folder that many archives have around the class folders, and say so.
+
+    A file beside that folder, such as a license, does not matter unless it is an image.
+    """
+    root = folder
     while True:
         with os.scandir(folder) as items:
             inside = [item for item in items if not is_ignored(item.name)]
-        if len(inside) != 1 or not inside[0].is_dir():
-            return folder
-        with os.scandir(inside[0].path) as items:
+        around = [item for item in inside if item.is_dir()]
+        if len(around) != 1 or any(item.name.lower().endswith(formats.SUFFIXES) for item in inside if item.is_file()):
+            break
+        with os.scandir(around[0].path) as items:
             if not any(item.is_dir() and not is_ignored(item.name) for item in items):
-                return folder
-        folder = Path(inside[0].path)
+                break
+        folder = Path(around[0].path)
+    if folder != root:
+        logger.info(
+            "The class folders of the archive are taken from `%s` in it.", key_of(str(folder.relative_to(root)))
+        )
+    return folder

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from transfer.dataset.rejects import MISSING, Reject
+from transfer.dataset.manifest import MISSING, Reject
 from transfer.dataset.sources.base import Entry, Label
 
 IMAGE_SIZE = 32

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import difflib
 import urllib.error
 import urllib.request
+from itertools import islice
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import tenacity
 
 from transfer.config import StorageConfig
+from transfer.dataset.sources.base import key_of
 from transfer.errors import DatasetError, ObjectNotFoundError
 from transfer.storage import open_store
 
 _TIMEOUT_S = 60.0
 _ATTEMPTS = 4
+_NAMES_LOOKED_AT = 1000
 _PIECE_SIZE_BYTES = 16 * 1024**2
 
 
@@ -49,14 +53,10 @@ def _fetch_object(uri: str, target: Path, *, storage: StorageConfig, max_size_by
     try:
         size_bytes = store.size(name)
     except ObjectNotFoundError as error:
-        raise _not_found(uri) from error
+        raise nothing_there(uri, storage) from error
     if size_bytes > max_size_bytes:
         raise _too_large(uri, max_size_bytes)
-    with target.open("wb") as file:
-        for start in range(0, size_bytes, _PIECE_SIZE_BYTES):
-            file.write(store.read(name, start=start, length=_PIECE_SIZE_BYTES))
-    if target.stat().st_size != size_bytes:
-        raise DatasetError(f"{uri} changed while it was read.", advice="Wait until it is whole, and run again.")
+    store.download(name, target, size_bytes=size_bytes)
 
 
 def _fetch_web(uri: str, target: Path, *, max_size_bytes: int) -> None:
@@ -107,6 +107,32 @@ def _is_final(error: BaseException) -> bool:
 
 def _not_found(uri: str) -> DatasetError:
     return DatasetError(f"dataset.source is {uri}, and there is nothing there.", advice="Check the address.")
+
+
+def nothing_there(uri: str, storage: StorageConfig) -> DatasetError:
+    """The error for an `s3://` address that leads to nothing. Raises StorageError, also for a missing bucket."""
+    return DatasetError(
+        f"dataset.source is {uri}, and there is nothing there.{names_beside(uri, storage)}",
+        advice="Check the address; upper and lower case differ.",
+    )
+
+
+def names_beside(uri: str, storage: StorageConfig) -> str:
+    """A sentence that names what lies beside an `s3://` address that leads to nothing, the nearest names first.
+
+    Raises StorageError for a missing bucket: when it is asked for an object, it answers as if only that were missing.
+    """
+    folder, name = split_s3(uri.rstrip("/"))
+    if folder.endswith(":/"):
+        return ""
+    store = open_store(storage.model_copy(update={"uri": folder}))
+    found = {
+        item.name.partition("/")[0]
+        for prefix in ("", name[:2])
+        for item in islice(store.list(prefix), _NAMES_LOOKED_AT)
+    }
+    near = difflib.get_close_matches(name, sorted(found), n=3, cutoff=0.5) or sorted(found)[:3]
+    return f" Beside it there are {', '.join(f'`{key_of(each)}`' for each in near)}." if near else ""
 
 
 def _too_large(uri: str, max_size_bytes: int) -> DatasetError:

@@ -1,22 +1,85 @@
-"""Class folders: `<class>/…/<image>`, on this machine or under an `s3://` prefix."""
+"""Class folders, `<class>/…/<image>`, and folders of splits around them: on this machine or under an `s3://` prefix."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
-import stat
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from transfer.config import StorageConfig
-from transfer.dataset.rejects import IGNORED, MISSING, NO_CLASS_FOLDER, UNREADABLE, Reject
-from transfer.dataset.sources.base import Entry, Label, name_refusal, read_file, read_object, store_of
-from transfer.dataset.sources.keys import class_name_of, is_ignored, key_of, name_of
+from transfer.dataset.manifest import IGNORED, NO_CLASS_FOLDER, Reject
+from transfer.dataset.sources.base import (
+    Entry,
+    Label,
+    class_name_of,
+    key_of,
+    name_of,
+    name_refusal,
+    read_file,
+    read_object,
+    store_of,
+)
+from transfer.dataset.sources.fetch import nothing_there
+from transfer.dataset.sources.walk import (
+    FolderWalk,
+    LocalFile,
+    is_folder,
+    is_ignored,
+    left_behind,
+    scan,
+    sidecar,
+    with_sidecars,
+)
+from transfer.dataset.splits import TRAIN, split_named
 from transfer.errors import DatasetError
+from transfer.storage import StoredObject
 
-_Directory = tuple[int, int]
+logger = logging.getLogger(__name__)
+
+OUTSIDE = "in none of the folders that dataset.splits names"
+
+
+def recognized_splits(class_folders: Mapping[str, Collection[str]], *, source: str) -> dict[str, str]:
+    """The folder of each split, where folders are splits beyond doubt, which is logged; else none.
+
+    `class_folders`: of each folder of the source, the folders in it. They are splits where all have usual names of
+    splits, train among them, and the same folders in them.
+    """
+    folder_of = {split_named(folder): folder for folder in class_folders}
+    contents = {frozenset(inside) for inside in class_folders.values()}
+    are_splits = (
+        None not in folder_of
+        and TRAIN in folder_of
+        and len(folder_of) == len(class_folders) > 1
+        and len(contents) == 1
+        and frozenset() not in contents
+    )
+    if not are_splits:
+        return {}
+    found = {split: folder for split, folder in folder_of.items() if split}
+    shown = ", ".join(f"{split}: {folder}" for split, folder in found.items())
+    logger.info("Folders of %s are taken as splits, as by dataset.splits: {%s}.", source, shown)
+    return found
+
+
+def no_split_folder(split: str, folder: str, *, source: str, found: Iterable[str]) -> DatasetError:
+    """The error for a folder of `dataset.splits` that is not there. `found`: the folders there are."""
+    shown = ", ".join(f"`{name}`" for name in sorted(found)[:12])
+    return DatasetError(
+        f"dataset.splits.{split} is `{folder}`, and there is no such folder with images in {source}; "
+        f"the folders there are {shown or 'none'}.",
+        advice="Correct dataset.splits, or leave the split out: it is drawn from train then.",
+    )
+
+
+Listed = tuple[StoredObject, Reject | None]
+"""An object, and why it is refused or ignored by its name."""
 
 # Of the clocks of file systems, and of other machines that write to a shared one.
 _CLOCK_GRANULARITY_NS = 2 * 10**9
@@ -32,6 +95,10 @@ class FolderSource:
     """What the user named, where that is not `root`: an archive that was unpacked there.
 
     Files that were written just now say nothing by their times, so they are told by their bytes."""
+    splits: Mapping[str, str] | None = field(default_factory=dict)
+    """The folder of each split. Empty: all folders are classes; None: splits are recognized by their names."""
+    left_out: tuple[Reject, ...] = ()
+    """What was not written there, and why."""
 
     @property
     def description(self) -> dict[str, Any]:  # noqa: D102 - Source says it
@@ -40,16 +107,19 @@ class FolderSource:
     def entries(self) -> Iterator[Entry | Label | Reject]:  # noqa: D102
         # A file that changes in the very moment in which it is listed could keep its time and its size, as in git.
         settled_ns = time.time_ns() - _CLOCK_GRANULARITY_NS
-        for item in _scan(self.root):
-            key = key_of(item.name)
-            if is_ignored(item.name):
-                yield _ignored(key)
-            elif _is_folder(item):
-                label = class_name_of(item.name)
-                yield Label(label)
-                yield from self._below(item.path, label, frozenset(), settled_ns)
-            else:
-                yield _outside_class(key)
+        yield from self.left_out
+        folders = self._recognized_splits() if self.splits is None else self.splits
+        if not folders:
+            yield from self._class_folders(self.root, None, settled_ns, listed=[self.root])
+            return
+        listed = [os.path.join(self.root, folder) for folder in folders.values()]  # noqa: PTH118
+        yield from self._outside(listed)
+        for split, folder in folders.items():
+            path = os.path.join(self.root, folder)  # noqa: PTH118
+            if not os.path.isdir(path):  # noqa: PTH112
+                found = [key_of(item.name) for item in _folders_in(self.root)]
+                raise no_split_folder(split, folder, source=self.uri or self.root, found=found)
+            yield from self._class_folders(path, split, settled_ns, listed=listed)
 
     def read(self, key: str, *, max_size_bytes: int) -> bytes | Reject:  # noqa: D102
         return read_file(os.path.join(self.root, name_of(key)), key, max_size_bytes=max_size_bytes)  # noqa: PTH118
@@ -57,41 +127,52 @@ class FolderSource:
     def is_local(self, key: str) -> bool:  # noqa: D102, ARG002
         return True
 
-    def _below(
-        self, folder: str, label: str, above: frozenset[_Directory], settled_ns: int
-    ) -> Iterator[Entry | Reject]:
-        """Files below a class folder. `above` holds the folders on the way, since links can make a circle.
+    def _outside(self, split_folders: list[str]) -> Iterator[Reject]:
+        """What lies beside the folders of splits, or beside folders that they are in."""
+        folders = [self.root]
+        for folder in folders:
+            for item in scan(folder):
+                if any(each.startswith(f"{item.path}/") for each in split_folders):
+                    folders.append(item.path)
+                elif item.path not in split_folders:
+                    yield Reject(self._key(item.path), IGNORED, OUTSIDE)
+
+    def _recognized_splits(self) -> dict[str, str]:
+        folders = _folders_in(self.root)
+        if not all(split_named(item.name) for item in folders):
+            return {}
+        inside = {item.name: [class_name_of(each.name) for each in _folders_in(item.path)] for item in folders}
+        return recognized_splits(inside, source=self.uri or self.root)
+
+    def _class_folders(
+        self, folder: str, split: str | None, settled_ns: int, *, listed: list[str]
+    ) -> Iterator[Entry | Label | Reject]:
+        """Everything in a folder of class folders, one of those `listed`.
 
         Files that changed after `settled_ns` get no stamp.
         """
-        status = os.stat(folder)  # noqa: PTH116
-        here = (status.st_dev, status.st_ino)
-        key = self._key(folder)
-        if here in above:
-            yield Reject(key, IGNORED, "a link to a folder that it is in")
-            return
-        for item in _scan(folder):
+        for item in scan(folder):
+            # Each class has a walk of its own: a folder that two classes link to shows that their labels conflict.
+            walk = FolderWalk(self.root, listed)
+            key = walk.key(item.path)
             if is_ignored(item.name):
-                yield _ignored(self._key(item.path))
-            elif _is_folder(item):
-                yield from self._below(item.path, label, above | {here}, settled_ns)
+                yield left_behind(key)
+            elif not is_folder(item):
+                yield _outside_class(key)
+            elif back := walk.linked_back(item):
+                yield back
             else:
-                yield self._file(item, label, settled_ns)
+                label = class_name_of(item.name)
+                yield Label(label)
+                for file in walk.files(item.path):
+                    yield file if isinstance(file, Reject) else self._entry(file, label, split, settled_ns)
 
-    def _file(self, item: os.DirEntry[str], label: str, settled_ns: int) -> Entry | Reject:
-        key = self._key(item.path)
-        try:
-            status = item.stat()
-        except FileNotFoundError:
-            return Reject(key, MISSING, "a link to nothing")
-        except OSError as error:
-            return Reject(key, UNREADABLE, str(error.strerror))
-        if not stat.S_ISREG(status.st_mode):
-            return Reject(key, UNREADABLE, "not a regular file")
+    def _entry(self, file: LocalFile, label: str, split: str | None, settled_ns: int) -> Entry:
         if self.uri:
-            return Entry(key, label, status.st_size, _digest_of(item.path))
-        stamp = str(status.st_mtime_ns) if status.st_mtime_ns < settled_ns else ""
-        return Entry(key, label, status.st_size, stamp)
+            return Entry(file.key, label, file.status.st_size, _digest_of(file.path), split=split)
+        changed_ns = file.status.st_mtime_ns
+        stamp = str(changed_ns) if changed_ns < settled_ns else ""
+        return Entry(file.key, label, file.status.st_size, stamp, split=split)
 
     def _key(self, path: str) -> str:
         return key_of(os.path.relpath(path, self.root))
@@ -102,21 +183,36 @@ class BucketFolderSource:
     """Class folders under an `s3://` prefix, which is `storage.uri`."""
 
     storage: StorageConfig
+    splits: Mapping[str, str] | None = field(default_factory=dict)
+    """As in a FolderSource."""
 
     @property
     def description(self) -> dict[str, Any]:  # noqa: D102
         return {"kind": "folder", "uri": self.storage.uri}
 
     def entries(self) -> Iterator[Entry | Label | Reject]:  # noqa: D102
-        for item in store_of(self.storage).list():
-            key = key_of(item.name)
-            *folders, name = item.name.split("/")
-            if any(is_ignored(part) for part in (*folders, name)):
-                yield _ignored(key)
-            elif not folders:
-                yield _outside_class(key)
+        items = listed_objects(self.storage)
+        folders: Mapping[str, str] | None = self.splits
+        if folders is None:
+            folders, items = self._recognized_splits(items)
+        missing, found = dict(folders), set[str]()
+        is_there = False
+        for item, refused in items:
+            is_there = True
+            found.update(item.name.split("/")[:-1][:1])
+            if not folders:
+                yield _in_bucket(item, refused, item.name, None)
+                continue
+            split = next((each for each, folder in folders.items() if item.name.startswith(f"{folder}/")), None)
+            if split is None:
+                yield Reject(key_of(item.name), IGNORED, OUTSIDE)
             else:
-                yield name_refusal(item.name, key) or Entry(key, class_name_of(folders[0]), item.size_bytes, item.stamp)
+                missing.pop(split, None)
+                yield _in_bucket(item, refused, item.name.removeprefix(f"{folders[split]}/"), split)
+        if not is_there:
+            raise nothing_there(self.storage.uri, self.storage)
+        for split, folder in missing.items():
+            raise no_split_folder(split, folder, source=self.storage.uri, found=map(key_of, found))
 
     def read(self, key: str, *, max_size_bytes: int) -> bytes | Reject:  # noqa: D102
         return read_object(self.storage, name_of(key), key, max_size_bytes=max_size_bytes)
@@ -124,33 +220,50 @@ class BucketFolderSource:
     def is_local(self, key: str) -> bool:  # noqa: D102, ARG002
         return False
 
+    def _recognized_splits(self, items: Iterator[Listed]) -> tuple[dict[str, str], Iterator[Listed]]:
+        """The folder of each split, and the items again: they are read only up to the first that tells otherwise."""
+        read: list[Listed] = []
+        inside: defaultdict[str, set[str]] = defaultdict(set)
+        for item, refused in items:
+            read.append((item, refused))
+            *folders, _ = item.name.split("/")
+            if folders and not any(map(is_ignored, folders)):
+                if split_named(folders[0]) is None:
+                    return {}, chain(read, items)
+                inside[folders[0]].update(map(class_name_of, folders[1:2]))
+        return recognized_splits(inside, source=self.storage.uri), iter(read)
 
-def _scan(folder: str) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as items:
-            return sorted(items, key=lambda item: os.fsencode(item.name))
-    except OSError as error:
-        raise DatasetError(
-            f"The folder {key_of(folder)} cannot be read: {error.strerror}.",
-            advice="Check that it exists and its rights.",
-        ) from error
+
+def listed_objects(storage: StorageConfig) -> Iterator[Listed]:
+    """The objects under a prefix, which is `storage.uri`, each with why it is refused or ignored by its name."""
+    for item, image in with_sidecars(store_of(storage).list(), lambda item: item.name):
+        key = key_of(item.name)
+        if any(is_ignored(part) for part in item.name.split("/")):
+            yield item, left_behind(key)
+        elif image:
+            yield item, sidecar(key, image)
+        else:
+            yield item, name_refusal(item.name, key)
+
+
+def _in_bucket(item: StoredObject, refused: Reject | None, below: str, split: str | None) -> Entry | Reject:
+    """An object whose name, `below` the folder that holds the class folders, begins with its class."""
+    if refused and refused.reason == IGNORED:
+        return refused
+    key = key_of(item.name)
+    folder, slash, _ = below.partition("/")
+    if not slash:
+        return _outside_class(key)
+    return refused or Entry(key, class_name_of(folder), item.size_bytes, item.stamp, split=split)
+
+
+def _folders_in(folder: str) -> list[os.DirEntry[str]]:
+    return [item for item in scan(folder) if not is_ignored(item.name) and is_folder(item)]
 
 
 def _digest_of(path: str) -> str:
     with open(path, "rb") as file:  # noqa: PTH123 - paths of sources may be bytes that no Path shows
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _is_folder(item: os.DirEntry[str]) -> bool:
-    try:
-        return item.is_dir()
-    except OSError:
-        # A link to itself, for example. Looking at it as a file says what is wrong.
-        return False
-
-
-def _ignored(key: str) -> Reject:
-    return Reject(key, IGNORED, "hidden, or left behind by the system")
 
 
 def _outside_class(key: str) -> Reject:

@@ -1,0 +1,3 @@
+"""Features are extracted from digits."""
+
+from tests.extracting import digits, ingested  # noqa: F401

@@ -1,0 +1,1 @@
+"""A package, so that a cluster can be of its tests alone."""

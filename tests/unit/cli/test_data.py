@@ -1,0 +1,55 @@
+"""The commands `transfer datasets …`, called in this process."""
+
+from functools import partial
+
+import pytest
+
+from tests.sourcing import config_of, write_classes
+from transfer.config.reference import render
+from transfer.dataset.ingest import ingest
+from transfer.storage import open_store
+
+
+@pytest.fixture
+def pets(tmp_path, folder_storage):
+    return config_of(write_classes(tmp_path / "images", ant=10, cat=10, dog=10), folder_storage, shard_size_bytes=1)
+
+
+@pytest.fixture
+def config(tmp_path, pets):
+    ingest(pets, open_store(pets.storage))
+    path = tmp_path / "config.yaml"
+    path.write_text(render(pets))
+    return path
+
+
+@pytest.fixture
+def answer(answer_of):
+    return partial(answer_of, "datasets")
+
+
+def test_versions_are_listed_and_what_the_next_one_is_to_be_is_said(answer, config, pets):
+    told = answer("drop-class", config, "dog", "--reason", "they bark")
+    assert (told["dropped"][0]["name"], told["takes_effect_with_the_next_ingest"]) == ("dog", True)
+    ingest(pets, open_store(pets.storage))
+    listed = answer("list", config)
+    assert listed["takes_effect_with_the_next_ingest"] is False
+    first, second = listed["versions"]
+    assert (first["classes"], second["classes"]) == (["ant", "cat", "dog"], ["ant", "cat"])
+    assert sum(split["ant"] for split in second["images"].values()) == 10
+    assert (first["indices_from"], second["indices_from"]) == (1, 2)
+    # Only the first version has the dogs; the others' shards are in both.
+    assert first["own_bytes"] == first["size_bytes"] - second["size_bytes"] > 0
+    assert second["own_bytes"] == 0
+    answer("restore-class", config, "dog", "--reason", "no, they are dear")
+    told = answer("start-over", config, "--reason", "a new camera")
+    assert (told["dropped"], told["starts_over_after"]) == ([], 2)
+    assert told["takes_effect_with_the_next_ingest"] is True
+
+
+def test_they_speak_to_people_too(transfer, config):
+    done = transfer("datasets", "list", config)
+    assert done.returncode == 0, done.stderr
+    assert "class of version 1" in done.stdout
+    done = transfer("datasets", "drop-class", config, "bee", "--reason", "so")
+    assert (done.returncode, "Its classes are `ant`, `cat`, `dog`." in done.stderr) == (4, True)

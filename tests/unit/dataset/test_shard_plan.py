@@ -1,0 +1,204 @@
+"""The plan: pure functions of what is known about images."""
+
+import hashlib
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from transfer.dataset.listing import Checked, CheckedColumns, Listing, batches
+from transfer.dataset.manifest import Shard
+from transfer.dataset.shards import Images, ParentShard, plan_shards, unique_images
+from transfer.dataset.splits import SPLITS, nothing_given, split_indices
+
+
+def known(*images):
+    """What is known about images given as (key, label, content)."""
+    labels = sorted({label for _, label, _ in images})
+    listing = Listing(
+        keys=pa.chunked_array([pa.array([key], pa.string()) for key, _, _ in images], pa.string()),
+        label_codes=np.array([labels.index(label) for _, label, _ in images], np.int32),
+        sizes_bytes=np.full(len(images), -1),
+        marks=np.zeros((len(images), 2), np.uint64),
+        labels=labels,
+        rejects=[],
+        given=nothing_given(len(images)),
+    )
+    checked = CheckedColumns()
+    for row, (_, _, content) in enumerate(images):
+        checked.add(row, Checked(hashlib.sha256(content.encode()).digest(), 4, 3, 10))
+    return listing, checked
+
+
+def unique(*images, validation=0.0, test=0.0):
+    listing, checked = known(*images)
+    indices = np.arange(len(listing.labels), dtype=np.int32)
+    kept, rejects = unique_images(listing, checked, indices, validation=validation, test=test)
+    return [listing.keys[int(row)].as_py() for row in kept.rows], rejects, kept
+
+
+def many(count, **shares):
+    return unique(*[(f"{n}", "ab"[n % 2], f"{n}") for n in range(count)], **shares)[2]
+
+
+def parent_of(images, plan):
+    """The planned shards, as if they had been written."""
+    shards = []
+    for number, planned in enumerate(plan.new):
+        rows = len(planned.images)
+        shard = Shard(name=f"shards/{number}", sha256=str(number), split=planned.split, rows=rows, size_bytes=1)
+        of_shard = (column[planned.images] for column in (images.words, images.labels, images.groups))
+        shards.append(ParentShard(shard, *of_shard))
+    return shards
+
+
+def part_of(images, places):
+    return Images(**{name: column[places] for name, column in vars(images).items()})
+
+
+def test_a_shard_whose_images_changed_their_group_is_written_again():
+    images = many(12)
+    parent = parent_of(images, plan_shards(images, [], shard_size_bytes=40))
+    assert not plan_shards(images, parent, shard_size_bytes=40).new
+    moved = replace(images, groups=np.where(np.arange(12) == 0, np.uint64(7), images.groups))
+    assert [len(shard.images) for shard in plan_shards(moved, parent, shard_size_bytes=40).new] == [4]
+
+
+def test_copies_with_one_label_are_kept_once():
+    keys, rejects, _ = unique(("b", "cat", "same"), ("a", "cat", "same"), ("c", "cat", "other"), ("d", "cat", "same"))
+    assert sorted(keys) == ["b", "c"]
+    assert [(r.key, r.reason) for r in rejects] == [("a", "duplicate"), ("d", "duplicate")]
+    assert all("same bytes as b" in reject.detail for reject in rejects)
+
+
+def test_copies_with_several_labels_are_all_refused():
+    keys, rejects, _ = unique(("a", "cat", "same"), ("b", "dog", "same"), ("c", "cat", "same"), ("d", "dog", "x"))
+    assert keys == ["d"]
+    assert {(r.key, r.reason) for r in rejects} == {(key, "conflicting_labels") for key in "abc"}
+    assert {r.key: r.detail for r in rejects}["b"] == "labeled dog; a has the same bytes and is labeled cat"
+    assert {r.key: r.detail for r in rejects}["c"] == "labeled cat; b has the same bytes and is labeled dog"
+
+
+def test_the_order_in_which_images_were_checked_does_not_matter():
+    listing, checked = known(*[(f"{n:02d}", "ab"[n % 2], f"{n // 4}") for n in range(40)])
+    turned = CheckedColumns()
+    for place in reversed(range(40)):
+        digest = bytes(checked.digests[32 * place : 32 * place + 32])
+        turned.add(checked.rows[place], Checked(digest, 4, 3, 10))
+    plans = [unique_images(listing, each, np.zeros(2, np.int32), validation=0.2, test=0) for each in (checked, turned)]
+    (images, rejects), (images_turned, rejects_turned) = plans
+    assert len(images) == 10
+    assert rejects == rejects_turned
+    assert all((column == vars(images_turned)[name]).all() for name, column in vars(images).items())
+
+
+def test_kept_images_are_sorted_by_digest():
+    images = many(300)
+    digests = [row.astype(">u8").tobytes() for row in images.words]
+    assert digests == sorted(digests)
+    assert digests[0] == min(hashlib.sha256(str(n).encode()).digest() for n in range(300))
+
+
+def test_nothing_known_is_nothing_planned():
+    listing, checked = known()
+    images, rejects = unique_images(listing, checked, np.zeros(0, np.int32), validation=0.1, test=0.1)
+    assert (len(images), rejects) == (0, [])
+    assert plan_shards(images, [], shard_size_bytes=100).new == []
+
+
+def test_splits_have_their_shares_and_are_decided_by_content_alone():
+    images = many(20_000, validation=0.2, test=0.1)
+    shares = np.bincount(images.splits, minlength=3) / len(images)
+    # Binomial with n = 20,000: three standard deviations are below 0.01.
+    assert shares == pytest.approx([0.7, 0.2, 0.1], abs=0.01)
+    half = part_of(images, np.arange(0, len(images), 2))
+    assert (split_indices(half.words[:, 0], validation=0.2, test=0.1) == half.splits).all()
+
+
+def test_another_share_of_validation_leaves_the_test_split_as_it_is():
+    before, after = many(2_000, validation=0.2, test=0.1), many(2_000, validation=0.4, test=0.1)
+    test = SPLITS.index("test")
+    assert ((before.splits == test) == (after.splits == test)).all()
+    assert (before.splits != after.splits).any()
+
+
+def test_the_extremes_of_a_digest_have_a_split():
+    heads = np.array([0, 2**64 - 1], np.uint64)
+    assert [SPLITS[i] for i in split_indices(heads, validation=0.3, test=0.0)] == ["validation", "train"]
+    assert [SPLITS[i] for i in split_indices(heads, validation=0.0, test=0.3)] == ["test", "train"]
+
+
+def test_a_shard_is_closed_when_its_images_reach_the_size():
+    plan = plan_shards(many(25), [], shard_size_bytes=100)
+    assert [len(shard.images) for shard in plan.new] == [10, 10, 5]
+    assert [len(shard.images) for shard in plan_shards(many(3), [], shard_size_bytes=1).new] == [1, 1, 1]
+
+
+def test_images_of_any_sizes_are_cut_where_adding_them_up_one_by_one_would():
+    images = many(200)
+    images.sizes_bytes[:] = np.random.default_rng(0).integers(1, 150, len(images))
+    cuts, size_bytes = [], 0
+    for place, image_size_bytes in enumerate(images.sizes_bytes.tolist(), start=1):
+        size_bytes += image_size_bytes
+        if size_bytes >= 100 or place == len(images):
+            cuts.append(place)
+            size_bytes = 0
+    plan = plan_shards(images, [], shard_size_bytes=100)
+    assert np.cumsum([len(shard.images) for shard in plan.new]).tolist() == cuts
+
+
+def test_the_same_images_leave_the_parent_as_it_is():
+    images = many(100, validation=0.3)
+    parent = parent_of(images, plan_shards(images, [], shard_size_bytes=100))
+    # Another size of shards is no reason to write them anew.
+    plan = plan_shards(images, parent, shard_size_bytes=555)
+    assert plan.leaves_as_it_is([shard.shard for shard in parent])
+
+
+def test_new_images_go_to_new_shards():
+    images = many(100, validation=0.3)
+    old, new = np.arange(0, 100, 2), np.arange(1, 100, 2)
+    before = part_of(images, old)
+    parent = parent_of(before, plan_shards(before, [], shard_size_bytes=100))
+    plan = plan_shards(images, parent, shard_size_bytes=100)
+    assert plan.kept == [shard.shard for shard in parent]
+    assert sorted(np.concatenate([shard.images for shard in plan.new])) == new.tolist()
+
+
+def test_a_shard_that_lost_an_image_is_planned_again_with_the_rest_of_its_images():
+    images = many(100)
+    parent = parent_of(images, plan_shards(images, [], shard_size_bytes=100))
+    fewer = part_of(images, np.arange(1, 100))
+    plan = plan_shards(fewer, parent, shard_size_bytes=100)
+    assert plan.kept == [shard.shard for shard in parent[1:]]
+    assert [shard.images.tolist() for shard in plan.new] == [list(range(9))]
+
+
+def test_an_image_with_another_label_or_split_is_planned_again():
+    images = many(100)
+    parent = parent_of(images, plan_shards(images, [], shard_size_bytes=100))
+    for column in ("labels", "splits"):
+        changed = part_of(images, np.arange(100))
+        getattr(changed, column)[55] ^= 1
+        plan = plan_shards(changed, parent, shard_size_bytes=1000)
+        assert plan.kept == [shard.shard for number, shard in enumerate(parent) if number != 5]
+        assert sorted(np.concatenate([shard.images for shard in plan.new])) == list(range(50, 60))
+
+
+def test_digests_that_share_their_first_64_bits_are_told_apart():
+    images = many(4)
+    images.words[:, 0] = 7
+    order = np.lexsort(images.words.T[::-1])
+    images = part_of(images, order)
+    parent = parent_of(images, plan_shards(images, [], shard_size_bytes=1000))
+    strange = part_of(images, np.arange(4))
+    strange.words[:, 3] += 1
+    assert plan_shards(strange, parent, shard_size_bytes=1000).kept == []
+
+
+def test_batches_are_limited_by_images_and_bytes():
+    unknown = np.full(7, -1)
+    assert list(batches(unknown, max_images=3, max_size_bytes=1)) == [(0, 3), (3, 6), (6, 7)]
+    sizes_bytes = np.array([5, 5, 50, 1, 1, 1, 1])
+    assert list(batches(sizes_bytes, max_images=3, max_size_bytes=10)) == [(0, 2), (2, 3), (3, 6), (6, 7)]

@@ -1,0 +1,47 @@
+"""A trained run as one `keras.Model`, which any program with Keras can load, look at, and train on."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+
+from transfer.augmentation import KeyedDropout
+from transfer.backbone.blocks import nodes_in_order
+from transfer.backbone.hub import SavedModelLayer
+from transfer.errors import BackboneError
+from transfer.training.model import MASKED_LOGIT, MaskedLogits, TransferModel
+
+
+def standalone_model(model: TransferModel, *, name: str) -> keras.Model:
+    """Pixels, float32 [batch, size, size, 3] in 0..255, to probabilities [batch, classes], with weights of its own.
+
+    It is made of Keras's own layers only, so `save` writes a file that loads where this project is not installed.
+    Raises BackboneError for a base that is a SavedModel, which is no network of layers.
+    """
+    network = model.backbone.network
+    if any(isinstance(node.operation, SavedModelLayer) for node in nodes_in_order(network)):
+        raise BackboneError(
+            f"The base {model.backbone.name} is a SavedModel, and no network of Keras's layers.",
+            advice="Load the published SavedModel with `tf.saved_model.load`, or ask it with `predict`.",
+        )
+    pixels = keras.Input((model.backbone.image_size, model.backbone.image_size, 3), name="pixels")
+    features = _copied(network)(model.backbone.preprocess(pixels))
+    probabilities = keras.layers.Softmax(name="probabilities", dtype="float32")(_copied(model.head)(features))
+    return keras.Model(pixels, probabilities, name=name)
+
+
+def _copied(network: keras.Model) -> keras.Model:
+    copied = keras.models.clone_model(network, clone_function=_of_keras)
+    copied.set_weights(network.get_weights())
+    return copied
+
+
+def _of_keras(layer: keras.layers.Layer) -> keras.layers.Layer:
+    if isinstance(layer, KeyedDropout):
+        # In inference they are the same, and in training this one draws by itself.
+        return keras.layers.Dropout(layer.rate, name=layer.name)
+    if isinstance(layer, MaskedLogits):
+        untrained = np.isin(np.arange(layer.output.shape[-1]), layer.untrained)
+        scale, offset = np.where(untrained, 0.0, 1.0), np.where(untrained, MASKED_LOGIT, 0.0)
+        return keras.layers.Rescaling(scale.tolist(), offset.tolist(), dtype="float32", name=layer.name)
+    return type(layer).from_config(layer.get_config())

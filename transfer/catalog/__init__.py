@@ -1,0 +1,1 @@
+"""What lies in storage under which name. Needs neither TensorFlow nor Ray."""

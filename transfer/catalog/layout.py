@@ -1,0 +1,399 @@
+"""Every name in storage. No name is made or taken apart elsewhere; docs/storage.md prints them from here.
+
+What a function gives is told by its name: `…_log` the prefix of a numbered log (`transfer.storage.Log`), `…_folder` a
+folder, and any other the name of an object. `folder` is that of a run, or of what is stored like one: a pack, a
+learning-rate range test. Numbers count from 1; `sha256` and `digest` are 64 hexadecimal digits.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Annotated
+
+from pydantic import Field
+
+from transfer.errors import StorageError
+
+# What is listed. All other names begin with one of them.
+DATASETS = "datasets"
+SHARDS = "shards"
+REJECTS = "rejects"
+SEEN = "seen"
+CLASSES = "classes"
+FEATURES = "features"
+RUNS = "runs"
+RANGE_TESTS = "lr_find"
+SWEEPS = "sweeps"
+NIGHTS = "nights"
+MODELS = "models"
+RAY = "ray"
+PROBES = ".probe"
+# Files that a local store is still writing. No object may be called like that, and none is listed.
+TEMPORARY_PREFIX = ".transfer-tmp-"
+
+Number = Annotated[int, Field(ge=1, lt=2**63)]
+"""Of an entry or a version, as documents say it."""
+
+
+def check_name(name: str) -> str:
+    """The name, if it is one that stays inside the store. Raises StorageError otherwise."""
+    parts = name.split("/")
+    if any(part in {"", ".", ".."} for part in parts) or any(ord(character) < 32 for character in name):
+        raise StorageError(
+            f"{name!r} is not an object's name.",
+            advice="Names are relative, parts separated by single slashes, without '.', '..' or control characters.",
+        )
+    if any(part.startswith(TEMPORARY_PREFIX) for part in parts):
+        raise StorageError(f"{name!r} is reserved for files that are being written.", advice="Choose another name.")
+    return name
+
+
+def numbered(folder: str, number: int) -> str:
+    """Name, below a folder or a log, of what has a number: at least eight digits, so that names sort as numbers do."""
+    return f"{folder}/{number:08d}"
+
+
+def entry(log: str, number: int) -> str:
+    """Name of an entry of a log."""
+    return f"{numbered(log, number)}.json"
+
+
+def below(folder: str, name: str) -> list[str]:
+    """The parts of a name below a folder that it lies in."""
+    return name.removeprefix(f"{folder}/").split("/")
+
+
+def sha256_in(name: str) -> str:
+    """The digest in the name of an object that is named by its content."""
+    return name.rpartition("/")[2].partition(".")[0]
+
+
+def pattern(make: Callable[[str], str]) -> str:
+    """Regular expression of the names that a function of one id makes; its group is the id."""
+    before, after = make("\0").split("\0")
+    return f"{re.escape(before)}([^/]+){re.escape(after)}"
+
+
+def entry_pattern(log: Callable[[str], str]) -> str:
+    """Regular expression of the entries of the logs that a function of one id names; groups: the id, the number."""
+    return rf"{pattern(log)}/([0-9]{{8,}})\.json"
+
+
+# Datasets
+
+
+def dataset_log(name: str) -> str:
+    """The versions of a dataset; an entry is written when all that it names is in storage."""
+    return f"{DATASETS}/{name}"
+
+
+def shard(sha256: str) -> str:
+    """Images of a split, with their keys, labels and digests."""
+    return f"{SHARDS}/{sha256}.parquet"
+
+
+def ledger(sha256: str) -> str:
+    """What was refused or left out of a dataset version, and why."""
+    return f"{REJECTS}/{sha256}.parquet"
+
+
+def seen_log(name: str) -> str:
+    """Ingests of a dataset whose checks of files spare the next one work; the highest number counts."""
+    return f"{SEEN}/{name}"
+
+
+def seen_files(sha256: str) -> str:
+    """What an ingest found in each file."""
+    return f"{SEEN}/{sha256}.parquet"
+
+
+def classes_log(dataset: str) -> str:
+    """Decisions about a dataset: classes dropped or restored, started over; the highest number counts."""
+    return f"{CLASSES}/{dataset}"
+
+
+# Cached features
+
+
+def features_folder(frozen_part: str) -> str:
+    """All that is cached of a frozen part, which its digest names."""
+    return f"{FEATURES}/{frozen_part}"
+
+
+def features_description(frozen_part: str) -> str:
+    """What the frozen part is, for people."""
+    return f"{features_folder(frozen_part)}/frozen_part.json"
+
+
+def features_content(frozen_part: str, sha256: str) -> str:
+    """Features and labels, row for row those of an image shard."""
+    return f"{features_folder(frozen_part)}/{sha256}.arrow"
+
+
+def features_entry(frozen_part: str, shard_sha256: str) -> str:
+    """Written last: which content belongs to that image shard."""
+    return f"{features_folder(frozen_part)}/{shard_sha256}.json"
+
+
+_FEATURES = re.compile(rf"{FEATURES}/[0-9a-f]{{64}}/([0-9a-f]{{64}})\.(json|arrow)")
+
+
+def features_entry_in(name: str) -> str | None:
+    """SHA-256 of the image shard that a name is the entry of; None for another name."""
+    match = _FEATURES.fullmatch(name)
+    return match[1] if match and match[2] == "json" else None
+
+
+def features_content_in(name: str) -> str | None:
+    """SHA-256 of the content that a name is of; None for another name."""
+    match = _FEATURES.fullmatch(name)
+    return match[1] if match and match[2] == "arrow" else None
+
+
+# Runs
+
+REPORT = "report.json"
+REPORT_PAGE = "report.html"
+PREDICTIONS = "predictions.parquet"
+
+
+def run_folder(run: str) -> str:
+    """All of a run, which its id names."""
+    return f"{RUNS}/{run}"
+
+
+def run_start(run: str) -> str:
+    """Configuration, dataset version, when and by what the run was started; without it there is no run."""
+    return f"{run_folder(run)}/run.json"
+
+
+def checkpoints_log(folder: str) -> str:
+    """Checkpoints, each naming its arrays."""
+    return f"{folder}/checkpoints"
+
+
+def arrays(folder: str, sha256: str) -> str:
+    """Weights and optimiser state."""
+    return f"{folder}/arrays/{sha256}.npz"
+
+
+def arrays_folder(folder: str) -> str:
+    """All arrays of checkpoints."""
+    return f"{folder}/arrays"
+
+
+def base_log(folder: str) -> str:
+    """One entry: the digest of the base as it was pretrained, and the release of Keras that built it."""
+    return f"{folder}/base"
+
+
+def inputs_log(folder: str) -> str:
+    """One entry: what each phase trains on, pixels or cached features, and why."""
+    return f"{folder}/inputs"
+
+
+def uses_log(folder: str) -> str:
+    """Attempts at training: since when, and the digests of the frozen parts whose cached features they rely on."""
+    return f"{folder}/uses"
+
+
+def events(folder: str, split: str, epoch: int) -> str:
+    """Figures for TensorBoard, of the split `train` or `validation`, up to that epoch."""
+    return f"{folder}/tensorboard/{split}/events.out.tfevents.{epoch:08d}"
+
+
+def reports_log(folder: str) -> str:
+    """Evaluations: which split, when, and the digests of the files; an entry is written after them."""
+    return f"{folder}/reports"
+
+
+def report_file(folder: str, number: int, name: str) -> str:
+    """Files of an evaluation: `report.json`, `report.html` and `predictions.parquet`."""
+    return f"{numbered(reports_log(folder), number)}/{name}"
+
+
+# Learning-rate range tests
+
+
+def range_test_folder(test: str) -> str:
+    """All of a range test, which its id names; with `inputs` and `uses` as those of a run."""
+    return f"{RANGE_TESTS}/{test}"
+
+
+def range_test_page(test_folder: str, sha256: str) -> str:
+    """The page of a range test."""
+    return f"{test_folder}/{sha256}.html"
+
+
+def curve(test_folder: str) -> str:
+    """Written last: losses by learning rate, what they suggest, and the page's digest."""
+    return f"{test_folder}/curve.json"
+
+
+# Sweeps
+
+
+def sweep_folder(sweep: str) -> str:
+    """All of a sweep, which its id names; each of its trials is a run."""
+    return f"{SWEEPS}/{sweep}"
+
+
+def sweep_start(sweep_folder: str) -> str:
+    """Configuration and dataset version of a sweep."""
+    return f"{sweep_folder}/sweep.json"
+
+
+def started_log(sweep_folder: str) -> str:
+    """Values of each trial, as it was first started; an entry's number is the trial's."""
+    return f"{sweep_folder}/started"
+
+
+def trial_log(sweep_folder: str, trial: int) -> str:
+    """What came out of a trial; a later attempt may take it further."""
+    return numbered(f"{sweep_folder}/trials", trial)
+
+
+def trial_in(name: str) -> tuple[str, int] | None:
+    """The id of the sweep and the number of the trial whose log a name is an entry of; None for another name."""
+    match = re.fullmatch(rf"{SWEEPS}/([^/]+)/trials/([0-9]{{8,}})/[0-9]{{8,}}\.json", name)
+    return (match[1], int(match[2])) if match else None
+
+
+def pack_folder(sweep_folder: str, pack: str) -> str:
+    """Checkpoints and arrays of trials that are trained as one program."""
+    return f"{sweep_folder}/packs/{pack}"
+
+
+def results_log(sweep_folder: str) -> str:
+    """The whole sweep, each time that it ended, with its page's digest."""
+    return f"{sweep_folder}/results"
+
+
+def sweep_page(sweep_folder: str, sha256: str) -> str:
+    """The page of a sweep."""
+    return f"{results_log(sweep_folder)}/{sha256}.html"
+
+
+# Nights
+
+
+def nights_log(model: str) -> str:
+    """A night has begun: when, and with which configuration."""
+    return f"{NIGHTS}/{model}"
+
+
+def night_folder(model: str, number: int) -> str:
+    """All of a night."""
+    return numbered(nights_log(model), number)
+
+
+def claims_log(night_folder: str) -> str:
+    """Who works on the night; the highest number counts."""
+    return f"{night_folder}/claims"
+
+
+def night_plan(night_folder: str) -> str:
+    """What the night works on: once decided, also for whoever goes on with it."""
+    return f"{night_folder}/plan.json"
+
+
+def night_summary(night_folder: str, sha256: str) -> str:
+    """All that is known about the night."""
+    return f"{night_folder}/summary/{sha256}.json"
+
+
+def night_page(night_folder: str, sha256: str) -> str:
+    """The page of the night."""
+    return f"{night_folder}/page/{sha256}.html"
+
+
+def night_end(night_folder: str) -> str:
+    """Written last: how the night ended; one without it is not over, or was given up for a later one."""
+    return f"{night_folder}/end.json"
+
+
+def judged(model: str, digest: str) -> str:
+    """Which night judged what is trained and judged like this."""
+    return f"{nights_log(model)}/judged/{digest}.json"
+
+
+# Models
+
+
+def published_log(model: str, run: str) -> str:
+    """The versions that a run was published as; an entry is whole, and written before that of the version itself."""
+    return f"{MODELS}/{model}/published/{run}"
+
+
+def versions_log(model: str) -> str:
+    """The versions of a model; an entry is written last, and a version without it does not exist."""
+    return f"{MODELS}/{model}/versions"
+
+
+def version_folder(model: str, number: int) -> str:
+    """The SavedModel of a version."""
+    return numbered(versions_log(model), number)
+
+
+def version_claim(model: str, number: int) -> str:
+    """Who publishes a version under that number; written first, part of the SavedModel's folder."""
+    return f"{version_folder(model, number)}/assets.extra/claim.json"
+
+
+def promotions_log(model: str) -> str:
+    """Which version serves; the highest number is current."""
+    return f"{MODELS}/{model}/promotions"
+
+
+def serving_folder(model: str) -> str:
+    """Where servers find a model."""
+    return f"{MODELS}/{model}/serving"
+
+
+def served_folder(model: str, promotion: int) -> str:
+    """The SavedModel that the promotion of that number made serve, for servers."""
+    return numbered(serving_folder(model), promotion)
+
+
+def refusals_folder(model: str) -> str:
+    """All refusals of a model's versions."""
+    return f"{MODELS}/{model}/refusals"
+
+
+def refusals_log(model: str, version: int) -> str:
+    """Each time that a gate refused the version, and why."""
+    return numbered(refusals_folder(model), version)
+
+
+def retention_log(model: str) -> str:
+    """What was pinned, announced or removed, and all that holds from then on; the highest number is current."""
+    return f"{MODELS}/{model}/retention"
+
+
+# Of storage itself
+
+
+def probe(unique: str) -> str:
+    """What a probe writes, and removes again."""
+    return f"{PROBES}/{unique}"
+
+
+# Cached features can be computed again. Logs of versions' promotions, pins and removals are never removed.
+_REMOVABLE = re.compile(
+    rf"{FEATURES}/.+"
+    rf"|{MODELS}/[^/]+/(versions/[0-9]{{8,}}(\.json|/.+)|serving/[0-9]{{8,}}/.+)"
+    rf"|{RUNS}/[^/]+/.+"
+    rf"|{SWEEPS}/[^/]+/packs/[^/]+/(checkpoints|arrays)/[^/]+"
+)
+_GOES_WHEN_EMPTY = re.compile(rf"{MODELS}/[^/]+/(versions|serving)/.+|{RUNS}/.+")
+
+
+def is_removable(name: str) -> bool:
+    """Whether an object may be removed: cached features, a model version, a run, or a checkpoint of a pack."""
+    return _REMOVABLE.fullmatch(name) is not None
+
+
+def goes_when_empty(folder: str) -> bool:
+    """Whether a folder goes with its last object: that of a version or of a run, or one in it."""
+    return _GOES_WHEN_EMPTY.fullmatch(folder) is not None

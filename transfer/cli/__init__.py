@@ -1,0 +1,1 @@
+"""The command `transfer`: arguments, printing, exit codes."""

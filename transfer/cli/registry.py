@@ -1,0 +1,339 @@
+"""The commands `transfer registry …`: the versions of a configuration's model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from transfer.cli.common import AsJson, ConfigPath, Overrides, end_with, opened, opened_to_write, run
+from transfer.runtime.numbers import many, percent
+
+if TYPE_CHECKING:
+    from transfer.catalog.model import ModelVersion
+    from transfer.errors import TransferError
+    from transfer.registry.describe import DescribedVersion, Refusal
+    from transfer.storage import Store
+
+registry_app = typer.Typer(
+    help="List a model's versions, fetch and verify them, promote one or go back, keep one, remove old ones.",
+    no_args_is_help=True,
+)
+VersionOrPromoted = Annotated[
+    int | None, typer.Argument(metavar="VERSION", min=1, help="Number of the version. Default: the promoted one.")
+]
+Version = Annotated[int, typer.Argument(metavar="VERSION", min=1, help="Number of the version.")]
+
+
+@registry_app.command("list")
+def list_(config: ConfigPath, overrides: Overrides = None, json: AsJson = False) -> None:
+    """List the versions: from which run and dataset, how good, how large, which one serves, which are pinned."""
+
+    def work() -> dict[str, Any]:
+        from transfer.registry.describe import describe_versions
+
+        loaded, store = opened(config, overrides)
+        model = loaded.name
+        listed = describe_versions(store, model)
+        if not listed:
+            raise _no_model(store, model)
+        return {
+            "model": model,
+            "storage": store.uri,
+            "promoted": next((each.version.number for each in listed if each.is_promoted), None),
+            "versions": [_in_full(each) if json else _in_short(each) for each in listed],
+        }
+
+    run(work, json)
+
+
+@registry_app.command("show")
+def show(
+    config: ConfigPath,
+    version: VersionOrPromoted = None,
+    overrides: Overrides = None,
+    json: AsJson = False,
+) -> None:
+    """Show a version: its files, where it came from, and what the promotion log says about it."""
+
+    def work() -> dict[str, Any]:
+        from transfer.registry.describe import describe_version, promotions_about, refusals_of
+
+        loaded, store = opened(config, overrides)
+        model = loaded.name
+        shown = describe_version(store, model, version)
+        answer = {"model": f"{store.uri}/{shown.version.folder}", **_in_full(shown)}
+        refusals = refusals_of(store, shown.version)
+        if json:
+            answer |= {"classes": shown.version.classes, "provenance": shown.version.provenance}
+            answer |= {"refusals": [each.model_dump() for each in refusals]}
+        promotions = [
+            {"promotion": number, **entry.model_dump()} for number, entry in promotions_about(store, shown.version)
+        ]
+        files = [file.model_dump() for file in shown.version.files]
+        if json:
+            return answer | {"files": files, "promotions": promotions}
+        evidence = [rule for each in promotions for rule in _rules(each.pop("evidence"), each["promotion"])]
+        promotions = [{**each, "replaces": str(each["replaces"] or "-")} for each in promotions]
+        answer["metrics"] = _metrics_text(shown.version)
+        answer["refused"] = shown.refusal.text if shown.refusal else None
+        refused = [rule for each in refusals for rule in _refused_by(each)]
+        return answer | {"files": files, "promotions": promotions, "evidence": evidence, "refusals": refused or None}
+
+    run(work, json)
+
+
+@registry_app.command("promote")
+def promote_(
+    config: ConfigPath,
+    version: Version,
+    reason: Annotated[str, typer.Option(help="Why, for the promotion log.")],
+    overrides: Overrides = None,
+    json: AsJson = False,
+) -> None:
+    """Make a version serve, once all its bytes were verified: one more entry of the promotion log."""
+    _serve(config, overrides, version, reason, json)
+
+
+@registry_app.command("rollback")
+def rollback(
+    config: ConfigPath,
+    reason: Annotated[str, typer.Option(help="Why, for the promotion log.")],
+    overrides: Overrides = None,
+    to: Annotated[
+        int | None, typer.Option(min=1, help="Version to promote. Default: the one that served before the present one.")
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """Serve an earlier version again, once all its bytes were verified: one more entry of the promotion log."""
+    _serve(config, overrides, to, reason, json)
+
+
+def _serve(config: Path, overrides: list[str] | None, version: int | None, reason: str, json: bool) -> None:
+    def work() -> dict[str, Any]:
+        from transfer.registry.serving import roll_back
+
+        loaded, store = opened_to_write(config, overrides)
+        model = loaded.name
+        done = roll_back(store, model, reason=reason, to=version)
+        answer = done.promotion.model_dump()
+        if not json:
+            answer.pop("evidence")
+        return {"model": model, "changed": done.changed, **answer}
+
+    run(work, json)
+
+
+@registry_app.command("fetch")
+def fetch(
+    config: ConfigPath,
+    to: Annotated[Path, typer.Option(help="Folder on this machine; the version becomes a folder in it.")],
+    version: VersionOrPromoted = None,
+    overrides: Overrides = None,
+    json: AsJson = False,
+) -> None:
+    """Bring what serves, or a version, to this machine's disk, verified, for programs that read no bucket."""
+
+    def work() -> dict[str, Any]:
+        from transfer.registry.serving import read_serving
+        from transfer.registry.verify import fetch_version, higher_number
+        from transfer.registry.versions import load_version
+
+        loaded, store = opened(config, overrides)
+        model = loaded.name
+        serving = read_serving(store, model)
+        wanted = load_version(store, model, serving.version if version is None else version)
+        folder = fetch_version(store, wanted, to, promotion=serving.number if version is None else None)
+        answer = {"model": model, "version": wanted.number, "folder": str(folder), "size_bytes": wanted.size_bytes}
+        if version is None and (higher := higher_number(folder)):
+            answer["warning"] = f"{to}/{higher} is there, too, and TensorFlow Serving serves the highest number."
+        return answer
+
+    run(work, json)
+
+
+@registry_app.command("verify")
+def verify(
+    config: ConfigPath,
+    version: Annotated[
+        int | None, typer.Argument(metavar="VERSION", min=1, help="Number of the version. Default: all.")
+    ] = None,
+    overrides: Overrides = None,
+    json: AsJson = False,
+) -> None:
+    """Read all bytes of the versions, and ask each by every loader of SavedModels. Fails when one is wrong."""
+    wrong: list[int] = []
+
+    def work() -> dict[str, Any]:
+        from transfer.registry.verify import problems_of_versions
+
+        loaded, store = opened(config, overrides)
+        model = loaded.name
+        rows = []
+        for each, problem in problems_of_versions(store, model, version):
+            wrong.extend([each.number] if problem else [])
+            fine = None if json else "-"
+            rows.append({"version": each.number, "run": each.provenance.get("run"), "problem": problem or fine})
+        return {"model": model, "storage": store.uri, "wrong": len(wrong), "versions": rows}
+
+    run(work, json)
+    if wrong:
+        from transfer.errors import RegistryError
+
+        end_with(
+            RegistryError(
+                f"Versions that cannot be served as they are: {', '.join(map(str, wrong))}.",
+                advice="`transfer publish CONFIG --run-id RUN --again` makes a new version of a run.",
+            )
+        )
+
+
+@registry_app.command("pin")
+def pin(
+    config: ConfigPath,
+    version: Version,
+    reason: Annotated[str, typer.Option(help="Why, for the log and for whoever wonders later.")],
+    overrides: Overrides = None,
+    json: AsJson = False,
+) -> None:
+    """Keep a version until it is unpinned, whatever `gc` is told."""
+
+    def work() -> dict[str, Any]:
+        from transfer.registry.retention import pin_version
+
+        loaded, store = opened_to_write(config, overrides)
+        model = loaded.name
+        return {"model": model, "pinned": True, **pin_version(store, model, version, reason=reason).model_dump()}
+
+    run(work, json)
+
+
+@registry_app.command("unpin")
+def unpin(
+    config: ConfigPath,
+    version: Version,
+    reason: Annotated[str, typer.Option(help="Why, for the log.")] = "",
+    overrides: Overrides = None,
+    json: AsJson = False,
+) -> None:
+    """Take a version's pin away."""
+
+    def work() -> dict[str, Any]:
+        from transfer.registry.retention import unpin_version
+
+        loaded, store = opened_to_write(config, overrides)
+        model = loaded.name
+        taken = unpin_version(store, model, version, reason=reason)
+        return {"model": model, "pinned": False, "version": version, "changed": taken is not None}
+
+    run(work, json)
+
+
+@registry_app.command("gc")
+def gc(
+    config: ConfigPath,
+    keep: Annotated[int, typer.Option(min=1, help="How many of the newest versions stay in any case.")],
+    overrides: Overrides = None,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove them, rather than say what would go.")] = False,
+    json: AsJson = False,
+) -> None:
+    """Find old versions that nothing needs, and remove them if asked to. What serves is never touched."""
+
+    def work() -> dict[str, Any]:
+        from transfer.cli.output import removal
+        from transfer.registry.retention import remove_old_versions
+
+        loaded, store = (opened_to_write if remove else opened)(config, overrides)
+        model = loaded.name
+        cleaning = remove_old_versions(store, model, keep=keep, remove=remove)
+        going, kept = cleaning.plan.going, cleaning.plan.kept
+        number, why = ("version", "why") if json else ("removed version" if remove else "would go", "because it is")
+        size_bytes = sum(version.size_bytes for version in going)
+        parts = [
+            *([f"{many(len(going), 'version')} ({size_bytes:,} bytes)"] if going else []),
+            *([f"what is left of {many(len(cleaning.unfinished), 'version')}"] if cleaning.unfinished else []),
+            *([many(len(cleaning.served), "copy for servers", "copies for servers")] if cleaning.served else []),
+        ]
+        summed = {"removed": remove, "size_bytes": size_bytes}
+        return {
+            "model": model,
+            "storage": store.uri,
+            **(summed if json else removal(", ".join(parts), removed=remove)),
+            "unfinished": list(cleaning.unfinished),
+            "copies": list(cleaning.served),
+            "going": [{number: version.number, **_origin(version)} for version in going],
+            "left_alone": [{number if json else "left alone": each.version.number, why: each.why} for each in kept],
+        }
+
+    run(work, json)
+
+
+def _no_model(store: Store, model: str) -> TransferError:
+    from transfer.errors import RegistryError
+    from transfer.registry.versions import models_with_versions
+
+    others = ", ".join(f"`{name}`" for name in models_with_versions(store))
+    return RegistryError(
+        f"Model `{model}` has no versions in {store.uri}.",
+        advice=f"Models that have some there: {others}. The configuration's `name` is the model."
+        if others
+        else "No model has any there yet: `transfer train` publishes the first one.",
+    )
+
+
+def _in_full(described: DescribedVersion) -> dict[str, Any]:
+    pin = described.pin
+    return {
+        "version": described.version.number,
+        **_origin(described.version),
+        "metrics": described.version.provenance.get("metrics"),
+        "untrained_classes": list(described.version.untrained_classes),
+        "promoted": described.is_promoted,
+        "pinned": pin.model_dump() if pin else None,
+        "refused": described.refusal.model_dump() if described.refusal else None,
+    }
+
+
+def _in_short(described: DescribedVersion) -> dict[str, Any]:
+    metrics = described.version.provenance.get("metrics", {})
+    accuracy = metrics.get("accuracy")
+    return {
+        "version": described.version.number,
+        **_origin(described.version),
+        "split": metrics.get("split", "-"),
+        "accuracy": "-" if accuracy is None else percent(accuracy),
+        "loss": metrics.get("loss", "-"),
+        "promoted": described.is_promoted,
+        "pinned": described.pin.reason if described.pin else "-",
+        "refused by": ", ".join(rule["name"] for rule in described.refusal.failed) if described.refusal else "-",
+    }
+
+
+def _metrics_text(version: ModelVersion) -> str | None:
+    metrics = version.provenance.get("metrics")
+    return metrics and f"accuracy {percent(metrics['accuracy'])} on {metrics['split']}, loss {metrics['loss']:.4f}"
+
+
+def _rules(evidence: dict[str, Any] | None, promotion: int) -> list[dict[str, Any]]:
+    """What a gate decided on, a row a rule."""
+    rules = (evidence or {}).get("rules", [])
+    return [{"promotion": promotion, "passed": rule["passed"], "rule": rule["text"]} for rule in rules]
+
+
+def _refused_by(refusal: Refusal) -> list[dict[str, Any]]:
+    """What a gate asked when it refused, a row a rule."""
+    evidence = refusal.evidence
+    by = f"night {evidence['night']}" if "night" in evidence else f"run {evidence['run']}"
+    beside = f"version {refusal.champion}" if refusal.champion else "nothing"
+    about = {"refused at": refusal.at, "by": by, "beside": beside}
+    return [{**about, "passed": rule["passed"], "rule": rule["text"]} for rule in evidence["rules"]]
+
+
+def _origin(version: ModelVersion) -> dict[str, Any]:
+    return {
+        "published_at": version.published_at,
+        "run": version.provenance.get("run"),
+        "dataset": version.provenance.get("dataset"),
+        "size_bytes": version.size_bytes,
+    }

@@ -1,0 +1,231 @@
+"""The commands `transfer runs …` and `transfer open`: what training has left in storage, as lists and as pages."""
+
+from __future__ import annotations
+
+import tempfile
+import webbrowser
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from transfer.catalog import layout
+from transfer.cli.common import AsJson, ConfigPath, Overrides, opened, run
+from transfer.runtime.numbers import many, percent
+
+if TYPE_CHECKING:
+    from transfer.maintenance.runs import StoredRun
+    from transfer.storage import Store
+
+runs_app = typer.Typer(help="List a model's runs, look at one, remove old ones.", no_args_is_help=True)
+
+
+@runs_app.command("list")
+def list_(config: ConfigPath, overrides: Overrides = None, json: AsJson = False) -> None:
+    """List the runs: when each was started, on what, how far it is, how good, which versions came of it, its bytes."""
+
+    def work() -> dict[str, Any]:
+        from transfer.maintenance.runs import accuracies, list_runs, versions_from
+
+        loaded, store = opened(config, overrides)
+        model = loaded.name
+        runs = list_runs(store, model)
+        how_good, versions = accuracies(store, runs), versions_from(store)
+        nothing = None if json else "-"
+        rows = []
+        for each in runs:
+            accuracy, split = how_good[each.id]
+            shown = nothing if accuracy is None else accuracy if json else percent(accuracy)
+            rows.append(
+                _described(each, nothing)
+                | {"accuracy": shown, "split": split or nothing}
+                | {"versions": list(versions.get(each.id, ())) or ([] if json else nothing)}
+                | {"size_bytes": each.size_bytes}
+            )
+        total = sum(each.size_bytes for each in runs)
+        return {"model": model, "storage": store.uri, "size_bytes": total, "runs": rows}
+
+    run(work, json)
+
+
+@runs_app.command("show")
+def show(
+    config: ConfigPath,
+    run_id: Annotated[str, typer.Argument(metavar="RUN", help="Id of the run.")],
+    overrides: Overrides = None,
+    json: AsJson = False,
+) -> None:
+    """Show a run in full: its configuration, checkpoints, reports, and the versions published from it."""
+
+    def work() -> dict[str, Any]:
+        from transfer.errors import TrainingError
+        from transfer.maintenance.runs import checkpoints_of, objects_of_runs, read_run, reports_of, versions_from
+
+        _, store = opened(config, overrides)
+        objects = objects_of_runs(store, f"{layout.run_folder(run_id)}/").get(run_id, ())
+        shown = read_run(store, run_id, objects)
+        if shown is None:
+            raise TrainingError(
+                f"There is no run `{run_id}` in {store.uri}.", advice="`transfer runs list` shows those that there are."
+            )
+        nothing = None if json else "-"
+        answer = {
+            "folder": f"{store.uri}/{layout.run_folder(run_id)}",
+            **_described(shown, nothing),
+            "model": shown.model,
+        }
+        answer |= {"versions": list(versions_from(store).get(run_id, ())), "size_bytes": shown.size_bytes}
+        checkpoints = checkpoints_of(store, shown)
+        for row in checkpoints:
+            row["written"] = row["written"] or nothing
+        told = shown.start.config
+        return answer | {
+            "checkpoints": checkpoints,
+            "reports": reports_of(store, shown),
+            "config": told if json else [{"key": key, "value": str(value)} for key, value in _flat(told)],
+        }
+
+    run(work, json)
+
+
+@runs_app.command("gc")
+def gc(
+    config: ConfigPath,
+    keep: Annotated[int, typer.Option(min=1, help="How many of the newest runs stay in any case.")],
+    overrides: Overrides = None,
+    at_work_days: Annotated[
+        float, typer.Option(min=0, max=36500, help="What was written to for less long may be worked on, and stays.")
+    ] = 1,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove them, rather than say what would go.")] = False,
+    json: AsJson = False,
+) -> None:
+    """Find old runs that nothing needs, and checkpoints that no finished run needs; remove them if asked to."""
+
+    def work() -> dict[str, Any]:
+        from transfer.cli.output import removal
+        from transfer.maintenance.old_runs import remove_old_runs
+
+        loaded, store = opened(config, overrides)
+        model = loaded.name
+        found = remove_old_runs(store, model, keep=keep, at_work=timedelta(days=at_work_days), remove=remove)
+        name, why = ("run", "why") if json else ("removed run" if remove else "would go", "because it is")
+        nothing = None if json else "-"
+        going = []
+        for each in found.going:
+            row = {name: each.id, **_described(each, nothing), "size_bytes": each.size_bytes}
+            going.append({key: value for key, value in row.items() if key != "run" or json})
+        parts = [
+            *([many(len(going), "run")] if going else []),
+            *([f"what is left of {many(len(found.unfinished), 'run')}"] if found.unfinished else []),
+            *([f"older checkpoints of {many(len(found.checkpoints), 'run')}"] if found.checkpoints else []),
+        ]
+        what = f"{', '.join(parts)}: {found.size_bytes:,} bytes" if parts else ""
+        summed = {"removed": remove, "size_bytes": found.size_bytes}
+        return {
+            "model": model,
+            "storage": store.uri,
+            **(summed if json else removal(what, removed=remove)),
+            "unfinished": sorted(found.unfinished),
+            "going": going,
+            "left_alone": [{name if json else "left alone": each.run.id, why: each.why} for each in found.kept],
+            "checkpoints": [
+                {
+                    "run" if json else "older checkpoints of": run_id,
+                    "objects": len(items),
+                    "size_bytes": sum(item.size_bytes for item in items),
+                }
+                for run_id, items in sorted(found.checkpoints.items())
+            ],
+        }
+
+    run(work, json)
+
+
+def _described(stored: StoredRun, nothing: str | None) -> dict[str, Any]:
+    return {
+        "run": stored.id,
+        "started": stored.start.started or nothing,
+        "dataset": stored.dataset,
+        "state": stored.state,
+    }
+
+
+def _flat(value: Any, key: str = "") -> list[tuple[str, Any]]:
+    """A configuration's keys, dotted as `--set` takes them, with what is not the same as nothing."""
+    if isinstance(value, dict) and value:
+        return [pair for name, inner in value.items() for pair in _flat(inner, f"{key}.{name}" if key else name)]
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return [pair for index, inner in enumerate(value) for pair in _flat(inner, f"{key}.{index}")]
+    return [] if value in (None, {}, []) else [(key, value)]
+
+
+open_app = typer.Typer()
+
+
+@open_app.command("open")
+def open_(
+    config: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG]", help="YAML configuration, which says where storage is.")
+    ] = None,
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="[WHAT]",
+            help="index, night (the newest of the model), a night's number, or the id of a run, sweep or range test.",
+        ),
+    ] = "index",
+    storage: Annotated[
+        str | None, typer.Option(help="Storage whose index is opened: a folder or s3://…; instead of a configuration.")
+    ] = None,
+    to: Annotated[
+        Path | None, typer.Option(help="Folder for the pages, which are not opened. Default: a new temporary one.")
+    ] = None,
+    overrides: Overrides = None,
+    json: AsJson = False,
+) -> None:
+    """Copy pages to this machine and open one: an index of all models of a storage, their nights, sweeps and runs."""
+
+    def work() -> dict[str, Any]:
+        from transfer.pages.contents import read_contents
+        from transfer.pages.page import page_about
+        from transfer.pages.write import copy_page, write_pages
+
+        store, model = _opened(config, storage, overrides)
+        page = None if what == "index" else page_about(store, what, model=model)
+        folder = (to or Path(tempfile.mkdtemp(prefix="transfer-pages-"))).absolute()
+        if page is None or to is not None:
+            contents = read_contents(store)
+            path = write_pages(store, contents, folder)
+            beside = contents.run_pages
+        else:
+            beside = {}
+        if page is not None:
+            path = copy_page(store, page, folder, beside=beside)
+        return {"page": str(path), "opened": to is None and webbrowser.open(path.as_uri())}
+
+    run(work, json)
+
+
+def _opened(config: Path | None, storage: str | None, overrides: list[str] | None) -> tuple[Store, str]:
+    """The storage, and the model whose nights are meant; none where only the storage is named."""
+    from transfer.config import StorageConfig
+    from transfer.config.paths import path_here
+    from transfer.errors import ConfigError
+    from transfer.storage import open_store
+
+    if config is not None and storage is None:
+        loaded, store = opened(config, overrides)
+        return store, loaded.name
+    advice = "Give a configuration, as in `transfer open config.yaml`, or `--storage` with a folder or s3://…"
+    if storage is None:
+        raise ConfigError("Neither a configuration nor a storage is named.", advice=advice)
+    if config is not None:
+        raise ConfigError("Both a configuration and a storage are named.", advice=advice)
+    if overrides:
+        raise ConfigError("--set changes a configuration, and only --storage is given.", advice=advice)
+    if "://" not in storage and not (storage and path_here(storage).is_dir()):
+        raise ConfigError(
+            f"--storage is `{storage}`, and there is nothing at {Path(storage).absolute()}.", advice=advice
+        )
+    return open_store(StorageConfig(uri=storage)), ""

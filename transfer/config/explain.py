@@ -1,0 +1,73 @@
+"""What is wrong with a configuration, in sentences, whether it came from a file or was built in Python."""
+
+from __future__ import annotations
+
+import difflib
+import types
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from transfer.config.section import Section
+
+_SHOWN = 50
+
+
+def explain(error: ValidationError, model: type[BaseModel], *, name: str) -> str:
+    """All problems of a document that is no `model`, a line each, with the nearest known name for an unknown key.
+
+    `name`: what the document is called, a file's path for example.
+    """
+    lines = [f"  {line}" for line in islice(_problems(error, model), _SHOWN)]
+    if error.error_count() > _SHOWN:
+        lines.append(f"  and {error.error_count() - _SHOWN:,} more")
+    return "\n".join([f"{name} is not a valid configuration:", *lines])
+
+
+def fields_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
+    """Names of the keys that are known at a place of a document."""
+    for part in location:
+        if isinstance(part, str) and part in model.model_fields:
+            found = section_in(model.model_fields[part].annotation)
+            model = found or model
+    return list(model.model_fields)
+
+
+def _problems(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
+    for problem in error.errors(include_url=False):
+        is_unknown = problem["type"] == "extra_forbidden"
+        # An unknown key may be called as anything.
+        named = problem["loc"][-1:] if is_unknown else ()
+        tagged = problem["loc"][: -len(named) or None]
+        location = [*(part for part in tagged if not _is_union_tag(part)), *named]
+        path = ".".join(str(part) for part in location)
+        if is_unknown:
+            known = list(fields_at(model, location[:-1]))
+            nearest = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+            hint = f"did you mean `{nearest[0]}`?" if nearest else f"known here: {', '.join(known)}"
+            yield f"{path}: unknown key; {hint}"
+        elif problem["type"] == "missing":
+            yield f"{path}: is missing and has no default"
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            found = problem["input"]
+            # Where the name of a variable is asked for, what was found may be the secret itself.
+            is_shown = isinstance(found, str | int | float) and not path.endswith("_env")
+            shown = f" (found `{found}`)" if is_shown else ""
+            yield f"{path}: {message}{shown}" if path else f"{message}{shown}"
+
+
+def _is_union_tag(part: int | str) -> bool:
+    """Pydantic adds the tried member of a union to an error's location; it is not a key."""
+    return isinstance(part, str) and (part in {"int", "str", "literal", "dict"} or "[" in part)
+
+
+def section_in(annotation: Any) -> type[Section] | None:
+    """The section that a field holds: alone, in a list, in a mapping, or as one of several types."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return annotation
+    if get_origin(annotation) in (list, dict, Union, types.UnionType):
+        return next((found for member in get_args(annotation) if (found := section_in(member))), None)
+    return None

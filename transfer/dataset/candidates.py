@@ -1,0 +1,260 @@
+"""The images of a source before any of them is stored: listed, checked, and selected for a version.
+
+Ingest makes a version of what is selected here; `rehearsal.py` says of it beforehand what ingest would say.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import numpy as np
+
+from transfer.config import Config
+from transfer.dataset.classes import check_counts, check_given, class_order, vanished_classes, warnings_of
+from transfer.dataset.decisions import Decided, read_decided
+from transfer.dataset.file_cache import SeenLog, digest_of_check
+from transfer.dataset.ingest_tasks import Candidate, Limits, check_batch
+from transfer.dataset.listing import CheckedColumns, Listing, batches, list_source
+from transfer.dataset.manifest import MISSING, UNREADABLE, Dataset, Reject, Splitting, check_reject_share, counted
+from transfer.dataset.shards import Images, unique_images
+from transfer.dataset.sources import Source
+from transfer.dataset.sources.table import none_there
+from transfer.dataset.sources.tabular import is_table
+from transfer.dataset.splits import NONE_GIVEN, SPLITS, TEST, TRAIN, VALIDATION, group_in_two_splits
+from transfer.errors import DatasetError
+from transfer.runtime.parallel import on_cluster, parallel_map, process_count
+from transfer.runtime.progress import progress
+from transfer.storage import Store
+
+logger = logging.getLogger(__name__)
+
+BATCH_IMAGES = 64
+BATCH_SIZE_BYTES = 32 * 1024**2
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What a source lists, and what is decided about its classes."""
+
+    config: Config
+    store: Store
+    source: Source
+    listing: Listing
+    decided: Decided
+
+    @property
+    def limits(self) -> Limits:
+        """What an image may be."""
+        return Limits.of(self.config.dataset)
+
+    @property
+    def bytes_travel(self) -> bool:
+        """Whether tasks carry images, judged by the first."""
+        return on_cluster() and len(self.listing) > 0 and self.source.is_local(self.listing.key(0))
+
+    @property
+    def uri(self) -> str:
+        """Where the images are."""
+        return str(self.source.description["uri"])
+
+    @property
+    def seen_log(self) -> SeenLog:
+        """What earlier ingests found in the same files."""
+        check = digest_of_check(self.limits._asdict())
+        return SeenLog(self.store, self.config.dataset_name, source=self.uri, check=check)
+
+    def known_classes(self, parent: Dataset | None) -> list[str]:
+        """Classes of the parent that the new version has, too: the first ones."""
+        return self.decided.known_classes(parent, renames=self.config.dataset.rename_classes)
+
+    def class_order(self, known: Sequence[str], *, labels: Sequence[str] | None = None) -> list[str]:
+        """Classes of the new version, the known ones first. `labels`: default is those listed. Raises DatasetError."""
+        labels = self.listing.labels if labels is None else labels
+        may_be_splits = self.config.dataset.splits is not None
+        return class_order(labels, known, source=self.uri, may_be_splits=may_be_splits)
+
+    @cached_property
+    def splitting(self) -> Splitting:
+        """How the images come to be in their splits."""
+        options = self.config.dataset
+        named = self.listing.given.split_names | set(options.splits or {})
+        by_column = f"the column `{options.split_column}`"
+        group_column, pattern = options.group_column, options.group_pattern
+        return Splitting(
+            given=tuple(split for split in SPLITS if split in named),
+            given_by=None if not named else by_column if options.split_column else "folders",
+            groups_by=f"column `{group_column}`" if group_column else f"pattern `{pattern}`" if pattern else None,
+            groups_in_shards=bool(group_column or pattern),
+            validation=0.0 if VALIDATION in named else options.validation,
+            test=0.0 if TEST in named else options.test,
+        )
+
+    def check_given(self) -> None:
+        """Raise DatasetError where what the source gives of splits and groups contradicts itself, told by names."""
+        listing = self.listing
+        self.check_given_classes(np.arange(len(listing)))
+        if rows := group_in_two_splits(listing.given):
+            group = listing.given.group_names[listing.given.groups[rows[0]]]
+            one, other = (f"{listing.key(row)} in {SPLITS[listing.given.splits[row]]}" for row in rows)
+            raise DatasetError(
+                f"The group `{group}` ({self.splitting.groups_by}) is in two given splits: {one}, {other}.",
+                advice="Give all images of a group the same split, or leave the groups out.",
+            )
+        pattern = self.config.dataset.group_pattern
+        if pattern is not None and len(listing) and not listing.given.group_names:
+            raise DatasetError(
+                f"dataset.group_pattern is `{pattern}`, which is found in no key; the first one is {listing.key(0)}.",
+                advice="A key is an image's path in the source. Correct the pattern, or leave it out.",
+            )
+
+    def check_given_classes(self, rows: np.ndarray) -> None:
+        """Raise DatasetError where, of the images in those rows, a class has none that may be trained on."""
+        # The last column is NONE_GIVEN.
+        table = np.zeros((len(self.listing.labels), len(SPLITS) + 1), np.int64)
+        np.add.at(table, (self.listing.label_codes[rows], self.listing.given.splits[rows]), 1)
+        check_given(dict(zip(self.listing.labels, table.tolist(), strict=True)))
+
+    def carried(self, key: str, size_bytes: int = -1) -> bytes | Reject | None:
+        """Read what only this machine can read, for a worker of the cluster; None where the worker reads for itself."""
+        limit = self.limits.max_file_size_bytes
+        if not on_cluster() or not self.source.is_local(key) or size_bytes > limit:
+            return None
+        return self.source.read(key, max_size_bytes=limit)
+
+
+def list_candidates(config: Config, store: Store, source: Source, *, most: int | None = None) -> Candidates:
+    """List a source, up to `most` files of it; no image is read. Raises DatasetError, StorageError."""
+    decided = read_decided(store, config.dataset_name)
+    dropped = {each.name: each.reason for each in decided.dropped}
+    listing = list_source(
+        source,
+        renames=config.dataset.rename_classes,
+        dropped=dropped,
+        group_pattern=config.dataset.group_pattern,
+        most=most,
+    )
+    return Candidates(config, store, source, listing, decided)
+
+
+def check_images(candidates: Candidates, checked: CheckedColumns, rows: np.ndarray) -> None:
+    """Read and decode the images in those rows of the listing, and add what is found in them to `checked`."""
+    sizes_bytes, most = candidates.listing.sizes_bytes[rows], candidates.limits.max_file_size_bytes
+    answers = parallel_map(
+        partial(check_batch, source=candidates.source, limits=candidates.limits),
+        _batches(candidates, rows),
+        processes=process_count(len(rows), size_bytes=int(sizes_bytes[sizes_bytes <= most].sum())),
+        heavy=candidates.bytes_travel,
+    )
+    row = iter(rows.tolist())
+    with progress("check", total=len(rows)) as advance, closing(answers):
+        for batch in answers:
+            for outcome in batch:
+                checked.add(next(row), outcome)
+            advance(len(batch))
+    listed = len(candidates.listing)
+    counts = (listed, len(rows), listed - len(rows))
+    logger.info("%s images listed, %s read, %s known from before.", *(f"{count:,}" for count in counts))
+
+
+def _batches(candidates: Candidates, rows: np.ndarray) -> Iterator[list[Candidate]]:
+    listing = candidates.listing
+    sizes_bytes = listing.sizes_bytes[rows]
+    for start, stop in batches(sizes_bytes, max_images=BATCH_IMAGES, max_size_bytes=BATCH_SIZE_BYTES):
+        yield [
+            Candidate(key := listing.key(row), size_bytes, candidates.carried(key, size_bytes))
+            for row, size_bytes in zip(rows[start:stop].tolist(), sizes_bytes[start:stop].tolist(), strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a version would be made of, and what it would leave out."""
+
+    candidates: Candidates
+    known: list[str]
+    """Classes of the parent version."""
+    classes: list[str]
+    images: Images
+    rejects: list[Reject]
+
+    @cached_property
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Images of each split and class."""
+        return self.images.counts(self.classes)
+
+    @property
+    def vanished(self) -> list[str]:
+        """Classes of the parent version that have no images any more."""
+        return vanished_classes(self.counts, self.known)
+
+    @property
+    def totals(self) -> dict[str, int]:
+        """Images of each class."""
+        return {name: sum(of_split[name] for of_split in self.counts.values()) for name in self.classes}
+
+    def check(self, *, ledger: str | None) -> None:
+        """Raise DatasetError where no version may be made of it. `ledger`: where the rejects are listed."""
+        accepted, options = len(self.images), self.candidates.config.dataset
+        refused = counted(self.rejects)
+        if is_table(options.source) and not accepted and {each.reason for each in refused} <= {MISSING, UNREADABLE}:
+            raise none_there(options.source, options.path_column, refused)
+        check_reject_share(self.rejects, accepted=accepted, max_share=options.max_reject_share, ledger=ledger)
+        self.candidates.check_given_classes(self.images.rows)
+        splitting = self.candidates.splitting
+        check_counts(
+            self.counts,
+            self.classes,
+            vanished=self.vanished,
+            min_images=options.min_images_per_class,
+            shares=shares_of(splitting),
+            given=splitting.given,
+            groups_by=splitting.groups_by,
+        )
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a user should know of the classes, the splits and the groups, in sentences."""
+        return [
+            *warnings_of(self.counts, self.classes, vanished=self.vanished),
+            *self._group_warnings(),
+        ]
+
+    def _group_warnings(self) -> Iterator[str]:
+        given, by = self.candidates.listing.given, self.candidates.splitting.groups_by
+        groups = given.groups[self.images.rows]
+        has_group = groups != NONE_GIVEN
+        if by is None or not len(groups):
+            return
+        sizes = np.bincount(groups[has_group], minlength=1)
+        if 2 * sizes.max() > len(groups):
+            largest = given.group_names[sizes.argmax()]
+            yield f"The group `{largest}` ({by}) has {sizes.max():,} of {len(groups):,} images, which share one split."
+        if not has_group.all():
+            first = self.candidates.listing.key(int(self.images.rows[~has_group].min()))
+            count = np.count_nonzero(~has_group)
+            yield f"{count:,} of {len(groups):,} images have no group ({by}) and are split on their own: {first}."
+
+
+def shares_of(splitting: Splitting) -> dict[str, float]:
+    """The share of what is drawn that each split has, train among them."""
+    shares = {VALIDATION: splitting.validation, TEST: splitting.test}
+    return {TRAIN: 1 - splitting.validation - splitting.test, **shares}
+
+
+def select(candidates: Candidates, checked: CheckedColumns, *, known: list[str], classes: list[str]) -> Selection:
+    """Keep each image in `checked` once, give it its class and its split, and gather what is left out."""
+    splitting = candidates.splitting
+    images, left_out = unique_images(
+        candidates.listing,
+        checked,
+        np.array([classes.index(label) for label in candidates.listing.labels], np.int32),
+        validation=splitting.validation,
+        test=splitting.test,
+        may_straddle=candidates.config.dataset.prefer == TEST,
+    )
+    rejects = [*candidates.listing.rejects, *checked.refused.values(), *left_out]
+    return Selection(candidates, known, classes, images, rejects)

@@ -1,0 +1,186 @@
+"""What was decided about a dataset's classes, besides what its images say.
+
+An entry of the log says what was done and why, and all that holds from then on; the highest number counts.
+Versions that there are never change. The next ingest does as what holds then says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from transfer.catalog import layout
+from transfer.dataset.classes import renamed
+from transfer.dataset.manifest import Dataset, latest_dataset, load_dataset
+from transfer.errors import AlreadyExistsError, DatasetError
+from transfer.storage import Log, Store, as_model, now_utc
+
+
+class DroppedClass(BaseModel):
+    """A class that no version is to have until it is restored."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    since: str
+    reason: str
+
+
+class Decided(BaseModel):
+    """What holds at one time."""
+
+    model_config = ConfigDict(frozen=True)
+
+    dropped: tuple[DroppedClass, ...] = ()
+    starts_over_after: int = 0
+    """Versions up to this number are no history of later ones."""
+
+    def history(self, latest: Dataset | None) -> Dataset | None:
+        """The latest version, unless the dataset is to start over after it."""
+        if latest is None:
+            return None
+        # An ingest that had begun before it was decided may have added a version since, derived from one of these.
+        numbers = {latest.number, latest.parent or latest.number, latest.indices_from}
+        return latest if min(numbers) > self.starts_over_after else None
+
+    def known_classes(self, parent: Dataset | None, *, renames: Mapping[str, str]) -> list[str]:
+        """Classes of a parent version that the next version has, too: its first ones. Raises DatasetError."""
+        dropped = {each.name for each in self.dropped}
+        names = renamed(parent.classes if parent else [], renames)
+        return [name for name in names if name not in dropped]
+
+
+class Decision(BaseModel):
+    """An entry of the log."""
+
+    model_config = ConfigDict(frozen=True)
+
+    action: Literal["drop-class", "restore-class", "start-over"]
+    at: str
+    reason: str
+    then: Decided
+
+
+def read_decided(store: Store, dataset: str) -> Decided:
+    """What holds now. Raises CorruptObjectError, StorageError."""
+    return _latest(store, dataset)[1]
+
+
+def drop_class(store: Store, dataset: str, name: str, *, reason: str) -> Decided:
+    """Have the next version be one without a class; nothing changes where it was dropped before.
+
+    Its images in the source are left out, and listed as `dropped`. Raises DatasetError when the latest version has no
+    such class, or fewer than two others.
+    """
+    latest = load_dataset(store, dataset)
+
+    def decide(now: Decided) -> Decided:
+        dropped = {each.name for each in now.dropped}
+        if name in dropped:
+            return now
+        if name not in latest.classes:
+            raise DatasetError(
+                f"{latest.reference} has no class `{name}`.", advice=f"Its classes are {_named(latest.classes)}."
+            )
+        left = [other for other in latest.classes if other not in {*dropped, name}]
+        if len(left) < 2:
+            raise DatasetError(
+                f"Without `{name}`, {latest.reference} would have only the class {_named(left)}, and two are needed.",
+                advice="Add images of another class and ingest them first, or name another dataset.",
+            )
+        added = DroppedClass(name=name, since=now_utc(), reason=reason)
+        return now.model_copy(update={"dropped": (*now.dropped, added)})
+
+    return _decide(store, dataset, "drop-class", reason, decide)
+
+
+def restore_class(store: Store, dataset: str, name: str, *, reason: str) -> Decided:
+    """Want a dropped class again: images of the source with that label become the class.
+
+    Its index is a new one, or the same as before where no version was made without it. Raises DatasetError when it was
+    not dropped.
+    """
+
+    def decide(now: Decided) -> Decided:
+        left = tuple(each for each in now.dropped if each.name != name)
+        if left == now.dropped:
+            names = _named([each.name for each in now.dropped])
+            raise DatasetError(
+                f"The class `{name}` of dataset `{dataset}` is not dropped.", advice=f"Those that are: {names}."
+            )
+        return now.model_copy(update={"dropped": left})
+
+    return _decide(store, dataset, "restore-class", reason, decide)
+
+
+def start_over(store: Store, dataset: str, *, reason: str) -> Decided:
+    """Have the next version be one without history: classes get their indices from scratch. What is dropped stays so.
+
+    Nothing changes where no version was added since it was last decided. Raises DatasetError when there is no version.
+    """
+    latest = load_dataset(store, dataset)
+
+    def decide(now: Decided) -> Decided:
+        return now.model_copy(update={"starts_over_after": latest.number})
+
+    return _decide(store, dataset, "start-over", reason, decide)
+
+
+def is_pending(store: Store, dataset: str, decided: Decided) -> bool:
+    """Whether the latest version is not yet as it was decided, so that the next ingest may make one."""
+    latest = latest_dataset(store, dataset)
+    if latest is None:
+        return False
+    if decided.history(latest) is None or any(each.name in latest.classes for each in decided.dropped):
+        return True
+    return not _restored_since(store, dataset, latest.created or "") <= {*latest.classes}
+
+
+def _restored_since(store: Store, dataset: str, created: str) -> set[str]:
+    """Classes that were wanted again after a version of that time was made."""
+    log = _log(store, dataset)
+    restored: set[str] = set()
+    dropped: set[str] = set()
+    for number in log.numbers():
+        entry = as_model(Decision, log.read(number), uri=store.uri)
+        now = {each.name for each in entry.then.dropped}
+        restored = (restored | (dropped - now if entry.at >= created else set())) - now
+        dropped = now
+    return restored
+
+
+def _decide(
+    store: Store,
+    dataset: str,
+    action: Literal["drop-class", "restore-class", "start-over"],
+    reason: str,
+    decide: Callable[[Decided], Decided],
+) -> Decided:
+    """Add an entry, decided anew as long as others come first; none where nothing changes."""
+    while True:
+        number, now = _latest(store, dataset)
+        then = decide(now)
+        if then == now:
+            return now
+        entry = Decision(action=action, at=now_utc(), reason=reason, then=then)
+        try:
+            _log(store, dataset).append(entry.model_dump(mode="json"), number=number + 1)
+        except AlreadyExistsError:
+            continue
+        return then
+
+
+def _latest(store: Store, dataset: str) -> tuple[int, Decided]:
+    latest = _log(store, dataset).latest()
+    return (0, Decided()) if latest is None else (latest[0], as_model(Decision, latest[1], uri=store.uri).then)
+
+
+def _log(store: Store, dataset: str) -> Log:
+    return Log(store, layout.classes_log(dataset))
+
+
+def _named(names: list[str]) -> str:
+    shown = ", ".join(f"`{name}`" for name in names[:12])
+    return f"{shown}, …" if len(names) > 12 else shown or "none"

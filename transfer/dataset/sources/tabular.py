@@ -1,0 +1,247 @@
+"""Tables as files: CSV with any usual separator, Parquet, and folders or prefixes of Parquet parts."""
+
+from __future__ import annotations
+
+import csv as python_csv
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import StringIO
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyarrow import csv
+
+from transfer.config import StorageConfig
+from transfer.dataset.sources.base import store_of
+from transfer.dataset.sources.fetch import nothing_there, split_s3
+from transfer.dataset.sources.walk import SIDECAR_SUFFIXES, is_ignored
+from transfer.errors import DatasetError, ObjectNotFoundError
+
+TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
+_PARQUET = ".parquet"
+# A comma first: a header may have the others in its names.
+_DELIMITERS = ",;\t|"
+_HEADER_SIZE_BYTES = 64 * 1024
+_USUAL_COLUMNS = {
+    "split_column": frozenset({"split", "splits", "subset", "partition", "set"}),
+    "group_column": frozenset(
+        {"group", "group_id", "patient", "patient_id", "patientid", "subject", "subject_id", "camera", "fold"}
+    ),
+}
+"""What people call such columns."""
+
+logger = logging.getLogger(__name__)
+
+
+def is_table(uri: str) -> bool:
+    """Whether that is a table by its name."""
+    return uri.lower().endswith(TABLE_SUFFIXES)
+
+
+def parts_among(names: Iterable[str]) -> list[str]:
+    """The Parquet parts of a table in a folder of these names; none where there is anything else but descriptions.
+
+    A name with a slash is of a folder or in one. No more names are asked for than it takes.
+    """
+    parts = []
+    for name in names:
+        if is_ignored(name.rstrip("/")) or name.lower().endswith(SIDECAR_SUFFIXES):
+            continue
+        if "/" in name or not name.lower().endswith(_PARQUET):
+            return []
+        parts.append(name)
+    return sorted(parts)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table in one file or in several parts."""
+
+    uri: str
+    """What the user named."""
+    files: tuple[str, ...]
+    """The file, or all parts: paths or `s3://` addresses."""
+    path_column: str
+    label_column: str
+    storage: StorageConfig
+    """Says which service `s3://` means; its own address does not matter here."""
+    split_column: str | None = None
+    group_column: str | None = None
+
+    @property
+    def is_in_bucket(self) -> bool:
+        """Whether the table itself is an object."""
+        return self.uri.startswith("s3://")
+
+    def image_column(self) -> str | None:
+        """The column that holds the images themselves, None where the table names files.
+
+        That is `path_column`, or the only column of images where there is none of that name. Raises DatasetError.
+        """
+        if not self.files[0].lower().endswith(_PARQUET):
+            return None
+        with self._reading(self.files[0]) as parquet:
+            schema = parquet.schema_arrow
+        if self.path_column in schema.names:
+            columns = [self.path_column]
+        else:
+            columns = [name for name in schema.names if _is_image(schema.field(name).type)]
+        return columns[0] if len(columns) == 1 and _is_image(schema.field(columns[0]).type) else None
+
+    def rows(self) -> Iterator[tuple[str | None, ...]]:
+        """Path, label, split and group of each row as text, None for what is empty. Raises DatasetError."""
+        for file in self.files:
+            for batch in self._texts(file).to_batches(max_chunksize=10_000):
+                columns, nothing = batch.to_pydict(), [None] * len(batch)
+                named = (self.path_column, self.label_column, self.split_column, self.group_column)
+                yield from zip(*(columns[name] if name else nothing for name in named), strict=True)
+
+    def image_paths(self, column: str) -> Iterator[str | None]:
+        """What the table says of each image's path; it is not read."""
+        for file in self.files:
+            with self._reading(file) as parquet:
+                if not pa.types.is_struct(parquet.schema_arrow.field(column).type):
+                    yield from [None] * parquet.metadata.num_rows
+                    continue
+                for batch in parquet.iter_batches(columns=[f"{column}.path"]):
+                    found = batch.column(0)
+                    yield from found.field("path").to_pylist() if found.type.num_fields else [None] * len(found)
+
+    def images(self, column: str) -> Iterator[tuple[bytes | None, str | None, str | None, str | None]]:
+        """Bytes, label, split and group of each row, in the order of `image_paths`. Raises DatasetError."""
+        named = {key: name for key, name in self._columns.items() if key != "path_column"}
+        for file in self.files:
+            with self._reading(file) as parquet:
+                schema = parquet.schema_arrow
+                self._check_columns(schema.names, named)
+                if file == self.files[0]:
+                    self._warn_of_unused(schema.names)
+                for batch in parquet.iter_batches(batch_size=64, columns=[column, *dict.fromkeys(named.values())]):
+                    images = batch.column(column)
+                    data = images.field("bytes") if pa.types.is_struct(images.type) else images
+                    texts = [
+                        _texts_of(batch.column(name), schema, name).to_pylist() if name else [None] * len(batch)
+                        for name in (self.label_column, self.split_column, self.group_column)
+                    ]
+                    yield from zip(data.to_pylist(), *texts, strict=True)
+
+    def _texts(self, file: str) -> pa.Table:
+        """The columns that are read, as text, by their own names."""
+        if not file.lower().endswith(_PARQUET):
+            return self._read_csv(file)
+        with self._reading(file) as parquet:
+            schema = parquet.schema_arrow
+            self._check_columns(schema.names, self._columns)
+            if file == self.files[0]:
+                self._warn_of_unused(schema.names)
+            table = parquet.read(self._names)
+            return pa.table([_texts_of(table[name], schema, name) for name in self._names], self._names)
+
+    def _read_csv(self, file: str) -> pa.Table:
+        options = csv.ConvertOptions(
+            column_types=dict.fromkeys(self._names, pa.string()),
+            include_columns=self._names,
+            null_values=[""],
+            strings_can_be_null=True,
+        )
+        with self._errors(file):
+            parse = csv.ParseOptions(delimiter=self._delimiter(file), newlines_in_values=True)
+            with self._open(file) as opened:
+                return csv.read_csv(opened, parse_options=parse, convert_options=options)
+
+    def _delimiter(self, file: str) -> str:
+        """The separator that finds most in the header. Raises DatasetError where it does not find both columns."""
+        with self._open(file) as opened:
+            start = opened.read(_HEADER_SIZE_BYTES).decode("utf-8-sig", errors="replace")
+        wanted = {*self._names}
+        headers = {each: next(python_csv.reader(StringIO(start), delimiter=each), []) for each in _DELIMITERS}
+        best = max(headers, key=lambda delimiter: (len(wanted & {*headers[delimiter]}), len(headers[delimiter])))
+        if start:
+            self._check_columns(headers[best], self._columns)
+            self._warn_of_unused(headers[best])
+        return best
+
+    @property
+    def _columns(self) -> dict[str, str]:
+        """Columns by the keys of the configuration that name them."""
+        columns = {
+            "path_column": self.path_column,
+            "label_column": self.label_column,
+            "split_column": self.split_column,
+            "group_column": self.group_column,
+        }
+        return {key: column for key, column in columns.items() if column}
+
+    @property
+    def _names(self) -> list[str]:
+        """The columns that are read, each once."""
+        return list(dict.fromkeys(self._columns.values()))
+
+    @contextmanager
+    def _reading(self, file: str) -> Iterator[pq.ParquetFile]:
+        with self._errors(file), self._open(file) as opened, pq.ParquetFile(opened) as parquet:
+            yield parquet
+
+    def _open(self, file: str) -> pa.NativeFile:
+        if not self.is_in_bucket:
+            return pa.OSFile(file)
+        folder, name = split_s3(file)
+        return store_of(self.storage.model_copy(update={"uri": folder})).open(name)
+
+    @contextmanager
+    def _errors(self, file: str) -> Iterator[None]:
+        try:
+            yield
+        except ObjectNotFoundError as error:
+            raise nothing_there(file, self.storage) from error
+        except FileNotFoundError as error:
+            raise DatasetError(
+                f"dataset.source is {file}, and there is nothing there.", advice="Check the path."
+            ) from error
+        except pa.ArrowException as error:
+            raise DatasetError(
+                f"The table {file} cannot be read: {error}.",
+                advice="A .csv is UTF-8 with a header line; a .parquet has a column of paths or of images and one of "
+                "class names.",
+            ) from error
+
+    def _check_columns(self, found: Sequence[str], wanted: Mapping[str, str]) -> None:
+        for option, column in wanted.items():
+            if found.count(column) != 1:
+                wrong = "two columns" if column in found else "no column"
+                raise DatasetError(
+                    f"The table {self.uri} has {wrong} `{column}`; its columns are {', '.join(found)}.",
+                    advice=f"Set dataset.{option} to the right one.",
+                )
+
+    def _warn_of_unused(self, found: Sequence[str]) -> None:
+        """Name columns that usually say how images are to be split, where nothing else is to use them."""
+        for option, usual in _USUAL_COLUMNS.items():
+            unused = [name for name in found if name.strip().casefold() in usual and name not in self._names]
+            if unused and option not in self._columns:
+                named = ", ".join(f"`{name}`" for name in unused)
+                logger.warning("The table %s has %s, which is not used; dataset.%s would.", self.uri, named, option)
+
+
+def _is_image(kind: pa.DataType) -> bool:
+    """Whether a column of that type holds files: bytes, or bytes and path as Hugging Face's datasets have them."""
+    if pa.types.is_struct(kind):
+        return any(field.name == "bytes" and _is_image(field.type) for field in kind.fields)
+    return any(is_of(kind) for is_of in (pa.types.is_binary, pa.types.is_large_binary))
+
+
+def _texts_of(column: Any, schema: pa.Schema, name: str) -> Any:
+    """A column as text: by the class names that Hugging Face's metadata have for it, else as it is."""
+    metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    feature = metadata.get("info", {}).get("features", {}).get(name, {})
+    names = feature.get("names") if feature.get("_type") == "ClassLabel" else None
+    if names is None or not pa.types.is_integer(column.type):
+        return column.cast(pa.string())
+    # -1 says that there is no label.
+    known = pc.if_else(pc.and_(pc.greater_equal(column, 0), pc.less(column, len(names))), column, None)
+    return pc.take(pa.array(names, pa.string()), known)

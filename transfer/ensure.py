@@ -1,0 +1,194 @@
+"""What jobs are made of: each step is found if it was done before, and done where TensorFlow may be loaded."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from transfer.catalog import layout
+from transfer.catalog.model import ModelVersion
+from transfer.catalog.run import ReportEntry
+from transfer.config import Config
+from transfer.dataset.manifest import Dataset, load_dataset
+from transfer.errors import StorageError
+from transfer.evaluation.report import Report
+from transfer.registry.versions import load_version
+from transfer.runtime.cluster import connect_for, run_where
+from transfer.runtime.startup import import_tensorflow
+from transfer.storage import Store, open_store, probe
+from transfer.training.checkpoints import keep_best_and_last
+from transfer.training.epoch_table import EpochTable
+from transfer.training.run import Run, load_run
+
+if TYPE_CHECKING:
+    from transfer.registry.comparison import Comparison
+    from transfer.reports.thumbnails import Thumbnail
+    from transfer.training.checkpoints import Checkpoint
+
+logger = logging.getLogger(__name__)
+
+
+class Clock:
+    """Takes the time of a job's steps: `seconds`, by their names."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """The block is this step."""
+        started = time.monotonic()
+        yield
+        self.seconds[name] = time.monotonic() - started
+
+
+def writable_storage(config: Config) -> Store:
+    """The job's storage, found fit to be written to; connects to the cluster first if the job runs on one."""
+    connect_for(config.workers)
+    store = open_store(config.storage)
+    try:
+        probe(store, single_writer=config.storage.single_writer)
+    except StorageError as error:
+        raise type(error)(f"storage is `{store.uri}`: {error.message}", advice=error.advice) from error
+    return store
+
+
+def fit(run: Run, dataset: Dataset) -> None:
+    """Train what is left of a run, and show each epoch. Of its checkpoints the best and the last stay.
+
+    Args:
+        run: The run; one that is finished is left as it is.
+        dataset: Its dataset version.
+
+    Raises:
+        KeyboardInterrupt: After Ctrl-C, with a note of how far the run came.
+    """
+    from transfer.training.checkpoints import Checkpoints
+
+    newest = Checkpoints(run).newest()
+    if newest is not None and newest.progress.complete:
+        logger.info("Run %s is finished already.", run.id)
+    else:
+        _train(run, dataset, newest)
+    # Here and not in the loop: all workers have left. Also what a job that was killed here did not get to.
+    keep_best_and_last(run)
+
+
+def _train(run: Run, dataset: Dataset, newest: Checkpoint | None) -> None:
+    history = newest.progress.history if newest else ()
+    table = EpochTable(run.config.phases, history)
+    if table.place:
+        logger.info("Run %s goes on after %s.", run.id, table.place)
+    try:
+        if run.config.workers.count:
+            from transfer.training.distributed import train_on_workers
+
+            train_on_workers(run, on_epoch=table.show, epochs_known=len(history))
+            return
+        import_tensorflow()
+
+        from transfer.training.loop import train as train_here
+        from transfer.training.shared_models import own_workbench
+
+        train_here(run, dataset, workbench=own_workbench(), start=newest, on_epoch=table.show)
+    except KeyboardInterrupt as interrupt:
+        if table.place:
+            interrupt.add_note(f"after {table.place}")
+        raise
+
+
+def evaluated(run: Run, dataset: Dataset, *, gate_asks: bool) -> int:
+    """Number of the run's newest report on the held-out split; evaluates it first where there is none.
+
+    Somebody may have looked at other splits since, and no model is judged by those.
+
+    Args:
+        run: A finished run.
+        dataset: Its dataset version.
+        gate_asks: Whether a gate will ask the version that serves about the same images; see `evaluate_anew`.
+    """
+    split = dataset.held_out_split
+    return run.newest_report(split) or evaluate_anew(run, split=split, gate_asks=gate_asks)
+
+
+def evaluate_anew(run: Run, *, split: str | None, gate_asks: bool = False) -> int:
+    """Evaluate a finished run once more; returns the new report's number.
+
+    Args:
+        run: A finished run.
+        split: `train`, `validation` or `test`; None is the held-out split.
+        gate_asks: Leave it to a gate to ask the version that serves about the same images; else that is done here.
+    """
+    return run_where(run.config.workers, _evaluate, run.config, run.id, split, gate_asks)
+
+
+def read_report(run: Run, number: int) -> tuple[Report, str]:
+    """A report of a run, and where its page is."""
+    digest = run.reports.read_as(ReportEntry, number).files[layout.REPORT]
+    report = Report.from_json(run.store.read_verified(layout.report_file(run.folder, number, layout.REPORT), digest))
+    return report, f"{run.store.uri}/{layout.report_file(run.folder, number, layout.REPORT_PAGE)}"
+
+
+def published(run: Run, *, report: int | None = None, again: bool = False) -> ModelVersion:
+    """The version of an evaluated run; publishes it first where there is none.
+
+    Args:
+        run: An evaluated run.
+        report: Number of the report that it is published with. Default: the newest.
+        again: Publish it as a new version also where there is one.
+    """
+    number = run_where(run.config.workers, _publish, run.config, run.id, report, again)
+    return load_version(run.store, run.config.name, number)
+
+
+def compared(run: Run, *, champion: int | None, challenger: int) -> tuple[Comparison, dict[str, Thumbnail]]:
+    """What the gate judges by: both versions on the held-out images of the run's dataset version.
+
+    Args:
+        run: The run that the challenger was published from.
+        champion: Number of the version that serves; None where none does.
+        challenger: Number of the version that may take its place.
+
+    Returns:
+        The comparison, and thumbnails of the images that one has right and the other wrong, by their SHA-256.
+    """
+    return run_where(run.config.workers, _compare, run.config, run.id, champion, challenger)
+
+
+def _reopened(config: Config, run_id: str) -> tuple[Run, Dataset]:
+    """A run and its dataset version, in another process than the driver's."""
+    store = open_store(config.storage)
+    run = load_run(store, run_id, config)
+    return run, load_dataset(store, run.dataset_name, run.dataset_number)
+
+
+# What runs in a process with TensorFlow. Numbers and ids go in and out, not objects that hold connections.
+
+
+def _evaluate(config: Config, run_id: str, split: str | None, gate_asks: bool) -> int:
+    from transfer.evaluation.evaluate import evaluate_run
+    from transfer.registry.served import answers_of_serving
+
+    run, dataset = _reopened(config, run_id)
+    split = split or dataset.held_out_split
+    serving = answers_of_serving(run.config, run.store, dataset, split, but=run.id, gate_asks=gate_asks)
+    return evaluate_run(run, dataset, split=split, serving=serving)
+
+
+def _compare(
+    config: Config, run_id: str, champion: int | None, challenger: int
+) -> tuple[Comparison, dict[str, Thumbnail]]:
+    from transfer.registry.challenger import compare_versions
+
+    run, dataset = _reopened(config, run_id)
+    return compare_versions(config, run.store, dataset, champion=champion, challenger=challenger)
+
+
+def _publish(config: Config, run_id: str, report_number: int | None, again: bool) -> int:
+    from transfer.registry.publish import publish_run
+
+    run, dataset = _reopened(config, run_id)
+    return publish_run(run, dataset, report_number=report_number, again=again).number

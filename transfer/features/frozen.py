@@ -1,0 +1,119 @@
+"""The frozen part of a network at a cut: a pure function of the image, and a name for exactly that function."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import prod
+from typing import Any, Literal
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from transfer.backbone.backbone import Backbone, network_digest
+from transfer.backbone.files import Preprocessing
+from transfer.config import AugmentationConfig, Decides, deciding
+from transfer.runtime.keras_private import call_of
+
+FEATURE_CODE_VERSION = 1
+"""Counted up when decoding, resizing, views or the files' layout change, so that older files are not found."""
+
+
+@dataclass(frozen=True)
+class View:
+    """One of the augmented views of each image whose features are cached."""
+
+    augmentation: AugmentationConfig
+    seed: int
+    index: int
+
+    def describe(self) -> dict[str, Any]:
+        """What decides how this view looks, in JSON's own types."""
+        changes = deciding(self.augmentation, Decides.FEATURES)
+        return {"augmentation": changes, "seed": self.seed, "index": self.index}
+
+
+@dataclass(frozen=True, eq=False)
+class FrozenPart:
+    """The frozen part of a network from the image to a cut, and how its output, the features, is cached.
+
+    `network` maps preprocessed images to the cut's tensor. `dtype` is the type in the cache, whatever the network
+    computes in.
+    """
+
+    base: str
+    """Name of the network, for people."""
+    image_size: int
+    preprocess: Preprocessing
+    network: keras.Model
+    dtype: Literal["float32", "float16"] = "float32"
+    view: View | None = None
+    _network_digests: dict[keras.Model, str] = field(default_factory=dict, repr=False)
+    """Shared by all views of a network, so that its weights are hashed once: that can take a second."""
+
+    @property
+    def cut(self) -> str:
+        """Name of the last frozen layer, for people."""
+        return str(call_of(self.network.outputs[0]).operation.name)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the features of one image."""
+        return tuple(self.network.outputs[0].shape[1:])
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of the cached features of one image."""
+        return prod(self.shape) * np.dtype(self.dtype).itemsize
+
+    def __call__(self, images: tf.Tensor) -> tf.Tensor:
+        """Output for images, float32 [batch, image_size, image_size, 3] in 0..255, in the network's own dtype.
+
+        The plain Keras call in inference mode: what faster ways must agree with.
+        """
+        return self.network(self.preprocess(images), training=False)
+
+    def seen_as(self, view: View | None) -> FrozenPart:
+        """The same part of the network on a view of the images."""
+        return self if view == self.view else replace(self, view=view)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over everything that decides the output: graph, weights, preprocessing, size, dtype, view, code.
+
+        Read when first asked for: weights that are trained afterwards do not change it.
+        """
+        if self.network not in self._network_digests:
+            self._network_digests[self.network] = network_digest(self.network)
+        parts = {
+            "code": FEATURE_CODE_VERSION,
+            "image_size": self.image_size,
+            "preprocessing": self.preprocess.name,
+            "network": self._network_digests[self.network],
+            "dtype": self.dtype,
+            "view": self.view.describe() if self.view else None,
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def frozen_part_of(
+    backbone: Backbone, unfreeze: int | str, *, map_dtype: Literal["float32", "float16"]
+) -> FrozenPart | None:
+    """The frozen part of `backbone` for a phase's `unfreeze`; None when nothing is frozen.
+
+    Vectors are cached in float32, maps in `map_dtype`. Raises BackboneError for a bad depth.
+    """
+    frozen, _ = backbone.cut(unfreeze)
+    if frozen is None:
+        return None
+    is_vector = len(frozen.outputs[0].shape) == 2
+    return FrozenPart(
+        base=backbone.name,
+        image_size=backbone.image_size,
+        preprocess=backbone.preprocess,
+        network=frozen,
+        dtype="float32" if is_vector else map_dtype,
+    )

@@ -1,0 +1,351 @@
+"""The jobs, as plain functions of a configuration: ingest, train, sweep, nightly, evaluate, publish, predict.
+
+Each can be repeated: what is already done is found and not done again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from transfer.catalog.model import ModelVersion
+from transfer.config import Config
+from transfer.dataset.ingest import ingest as ingest_dataset
+from transfer.dataset.manifest import Dataset, load_dataset
+from transfer.dataset.rehearsal import classes_of, known_classes, listed_candidates, rehearse
+from transfer.ensure import Clock, evaluate_anew, evaluated, fit, published, read_report, writable_storage
+from transfer.errors import ConfigError
+from transfer.evaluation.report import Report
+from transfer.overview import NetworkFacts, overview
+from transfer.preflight import check_base_files, check_source_and_files, check_splits
+from transfer.promotion import PromotionChoice, choose
+from transfer.registry.predictions import check_output
+from transfer.registry.versions import published_version
+from transfer.runtime.cluster import connect, connect_for, run_where
+from transfer.runtime.fork_server import start_server
+from transfer.storage import Store, open_store
+from transfer.training.balance import check_weighted_classes
+from transfer.training.history import final_row
+from transfer.training.run import Run, load_run, open_run
+from transfer.tuning.lr_curve import FoundRate
+from transfer.tuning.lr_find import check_range, find_rate
+from transfer.tuning.plan import sweep_plan
+from transfer.tuning.records import metric_text
+from transfer.tuning.space import bases_within_reach, check_space, searched_depths, with_values
+
+if TYPE_CHECKING:
+    from transfer.nights.summary import NightSummary
+    from transfer.registry.predict import PredictOutcome
+    from transfer.tuning.driver import SweepOutcome
+
+logger = logging.getLogger(__name__)
+
+Depths = dict[str, list[int | str]]
+"""`unfreeze` depths by the key that a sweep searches."""
+
+
+@dataclass(frozen=True)
+class TrainOutcome:
+    """What a training job left behind."""
+
+    run: Run
+    dataset: Dataset
+    report: Report
+    report_uri: str
+    choice: PromotionChoice | None
+    """The published version, and whether it serves; None where publish.enabled is false."""
+    seconds: Mapping[str, float]
+    """How long each step took this time; what was found done took hardly any."""
+
+    @property
+    def version(self) -> ModelVersion | None:
+        """The published version."""
+        return self.choice.version if self.choice else None
+
+
+def check(config: Config) -> None:
+    """Check everything that can be known to be wrong before anything is spent.
+
+    Storage can be written and honours put-if-absent, the source and the weights are there, the network can be built and
+    cut where the phases ask for it, and the head that it is to begin with is there. Raises the TransferError that a job
+    would end with.
+    """
+    writable_storage(config)
+    check_source_and_files(config)
+    run_where(config.workers, _check_network, config, {}, None)
+
+
+def preview(config: Config) -> dict[str, Any]:
+    """Check what `check` does, the sweep's space and what ingest checks, and say what a job would do.
+
+    Raises the TransferError that a job would end with.
+    """
+    check_splits(config, sweeps=config.sweep is not None)
+    if config.sweep is not None:
+        check_space(config)
+    store = writable_storage(config)
+    check_source_and_files(config)
+    searched = _check_searched(config) if config.sweep is not None else {}
+    with listed_candidates(config, store) as candidates:
+        known = known_classes(candidates) if candidates else []
+        classes = classes_of(candidates, known) if candidates else []
+        of_head = classes if candidates and candidates.listing.is_whole else None
+        # Before images are read: like a job, it finds TensorFlow's devices first.
+        network = run_where(config.workers, _check_network, config, searched, of_head)
+        if of_head is not None:
+            check_weighted_classes(config.training.class_weights, of_head, of=config.dataset.source)
+        images = rehearse(candidates, known=known, classes=classes) if candidates else None
+    sweep = sweep_plan(config) if config.sweep is not None else None
+    return overview(config, store, images=images, network=network, sweep=sweep)
+
+
+def ingest(config: Config) -> Dataset:
+    """Bring the configured images into storage as a dataset version; the same images again are the same version."""
+    store = writable_storage(config)
+    check_source_and_files(config)
+    return ingest_dataset(config, store)
+
+
+def train(config: Config, *, run_id: str | None = None) -> TrainOutcome:
+    """The main job: ingest, train, evaluate, publish, promote.
+
+    Repeating it continues an interrupted run from its last checkpoint, and finds a finished one.
+
+    Args:
+        config: What to train, on what, and whether the version is published and serves.
+        run_id: Id of the run; by default it is made of what the run depends on.
+
+    Raises:
+        TransferError: Anything that a user can act on, of the step that failed.
+    """
+    clock = Clock()
+    with clock.step("check"):
+        check_splits(config, sweeps=False)
+        if config.workers.count == 0:
+            # For the processes that check images and prove the export. It imports TensorFlow while this one does.
+            start_server()
+        check(config)
+    store = open_store(config.storage)
+    with clock.step("ingest"):
+        dataset = ingest_dataset(config, store)
+    run = open_run(store, config, dataset, run_id=run_id)
+    logger.info("Run %s on dataset %s.", run.id, dataset.reference)
+    return _finish(run, dataset, clock)
+
+
+def sweep(config: Config) -> tuple[SweepOutcome, TrainOutcome]:
+    """Search the configuration's `sweep.space`, then evaluate, publish and promote the winner like a single run.
+
+    Repeating it goes on with an interrupted sweep, and finds a finished one.
+    """
+    # Late: it loads Ray Tune, which no other job needs.
+    from transfer.tuning.driver import run_sweep
+
+    clock = Clock()
+    with clock.step("check"):
+        store = _check_sweep(config)
+    with clock.step("ingest"):
+        dataset = ingest_dataset(config, store)
+    with clock.step("sweep"):
+        outcome = run_sweep(config, dataset, store)
+    winner = outcome.winner
+    logger.info("Trial %d won: %s.", winner.number, winner.values)
+    if winner.status == "stopped":
+        logger.info(
+            "It was stopped after epoch %d (%s). Its run is trained to its end before it is evaluated.",
+            len(winner.rows),
+            winner.reason,
+        )
+    run = open_run(store, with_values(config, winner.values), dataset, run_id=winner.run_id or None)
+    won = _finish(run, dataset, clock)
+    if winner.status == "stopped":
+        at_its_end = final_row(won.report.history, run.config.phases)
+        logger.info(
+            "At the end of its run, validation accuracy is %s and loss %.4f; trial %d won with %s %s.",
+            metric_text(at_its_end.validation_accuracy, "accuracy"),
+            at_its_end.validation_loss,
+            winner.number,
+            outcome.result.metric,
+            metric_text(winner.value, outcome.result.metric),
+        )
+    return outcome, won
+
+
+def nightly(config: Config) -> tuple[NightSummary, str]:
+    """Work on the night that is not over, or on the next one; returns what is known of it and where its page is.
+
+    Ingests what is new, checks it, trains, and promotes what proves better than what serves.
+    """
+    # Late: it loads what draws pages.
+    from transfer.nights.night import run_night
+
+    return run_night(config)
+
+
+def evaluate(config: Config, *, run_id: str, split: str | None = None) -> tuple[Report, str]:
+    """Evaluate a finished run again.
+
+    Args:
+        config: Says where storage is and where the work runs; the run's own configuration says what was trained.
+        run_id: The run.
+        split: `train`, `validation` or `test`. Default: the held-out split of the run's dataset version.
+
+    Returns:
+        The report, and the address of its page.
+
+    Raises:
+        TrainingError: There is no such run, or it is not finished.
+        DatasetError: The split is empty.
+    """
+    run = load_run(writable_storage(config), run_id, config)
+    return read_report(run, evaluate_anew(run, split=split))
+
+
+def publish(config: Config, *, run_id: str, again: bool = False) -> PromotionChoice:
+    """Publish an evaluated run, and promote it if `publish.promote` wants that.
+
+    It is published with its newest report on the held-out split, or on another one where it has no such report.
+
+    Args:
+        config: Names the storage and the model.
+        run_id: The run.
+        again: Publish it as a new version, exported by the present code, where it is published already. That is
+            promoted only where the version that it replaces serves.
+
+    Returns:
+        The version, and whether it serves.
+
+    Raises:
+        ConfigError: The run is one of another model.
+        RegistryError: It cannot be exported, or the exported model answers differently.
+    """
+    run = load_run(writable_storage(config), run_id, config)
+    if run.config.name != config.name:
+        raise ConfigError(
+            f"Run `{run_id}` is one of `{run.config.name}`, and `name` in the configuration is `{config.name}`.",
+            advice="Publish it with the configuration that it was trained with: it becomes a version of that model.",
+        )
+    dataset = load_dataset(run.store, run.dataset_name, run.dataset_number)
+    return _publish(run, run.newest_report(dataset.held_out_split), again=again)
+
+
+def predict(
+    config: Config,
+    *,
+    images: str | Sequence[str],
+    output: str | None = None,
+    overwrite: bool = False,
+    version: int | None = None,
+) -> PredictOutcome:
+    """Answer images with the published model. `images`: one or several of an image, a folder and a prefix.
+
+    Arguments, answer and errors are those of `transfer.registry.predict.predict`.
+    """
+    if output is not None:
+        # Before TensorFlow and workers are started.
+        check_output(output, config.storage, overwrite=overwrite)
+    connect_for(config.workers)
+    places = [images] if isinstance(images, str) else list(images)
+    return run_where(config.workers, _predict, config, places, output, overwrite, version)
+
+
+def lr_find(
+    config: Config, *, phase: int = 0, low: float = 1e-7, high: float = 10.0, steps: int = 200
+) -> tuple[FoundRate, str]:
+    """Suggest a learning rate for a phase. No run and no model is changed; the same test again is found.
+
+    Args:
+        config: What is trained, on what.
+        phase: Which phase, counted from 0.
+        low: Learning rate of the first step.
+        high: Learning rate of the last step.
+        steps: How many steps, a batch each.
+
+    Returns:
+        How it was found, and the address of its page.
+
+    Raises:
+        ConfigError: There is no such phase, or the range or the steps make no test.
+        TrainingError: The loss grew out of bounds at once.
+    """
+    check_range(config, phase=phase, low=low, high=high, steps=steps)
+    check(config)
+    store = open_store(config.storage)
+    dataset = ingest_dataset(config, store)
+    found, page = run_where(config.workers, _lr_find, config, dataset.number, phase, low, high, steps)
+    return found, f"{store.uri}/{page}"
+
+
+def _check_sweep(config: Config) -> Store:
+    """What `check` does, and the same of what a sweep searches; connects to the cluster. Returns the storage."""
+    check_splits(config, sweeps=True)
+    check_space(config)
+    connect()
+    store = writable_storage(config)
+    check_source_and_files(config)
+    searched = _check_searched(config)
+    if searched:
+        # On the cluster whatever `workers.count` is: the driver of a sweep imports no TensorFlow.
+        workers = config.workers.model_copy(update={"count": max(1, config.workers.count)})
+        run_where(workers, _check_network, config, searched, None)
+    return store
+
+
+def _check_searched(config: Config) -> Depths:
+    """Check that files of searched bases are there. Returns the searched depths that only the network can refuse."""
+    for bases in bases_within_reach(config).values():
+        for base in bases:
+            check_base_files(base, config.storage)
+    searched = searched_depths(config)
+    found = {key: [depth for depth in depths if depth not in (0, "all")] for key, depths in searched.items()}
+    return {key: depths for key, depths in found.items() if depths}
+
+
+def _finish(run: Run, dataset: Dataset, clock: Clock) -> TrainOutcome:
+    """Train what is left of a run, evaluate it, publish it."""
+    publish = run.config.publish
+    with clock.step("train"):
+        fit(run, dataset)
+    with clock.step("evaluate"):
+        number = evaluated(run, dataset, gate_asks=publish.enabled and publish.promote == "gate")
+    choice = None
+    if publish.enabled:
+        with clock.step("publish"):
+            choice = _publish(run, number)
+    # Publishing may have evaluated it anew.
+    report, uri = read_report(run, choice.version.provenance["report"] if choice else number)
+    return TrainOutcome(run, dataset, report, uri, choice, clock.seconds)
+
+
+def _publish(run: Run, number: int | None, *, again: bool = False) -> PromotionChoice:
+    before = published_version(run.store, run.config.name, run.id) if again else None
+    version = published(run, report=number, again=again)
+    report, _ = read_report(run, version.provenance["report"])
+    return choose(run, version, report, instead_of=before)
+
+
+# What runs in a process with TensorFlow. Numbers and ids go in and out, not objects that hold connections.
+
+
+def _check_network(config: Config, searched: Depths, classes: list[str] | None) -> NetworkFacts:
+    from transfer.network_check import check_network
+
+    return check_network(config, searched=searched, classes=classes)
+
+
+def _predict(
+    config: Config, images: list[str], output: str | None, overwrite: bool, version: int | None
+) -> PredictOutcome:
+    from transfer.registry.predict import predict as predict_images
+
+    return predict_images(config, images=images, output=output, overwrite=overwrite, version=version)
+
+
+def _lr_find(
+    config: Config, dataset_number: int, phase: int, low: float, high: float, steps: int
+) -> tuple[FoundRate, str]:
+    store = open_store(config.storage)
+    dataset = load_dataset(store, config.dataset_name, dataset_number)
+    return find_rate(store, config, dataset, phase=phase, low=low, high=high, steps=steps)

@@ -1,0 +1,66 @@
+"""The network before anything is spent: whether it can be cut where it is asked for, and what would be trained."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+import keras
+import tensorflow as tf
+
+from transfer.backbone.backbone import Backbone
+from transfer.backbone.blocks import has_batch_norms, trainable_parameters
+from transfer.config import Config
+from transfer.errors import BackboneError
+from transfer.overview import NetworkFacts
+from transfer.storage import open_store
+from transfer.training.model import build_head_for
+from transfer.training.shared_models import own_workbench
+from transfer.training.warm_start import published_head
+
+logger = logging.getLogger(__name__)
+
+
+def check_network(
+    config: Config, *, searched: Mapping[str, Sequence[int | str]], classes: list[str] | None
+) -> NetworkFacts:
+    """Build the network, cut it at each phase's depth and at each `searched` one, and find the head to begin with.
+
+    `searched`: depths by the key that a sweep searches. `classes`: where they are known. Raises BackboneError, which
+    names the key, and what building a model raises.
+    """
+    # As for training, which finds the network here: its strategy comes before anything that uses a GPU.
+    workbench = own_workbench()
+    with workbench.strategy.scope():
+        backbone = workbench.backbone(config)
+        head = None if classes is None else build_head_for(backbone, config, classes).count_params()
+    if config.base.weights == "none" and has_batch_norms(backbone.network):
+        logger.warning(
+            "base.weights is `none`, and %s has BatchNorms. They answer by stored statistics, which are those of no "
+            "image and stay so: hardly anything can be learned on this base.",
+            config.base.model,
+        )
+    trained = [
+        _trained_part(backbone, f"phases.{number}.unfreeze", phase.unfreeze)
+        for number, phase in enumerate(config.phases)
+    ]
+    for key, depths in searched.items():
+        for depth in depths:
+            _trained_part(backbone, f"sweep.space.{key}", depth)
+    if config.training.warm_start is not None:
+        published_head(open_store(config.storage), config, config.training.warm_start)
+    return NetworkFacts(
+        parameters=sum(block.parameters for block in backbone.blocks),
+        blocks=len(backbone.blocks),
+        trained=tuple(trainable_parameters(part) if part else 0 for part in trained),
+        head=head,
+        gpus=len(tf.config.list_physical_devices("GPU")),
+    )
+
+
+def _trained_part(backbone: Backbone, key: str, depth: int | str) -> keras.Model | None:
+    try:
+        _, unfrozen = backbone.cut(depth)
+    except BackboneError as error:
+        raise BackboneError(f"{key}: {error.message}", advice=error.advice) from error
+    return unfrozen

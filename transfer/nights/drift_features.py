@@ -1,0 +1,47 @@
+"""Cached features of some of a dataset version's images, for the check that compares their distribution."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from transfer.dataset.manifest import Dataset
+from transfer.features.batches import CachedSplit
+from transfer.nights.drift import ShardRows
+from transfer.training.feature_plan import FeaturePlan
+from transfer.training.run import Run
+from transfer.training.shared_models import own_workbench, untrained_model
+
+_TAKE_SIZE_BYTES = 32 * 1024**2
+"""Of features, copied out of the maps at a time."""
+
+
+def cached_features(
+    run: Run, dataset: Dataset, groups: Sequence[Sequence[ShardRows]]
+) -> list[tuple[np.ndarray, np.ndarray]] | None:
+    """Features float32 [n, channels] and labels int32 [n] for each group of rows of the training split, none empty.
+
+    A map is averaged over its places. All features that the run's phases will train on are computed and cached first,
+    where they are not yet. None where no phase has cached features. Raises what `untrained_model` and
+    `FeaturePlan` raise.
+    """
+    with own_workbench().strategy.scope():
+        inputs = FeaturePlan(run, dataset, untrained_model(run, dataset))
+        inputs.extract()
+    phase = next((index for index, choice in enumerate(inputs.choices) if choice.cached), None)
+    if phase is None:
+        return None
+    return [_features(inputs.open_some(phase, [rows.shard for rows in group]), group) for group in groups]
+
+
+def _features(cached: CachedSplit, group: Sequence[ShardRows]) -> tuple[np.ndarray, np.ndarray]:
+    starts = np.cumsum([0, *(rows.shard.rows for rows in group)])
+    places = np.concatenate([start + rows.rows for start, rows in zip(starts, group, strict=False)])
+    parts = []
+    for some in np.array_split(places, math.ceil(len(places) * cached.row_bytes / _TAKE_SIZE_BYTES)):
+        values = np.empty((len(some), *cached.shape), cached.dtype)
+        cached.take(some, values)
+        parts.append(values.reshape(len(some), -1, cached.shape[-1]).mean(axis=1, dtype=np.float32))
+    return np.concatenate(parts), cached.labels[places]

@@ -1,0 +1,117 @@
+"""A challenger beside the champion: both published versions are asked about the same held-out images."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from transfer.config import Config
+from transfer.dataset.manifest import Dataset, Shard
+from transfer.dataset.shards import read_shard
+from transfer.errors import DatasetError
+from transfer.registry.comparison import Comparison, Contender, HeldOut, compare
+from transfer.registry.describe import classes_in, never_trained_on
+from transfer.registry.served import Answers, ask, load_answers
+from transfer.registry.versions import load_version
+from transfer.reports.thumbnails import Thumbnail, make_thumbnail
+from transfer.storage import Store
+
+LATENCY_IMAGES = 30
+_WARM_UP_IMAGES = 3
+
+
+def compare_versions(
+    config: Config, store: Store, dataset: Dataset, *, champion: int | None, challenger: int
+) -> tuple[Comparison, dict[str, Thumbnail]]:
+    """Compare two versions of the model `config.name` on the test split, or on validation where there is no test.
+
+    Both answer as they were published, from the images' encoded bytes; one shard of these is in memory at a time.
+
+    Args:
+        config: Its `nightly.gate` has the confidence, its `dataset.rename_classes` the names of earlier versions.
+        store: Where the versions and the dataset version are.
+        dataset: The dataset version whose held-out images are asked about.
+        champion: Number of the version that serves; None asks the challenger alone.
+        challenger: Number of the version that may take its place.
+
+    Returns:
+        The comparison, and thumbnails of the images that flipped, by their SHA-256.
+
+    Raises:
+        DatasetError: There is no image to compare on.
+        RegistryError: There is no such version.
+    """
+    split = dataset.held_out_split
+    shards = dataset.shards_of(split)
+    if not shards:
+        raise DatasetError(
+            f"{dataset.reference} has neither a test nor a validation split, so nothing can be compared on.",
+            advice="Set dataset.test or dataset.validation above 0.",
+        )
+    numbers = [challenger] if champion is None else [challenger, champion]
+    versions = [load_version(store, config.name, number) for number in numbers]
+    with tempfile.TemporaryDirectory() as folder:
+        models = [load_answers(store, version, Path(folder, str(version.number))) for version in versions]
+    asked = ask(models, store, shards, first_images=LATENCY_IMAGES)
+    ours, *theirs = [
+        Contender(
+            version=version.number,
+            run=version.provenance["run"],
+            dataset=version.provenance["dataset"],
+            size_bytes=version.size_bytes,
+            latency_ms=latency,
+            classes=classes_in(store, dataset, version, config.dataset.rename_classes),
+            probabilities=np.concatenate(answers),
+        )
+        for version, latency, answers in zip(
+            versions, latencies_ms(models, asked.first_images), asked.answers, strict=True
+        )
+    ]
+    comparable = np.ones(len(asked.keys), bool)
+    for version in versions[1:]:
+        comparable &= never_trained_on(store, version, dataset, split, asked.digests)
+    held_out = HeldOut(asked.keys, asked.digests, np.array(asked.labels, np.int32), comparable, dataset.classes)
+    comparison = compare(ours, theirs[0] if theirs else None, held_out, config.nightly.gate)
+    return comparison, _thumbnails(store, shards, asked.digests, {flip.sha256 for flip in comparison.flips})
+
+
+def latencies_ms(models: Sequence[Answers], images: Sequence[bytes]) -> list[float]:
+    """Median time of each model for one image, in milliseconds; all are asked for each image, in changing order.
+
+    So whatever else the machine does in the meantime slows all of them.
+    """
+    for model in models:
+        for image in images[:_WARM_UP_IMAGES]:
+            model([image])
+    seconds: list[list[float]] = [[] for _ in models]
+    for turn, image in enumerate(images):
+        order = range(len(models)) if turn % 2 else reversed(range(len(models)))
+        for index in order:
+            started = time.perf_counter()
+            models[index]([image])
+            seconds[index].append(time.perf_counter() - started)
+    return [1000 * median(each) for each in seconds]
+
+
+def _thumbnails(
+    store: Store, shards: Sequence[Shard], digests: Sequence[str], wanted: set[str]
+) -> dict[str, Thumbnail]:
+    """Small pictures of some of the images; reads only the shards that they are in. `digests`: of all, in order."""
+    found: dict[str, Thumbnail | None] = {}
+    start = 0
+    for shard in shards:
+        inside = wanted.intersection(digests[start : start + shard.rows])
+        start += shard.rows
+        if inside:
+            table = read_shard(store, shard, columns=["image", "sha256"])
+            chosen = table.filter(pc.is_in(table["sha256"], value_set=pa.array(sorted(inside), pa.string())))
+            pictures = map(make_thumbnail, chosen["image"].to_pylist())
+            found.update(zip(chosen["sha256"].to_pylist(), pictures, strict=True))
+    return {digest: picture for digest, picture in found.items() if picture is not None}

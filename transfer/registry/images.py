@@ -1,0 +1,153 @@
+"""The images that predictions are asked for: found in folders, prefixes and lists, and read as an ingest reads them."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from transfer.config import StorageConfig
+from transfer.config.paths import path_here
+from transfer.dataset.check import RejectReason
+from transfer.dataset.manifest import IGNORED, MISSING, Reject
+from transfer.dataset.sources.base import key_of, read_file, read_object, store_of
+from transfer.dataset.sources.folder import listed_objects
+from transfer.dataset.sources.walk import FolderWalk
+from transfer.errors import DatasetError
+
+logger = logging.getLogger(__name__)
+
+_LIST_SUFFIX = ".txt"
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A file to answer."""
+
+    key: str
+    """Its name in the predictions."""
+    place: str
+    """Where it is: a path, or an object's address."""
+    size_bytes: int
+    """-1 where nobody knows before it is read."""
+    storage: StorageConfig
+    """How a bucket is reached."""
+    refused: Reject | None = None
+    """Why it cannot be read, where its listing tells."""
+
+    def read(self, *, max_size_bytes: int) -> bytes | Reject:
+        """Bytes of the image, or why there are none; of one of unknown size no more than `max_size_bytes` + 1.
+
+        Raises StorageError.
+        """
+        if self.refused:
+            return self.refused
+        if self.size_bytes > max_size_bytes:
+            return Reject(self.key, RejectReason.TOO_LARGE_FILE, f"{self.size_bytes} bytes")
+        if not self.place.startswith("s3://"):
+            return read_file(self.place, self.key, max_size_bytes=max_size_bytes)
+        bucket, _, name = self.place.removeprefix("s3://").partition("/")
+        storage = self.storage.model_copy(update={"uri": f"s3://{bucket}"})
+        return read_object(storage, name, self.key, max_size_bytes=max_size_bytes)
+
+
+def find_images(places: Sequence[str], storage: StorageConfig, *, alone: bool | None = None) -> list[Image]:
+    """The files at `places`, in their order, each once: a place is an image, a folder, a prefix, or a list of those.
+
+    A list is a `.txt` file of one place a line, relative to its own folder. The key of an image is its path below the
+    folder, with the folder before it unless the place is `alone` (by default, where there is just one). The key of an
+    image that is itself a place is the place as it was written. A file that is there and cannot be read is an image
+    that is refused. Hidden files, sidecar files and what systems leave behind are left out. Raises DatasetError for a
+    place without files, StorageError.
+    """
+    found: dict[str, Image] = {}
+    named = left_out = 0
+    alone = len(places) == 1 if alone is None else alone
+    for place in places:
+        here = list(_listed(place, storage) if _is_list(place) else _files_at(place, storage, alone=alone))
+        images = [image for image in here if image.refused is None or image.refused.reason != IGNORED]
+        if not images:
+            among = f" but {len(here):,} that are hidden or left behind by the system" if here else ""
+            raise DatasetError(
+                f"There are no files in {key_of(place)}{among}.",
+                advice="Give images, or folders or s3:// prefixes of them.",
+            )
+        for image in images:
+            found.setdefault(image.place, image)
+        named += len(images)
+        left_out += len(here) - len(images)
+    if left_out:
+        logger.info("Left out, since they are hidden, sidecar files or left behind by the system: %d.", left_out)
+    if named > len(found):
+        logger.info("Images that were named more than once are answered once: %d.", named - len(found))
+    return list(found.values())
+
+
+def _files_at(place: str, storage: StorageConfig, *, alone: bool) -> Iterator[Image]:
+    """The files at a place, those that are left out as well; none where there is nothing."""
+    before = "" if alone else f"{_shown(place.rstrip('/'))}/"
+    if place.startswith("s3://"):
+        yield from _objects_at(place, before, storage)
+        return
+    path = str(_local(place))
+    if os.path.isdir(path):  # noqa: PTH112 - paths may be bytes that no Path shows
+        for file in FolderWalk(path, skips_unreadable=True).files():
+            if isinstance(file, Reject):
+                yield Image(f"{before}{file.key}", f"{path}/{file.key}", -1, storage, file)
+            else:
+                yield Image(f"{before}{file.key}", file.path, file.status.st_size, storage)
+    elif os.path.lexists(path):
+        yield Image(_shown(place), path, -1, storage)
+
+
+def _objects_at(place: str, before: str, storage: StorageConfig) -> Iterator[Image]:
+    prefix = storage.model_copy(update={"uri": place})
+    is_folder = False
+    for item, refused in listed_objects(prefix):
+        is_folder = True
+        key = f"{before}{key_of(item.name)}"
+        yield Image(key, f"{place.rstrip('/')}/{item.name}", item.size_bytes, storage, refused)
+    folder, _, name = place.rpartition("/")
+    # Of `s3://bucket` nothing is left that could name an image.
+    if not is_folder and name and not folder.endswith(":/"):
+        store = store_of(storage.model_copy(update={"uri": folder}))
+        if store.exists(name):
+            yield Image(_shown(place), place, store.size(name), storage)
+
+
+def _is_list(place: str) -> bool:
+    return place.lower().endswith(_LIST_SUFFIX) and not place.startswith("s3://") and _local(place).is_file()
+
+
+def _listed(place: str, storage: StorageConfig) -> Iterator[Image]:
+    """What a list names. A line that leads to nothing is an image that is refused."""
+    path = _local(place)
+    for line in filter(None, map(str.strip, os.fsdecode(path.read_bytes()).splitlines())):
+        written = line if "://" in line else str(path.parent / path_here(line))
+        images = list(_files_at(written, storage, alone=False))
+        if not images:
+            images = [Image(line, written, -1, storage, Reject(line, MISSING, "there is no such file"))]
+        if [image.place for image in images] == [written]:
+            images = [replace(images[0], key=_shown(line))]
+        yield from images
+
+
+def _local(place: str) -> Path:
+    """The path of a place on this machine. Raises DatasetError for an address that is read nowhere."""
+    scheme, is_address, _ = place.partition("://")
+    if not is_address:
+        return path_here(place).absolute()
+    if scheme != "file":
+        raise DatasetError(
+            f"Images are asked for at {scheme}://, which is not read.",
+            advice="Give paths or s3:// addresses; fetch images from the web first.",
+        )
+    return Path(unquote(urlsplit(place).path))
+
+
+def _shown(place: str) -> str:
+    """A place as it was written, unless it has characters that do not print."""
+    return place if place.isprintable() else key_of(place)

@@ -1,0 +1,1 @@
+"""What all pages share: templates, figures, thumbnails, and how numbers are written."""

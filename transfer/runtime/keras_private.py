@@ -1,0 +1,72 @@
+"""What this project uses of Keras that is private to it, as read in VERSION; nothing else does.
+
+Keras gives no public way to walk the calls of layers, or the layers inside layers. A new version of Keras is read again
+before VERSION and the pin in pyproject.toml change; tests/unit/runtime/test_private.py says what must be there.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import keras
+from keras.src.applications.efficientnet import WEIGHTS_HASHES
+from keras.src.backend.common import global_state
+from keras.src.backend.config import keras_home
+
+__all__ = ["WEIGHTS_HASHES"]
+
+VERSION = "3.15"
+"""The release of Keras that was read."""
+
+
+def call_of(tensor: Any) -> Any:
+    """The call of a layer that gave a symbolic tensor: Keras's node, with `operation`, `arguments` and `outputs`."""
+    history = tensor._keras_history  # noqa: SLF001
+    return history.operation._inbound_nodes[history.node_index]  # noqa: SLF001
+
+
+def inner_layers(network: keras.Model) -> list[keras.layers.Layer]:
+    """All layers of a network, those inside nested models and inside other layers too."""
+    return list(network._flatten_layers(include_self=False))  # noqa: SLF001
+
+
+def own_trainable_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
+    """Variables of a layer alone that training could change, also where the layer is marked as frozen now."""
+    return list(layer._trainable_variables)  # noqa: SLF001
+
+
+def weights_folder() -> Path:
+    """Where Keras puts weights that it downloads."""
+    return Path(keras_home(), "models")
+
+
+@contextmanager
+def fresh_layer_names() -> Iterator[None]:
+    """Number unnamed layers (`conv2d_7`) as in a new process, so that their names can be used in a configuration.
+
+    Afterwards the counters are set beyond both uses, so that later layers never share a name with these.
+    """
+    key = "object_name_uids"
+    before = global_state.get_global_attribute(key) or {}
+    global_state.set_global_attribute(key, None)
+    try:
+        yield
+    finally:
+        counters = global_state.get_global_attribute(key, default={}, set_to_default=True)
+        for prefix, count in before.items():
+            counters[prefix] = max(count, counters.get(prefix, 0))
+
+
+def download_target(error: BaseException) -> str | None:
+    """Where Keras would have put the file, if `error` comes out of its download function.
+
+    Its exceptions carry no path and are of any class; the failed call's own variables are exact for every network.
+    """
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_name == "get_file":
+            return str(frame.f_locals.get("download_target"))
+    return None

@@ -1,0 +1,248 @@
+"""A first configuration for a folder of images: what `transfer init` writes."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import statistics
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from transfer.config import DatasetConfig, StorageConfig
+from transfer.config.paths import path_here
+from transfer.dataset.classes import class_order
+from transfer.dataset.listing import Listing, list_source
+from transfer.dataset.manifest import Reject
+from transfer.dataset.sources import Source, is_packed, open_source
+from transfer.dataset.sources.base import key_of
+from transfer.dataset.splits import SPLITS, TEST, TRAIN, VALIDATION
+from transfer.errors import ConfigError, DatasetError
+
+_IMAGE_SIZES = (96, 128, 160, 192, 224)
+"""Those for which MobileNetV2 has weights."""
+_NAMED = 20
+_EXAMPLES = 20
+_ELSEWHERE = "Give another file with --output, for example one beside the folder of the images."
+# The header is at the beginning, behind a thumbnail perhaps.
+_HEADER_SIZE_BYTES = 1024**2
+_FEW, _MANY = 1_000, 20_000
+MOST_LISTED = 20_000
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What suits a number of images."""
+
+    held_out: float
+    batch_size: int
+    phases: str
+
+
+_PLANS = {
+    "few": _Plan(
+        0.2,
+        16,
+        """\
+  # Few images: only the head is trained, until validation stops improving.
+  - {unfreeze: 0, epochs: 30, learning_rate: 1.0e-3, early_stopping: {patience_epochs: 5}}
+  # With more images, or if these differ much from photos, train the last blocks after it:
+  # - {unfreeze: 2, epochs: 5, learning_rate: 1.0e-5}
+""",
+    ),
+    "some": _Plan(
+        0.15,
+        32,
+        """\
+  # The head first, then the last two blocks with it, at a small learning rate.
+  - {unfreeze: 0, epochs: 10, learning_rate: 1.0e-3, early_stopping: {patience_epochs: 3}}
+  - {unfreeze: 2, epochs: 5, learning_rate: 1.0e-5}
+""",
+    ),
+    "many": _Plan(
+        0.1,
+        64,
+        """\
+  # The head first, then the last four blocks with it, at a small learning rate.
+  - {unfreeze: 0, epochs: 3, learning_rate: 1.0e-3}
+  - {unfreeze: 4, epochs: 5, learning_rate: 1.0e-4, schedule: {kind: cosine}}
+""",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Starter:
+    """A configuration as text, and what it was made of. `name`: of the job and its model, after the folder's name."""
+
+    text: str
+    name: str
+    images: int
+    classes: int
+
+
+def write_starter(photos: str, output: Path) -> Starter:
+    """Write a commented configuration for the images at `photos` to `output`.
+
+    `photos`: a folder of class folders, an `s3://` prefix of them, or a table. Raises ConfigError where `output` is
+    there already, cannot be written or would lie among the images, DatasetError for a folder without class folders.
+    """
+    if output.exists():
+        raise ConfigError(f"{output} is there already.", advice=_ELSEWHERE)
+    starter = make_starter(photos, photos if "://" in photos else _relative(path_here(photos), output))
+    try:
+        # Not over a file that came meanwhile, either.
+        with output.open("x", encoding="utf-8") as file:
+            file.write(starter.text)
+    except OSError as error:
+        raise ConfigError(f"{output} cannot be written: {error.strerror}.", advice=_ELSEWHERE) from error
+    return starter
+
+
+def make_starter(
+    photos: str, source: str, *, dataset: DatasetConfig | None = None, storage: StorageConfig | None = None
+) -> Starter:
+    """A configuration for the images at `photos`, which it calls `source`.
+
+    `dataset`: how they are read. `storage`: how a bucket is reached. Raises DatasetError, ConfigError.
+    """
+    dataset = dataset or DatasetConfig(source=photos)
+    storage = storage or StorageConfig(uri=photos)
+    if is_packed(photos):
+        raise ConfigError(
+            f"What is in {photos} is known only when it is unpacked.",
+            advice="Give a folder, an s3:// prefix or a table; or write a configuration yourself.",
+        )
+    with open_source(dataset, storage) as opened:
+        found = list_source(opened, renames=dataset.rename_classes, most=MOST_LISTED)
+        _check_classes(photos, found, may_be_splits=dataset.splits is not None)
+        side = _usual_side(opened, found)
+    name = model_name(photos)
+    return Starter(_text(source, name, found, side), name, len(found), len(found.labels))
+
+
+def training_for(images: int) -> dict[str, Any]:
+    """The sections `training` and `phases` that suit a number of images, as a configuration's document."""
+    plan = _plan_for(images)
+    return {"training": {"batch_size": plan.batch_size}, "phases": yaml.safe_load(plan.phases)}
+
+
+def _plan_for(images: int) -> _Plan:
+    return _PLANS["few" if images < _FEW else "some" if images < _MANY else "many"]
+
+
+def _relative(photos: Path, output: Path) -> str:
+    """The folder as a configuration in `output` names it: from there where it lies below, else in full."""
+    folder, config_folder = photos.resolve(), output.parent.resolve()
+    if folder.is_dir() and config_folder.is_relative_to(folder):
+        raise ConfigError(
+            f"{output} would lie in the folder of the images, {photos}, where each folder is a class.",
+            advice=_ELSEWHERE,
+        )
+    below = folder.is_relative_to(config_folder)
+    return f"./{folder.relative_to(config_folder).as_posix()}" if below else str(folder)
+
+
+def _check_classes(photos: str, found: Listing, *, may_be_splits: bool) -> None:
+    if not len(found):
+        what = ", ".join(f"`{name}`" for name in [*found.labels, *(reject.key for reject in found.rejects)][:5])
+        raise DatasetError(
+            f"There are no class folders with files in {photos}; found: {what or 'nothing'}.",
+            advice="Put the images into one folder a class, PHOTOS/<class>/<image>.",
+        )
+    if found.is_whole:
+        class_order(found.labels, [], source=photos, may_be_splits=may_be_splits)
+
+
+def _usual_side(source: Source, found: Listing) -> int:
+    """Median of the shorter sides of a few images, in pixels. Raises DatasetError where none of them can be read."""
+    _, first_of_class = np.unique(found.label_codes, return_index=True)
+    asked = [found.key(row) for row in sorted(first_of_class.tolist())[:_EXAMPLES]]
+    headers = (source.read(key, max_size_bytes=_HEADER_SIZE_BYTES) for key in asked)
+    sides = [side for header in headers if not isinstance(header, Reject) and (side := _shorter_side(header))]
+    if not sides:
+        raise DatasetError(
+            f"Of the first files of {len(asked)} classes none is an image; the first of them is {asked[0]}.",
+            advice="Put images into the class folders: JPEG, PNG, GIF, BMP or WebP.",
+        )
+    return statistics.median_low(sides)
+
+
+def _shorter_side(header: bytes) -> int | None:
+    # Late: whoever only asks for help needs no Pillow.
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return min(Image.open(io.BytesIO(header)).size)
+    except Exception:  # noqa: BLE001 - broken files make Pillow's parsers raise anything
+        return None
+
+
+def _images_of(split: str, found: Listing, plan: _Plan) -> str:
+    """How many images a split will have, in words."""
+    given = found.given.splits
+    if of_split := np.count_nonzero(given == SPLITS.index(split)):
+        return f"{of_split:,} images that are given: this share is not used"
+    return f"about {round(np.count_nonzero(given <= SPLITS.index(TRAIN)) * plan.held_out):,} images"
+
+
+def _text(source: str, name: str, found: Listing, side: int) -> str:
+    plan = _plan_for(len(found))
+    image_size = next((size for size in _IMAGE_SIZES if size >= side), _IMAGE_SIZES[-1])
+    or_more = "" if found.is_whole else " or more"
+    return f"""\
+# Made by `transfer init`. {len(found.labels):,} classes{or_more}, {len(found):,} files{or_more}:
+{_class_lines(found)}
+# `transfer config check` says what a job would do with it. docs/configuration.md has every key.
+# Relative paths begin in the folder of this file.
+
+name: {_scalar(name)}  # of the job and of the model that it publishes, after the folder's name; any other does
+storage: ./storage  # where datasets, runs and models are kept: a folder, or s3://BUCKET/PREFIX
+
+dataset:
+  source: {_scalar(source)}
+  validation: {plan.held_out}  # kept for choosing, {_images_of(VALIDATION, found, plan)}
+  test: {plan.held_out}  # kept for the report, {_images_of(TEST, found, plan)}
+
+base:
+  # Small and quick: MobileNetV2 (2.3 million parameters) or EfficientNetV2B0 (5.9). Often better, and several times
+  # slower: ResNet50 (24), EfficientNetV2S (20), ConvNeXtTiny (28). `transfer inspect NETWORK` lists their blocks.
+  model: MobileNetV2
+  image_size: {image_size}  # pixels; half of a few images have a shorter side of {side:,} or less
+
+training:
+  batch_size: {plan.batch_size}
+
+phases:
+{plan.phases}"""
+
+
+def _class_lines(found: Listing) -> str:
+    counts = np.bincount(found.label_codes, minlength=len(found.labels))
+    named = [f"{key_of(name)} {count:,}" for name, count in zip(found.labels, counts, strict=True)]
+    more = [f"and {len(named) - _NAMED:,} more"] if len(named) > _NAMED else []
+    return "\n".join(f"#   {line}" for line in [*named[:_NAMED], *more])
+
+
+def model_name(photos: str) -> str:
+    """A name for the model of some images: that of their folder or file, as a configuration takes it."""
+    last = os.path.abspath(path_here(photos)) if "://" not in photos else photos.rstrip("/")  # noqa: PTH100
+    words = re.findall(r"[A-Za-z0-9]+", last.rpartition("/")[2].removesuffix(".csv").removesuffix(".parquet"))
+    return "-".join(words)[:100].lower() or "images"
+
+
+def _scalar(value: str) -> str:
+    """A text as YAML reads it back."""
+    try:
+        is_plain = yaml.safe_load(f"key: {value}  # comment") == {"key": value}
+    except yaml.YAMLError:
+        is_plain = False
+    return value if is_plain else json.dumps(value, ensure_ascii=False)

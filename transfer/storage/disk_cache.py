@@ -1,0 +1,168 @@
+"""Objects of a bucket on a local disk: fetched once a host, memory-mapped, the least recently used given up.
+
+<folder>/<sha256>        an object, whole
+<folder>/<sha256>.part   one that is being fetched; whoever writes it holds its lock
+
+The lock is the file's own (flock): it ends with its process, so a `.part` without a lock is left over from a killed
+one. Only the holder of the lock renames or removes the file of that name. All processes of a user share the folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import pyarrow as pa
+
+from transfer.storage.store import sha256_of_file
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_PART = ".part"
+_PROCESSES = 16
+"""That may fill the folder at the same time without looking at each other's objects after each of their own."""
+_log = logging.getLogger("transfer.storage")
+
+
+class DiskCache:
+    """Objects by their SHA-256 in `folder`, together at most `max_size_bytes`. Safe for several processes."""
+
+    def __init__(self, folder: Path, *, max_size_bytes: int) -> None:
+        self.folder = folder
+        self._max_size_bytes = max_size_bytes
+        self._warned = False
+        # What was free when this process last looked, and what it has put there since. Looking after every object
+        # would cost the square of their number.
+        self._free_bytes = 0
+        self._added_bytes = 0
+
+    def open(self, sha256: str, download: Callable[[Path], None]) -> pa.NativeFile | None:
+        """The object as a memory map, its digest verified; None, and one warning, where the folder cannot be used.
+
+        Of several who ask for an object that is not there, one calls `download`, which writes it, verified, to a file
+        that exists. The map stays valid when the object is given up. Raises what `download` raises, but OSError.
+        """
+        if not _SHA256.fullmatch(sha256):
+            return None  # It would be a path to somewhere else.
+        try:
+            file = self._kept(sha256)
+            return self._fetched(sha256, download) if file is None else file
+        except OSError as error:
+            self._warn(error)
+            return None
+
+    def _kept(self, sha256: str) -> pa.NativeFile | None:
+        path = self.folder / sha256
+        try:
+            if sha256_of_file(path) == sha256:
+                file = pa.memory_map(str(path), "r")
+                _touch(path)
+                return file
+        except FileNotFoundError:
+            return None
+        _log.warning("%s was damaged and is fetched again", path)
+        path.unlink(missing_ok=True)
+        return None
+
+    def _fetched(self, sha256: str, download: Callable[[Path], None]) -> pa.NativeFile:
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = self.folder / sha256
+        with _only_writer_of(path.with_name(sha256 + _PART)) as part:
+            file = self._kept(sha256)
+            if file is not None:
+                return file  # Another process fetched it in the meantime.
+            download(part)
+            file = pa.memory_map(str(part), "r")
+            if file.size() <= self._max_size_bytes:
+                _touch(part)
+                part.rename(path)
+                self._added_bytes += file.size()
+                if self._added_bytes > self._free_bytes // _PROCESSES:
+                    self._evict(newest=path)
+            return file
+
+    def _evict(self, *, newest: Path) -> None:
+        """Remove what killed processes left, then the least recently used until the rest fits.
+
+        Another process may be at the same: then what it removed is gone already.
+        """
+        objects = []
+        for path in self.folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                if path.suffix == _PART:
+                    _remove_unless_locked(path)
+                elif _SHA256.fullmatch(path.name):
+                    objects.append((path.stat(), path))
+        total_bytes = sum(stat.st_size for stat, _ in objects)
+        for stat, path in sorted(objects, key=lambda item: item[0].st_mtime_ns):
+            if total_bytes <= self._max_size_bytes:
+                break
+            if path != newest:
+                path.unlink(missing_ok=True)
+                total_bytes -= stat.st_size
+        self._free_bytes, self._added_bytes = self._max_size_bytes - total_bytes, 0
+
+    def _warn(self, error: OSError) -> None:
+        if not self._warned:
+            _log.warning(
+                "Objects are not kept in %s: %s. storage.cache_folder and storage.cache_size_bytes say where they may "
+                "be, and how much of them; until then each use reads them from the bucket.",
+                self.folder,
+                error.strerror or error,
+            )
+        self._warned = True
+
+
+@contextlib.contextmanager
+def _only_writer_of(part: Path) -> Iterator[Path]:
+    """Hold the lock of the file, which is made if need be, and is gone afterwards unless it was renamed."""
+    file = _lock(part)
+    try:
+        yield part
+    finally:
+        if _is_named(file, part):
+            part.unlink()
+        # Closing is not enough where the process forked meanwhile: the child's copy holds the lock, too.
+        fcntl.flock(file, fcntl.LOCK_UN)
+        file.close()
+
+
+def _lock(part: Path) -> BinaryIO:
+    while True:
+        file = part.open("ab")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if _is_named(file, part):
+                return file
+        except BaseException:
+            file.close()
+            raise
+        file.close()  # While we waited, it became the object, or was removed.
+
+
+def _remove_unless_locked(part: Path) -> None:
+    with part.open("r+b") as file, contextlib.suppress(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is_named(file, part):
+            part.unlink()
+
+
+def _is_named(file: BinaryIO, path: Path) -> bool:
+    """Whether the open file is still the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _touch(path: Path) -> None:
+    """Mark as used now. Not with the time of access, which many file systems do not keep."""
+    now = time.time_ns()
+    with contextlib.suppress(OSError):  # Read-only, or just given up by another process.
+        os.utime(path, ns=(now, now))

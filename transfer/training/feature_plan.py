@@ -1,0 +1,198 @@
+"""What each phase of a run trains on, pixels or cached features: decided once a run, and recorded."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Container, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+
+from transfer.catalog.run import Attempt
+from transfer.dataset.manifest import Dataset, Shard
+from transfer.errors import AlreadyExistsError, ConfigError, TrainingError
+from transfer.features.batches import CachedSplit
+from transfer.features.extract import Extractor, frozen_parts_of
+from transfer.features.frozen import FrozenPart
+from transfer.features.layout import Extraction, Request, requests_of
+from transfer.features.policy import CacheChoice, choose_caching
+from transfer.features.store import CachedRows, FeatureStore
+from transfer.storage import now_utc
+from transfer.training.folds import FOLDED_SPLITS
+from transfer.training.model import TransferModel
+from transfer.training.run import Run
+
+logger = logging.getLogger(__name__)
+
+_SPLITS = ("train", "validation")
+
+
+@dataclass(frozen=True)
+class CachedInputs:
+    """The cached features of a phase: the training split, once for each view, and the validation split."""
+
+    train: list[CachedSplit]
+    validation: CachedSplit | None
+
+
+class FeaturePlan:
+    """Where the phases of a run get their features from."""
+
+    def __init__(self, run: Run, dataset: Dataset, model: TransferModel) -> None:
+        """Call it before any weight is trained: cached features belong to the pretrained network.
+
+        Raises ConfigError for the run of a fold that has a phase without features to cache, or with views.
+        """
+        config = run.config
+        self._run = run
+        self._dataset = dataset
+        self._extractor = Extractor(run.store, engine=config.features.engine)
+        self._reasons = [_why_not_cached(run, index, model) for index in range(len(config.phases))]
+        if run.fold is not None:
+            self._check_folds()
+        self._frozen_parts = [
+            {} if reason else frozen_parts_of(config, model.backbone, requests_of(config, phase))
+            for phase, reason in zip(config.phases, self._reasons, strict=True)
+        ]
+
+    @cached_property
+    def choices(self) -> list[CacheChoice]:
+        """How each phase gets its features: as the run began, or decided now if this is its beginning."""
+        log = self._run.inputs
+        if not log.numbers():
+            choices = self._choose()
+            for index, choice in enumerate(choices):
+                logger.info("Phase %d trains %s", index, choice.explained)
+            # Another worker may be first: its choices count.
+            with suppress(AlreadyExistsError):
+                log.append({"phases": [choice.model_dump(mode="json") for choice in choices]}, number=1)
+        return [CacheChoice.model_validate(choice) for choice in log.read(1)["phases"]]
+
+    def extract(self, phases: Container[int] | None = None) -> Extraction:
+        """Compute, in this process, the features that some phases (default: all) need and that are not cached."""
+        self.claim()
+        return self._extractor.extract_all(self._wanted(phases))
+
+    def requests(self, phases: Container[int] | None = None) -> list[Request]:
+        """The features to cache for some phases (default: all), as a driver without TensorFlow can pass them on."""
+        config = self._run.config
+        asked = [
+            index for index, choice in enumerate(self.choices) if choice.cached and (not phases or index in phases)
+        ]
+        return [request for index in asked for request in requests_of(config, config.phases[index])]
+
+    def claim(self) -> None:
+        """Note an attempt at this run, and what it may rely on: `transfer runs gc` and `cache gc` leave both alone.
+
+        To be called before anything looks at cached features.
+        """
+        frozen_parts = [
+            frozen_part for phase in self._frozen_parts for of_split in phase.values() for frozen_part in of_split
+        ]
+        digests = sorted({frozen_part.digest for frozen_part in frozen_parts})
+        self._run.uses.append(Attempt(frozen_parts=tuple(digests), started=now_utc()).model_dump(mode="json"))
+
+    def open(self, phase: int) -> CachedInputs | None:
+        """The cached features of a phase; None where it trains from pixels.
+
+        Raises TrainingError when some are not there any more, or damaged.
+        """
+        if not self.choices[phase].cached:
+            return None
+        frozen_parts = self._frozen_parts[phase]
+        plain = frozen_parts["validation"][0]
+        if self._run.fold is not None:
+            both = self._cached(self._shards(FOLDED_SPLITS), plain)
+            parts = self._run.fold.rows(self._run.store, self._dataset)
+            trained, validated = (CachedSplit(*both, only=rows) for rows in parts)
+            return CachedInputs([trained], validated)
+        shards = {split: self._shards([split]) for split in _SPLITS}
+        train = [CachedSplit(*self._cached(shards["train"], view)) for view in frozen_parts["train"]]
+        return CachedInputs(
+            train, CachedSplit(*self._cached(shards["validation"], plain)) if shards["validation"] else None
+        )
+
+    def open_some(self, phase: int, shards: Sequence[Shard]) -> CachedSplit:
+        """A phase's cached features of some shards of the training split; of its views, if it has any, the first.
+
+        Raises TrainingError when some are not there any more, or damaged.
+        """
+        return CachedSplit(*self._cached(shards, self._frozen_parts[phase]["train"][0]))
+
+    def _cached(self, shards: Sequence[Shard], frozen_part: FrozenPart) -> tuple[Sequence[Shard], list[CachedRows]]:
+        """The features of some shards, and these shards."""
+        rows = FeatureStore(self._run.store, frozen_part).open_all(shards)
+        missing = rows.count(None)
+        if missing:
+            splits = sorted({shard.split for shard in shards})
+            raise TrainingError(
+                f"Of the {len(shards)} shards of {' and '.join(splits)}, {missing} have no intact features (up to "
+                f"{frozen_part.cut}) in {self._run.store.uri}.",
+                advice="They were removed or damaged meanwhile. Repeat the command: it computes what is missing.",
+            )
+        return shards, [row for row in rows if row is not None]
+
+    def _wanted(self, phases: Container[int] | None) -> list[tuple[list[Shard], list[FrozenPart]]]:
+        """The frozen parts to cache, with the shards that they are needed for: one pass over the images each."""
+        splits: dict[str, set[str]] = {}
+        frozen_parts: dict[str, FrozenPart] = {}
+        for index, (phase, choice) in enumerate(zip(self._frozen_parts, self.choices, strict=True)):
+            is_asked = choice.cached and (phases is None or index in phases)
+            for split, of_split in phase.items() if is_asked else ():
+                for frozen_part in of_split:
+                    frozen_parts[frozen_part.digest] = frozen_part
+                    splits.setdefault(frozen_part.digest, set()).add(split)
+        together: dict[tuple[str, ...], list[FrozenPart]] = {}
+        for digest, needed_for in splits.items():
+            together.setdefault(tuple(sorted(needed_for)), []).append(frozen_parts[digest])
+        return [(self._shards(needed_for), group) for needed_for, group in together.items()]
+
+    def _shards(self, splits: Iterable[str]) -> list[Shard]:
+        return [shard for split in splits for shard in self._dataset.shards_of(split)]
+
+    def _check_folds(self) -> None:
+        """Raise ConfigError unless every phase can train and validate on features of the same images."""
+        config = self._run.config
+        for index, (phase, reason) in enumerate(zip(config.phases, self._reasons, strict=True)):
+            views = phase.augment and config.augmentation.is_active
+            why = reason or ("images that are augmented cannot be validated on as they are" if views else None)
+            if why:
+                raise ConfigError(
+                    f"Phase {index} cannot be cross-validated (sweep.folds), which rests on cached features: {why}.",
+                    advice="Leave such trials out of sweep.space, or set sweep.folds to 0.",
+                )
+
+    def _choose(self) -> list[CacheChoice]:
+        return [self._choice(index) for index in range(len(self._reasons))]
+
+    def _choice(self, index: int) -> CacheChoice:
+        reason, frozen_parts = self._reasons[index], self._frozen_parts[index]
+        if reason:
+            return CacheChoice(cached=False, reason=reason)
+        if self._run.fold is not None:
+            return CacheChoice(cached=True, reason="cross-validation rests on them")
+        if self._run.config.features.cache == "always":
+            return CacheChoice(cached=True, reason="features.cache is `always`")
+        if frozen_parts["train"][0].view is not None:
+            return CacheChoice(cached=True, reason=f"augmentation.views is {len(frozen_parts['train'])}")
+        frozen_part, shards = frozen_parts["validation"][0], self._shards(_SPLITS)
+        if not self._extractor.plan(shards, [frozen_part]):
+            return CacheChoice(cached=True, reason="all of them are cached already")
+        return choose_caching(frozen_part, shards)
+
+
+def _why_not_cached(run: Run, index: int, model: TransferModel) -> str | None:
+    """Why the features of a phase cannot be cached, if so."""
+    config = run.config
+    phase, augmentation = config.phases[index], config.augmentation
+    if config.features.cache == "never":
+        return "features.cache is `never`"
+    if phase.augment and augmentation.is_active and not augmentation.views:
+        return "every image is augmented anew in every epoch (augmentation.views is 0)"
+    frozen, _ = model.backbone.cut(phase.unfreeze)
+    if frozen is None:
+        return "nothing is frozen"
+    trained = {id(variable) for variable in model.variables_of([earlier.unfreeze for earlier in config.phases[:index]])}
+    if any(id(weight) in trained for weight in frozen.weights):
+        return "its frozen part is trained by an earlier phase"
+    return None

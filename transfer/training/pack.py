@@ -1,0 +1,389 @@
+"""Trials that train nothing but their heads, trained side by side as one program: to each its own run.
+
+A pack's checkpoint says where every member stands after an epoch, and names one file of arrays: weights and optimiser
+state of those that are still trained.
+
+Which trials fit together `tuning/plan.py` decides, from their configurations.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from transfer.catalog import layout
+from transfer.catalog.run import EpochRow, Progress
+from transfer.dataset.manifest import Dataset
+from transfer.dataset.order import WorkerSlice, steps_per_epoch
+from transfer.errors import DivergedError
+from transfer.runtime.memory import for_training, memory_explained
+from transfer.storage import Log, Store
+from transfer.training.balance import class_weights
+from transfer.training.checkpoints import Checkpoint, Checkpoints, keep_last, newest_intact, put_arrays, read_arrays
+from transfer.training.feature_plan import CachedInputs
+from transfer.training.folds import untrained_classes
+from transfer.training.history import write_events
+from transfer.training.loop import after_epoch, after_phase
+from transfer.training.model import CutModel, build_head
+from transfer.training.pack_head import Trials, build_pack_head, restore_optimizer, states_of
+from transfer.training.run import Run
+from transfer.training.samples import CachedSamples
+from transfer.training.step import PhaseProgram, Totals
+from transfer.training.warm_start import warm_start
+
+logger = logging.getLogger(__name__)
+
+THREADS = 8
+"""That read and write what belongs to single runs: in a bucket each object takes a round trip."""
+
+
+@dataclass
+class PackedTrial:
+    """One trial of a pack."""
+
+    run: Run
+    now: Checkpoint
+    """At the end of its last epoch; without arrays where it is not trained any more."""
+    best: Checkpoint | None = None
+    """Where its phase has early stopping: its best epoch so far."""
+    is_live: bool = True
+    failure: DivergedError | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is to leave the pack, if it has not yet."""
+        return self.failure is not None or self.now.progress.complete
+
+    def advance(
+        self,
+        trained: Totals,
+        validated: Totals | None,
+        state: tuple[list[np.ndarray], list[np.ndarray]],
+        *,
+        steps: int,
+        learning_rate: float,
+        seconds: float,
+    ) -> None:
+        """Note the end of an epoch of so many `steps`, with these weights and this state of the optimiser."""
+        before = self.now.progress
+        # As the run alone would number its checkpoints; `leave` gives those that it writes their numbers.
+        number = before.epoch + 1
+        try:
+            progress, ended = after_epoch(
+                before.model_copy(update={"step": steps, "global_step": before.global_step + steps}),
+                self.run.config.phases[0],
+                trained=trained,
+                validated=validated,
+                learning_rate=learning_rate,
+                seconds=seconds,
+                checkpoint=number,
+            )
+        except DivergedError as error:
+            self.failure = error
+            return
+        self.now = Checkpoint(progress, *state)
+        if progress.best_checkpoint == number:
+            self.best = self.now
+        if ended:
+            best = self.best or self.now
+            self.now, self.best = Checkpoint(after_phase(progress, phases=1), best.weights, []), None
+
+    def leave(self) -> None:
+        """Be trained no further, and give the run what it would have alone: its result, or what to go on from."""
+        self.is_live = False
+        newest = Checkpoints(self.run).last_entry()
+        # Before it was killed, an earlier attempt may have come as far as this.
+        if self.now.progress.history and not (newest and newest[1].progress.complete):
+            self._write(newest[0] + 1 if newest else 1)
+        self.now, self.best = Checkpoint(self.now.progress, [], []), None
+
+    def _write(self, number: int) -> None:
+        checkpoints = Checkpoints(self.run)
+        to_write = [self.now]
+        if self.best and self.best.progress.epoch < self.now.progress.epoch:
+            to_write = [self.best, self.now]
+        for place, each in enumerate(to_write):
+            best_checkpoint = {"best_checkpoint": number} if self.best else {}
+            progress = each.progress.model_copy(update=best_checkpoint)
+            checkpoints.save(number + place, progress, weights=each.weights, optimizer=each.optimizer)
+        write_events(self.run, *self.now.progress.history)
+
+
+def finished(run: Run) -> PackedTrial | None:
+    """A run that is finished, as a member with nothing left to do; None for one that is not."""
+    newest = Checkpoints(run).last_entry()
+    if newest is None or not newest[1].progress.complete:
+        return None
+    return PackedTrial(run, Checkpoint(newest[1].progress, [], []), is_live=False)
+
+
+class PackCheckpoints:
+    """Writes and reads checkpoints of whole packs."""
+
+    def __init__(self, store: Store, folder: str) -> None:
+        self._store = store
+        self._folder = folder
+        self._log = Log(store, layout.checkpoints_log(folder))
+        self._next = (self._log.numbers() or [0])[-1] + 1
+
+    def save(self, members: Sequence[PackedTrial]) -> None:
+        """Write where all members stand. Raises AlreadyExistsError when another process trains the same pack."""
+        arrays: dict[int, tuple[int, np.ndarray]] = {}
+        documents = [
+            {
+                "run": member.run.id,
+                "live": member.is_live,
+                "failure": [member.failure.message, member.failure.advice] if member.failure else None,
+                "now": _document(member.now, arrays),
+                "best": _document(member.best, arrays) if member.best else None,
+            }
+            for member in members
+        ]
+        all_arrays = [array for _, array in arrays.values()]
+        digest = put_arrays(self._store, self._folder, all_arrays, number=self._next)
+        self._log.append({"members": documents, "arrays": digest}, number=self._next)
+        self._next += 1
+
+    def restore(self, runs: Sequence[Run]) -> list[PackedTrial] | None:
+        """These runs as they stood when the newest intact checkpoint was written; None where it lacks one of them."""
+        found = newest_intact(self._read, self._log.numbers(), of=f"pack {self._folder}")
+        if found is None or any(run.id not in found for run in runs):
+            return None
+        return [_member(run, *found[run.id]) for run in runs]
+
+    def _read(self, number: int) -> dict[str, tuple[dict[str, Any], list[np.ndarray]]]:
+        document = self._log.read(number)
+        arrays = read_arrays(self._store, self._folder, document["arrays"])
+        return {member["run"]: (member, arrays) for member in document["members"]}
+
+
+def _document(at: Checkpoint, arrays: dict[int, tuple[int, np.ndarray]]) -> dict[str, Any]:
+    """A checkpoint as JSON, with its arrays' places in a file that has each of them once.
+
+    `arrays`: by id, (place, array) of those that are in the file so far; new ones are added.
+    """
+
+    def places(own: Sequence[np.ndarray]) -> list[int]:
+        return [arrays.setdefault(id(array), (len(arrays), array))[0] for array in own]
+
+    return {
+        "progress": at.progress.model_dump(mode="json"),
+        "weights": places(at.weights),
+        "optimizer": places(at.optimizer),
+    }
+
+
+def _checkpoint(document: dict[str, Any], arrays: list[np.ndarray]) -> Checkpoint:
+    weights, optimizer = ([arrays[place] for place in document[name]] for name in ("weights", "optimizer"))
+    return Checkpoint(Progress.model_validate(document["progress"]), weights, optimizer)
+
+
+def _member(run: Run, document: dict[str, Any], arrays: list[np.ndarray]) -> PackedTrial:
+    failure = document["failure"]
+    return PackedTrial(
+        run=run,
+        now=_checkpoint(document["now"], arrays),
+        best=_checkpoint(document["best"], arrays) if document["best"] else None,
+        is_live=document["live"],
+        failure=DivergedError(failure[0], advice=failure[1]) if failure else None,
+    )
+
+
+@dataclass(frozen=True)
+class _Engine:
+    """What trains some members side by side."""
+
+    members: list[PackedTrial]
+    """The trials, in the order of the program."""
+    head: keras.Model
+    program: PhaseProgram
+    samples: CachedSamples
+
+
+class Pack:
+    """Trials of one dataset version with the same `pack_key`, trained an epoch at a time.
+
+    After each epoch the whole pack is one checkpoint in `folder`, from which it goes on when it is made again with the
+    same runs or some of them. A run itself is written to once: when its trial ends, fails, or is stopped.
+    """
+
+    def __init__(self, runs: Sequence[Run], dataset: Dataset, cached: CachedInputs, *, folder: str) -> None:
+        """`cached`: features that all runs have in common. `folder`: in the store, the pack's own."""
+        self._dataset = dataset
+        self._cached = cached
+        self._common = runs[0].config
+        self._untrained = untrained_classes(runs[0].store, dataset, runs[0].fold)
+        self._steps = steps_per_epoch(len(cached.train[0]), self._common.training.batch_size)
+        self._store, self._folder = runs[0].store, folder
+        self._checkpoints = PackCheckpoints(runs[0].store, folder)
+        restored = self._checkpoints.restore(runs)
+        members = restored or self._fresh(runs)
+        self._members = {member.run.id: member for member in members}
+        self._engine: _Engine | None = None
+        if restored and self.live:
+            logger.info("A pack of %d trials goes on after epoch %d.", len(self.live), self._progress().epoch)
+
+    @property
+    def live(self) -> list[str]:
+        """Ids of the runs that have an epoch to come."""
+        return [run_id for run_id, member in self._members.items() if member.is_live]
+
+    @property
+    def histories(self) -> dict[str, tuple[EpochRow, ...]]:
+        """Every run's epochs so far, those of an earlier attempt included."""
+        return {run_id: member.now.progress.history for run_id, member in self._members.items()}
+
+    @property
+    def failures(self) -> dict[str, DivergedError]:
+        """What ended the runs that failed."""
+        return {run_id: member.failure for run_id, member in self._members.items() if member.failure}
+
+    def has(self, run_id: str) -> bool:
+        """Whether a run is trained here or came to its end here; one that left before goes on alone."""
+        member = self._members.get(run_id)
+        return member is not None and (member.is_live or member.has_ended)
+
+    def next_epoch(self) -> None:
+        """Train and validate all live trials for one epoch, and write a checkpoint.
+
+        One whose loss is not finite is in `failures` then. Raises ConfigError when early stopping has nothing to watch,
+        AlreadyExistsError when another process trains the same pack, OutOfMemoryError.
+        """
+        if self.live:
+            with memory_explained(f"A pack of {len(self.live)} trials", advice=for_training(self._common)):
+                self._next_epoch()
+
+    def _next_epoch(self) -> None:
+        engine = self._engine_of_live()
+        started = time.monotonic()
+        trained, validated = self._train(engine), self._validate(engine)
+        seconds = time.monotonic() - started
+        rates, states = engine.program.learning_rates, states_of(engine.head, engine.program.optimizer)
+        for index, member in enumerate(engine.members):
+            if member.is_live:
+                member.advance(
+                    trained[index],
+                    validated[index],
+                    states[index],
+                    steps=self._steps,
+                    learning_rate=rates[index],
+                    seconds=seconds,
+                )
+        self._leave([member for member in engine.members if member.is_live and member.has_ended])
+        self._checkpoints.save(list(self._members.values()))
+        self._tidy()
+
+    def stop(self, run_id: str) -> None:
+        """Train a trial no further; its run can go on alone from where it stands."""
+        member = self._members[run_id]
+        if member.is_live:
+            member.leave()
+            self._tidy()
+
+    def give_up(self) -> None:
+        """Train no trial any further, now or when the pack is made again; their runs can go on alone."""
+        live = [self._members[run_id] for run_id in self.live]
+        if live:
+            logger.warning("A pack of %d trials is given up: each of them goes on alone.", len(live))
+        self._leave(live)
+        self._engine = None
+        self._checkpoints.save(list(self._members.values()))
+        self._tidy()
+
+    def _tidy(self) -> None:
+        """Keep the last checkpoint only, where nothing is left to train."""
+        if not self.live:
+            keep_last(self._store, self._folder)
+
+    def _fresh(self, runs: Sequence[Run]) -> list[PackedTrial]:
+        """PackedTrials at the start of their phase; runs that were finished before, by whomever, are so here."""
+        with ThreadPoolExecutor(THREADS) as pool:
+            done = list(pool.map(finished, runs))
+        first = {run.config.training.seed: run for run, member in zip(runs, done, strict=True) if member is None}
+        first_weights = {seed: self._first_weights(run) for seed, run in first.items()}
+        return [
+            member or PackedTrial(run, Checkpoint(Progress(), first_weights[run.config.training.seed], []))
+            for run, member in zip(runs, done, strict=True)
+        ]
+
+    def _leave(self, members: Sequence[PackedTrial]) -> None:
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(PackedTrial.leave, members))
+
+    def _first_weights(self, run: Run) -> list[np.ndarray]:
+        """Those that the run's seed, or a published version, decides."""
+        head = self._head_of(run)
+        warm_start(head, run, self._dataset)
+        return [np.array(variable) for variable in head.trainable_variables]
+
+    def _head_of(self, run: Run) -> keras.Model:
+        return build_head(
+            run.config.head,
+            feature_shape=self._cached.train[0].shape,
+            class_count=len(self._dataset.classes),
+            seed=run.config.training.seed,
+            untrained=self._untrained,
+        )
+
+    def _progress(self) -> Progress:
+        """How far the live members have come: all of them equally."""
+        return self._members[self.live[0]].now.progress
+
+    def _engine_of_live(self) -> _Engine:
+        """The program, made anew when most of what it trains is dead weight: that takes as long as some epochs."""
+        live = [member for member in self._members.values() if member.is_live]
+        if self._engine is None or 2 * len(live) < len(self._engine.members):
+            self._engine = self._build_engine(sorted(live, key=lambda member: _reads(member.run)))
+        return self._engine
+
+    def _build_engine(self, members: list[PackedTrial]) -> _Engine:
+        trials = Trials([member.run.config for member in members])
+        head = build_pack_head(self._head_of(members[0].run), trials, [member.now.weights for member in members])
+        phase, training = self._common.phases[0], self._common.training
+        program = PhaseProgram(
+            CutModel(preprocess=tf.identity, frozen=None, unfrozen=None, head=head),
+            phase=phase,
+            training=training,
+            class_weights=class_weights(training.class_weights, self._dataset),
+            augmentation=None,
+            steps_per_epoch=self._steps,
+            trials=trials,
+        )
+        restore_optimizer(program.optimizer, [member.now.optimizer for member in members])
+        samples = CachedSamples(
+            self._cached.train,
+            self._cached.validation,
+            training=training,
+            worker=WorkerSlice(),
+            epochs=range(self._progress().epoch, phase.epochs),
+            start_step=0,
+            seeds=trials.seeds,
+        )
+        return _Engine(members, head, program, samples)
+
+    def _train(self, engine: _Engine) -> list[Totals]:
+        results, step, before = [], 0, self._progress().global_step
+        while step < self._steps:
+            taken, result = engine.samples.train(
+                engine.program, step=step, global_step=before + step, limit=self._steps - step
+            )
+            results.append(result)
+            step += taken
+        return engine.program.sum_over_workers(results)
+
+    def _validate(self, engine: _Engine) -> list[Totals] | list[None]:
+        results = engine.samples.validate(engine.program)
+        return engine.program.sum_over_workers(results) if results else [None] * len(engine.members)
+
+
+def _reads(run: Run) -> tuple[int, float]:
+    """What decides a trial's inputs: neighbours with the same need no copy of them."""
+    return run.config.training.seed, run.config.head.dropout

@@ -1,0 +1,237 @@
+"""The model of a run, in this process: as it begins, and as it was trained.
+
+The steps of a job, from its check to its export, share one, and so do the trials of a sweep, for which loading the
+network and compiling a step would take longer than many a trial.
+
+Both are on the process's own workbench: their weights are valid until another model is asked for there.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from transfer.augmentation import Augmentation
+from transfer.backbone.backbone import Backbone, set_precision
+from transfer.backbone.identity import base_digests
+from transfer.config import Config, Decides, PhaseConfig, Varies, deciding
+from transfer.dataset.manifest import Dataset
+from transfer.errors import BaseChangedError
+from transfer.training.checkpoints import Checkpoint, Checkpoints, assign
+from transfer.training.folds import untrained_classes
+from transfer.training.model import TransferModel, build_backbone, build_head_for
+from transfer.training.run import Run, hold_to_base
+from transfer.training.step import PhaseProgram, create_strategy
+
+MAX_BACKBONES = 2
+MAX_HEADS = 8
+MAX_PROGRAMS = 8
+"""Of each; what was not used for longest is given up."""
+
+Made = TypeVar("Made")
+
+
+class Turn(Protocol):
+    """Somebody who trains on a workbench, and can make room for somebody else."""
+
+    def suspend(self) -> None:
+        """Copy all state out of the shared variables."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Base:
+    """A network of a workbench, and its digest before anybody trained in it."""
+
+    backbone: Backbone
+    digest: str
+    number: int
+    """Of those that were built here. An `id()` would be used again after an evicted base is freed."""
+
+
+class Workbench:
+    """Models and programs, each made when it is first asked for. Those who train on them take turns."""
+
+    def __init__(self, strategy: tf.distribute.Strategy) -> None:
+        self.strategy = strategy
+        self._bases: OrderedDict[Hashable, _Base] = OrderedDict()
+        self._numbers = itertools.count()
+        self._heads: OrderedDict[Hashable, keras.Model] = OrderedDict()
+        self._programs: OrderedDict[Hashable, PhaseProgram] = OrderedDict()
+        self._pretrained: dict[int, tuple[keras.Variable, np.ndarray]] = {}
+        """By id: variables of a base that some run trains, and what they were before."""
+        self._turn: Turn | None = None
+
+    def take_turn(self, who: Turn) -> bool:
+        """Let `who` use the shared variables, after suspending whoever does now. False if `who` does already.
+
+        The base is then as it was pretrained. To be called within the strategy's scope, like all that follows.
+        """
+        if self._turn is who:
+            return False
+        if self._turn is not None:
+            self._turn.suspend()
+        self._turn = who
+        for variable, value in self._pretrained.values():
+            variable.assign(value)
+        return True
+
+    def model(self, config: Config, classes: list[str], *, untrained: Sequence[int] = ()) -> TransferModel:
+        """The untrained model of a configuration. To be called when one's turn begins.
+
+        `untrained`: indices of the classes that it never answers.
+
+        Raises what `build_model` raises, and BaseChangedError when a file is replaced while it is read.
+        """
+        base = self._base(config)
+        first = build_head_for(base.backbone, config, classes, untrained=untrained)
+        of_head = (
+            base.number,
+            config.head.model_dump_json(),
+            len(classes),
+            tuple(untrained),
+            config.training.mixed_precision,
+        )
+        head = _made(self._heads, of_head, lambda: first, MAX_HEADS)
+        if head is not first:
+            for variable, value in zip(head.variables, first.variables, strict=True):
+                variable.assign(value)
+        return TransferModel(base.backbone, head, classes, digest=base.digest)
+
+    def forget_programs(self) -> None:
+        """Free compiled steps and the states of their optimisers: nobody trains here for now."""
+        self._programs.clear()
+
+    def backbone(self, config: Config) -> Backbone:
+        """The base of a configuration, to be looked at: its weights are those of whoever trains on it. Raises the same.
+
+        To be called within the strategy's scope.
+        """
+        return self._base(config).backbone
+
+    def _base(self, config: Config) -> _Base:
+        set_precision(config.training.mixed_precision)
+        # A file may have been replaced since a network was read from it.
+        files = base_digests(config.base, storage=config.storage)
+        of_base = (
+            config.base.model_dump_json(),
+            tuple(files.items()),
+            config.storage.model_dump_json(),
+            config.head.pooling,
+            config.training.mixed_precision,
+        )
+        return _made(self._bases, of_base, lambda: self._build(config, files), MAX_BACKBONES)
+
+    def _build(self, config: Config, files: dict[str, str]) -> _Base:
+        backbone = build_backbone(config)
+        if base_digests(config.base, storage=config.storage) != files:
+            raise BaseChangedError(
+                f"A file of base.model, `{config.base.model}`, was replaced while it was read.",
+                advice="Repeat the command.",
+            )
+        return _Base(backbone, backbone.digest(), next(self._numbers))
+
+    def will_train(self, model: TransferModel, variables: Sequence[keras.Variable]) -> None:
+        """Note what variables of the base are before they are trained, so that `model` can bring that back."""
+        of_base = {id(variable) for variable in model.backbone.network.variables}
+        for variable in variables:
+            if id(variable) in of_base and id(variable) not in self._pretrained:
+                self._pretrained[id(variable)] = (variable, np.array(variable))
+
+    def program(
+        self,
+        model: TransferModel,
+        phase: PhaseConfig,
+        config: Config,
+        *,
+        class_weights: np.ndarray,
+        steps_per_epoch: int,
+    ) -> PhaseProgram:
+        """The steps of a phase of `config`, ready for the first one. To be called in one's turn."""
+        split, training = model.cut(phase.unfreeze), config.training
+        augmentation = config.augmentation if phase.augment and config.augmentation.is_active else None
+
+        def build() -> PhaseProgram:
+            return PhaseProgram(
+                split,
+                phase=phase,
+                training=training,
+                class_weights=class_weights,
+                augmentation=Augmentation(augmentation) if augmentation else None,
+                steps_per_epoch=steps_per_epoch,
+            )
+
+        compiled_in = [
+            deciding(section, Decides.FEATURES, Decides.LEARNING, but=Varies.IN_PROGRAM)
+            for section in (phase, training)
+        ]
+        of_program = (
+            id(model.head),
+            json.dumps(compiled_in),
+            augmentation and augmentation.model_dump_json(),
+            class_weights.tobytes(),
+            steps_per_epoch,
+        )
+        program = _made(self._programs, of_program, build, MAX_PROGRAMS)
+        program.start(learning_rate=phase.learning_rate, seed=training.seed)
+        return program
+
+
+@functools.cache
+def own_workbench() -> Workbench:
+    """The workbench of this process, for a job whose steps come one after the other: none builds a network anew."""
+    return Workbench(create_strategy())
+
+
+def _made(shelf: OrderedDict[Any, Made], key: Hashable, make: Callable[[], Made], most: int) -> Made:
+    """What the shelf has for a key, made now if it has nothing."""
+    if key not in shelf:
+        shelf[key] = make()
+        if len(shelf) > most:
+            shelf.popitem(last=False)
+    shelf.move_to_end(key)
+    return shelf[key]
+
+
+def untrained_model(run: Run, dataset: Dataset) -> TransferModel:
+    """The model that a run begins with, on the base that it began with.
+
+    Raises BaseChangedError when the base is another one by now, and what `Workbench.model` raises.
+    """
+    workbench = own_workbench()
+    with workbench.strategy.scope():
+        workbench.take_turn(_Visit())
+        workbench.forget_programs()
+        untrained = untrained_classes(run.store, dataset, run.fold)
+        model = workbench.model(run.config, dataset.classes, untrained=untrained)
+    hold_to_base(run, model.digest)
+    return model
+
+
+def restore_model(run: Run, dataset: Dataset) -> tuple[TransferModel, Checkpoint]:
+    """The model that a finished run trained.
+
+    Raises TrainingError when the run is not finished, and what `untrained_model` raises.
+    """
+    checkpoint = Checkpoints(run).complete()
+    model = untrained_model(run, dataset)
+    with own_workbench().strategy.scope():
+        trained = model.variables_of([phase.unfreeze for phase in run.config.phases])
+        own_workbench().will_train(model, trained)
+        assign(trained, checkpoint.weights)
+    return model, checkpoint
+
+
+class _Visit:
+    """A turn of somebody who trains nothing."""
+
+    def suspend(self) -> None:
+        """Nothing of its own is in the variables."""

@@ -1,0 +1,146 @@
+"""What a sweep will do, said before it: its trials, what they try, who stops them, which are trained as one program."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from transfer.config import Config, Decides, DomainConfig, Varies, deciding
+from transfer.tuning.records import value_text
+from transfer.tuning.space import Trial, depths_within_reach, fixed_trials, longest_epochs, space_of, sweep_of
+
+
+def trials_at_once(config: Config, workers: int) -> int:
+    """How many trials of so many workers each the cluster can run at a time, and is asked to; connected to it."""
+    import ray
+
+    resources, gpus = ray.cluster_resources(), gpus_of_trial(config)
+    room = int(resources.get("CPU", 0) // (workers * config.workers.cpus_per_worker))
+    if gpus:
+        # Of ten shares of 0.1 none is to be lost to rounding.
+        room = min(room, int(resources.get("GPU", 0) / (workers * gpus) + 1e-6))
+    settings = sweep_of(config)
+    return max(1, min(room, settings.concurrency or room, settings.trial_count))
+
+
+def gpus_of_trial(config: Config) -> float:
+    """GPUs of a process that trains trials, or a share of one."""
+    return sweep_of(config).gpus_per_trial or float(config.workers.gpus_per_worker)
+
+
+def pack_key(config: Config) -> str | None:
+    """A digest of all that the trials of one pack have in common; None for a trial that has to be trained alone.
+
+    A trial can be packed when it trains nothing but its head, in one phase, on cached features. Two
+    trials of one dataset version with the same key differ only in learning rate, weight decay, dropout, L2 penalty,
+    label smoothing and seed, so they train on the same features. The files of the base are not in the key: packs lie
+    in the folder of their sweep, whose id they are part of.
+    """
+    phase = config.phases[0]
+    augmented = phase.augment and config.augmentation.is_active
+    packable = (
+        len(config.phases) == 1
+        and phase.unfreeze == 0
+        and config.training.mixed_precision == "off"
+        and config.features.cache != "never"
+        and (not augmented or config.augmentation.views > 0)
+    )
+    if not packable:
+        return None
+    common = deciding(config, Decides.DATA, Decides.FEATURES, Decides.LEARNING, but=Varies.IN_PACK)
+    del common["name"]  # All trials of a sweep have one.
+    if augmented:
+        # The seed decides the views, too, and so their features.
+        common["views_seed"] = config.training.seed
+    return hashlib.sha256(json.dumps(common, sort_keys=True).encode()).hexdigest()[:16]
+
+
+_SHOWN = 12
+_PHASES_SHOWN = 6
+
+
+def sweep_plan(config: Config) -> dict[str, Any]:
+    """The plan, of JSON's own types. Where `workers.count` is not 0, this process is connected to the cluster."""
+    sweep, trials = sweep_of(config), fixed_trials(config)
+    return {
+        "trials": sweep.trial_count,
+        "combinations": sweep.combinations,
+        "search": sweep.search,
+        "space": {key: domain.model_dump(mode="json", exclude_none=True) for key, domain in space_of(config).items()},
+        "metric": sweep.metric,
+        "folds": sweep.folds,
+        "scheduler": sweep.scheduler.model_dump(mode="json", exclude_none=True),
+        "budget": sweep.model_dump(mode="json", include={"max_epochs", "max_seconds", "target"}, exclude_none=True),
+        "at_once": trials_at_once(config, config.workers.count) if config.workers.count else 1,
+        "packed": _packed(config, trials or ()),
+        "phases": _phases(config, trials),
+        "epochs": longest_epochs(config),
+    }
+
+
+def _packed(config: Config, trials: Sequence[Trial]) -> dict[str, int]:
+    """How many trials are trained in how many packs. None are where each has several workers to itself."""
+    keys = Counter(pack_key(trial.config) for trial in trials) if config.workers.count < 2 else Counter()
+    sizes = [size for key, size in keys.items() if key is not None and size > 1]
+    return {"trials": sum(sizes), "packs": len(sizes)}
+
+
+def _phases(config: Config, trials: Sequence[Trial] | None) -> list[list[str]]:
+    """What the phases of a trial train: each list that a trial may have."""
+    within_reach = [trial.config for trial in trials] if trials else depths_within_reach(config)
+    return [list(titles) for titles in dict.fromkeys(tuple(p.title for p in each.phases) for each in within_reach)]
+
+
+def plan_for_people(plan: dict[str, Any], config: Config) -> dict[str, Any]:
+    """A plan in lines, for `transfer.cli.output`."""
+    sweep = sweep_of(config)
+    of_all = f" of {plan['combinations']:,} combinations" if plan["combinations"] else ""
+    judged = f"over {plan['folds']} folds" if plan["folds"] else "on the validation split"
+    trials = "1 trial" if plan["trials"] == 1 else f"{plan['trials']:,} trials"
+    now = " (what the cluster has room for now)" if config.workers.count else ""
+    phases = [" → ".join(titles) for titles in plan["phases"]]
+    more = f"; and {len(phases) - _PHASES_SHOWN:,} more" if len(phases) > _PHASES_SHOWN else ""
+    return {
+        "sweep": f"{trials}{of_all}, {plan['search']} search; the best {plan['metric']} {judged} wins",
+        "searched": "; ".join(f"{key}: {_domain_text(domain)}" for key, domain in sweep.space.items()),
+        "scheduler": _scheduler_text(plan["scheduler"]),
+        "sweep_ends": _budget_text(plan["budget"]),
+        "at_once": f"{plan['at_once']:,}{now}",
+        "packed": _packed_text(plan, config),
+        "phases_of_trials": f"{'; '.join(phases[:_PHASES_SHOWN])}{more}: up to {plan['epochs']:,} epochs",
+    }
+
+
+def _domain_text(domain: DomainConfig) -> str:
+    if domain.choices is not None:
+        more = f", … ({len(domain.choices):,})" if len(domain.choices) > _SHOWN else ""
+        return ", ".join(map(value_text, domain.choices[:_SHOWN])) + more
+    low, high = (value_text(end) for end in domain.ends or ())
+    kind = "integers" if domain.integers else "log_uniform" if domain.log_uniform else "uniform"
+    return f"{low} to {high} ({kind})"
+
+
+def _scheduler_text(scheduler: dict[str, Any]) -> str:
+    options = ", ".join(f"{name} {value:g}" for name, value in scheduler.items() if name != "kind")
+    return f"{scheduler['kind']} ({options})" if options else "none: every trial trains all its epochs"
+
+
+def _budget_text(budget: dict[str, float]) -> str:
+    rules = {
+        "max_epochs": "after {:,} epochs over all trials",
+        "max_seconds": "after {:,} seconds",
+        "target": "when a trial reaches {:g}",
+    }
+    return ", or ".join(["when all trials ended", *(rules[name].format(value) for name, value in budget.items())])
+
+
+def _packed_text(plan: dict[str, Any], config: Config) -> str:
+    packed = plan["packed"]
+    if not packed["trials"]:
+        return "none: each trial is trained alone"
+    condition = ", where features are cached" if config.features.cache == "auto" else ""
+    packs = "1 pack" if packed["packs"] == 1 else f"{packed['packs']:,} packs"
+    return f"{packed['trials']:,} of {plan['trials']:,} trials, in {packs}, each trained as one program{condition}"

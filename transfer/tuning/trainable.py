@@ -1,0 +1,189 @@
+"""Ray Tune's side of a trial: it asks a host for one epoch after the other. It needs no TensorFlow of its own.
+
+What was recorded of a trial in an earlier attempt is reported again without being computed again, so that schedulers
+and searches come to know everything that they knew, and nothing is unpickled from storage.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+
+from transfer.catalog.run import EpochRow
+from transfer.errors import TrainingError, TransferError
+from transfer.training.history import final_row
+from transfer.tuning.plan import pack_key
+from transfer.tuning.records import Sweep, SweepRecords, TrialRecord
+from transfer.tuning.search import METRIC, TIME
+from transfer.tuning.space import Trial, make_trial, sweep_of
+from transfer.tuning.trial_actor import GroupTrial
+from transfer.tuning.trial_runner import Branch, Failure, TrialState
+
+FAILED = -1e9
+"""The metric of a trial that failed: worse than any other, and a number, as searches want."""
+_CHECKPOINT = "trial.json"
+_NOTHING = TrialState(run_id="", rows=(), complete=False)
+
+
+class TuneTrial(tune.Trainable):
+    """One trial at a time; Tune gives the same process one trial after the other."""
+
+    def setup(
+        self,
+        config: dict[str, Any],
+        *,
+        sweep: Sweep | None = None,
+        hosts: Sequence[Any] = (),
+        trials: Mapping[int, Trial] | None = None,
+        flops: Mapping[int, float] | None = None,
+    ) -> None:
+        """`trials`: by number, where all of them are known. Without hosts a trial has a group of workers to itself."""
+        if sweep is None:
+            raise ValueError("TuneTrial needs the sweep it belongs to")
+        self._sweep = sweep
+        self._hosts = hosts
+        self._trials = trials or {}
+        self._flops = flops or {}
+        self._records = SweepRecords(sweep)
+        self._trial: Trial | None = None
+        self._branch: Branch | None = None
+        self._state = _NOTHING
+        self._begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Another trial from here on."""
+        self.cleanup()
+        self._begin(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """One more epoch of the trial."""
+        self._epochs += 1
+        if len(self._state.rows) < self._epochs and not self._state.complete:
+            self._state = self._advanced()
+        state = self._state
+        if state.failure is not None and self._epochs > len(state.rows):
+            failure = {"failure": state.failure.reason, "failed_by": state.failure.by}
+            return self._report({METRIC: FAILED, "done": True, **failure})
+        ends = state.complete and state.failure is None and self._epochs >= len(state.rows)
+        rows = state.rows[: self._epochs]
+        # Over folds, the last row is already that of the weights that they ended with.
+        is_mean = sweep_of(self._sweep.config).folds > 0
+        row = final_row(rows, self._of.config.phases) if ends and not is_mean else rows[-1]
+        # After taking over another trial's weights, report the whole history: it replaces what this trial reported
+        # before.
+        reported = rows if ends or self._branch else rows[-1:]
+        result = {METRIC: self._value(row), "rows": [each.model_dump() for each in reported]}
+        # Tune sets `done` itself, too, where it stops a trial.
+        return self._report({**result, "done": ends, "ended": ends})
+
+    def cleanup(self) -> None:
+        """Leave the trial; if it has not ended, its host trains it no further."""
+        if self._host and self._trial is not None and self._is_at_host and not self._state.complete:
+            ray.get(self._host.stop.remote(self._trial, self._branch))
+        self._trial = None
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Say where the trial stands. Its weights are in its run's own checkpoints."""
+        stand = {
+            "values": self._of.values,
+            "run_id": self._state.run_id,
+            "checkpoint": self._state.checkpoint,
+            "epochs": self._epochs,
+            "branch": self._branch and asdict(self._branch),
+        }
+        Path(checkpoint_dir, _CHECKPOINT).write_text(json.dumps(stand), encoding="utf-8")
+
+    def load_checkpoint(self, checkpoint_dir: str | None) -> None:
+        """Go on from where this trial stood, or, where its values are others now, from where another one did."""
+        stand = json.loads(Path(checkpoint_dir or "", _CHECKPOINT).read_text(encoding="utf-8"))
+        self._epochs = stand["epochs"]
+        if stand["values"] != self._of.values:
+            self._branch = Branch(stand["run_id"], stand["checkpoint"])
+        elif stand["branch"]:
+            self._branch = Branch(**stand["branch"])
+
+    def _begin(self, config: dict[str, Any]) -> None:
+        number = config["trial"]
+        self._trial = self._trials.get(number) or make_trial(self._sweep.config, number, config["values"])
+        # All trials of a pack have one host; the others take turns.
+        key = pack_key(self._trial.config)
+        place = int(key, 16) if key else number
+        self._host = self._hosts[place % len(self._hosts)] if self._hosts else None
+        self._group: GroupTrial | None = None
+        self._branch = None
+        self._is_at_host = False
+        self._epochs = 0
+        self._state = _recorded(self._records.trial(number), self._trial)
+
+    @property
+    def _of(self) -> Trial:
+        if self._trial is None:
+            raise RuntimeError("there is no trial to report on")
+        return self._trial
+
+    def _advanced(self) -> TrialState:
+        self._is_at_host = True
+        if self._host is None:
+            self._group = self._group or GroupTrial(self._sweep, self._sweep.dataset, self._of)
+            return self._group.advance(self._epochs)
+        try:
+            state: TrialState = ray.get(self._host.advance.remote(self._of, self._epochs, self._branch))
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, TransferError):
+                raise error.cause from None
+            raise
+        except ray.exceptions.RayActorError as error:
+            self._await_host()
+            raise TrainingError(
+                f"The process that trained trial {self._of.number} died.",
+                advice="Usually the machine ran out of memory. Smaller batches need less.",
+            ) from error
+        return state
+
+    def _await_host(self) -> None:
+        """Wait until the host's next process is there, so that another attempt finds it."""
+        if self._host is None:
+            return
+        deadline = time.monotonic() + self._sweep.config.workers.start_timeout_s
+        while time.monotonic() < deadline:
+            try:
+                ray.get(self._host.ready.remote())
+            except ray.exceptions.RayActorError:
+                time.sleep(0.2)
+            else:
+                return
+
+    def _value(self, row: EpochRow) -> float:
+        metric = sweep_of(self._sweep.config).metric
+        found = row.validation_accuracy if metric == "accuracy" else row.validation_loss
+        if found is None:
+            raise TrainingError("A sweep compares trials on the validation split, and the dataset has none.")
+        return found if metric == "accuracy" else -found
+
+    def _report(self, result: dict[str, Any]) -> dict[str, Any]:
+        state = self._state
+        flops = state.trained_flops or self._flops.get(self._of.number, 0.0)
+        facts = {"run_id": state.run_id, "trained_flops": flops, "packed_with": state.packed_with}
+        return {TIME: self._epochs, **facts, **result}
+
+
+def _recorded(record: TrialRecord | None, trial: Trial) -> TrialState:
+    """What an earlier attempt recorded of a trial. One that was stopped, or ran out of memory, goes on."""
+    if record is None or record.values != trial.values or record.status == "stopped" or record.failed_by == "memory":
+        return _NOTHING
+    return TrialState(
+        run_id=record.run_id,
+        rows=record.rows,
+        complete=True,
+        trained_flops=record.trained_flops,
+        packed_with=record.packed_with,
+        failure=Failure(record.reason or "", record.failed_by) if record.status == "failed" else None,
+    )
