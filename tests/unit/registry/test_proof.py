@@ -18,7 +18,7 @@ from tests.workbench import plain_logits
 from transfer.backbone.backbone import Backbone
 from transfer.backbone.files import RANGES
 from transfer.backbone.load import load_backbone
-from transfer.config import BaseNetworkConfig, HeadConfig
+from transfer.config import BaseNetworkConfig, HeadConfig, ImageInput
 from transfer.errors import OutOfMemoryError, ParityError
 from transfer.registry.export import export
 from transfer.registry.proof import LOADERS, TOLERANCE, Loader, check_outcome, compare, outcomes_of
@@ -52,7 +52,7 @@ def convolutions(*first):
 
 
 def model_on(network):
-    base = Backbone(name="small", image_size=SIZE, network=network, preprocess=RANGES["0..1"])
+    base = Backbone(name="small", image_input=ImageInput(SIZE, SIZE), network=network, preprocess=RANGES["0..1"])
     return with_head(base)
 
 
