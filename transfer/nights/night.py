@@ -31,7 +31,7 @@ from transfer.errors import (
 )
 from transfer.maintenance.old_runs import remove_old_nights
 from transfer.nights.claim import HeldClaim
-from transfer.nights.data_checks import check_change, look_from_driver, refusals
+from transfer.nights.data_checks import check_change, look_at_new, refusals
 from transfer.nights.dataset_diff import data_change
 from transfer.nights.message import message_of, send
 from transfer.nights.records import Night, NightPlan, earlier_summaries, judged_by, work_on_night
@@ -186,7 +186,7 @@ class _Work:
     def _look(self, run_id: str, champion: int | None) -> None:
         """Check what only the images themselves tell; what that computes is cached for training."""
         with self._step("look at new images") as step:
-            found = look_from_driver(self.config, run_id=run_id, champion=champion)
+            found = look_at_new(self.config, run_id=run_id, champion=champion)
             step("%d checks.", len(found))
         self._found(found)
 
