@@ -37,7 +37,7 @@ from transfer.tuning.trial_runner import Branch, Failure, FoldsRunner, PackRunne
 if TYPE_CHECKING:
     from transfer.training.model import TransferModel
     from transfer.training.pack import Pack
-    from transfer.training.shared_models import Workbench
+    from transfer.training.shared_models import SharedModels
 
 POLL_S = 0.5
 
@@ -203,22 +203,22 @@ class TrialActor:
             runner.stop()
 
     @cached_property
-    def _workbench(self) -> Workbench:
+    def _shared(self) -> SharedModels:
         start_worker()
 
-        from transfer.training.shared_models import Workbench
+        from transfer.training.shared_models import SharedModels
         from transfer.training.step import create_strategy
 
-        return Workbench(create_strategy())
+        return SharedModels(create_strategy())
 
     def suspend(self) -> None:
         """Nothing of the actor's own is in the network's variables."""
 
     def _model(self, config: Config) -> TransferModel:
         """The untrained model; whoever trains has been suspended."""
-        with self._workbench.strategy.scope():
-            self._workbench.take_turn(self)
-            return self._workbench.model(config, self._dataset.classes)
+        with self._shared.strategy.scope():
+            self._shared.take_turn(self)
+            return self._shared.model(config, self._dataset.classes)
 
     @cached_property
     def _dataset(self) -> Dataset:
@@ -279,7 +279,7 @@ class TrialActor:
         training = Training(
             run,
             self._dataset,
-            workbench=self._workbench,
+            shared=self._shared,
             start=start,
             extract_ahead=self._sees_all_phases,
             # The sweep's table shows how far each trial is.

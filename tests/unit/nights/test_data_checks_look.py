@@ -8,7 +8,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from tests.digits import digits_config
-from tests.workbench import train
+from tests.trained import train
 from transfer.dataset.decisions import start_over
 from transfer.dataset.ingest import ingest
 from transfer.nights.data_checks import look_at_new

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.digits import digits_config, ingest_some_digits
-from tests.workbench import train
+from tests.trained import train
 from transfer.errors import BaseChangedError
 from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoints

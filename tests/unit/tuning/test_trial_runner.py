@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from tests.digits import digits_config, ingest_some_digits
-from tests.workbench import train
+from tests.trained import train
 from transfer.catalog.run import EpochRow
 from transfer.config import EarlyStoppingConfig, PhaseConfig, parse_config
 from transfer.errors import ConfigError
@@ -17,7 +17,7 @@ from transfer.training.folds import Fold
 from transfer.training.history import final_row
 from transfer.training.loop import Training
 from transfer.training.run import open_run
-from transfer.training.shared_models import Workbench
+from transfer.training.shared_models import SharedModels
 from transfer.tuning.records import open_sweep
 from transfer.tuning.space import fixed_trials
 from transfer.tuning.trial_actor import TrialActor
@@ -132,8 +132,8 @@ def test_a_trial_whose_actor_was_killed_between_two_folds_trains_those_that_are_
     sweep, (trial,) = swept(digits, "between", space=ONE_DEEPER)
     before = TrialActor(sweep, [trial]).advance(trial, 1).rows
     first = run_of(sweep, trial, 0)
-    workbench = Workbench(tf.distribute.get_strategy())
-    Training(first, sweep.dataset, workbench=workbench, start=Checkpoints(first).newest()).next_epoch()
+    shared = SharedModels(tf.distribute.get_strategy())
+    Training(first, sweep.dataset, shared=shared, start=Checkpoints(first).newest()).next_epoch()
     actor = TrialActor(sweep, [trial])
     assert actor.advance(trial, 1).rows == before
     assert len(actor.advance(trial, 2).rows) == 2
