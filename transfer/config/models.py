@@ -240,11 +240,12 @@ class BaseNetworkConfig(Section, decides=Decides.FEATURES):
     """For `keras.applications`: `imagenet`, `none` (random), or a weights file (`.weights.h5`, local or `s3://`).
     `.keras` files and SavedModels bring their own weights, and a file beside them is refused; with `none` a `.keras`
     file starts with random ones. On random weights with BatchNorms hardly anything can be learned."""
-    image_size: Annotated[int, Field(ge=8, le=4096)] = 224
+    image_size: Annotated[int, Field(ge=8, le=4096), Varies.IN_WARM_START] = 224
     """Side of the square, in pixels, that images are resized to."""
     tap: str | None = None
     """Name of an inner layer whose output is used instead of the network's last one, for example `mixed7`."""
-    accept_head: bool = False
+    # A permission, which the ids of runs leave out (`base_identity`). Those of nights and packs have it.
+    accept_head: Annotated[bool, Varies.IN_WARM_START] = False
     """Take the outputs of a `.keras` file or SavedModel as features also where it ends in a classifier, which is
     otherwise refused: the answers about its own classes say little of other images. Better: `tap` the layer before."""
     preprocessing: Literal["auto", "0..255", "0..1", "-1..1"] = "auto"
@@ -320,13 +321,14 @@ class FeaturesConfig(Section, decides=Decides.LEARNING):
     cache: Literal["auto", "always", "never"] = "auto"
     """`auto` caches, for each phase, features that are vectors, that are smaller than the encoded images, or that take
     much arithmetic for their size. `always` caches them wherever a phase's frozen part is still the pretrained one;
-    `never` trains from pixels."""
+    `never` trains from pixels. Another value is another run, which learns the same up to rounding, unless the split is
+    larger than `training.shuffle_window_bytes`: pixels then come in another order."""
     map_dtype: Annotated[Literal["float32", "float16"], Decides.FEATURES] = "float32"
     """Feature maps are cached in this type; pooled vectors always in float32. `float16` halves the size and rounds to
     three digits."""
     engine: Literal["auto", "tensorflow", "openvino"] = "auto"
     """What runs the frozen part. `auto`: on CPUs OpenVINO, where the extra `openvino` is installed and its answers
-    agree with TensorFlow's; else TensorFlow."""
+    agree with TensorFlow's; else TensorFlow. Another value is another run, which learns the same up to rounding."""
 
 
 ServingGraph = Literal["merged", "plain"]

@@ -28,9 +28,6 @@ from transfer.training.run import Run, load_run, pinned_base, started_identity
 
 logger = logging.getLogger(__name__)
 
-# Images of another size make another network of the same weights; a permission makes no network.
-_MAY_DIFFER = {"image_size", "accept_head"}
-
 
 @dataclass(frozen=True)
 class PublishedHead:
@@ -166,9 +163,9 @@ def _check_features(reference: str, theirs: np.ndarray, ours: np.ndarray) -> Non
 
 def _must_agree(config: Config) -> dict[str, Any]:
     """By dotted key, what decides which features a head reads, and how many weights it has but for its classes."""
-    base = deciding(config.base, Decides.FEATURES)
+    base = deciding(config.base, Decides.FEATURES, but=Varies.IN_WARM_START)
     head = deciding(config.head, Decides.FEATURES, Decides.LEARNING, but=Varies.IN_TRAINING)
-    return {f"base.{name}": value for name, value in base.items() if name not in _MAY_DIFFER} | {
+    return {f"base.{name}": value for name, value in base.items()} | {
         f"head.{name}": value for name, value in head.items()
     }
 
