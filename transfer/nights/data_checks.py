@@ -232,7 +232,7 @@ def _agreement(run: Run, version: ModelVersion, now: Dataset, difference: Differ
         return not_asked("agreement", why, checks)
     right = _right_answers(run.store, version, asked, np.array(names), np.array(now.classes))
     # On its own test split, which it was not trained on either.
-    expected = version.provenance["metrics"]["accuracy"]
+    expected = version.provenance.metrics.accuracy
     return check_agreement(right / images, expected, images=images, checks=checks)
 
 

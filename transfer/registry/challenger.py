@@ -63,8 +63,8 @@ def compare_versions(
     ours, *theirs = [
         Contender(
             version=version.number,
-            run=version.provenance["run"],
-            dataset=version.provenance["dataset"],
+            run=version.provenance.run,
+            dataset=version.provenance.dataset,
             size_bytes=version.size_bytes,
             latency_ms=latency,
             classes=classes_in(store, dataset, version, config.dataset.rename_classes),

@@ -89,9 +89,8 @@ def published_head(store: Store, config: Config, reference: str) -> PublishedHea
         version = Log(store, layout.versions_log(name)).read_as(ModelVersion, int(number))
     except (ObjectNotFoundError, ValueError) as error:  # No log has a number 0.
         raise _refused(reference, f"there is no such version in {store.uri}") from error
-    run_id = str(version.provenance["run"])
     try:
-        run = load_run(store, run_id, config)
+        run = load_run(store, version.provenance.run, config)
         weights = Checkpoints(run).complete().weights
     except TrainingError as error:
         raise _refused(reference, f"its weights are gone: {error.message.rstrip('.')}") from error
