@@ -12,7 +12,7 @@ from transfer.catalog import layout
 from transfer.catalog.model import BaseDigest, Provenance, ReportedMetrics, TrainedWeights
 from transfer.config.reference import render
 from transfer.dataset.manifest import Dataset
-from transfer.registry.serving import promote
+from transfer.registry.promote import promote
 from transfer.registry.versions import add_version, download_version, list_versions
 from transfer.storage import open_store
 

@@ -21,7 +21,7 @@ from transfer.evaluation.report import Report
 from transfer.overview import NetworkFacts, overview
 from transfer.preflight import check_base_files, check_source_and_files, check_splits
 from transfer.promotion import PromotionChoice, choose
-from transfer.registry.predictions import check_output
+from transfer.registry.prediction_file import check_output
 from transfer.registry.versions import published_version
 from transfer.runtime.cluster import connect, connect_for, run_where
 from transfer.runtime.fork_server import start_server

@@ -18,7 +18,7 @@ from transfer.evaluation.report import Report
 from transfer.registry.comparison import Comparison
 from transfer.registry.describe import record_refusal
 from transfer.registry.gate import Decision, decide
-from transfer.registry.serving import Serving, complete_serving_folder, promote, read_serving
+from transfer.registry.promote import Serving, complete_serving_folder, promote, read_serving
 from transfer.reports.thumbnails import Thumbnail
 from transfer.training.run import Run
 

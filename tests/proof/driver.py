@@ -18,7 +18,7 @@ from transfer.dataset.ingest import ingest
 from transfer.dataset.ingest_tasks import Limits
 from transfer.dataset.listing import Checked, CheckedColumns, list_source
 from transfer.dataset.sources import open_source
-from transfer.registry.serving import promote
+from transfer.registry.promote import promote
 from transfer.registry.versions import publish_once, published_version, upload_version
 from transfer.storage import open_store, sha256_hex
 from transfer.storage.s3 import S3Store

@@ -20,7 +20,7 @@ from transfer.config import Config, StorageConfig
 from transfer.dataset.ingest import ingest
 from transfer.dataset.manifest import dataset_log
 from transfer.nights.records import list_nights, work_on_night
-from transfer.registry.serving import promote
+from transfer.registry.promote import promote
 from transfer.registry.versions import list_promotions, list_versions, publish_once, published_version, upload_version
 from transfer.storage import open_store
 

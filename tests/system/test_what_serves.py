@@ -9,7 +9,7 @@ from transfer import jobs
 from transfer.catalog import layout
 from transfer.cli import summary
 from transfer.registry.describe import refusals_of
-from transfer.registry.serving import roll_back
+from transfer.registry.promote import roll_back
 from transfer.registry.versions import list_versions
 
 

@@ -218,7 +218,7 @@ class Model:
         """Fetch the files of `version`, each verified. Raises CorruptObjectError, RegistryError when it is removed."""
         import_tensorflow()
 
-        from transfer.registry.served import PublishedModel
+        from transfer.registry.published_model import PublishedModel
 
         self._version = version
         self._storage = storage

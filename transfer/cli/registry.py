@@ -112,7 +112,7 @@ def rollback(
 
 def _serve(config: Path, overrides: list[str] | None, version: int | None, reason: str, json: bool) -> None:
     def work() -> dict[str, Any]:
-        from transfer.registry.serving import roll_back
+        from transfer.registry.promote import roll_back
 
         loaded, store = opened_to_write(config, overrides)
         model = loaded.name
@@ -136,8 +136,8 @@ def fetch(
     """Bring what serves, or a version, to this machine's disk, verified, for programs that read no bucket."""
 
     def work() -> dict[str, Any]:
-        from transfer.registry.serving import read_serving
-        from transfer.registry.verify import fetch_version, higher_number
+        from transfer.registry.fetch import fetch_version, higher_number
+        from transfer.registry.promote import read_serving
         from transfer.registry.versions import load_version
 
         loaded, store = opened(config, overrides)

@@ -240,7 +240,7 @@ def _right_answers(
     store: Store, version: ModelVersion, asked: list[ShardRows], names: np.ndarray, classes: np.ndarray
 ) -> int:
     """For how many of these images the champion answers their class. `names` [its class], `classes` [label]."""
-    from transfer.registry.served import BATCH_SIZE, load_answers
+    from transfer.registry.published_model import BATCH_SIZE, load_answers
 
     right = 0
     with tempfile.TemporaryDirectory(prefix="transfer-champion-") as folder:

@@ -39,7 +39,7 @@ from transfer.nights.summary import Finding, NightSummary, Outcome, Step
 from transfer.preflight import check_source_and_files
 from transfer.promotion import judge
 from transfer.registry.describe import record_refusal, trained_on
-from transfer.registry.serving import complete_serving_folder, promote, read_serving
+from transfer.registry.promote import complete_serving_folder, promote, read_serving
 from transfer.registry.versions import load_version
 from transfer.storage import Store, now_utc
 from transfer.training.run import Run, differing_keys, identity, open_run, read_start, run_id_for

@@ -12,8 +12,8 @@ from transfer.dataset.manifest import Dataset
 from transfer.errors import DifferentAnswersError, RegistryError
 from transfer.evaluation.evaluate import evaluate_run, held_out_images, load_report
 from transfer.registry.export import export
-from transfer.registry.proof import HALF_PRECISION_TOLERANCE, TOLERANCE, prove_parity
-from transfer.registry.served import answers_of_serving
+from transfer.registry.export_proof import HALF_PRECISION_TOLERANCE, TOLERANCE, prove_parity
+from transfer.registry.published_model import answers_of_serving
 from transfer.registry.versions import publish_once, published_version, upload_version
 from transfer.runtime.fork_server import start_server
 from transfer.training.run import Run

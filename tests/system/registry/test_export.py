@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
+from tests.unit.registry.test_export_proof import Tampered
 
 from tests.digits import digits_config, hold_out, ingest_some_digits, write_some_digits
-from tests.unit.registry.test_proof import Tampered
 from transfer import jobs
 from transfer.cli.main import app
 from transfer.config.reference import render
@@ -23,9 +23,9 @@ from transfer.ensure import evaluated, fit
 from transfer.errors import AlreadyExistsError, ConfigError, DatasetError, ParityError, RegistryError, TrainingError
 from transfer.evaluation.evaluate import evaluate_run, held_out_images, load_report
 from transfer.registry import publish
-from transfer.registry.proof import LOADERS, prove_parity
-from transfer.registry.served import PublishedModel, answers_of_serving
-from transfer.registry.serving import promote
+from transfer.registry.export_proof import LOADERS, prove_parity
+from transfer.registry.promote import promote
+from transfer.registry.published_model import PublishedModel, answers_of_serving
 from transfer.registry.versions import download_version, list_versions, load_version
 from transfer.storage import open_store
 from transfer.training.run import open_run

@@ -7,7 +7,7 @@ import pytest
 
 from tests.published import provenance_of
 from transfer.errors import CorruptObjectError, PromotionConflictError, RegistryError
-from transfer.registry.serving import promote
+from transfer.registry.promote import promote
 from transfer.registry.versions import (
     add_version,
     current_promotion,

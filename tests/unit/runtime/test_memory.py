@@ -16,7 +16,7 @@ from transfer.errors import OutOfMemoryError
 from transfer.evaluation import evaluate
 from transfer.features.forward import build_forward
 from transfer.features.frozen import frozen_part_of
-from transfer.registry.served import load_answers
+from transfer.registry.published_model import load_answers
 from transfer.registry.versions import add_version
 from transfer.runtime.memory import memory_explained
 from transfer.storage import open_store

@@ -18,7 +18,7 @@ from transfer.dataset.ingest import ingest
 from transfer.dataset.manifest import load_dataset
 from transfer.evaluation.evaluate import evaluate_run, held_out_images, load_report
 from transfer.registry.export import export
-from transfer.registry.proof import LOADERS, TOLERANCE
+from transfer.registry.export_proof import LOADERS, TOLERANCE
 from transfer.registry.versions import add_version
 from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoint, Checkpoints

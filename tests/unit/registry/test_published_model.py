@@ -4,8 +4,8 @@ import pytest
 
 from tests.shades import CENTERS, CLASSES, World
 from transfer.dataset.manifest import dataset_log
-from transfer.registry.served import answers_of_serving
-from transfer.registry.serving import promote
+from transfer.registry.promote import promote
+from transfer.registry.published_model import answers_of_serving
 
 OTHERS = ["a", "b"]
 

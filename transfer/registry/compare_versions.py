@@ -18,7 +18,7 @@ from transfer.dataset.shards import read_shard
 from transfer.errors import DatasetError
 from transfer.registry.comparison import Comparison, Contender, HeldOut, compare
 from transfer.registry.describe import classes_in, never_trained_on
-from transfer.registry.served import Answers, ask, load_answers
+from transfer.registry.published_model import Answers, ask, load_answers
 from transfer.registry.versions import load_version
 from transfer.reports.thumbnails import Thumbnail, make_thumbnail
 from transfer.storage import Store

@@ -29,7 +29,7 @@ from transfer.features.forward import CHECKED_ROWS, TOLERANCE, forward_of
 from transfer.features.frozen import FEATURE_CODE_VERSION
 from transfer.features.network import traced, with_constants
 from transfer.registry.describe import classes_in, never_trained_on
-from transfer.registry.serving import read_serving
+from transfer.registry.promote import read_serving
 from transfer.registry.versions import download_version, load_version
 from transfer.runtime.memory import FOR_PREDICTION, memory_explained
 from transfer.runtime.progress import progress
