@@ -91,9 +91,9 @@ def _train(run: Run, dataset: Dataset, newest: Checkpoint | None) -> None:
         import_tensorflow()
 
         from transfer.training.loop import train as train_here
-        from transfer.training.shared_models import own_workbench
+        from transfer.training.shared_models import process_models
 
-        train_here(run, dataset, workbench=own_workbench(), start=newest, on_epoch=table.show)
+        train_here(run, dataset, shared=process_models(), start=newest, on_epoch=table.show)
     except KeyboardInterrupt as interrupt:
         if table.place:
             interrupt.add_note(f"after {table.place}")
@@ -170,7 +170,7 @@ def _reopened(config: Config, run_id: str) -> tuple[Run, Dataset]:
 
 def _evaluate(config: Config, run_id: str, split: str | None, gate_asks: bool) -> int:
     from transfer.evaluation.evaluate import evaluate_run
-    from transfer.registry.served import answers_of_serving
+    from transfer.registry.published_model import answers_of_serving
 
     run, dataset = _reopened(config, run_id)
     split = split or dataset.held_out_split
@@ -181,7 +181,7 @@ def _evaluate(config: Config, run_id: str, split: str | None, gate_asks: bool) -
 def _compare(
     config: Config, run_id: str, champion: int | None, challenger: int
 ) -> tuple[Comparison, dict[str, Thumbnail]]:
-    from transfer.registry.challenger import compare_versions
+    from transfer.registry.compare_versions import compare_versions
 
     run, dataset = _reopened(config, run_id)
     return compare_versions(config, run.store, dataset, champion=champion, challenger=challenger)

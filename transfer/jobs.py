@@ -21,7 +21,7 @@ from transfer.evaluation.report import Report
 from transfer.overview import NetworkFacts, overview
 from transfer.preflight import check_base_files, check_source_and_files, check_splits
 from transfer.promotion import PromotionChoice, choose
-from transfer.registry.predictions import check_output
+from transfer.registry.prediction_file import check_output
 from transfer.registry.versions import published_version
 from transfer.runtime.cluster import connect, connect_for, run_where
 from transfer.runtime.fork_server import start_server
@@ -315,14 +315,14 @@ def _finish(run: Run, dataset: Dataset, clock: Clock) -> TrainOutcome:
         with clock.step("publish"):
             choice = _publish(run, number)
     # Publishing may have evaluated it anew.
-    report, uri = read_report(run, choice.version.provenance["report"] if choice else number)
+    report, uri = read_report(run, choice.version.provenance.report if choice else number)
     return TrainOutcome(run, dataset, report, uri, choice, clock.seconds)
 
 
 def _publish(run: Run, number: int | None, *, again: bool = False) -> PromotionChoice:
     before = published_version(run.store, run.config.name, run.id) if again else None
     version = published(run, report=number, again=again)
-    report, _ = read_report(run, version.provenance["report"])
+    report, _ = read_report(run, version.provenance.report)
     return choose(run, version, report, instead_of=before)
 
 

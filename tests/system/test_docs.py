@@ -20,7 +20,7 @@ from tests.images import write_photographs
 from transfer import jobs
 from transfer.cli.main import app
 from transfer.config import load_config
-from transfer.registry.verify import fetch_version
+from transfer.registry.fetch import fetch_version
 from transfer.registry.versions import load_version
 from transfer.storage import open_store
 

@@ -218,7 +218,7 @@ class Model:
         """Fetch the files of `version`, each verified. Raises CorruptObjectError, RegistryError when it is removed."""
         import_tensorflow()
 
-        from transfer.registry.served import PublishedModel
+        from transfer.registry.published_model import PublishedModel
 
         self._version = version
         self._storage = storage
@@ -242,12 +242,12 @@ class Model:
     @property
     def provenance(self) -> dict[str, Any]:
         """Where it comes from: the run, the dataset version, digests, versions of packages."""
-        return self._version.provenance
+        return self._version.provenance.model_dump(mode="json")
 
     def predict(self, images: Image | Sequence[Image]) -> list[Prediction]:
         """Answer images, as `TrainedRun.predict` does."""
         model = self._published
-        trained = self._version.provenance["config"]["dataset"]
+        trained = self._version.provenance.config["dataset"]
         kept = {key: trained[key] for key in ("max_pixels", "max_file_size_bytes") if key in trained}
         limits = DatasetConfig(source="images", background=model.background, **kept)
         return predictions(

@@ -191,7 +191,7 @@ def nightly(
     def work() -> dict[str, Any]:
         from transfer import jobs
         from transfer.nights.message import for_people, message_of
-        from transfer.registry.serving import read_serving
+        from transfer.registry.promote import read_serving
         from transfer.storage import open_store
 
         loaded = load(config, overrides)

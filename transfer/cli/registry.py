@@ -66,7 +66,7 @@ def show(
         answer = {"model": f"{store.uri}/{shown.version.folder}", **_in_full(shown)}
         refusals = refusals_of(store, shown.version)
         if json:
-            answer |= {"classes": shown.version.classes, "provenance": shown.version.provenance}
+            answer |= {"classes": shown.version.classes, "provenance": shown.version.provenance.model_dump(mode="json")}
             answer |= {"refusals": [each.model_dump() for each in refusals]}
         promotions = [
             {"promotion": number, **entry.model_dump()} for number, entry in promotions_about(store, shown.version)
@@ -112,7 +112,7 @@ def rollback(
 
 def _serve(config: Path, overrides: list[str] | None, version: int | None, reason: str, json: bool) -> None:
     def work() -> dict[str, Any]:
-        from transfer.registry.serving import roll_back
+        from transfer.registry.promote import roll_back
 
         loaded, store = opened_to_write(config, overrides)
         model = loaded.name
@@ -136,8 +136,8 @@ def fetch(
     """Bring what serves, or a version, to this machine's disk, verified, for programs that read no bucket."""
 
     def work() -> dict[str, Any]:
-        from transfer.registry.serving import read_serving
-        from transfer.registry.verify import fetch_version, higher_number
+        from transfer.registry.fetch import fetch_version, higher_number
+        from transfer.registry.promote import read_serving
         from transfer.registry.versions import load_version
 
         loaded, store = opened(config, overrides)
@@ -174,7 +174,7 @@ def verify(
         for each, problem in problems_of_versions(store, model, version):
             wrong.extend([each.number] if problem else [])
             fine = None if json else "-"
-            rows.append({"version": each.number, "run": each.provenance.get("run"), "problem": problem or fine})
+            rows.append({"version": each.number, "run": each.provenance.run, "problem": problem or fine})
         return {"model": model, "storage": store.uri, "wrong": len(wrong), "versions": rows}
 
     run(work, json)
@@ -287,7 +287,7 @@ def _in_full(described: DescribedVersion) -> dict[str, Any]:
     return {
         "version": described.version.number,
         **_origin(described.version),
-        "metrics": described.version.provenance.get("metrics"),
+        "metrics": described.version.provenance.metrics.model_dump(),
         "untrained_classes": list(described.version.untrained_classes),
         "promoted": described.is_promoted,
         "pinned": pin.model_dump() if pin else None,
@@ -296,23 +296,22 @@ def _in_full(described: DescribedVersion) -> dict[str, Any]:
 
 
 def _in_short(described: DescribedVersion) -> dict[str, Any]:
-    metrics = described.version.provenance.get("metrics", {})
-    accuracy = metrics.get("accuracy")
+    metrics = described.version.provenance.metrics
     return {
         "version": described.version.number,
         **_origin(described.version),
-        "split": metrics.get("split", "-"),
-        "accuracy": "-" if accuracy is None else percent(accuracy),
-        "loss": metrics.get("loss", "-"),
+        "split": metrics.split,
+        "accuracy": percent(metrics.accuracy),
+        "loss": metrics.loss,
         "promoted": described.is_promoted,
         "pinned": described.pin.reason if described.pin else "-",
         "refused by": ", ".join(rule["name"] for rule in described.refusal.failed) if described.refusal else "-",
     }
 
 
-def _metrics_text(version: ModelVersion) -> str | None:
-    metrics = version.provenance.get("metrics")
-    return metrics and f"accuracy {percent(metrics['accuracy'])} on {metrics['split']}, loss {metrics['loss']:.4f}"
+def _metrics_text(version: ModelVersion) -> str:
+    metrics = version.provenance.metrics
+    return f"accuracy {percent(metrics.accuracy)} on {metrics.split}, loss {metrics.loss:.4f}"
 
 
 def _rules(evidence: dict[str, Any] | None, promotion: int) -> list[dict[str, Any]]:
@@ -333,7 +332,7 @@ def _refused_by(refusal: Refusal) -> list[dict[str, Any]]:
 def _origin(version: ModelVersion) -> dict[str, Any]:
     return {
         "published_at": version.published_at,
-        "run": version.provenance.get("run"),
-        "dataset": version.provenance.get("dataset"),
+        "run": version.provenance.run,
+        "dataset": version.provenance.dataset,
         "size_bytes": version.size_bytes,
     }

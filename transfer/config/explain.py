@@ -13,6 +13,11 @@ from pydantic import BaseModel, ValidationError
 from transfer.config.section import Section
 
 _SHOWN = 50
+# Keys of earlier releases, and how they are called now. A near name would lead to another key.
+_RENAMED = {
+    "activations": "it is called `features`, and its `keep` is called `cache`",
+    "features.keep": "it is called `cache`",
+}
 
 
 def explain(error: ValidationError, model: type[BaseModel], *, name: str) -> str:
@@ -44,10 +49,7 @@ def _problems(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
         location = [*(part for part in tagged if not _is_union_tag(part)), *named]
         path = ".".join(str(part) for part in location)
         if is_unknown:
-            known = list(fields_at(model, location[:-1]))
-            nearest = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
-            hint = f"did you mean `{nearest[0]}`?" if nearest else f"known here: {', '.join(known)}"
-            yield f"{path}: unknown key; {hint}"
+            yield f"{path}: unknown key; {_RENAMED.get(path) or _hint(model, location)}"
         elif problem["type"] == "missing":
             yield f"{path}: is missing and has no default"
         else:
@@ -57,6 +59,12 @@ def _problems(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
             is_shown = isinstance(found, str | int | float) and not path.endswith("_env")
             shown = f" (found `{found}`)" if is_shown else ""
             yield f"{path}: {message}{shown}" if path else f"{message}{shown}"
+
+
+def _hint(model: type[BaseModel], location: Sequence[int | str]) -> str:
+    known = fields_at(model, location[:-1])
+    nearest = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+    return f"did you mean `{nearest[0]}`?" if nearest else f"known here: {', '.join(known)}"
 
 
 def _is_union_tag(part: int | str) -> bool:

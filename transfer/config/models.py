@@ -244,19 +244,20 @@ class BaseNetworkConfig(Section, decides=Decides.FEATURES):
     """For `keras.applications`: `imagenet`, `none` (random), or a weights file (`.weights.h5`, local or `s3://`).
     `.keras` files and SavedModels bring their own weights, and a file beside them is refused; with `none` a `.keras`
     file starts with random ones. On random weights with BatchNorms hardly anything can be learned."""
-    image_size: Side | tuple[Side, Side] = 224
+    image_size: Annotated[Side | tuple[Side, Side], Varies.IN_WARM_START] = 224
     """Size in pixels of the images that the network takes: the side of a square, or `[height, width]`."""
-    fit: Fit = "stretch"
+    fit: Annotated[Fit, Varies.IN_WARM_START] = "stretch"
     """How an image becomes that size. `stretch`: resized whole, whatever its shape. `crop`: the largest part of the
     right shape around the center, resized. `pad`: resized as it is, with black bars where something is missing."""
-    crop_share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    crop_share: Annotated[float, Field(gt=0.0, le=1.0), Varies.IN_WARM_START] = 1.0
     """With `fit: crop`: share of that part that is taken, a side. Many networks of ImageNet were tested with 0.875."""
-    antialias: bool = False
+    antialias: Annotated[bool, Varies.IN_WARM_START] = False
     """Average over all pixels of an image that is made smaller. Without it, pixels between the ones that bilinear
     interpolation reads do not count."""
     tap: str | None = None
     """Name of an inner layer whose output is used instead of the network's last one, for example `mixed7`."""
-    accept_head: bool = False
+    # A permission, which the ids of runs leave out (`base_identity`). Those of nights and packs have it.
+    accept_head: Annotated[bool, Varies.IN_WARM_START] = False
     """Take the outputs of a `.keras` file or SavedModel as features also where it ends in a classifier, which is
     otherwise refused: the answers about its own classes say little of other images. Better: `tap` the layer before."""
     preprocessing: Literal["auto", "0..255", "0..1", "-1..1"] = "auto"
@@ -344,13 +345,14 @@ class FeaturesConfig(Section, decides=Decides.LEARNING):
     cache: Literal["auto", "always", "never"] = "auto"
     """`auto` caches, for each phase, features that are vectors, that are smaller than the encoded images, or that take
     much arithmetic for their size. `always` caches them wherever a phase's frozen part is still the pretrained one;
-    `never` trains from pixels."""
+    `never` trains from pixels. Another value is another run, which learns the same up to rounding, unless the split is
+    larger than `training.shuffle_window_bytes`: pixels then come in another order."""
     map_dtype: Annotated[Literal["float32", "float16"], Decides.FEATURES] = "float32"
     """Feature maps are cached in this type; pooled vectors always in float32. `float16` halves the size and rounds to
     three digits."""
     engine: Literal["auto", "tensorflow", "openvino"] = "auto"
     """What runs the frozen part. `auto`: on CPUs OpenVINO, where the extra `openvino` is installed and its answers
-    agree with TensorFlow's; else TensorFlow."""
+    agree with TensorFlow's; else TensorFlow. Another value is another run, which learns the same up to rounding."""
 
 
 ServingGraph = Literal["merged", "plain"]

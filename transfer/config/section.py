@@ -39,6 +39,8 @@ class Varies(Flag):
     """Between trials that are trained as one program."""
     IN_PROGRAM = auto()
     """Between two uses of one compiled program."""
+    IN_WARM_START = auto()
+    """Between a run and the one whose head it begins with, of keys that decide features."""
 
 
 @dataclass(frozen=True)

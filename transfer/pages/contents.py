@@ -174,7 +174,7 @@ def read_contents(store: Store) -> Contents:
     wanted = {
         *(run.id for run in evaluated.shown),
         *(sweep.winner for sweep in sweeps.shown),
-        *(each.version.provenance["run"] for each in published.shown),
+        *(each.version.provenance.run for each in published.shown),
     }
     return Contents(
         storage=store.uri,
