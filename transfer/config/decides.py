@@ -24,9 +24,15 @@ Statement = TypeVar("Statement", Decides, Varies, NotSearched)
 
 
 def deciding(section: Section, *kinds: Decides, but: Varies = Varies(0)) -> dict[str, Any]:  # noqa: B008 - a constant
-    """The keys of a section that decide one of `kinds`, with their values, of JSON's own types.
+    """Select the keys of a section by what they decide.
 
-    `but`: keys that may vary there are left out.
+    Args:
+        section: The section.
+        kinds: A key is selected if it decides one of these.
+        but: Keys that may vary there are left out.
+
+    Returns:
+        The selected keys with their values, of JSON's own types.
     """
     return section.model_dump(mode="json", exclude=_others(type(section), frozenset(kinds), but))
 
@@ -56,7 +62,15 @@ def decided_by(model: type[Section], name: str) -> frozenset[Decides]:
 
 
 def keys_that_vary(model: type[Section], where: Varies) -> tuple[str, ...]:
-    """Dotted keys that may vary there, with `*` for the place in a list: `phases.*.learning_rate`."""
+    """List the keys that may have several values although everything else stays the same.
+
+    Args:
+        model: The section's class.
+        where: In which respect they may vary.
+
+    Returns:
+        Dotted keys, with `*` for the index in a list: `phases.*.learning_rate`.
+    """
     return tuple(key for key, field in _keys(model, "") if _varies(field) & where)
 
 

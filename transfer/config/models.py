@@ -276,7 +276,7 @@ class HeadConfig(Section, decides=Decides.LEARNING):
     hidden: list[Annotated[int, Field(ge=1)]] = Field(default_factory=list)
     """Units of each hidden layer, with ReLU."""
     dropout: Annotated[Fraction, Varies.IN_TRAINING | Varies.IN_PACK] = 0.2
-    """Share of the units dropped before each dense layer in training."""
+    """Share of the units that training drops before each dense layer (Srivastava et al., 2014)."""
     l2: Annotated[float, Field(ge=0.0), Varies.IN_TRAINING | Varies.IN_PACK] = 0.0
     """Weight of the L2 penalty on the head's kernels."""
     output: Literal["softmax", "sigmoid"] = "softmax"
@@ -359,7 +359,18 @@ class PublishConfig(Section, decides=Decides.OUTPUT):
 
 
 class Config(Section):
-    """One training job: images in, a published model out."""
+    """One training job: images in, a published model out.
+
+    Example:
+        >>> config = transfer.Config(
+        ...     name="flowers",
+        ...     storage="./storage",
+        ...     dataset={"source": "./flower_photos", "test": 0.2},
+        ...     base={"model": "MobileNetV2", "image_size": 96},
+        ... )
+        >>> config.dataset.test, config.training.batch_size
+        (0.2, 32)
+    """
 
     name: Annotated[Name, Decides.LEARNING, NotSearched("all trials belong to one model")]
     """Name of the job, and of the model it publishes."""
@@ -445,7 +456,7 @@ class Config(Section):
     def _errors_explained(
         cls, document: Any, validate: ModelWrapValidatorHandler[Config], info: ValidationInfo
     ) -> Config:
-        """Raise ConfigError that lists everything that is wrong, also for a `Config(…)` in Python."""
+        """Raise ConfigError that lists every problem, also for a `Config(…)` in Python."""
         try:
             return validate(document)
         except ValidationError as error:
