@@ -141,8 +141,8 @@ class Log:
     def append(self, document: dict[str, Any], *, number: int | None = None) -> int:
         """Add an entry and return its number.
 
-        With `number` the entry gets exactly this number. If the same document has it already, that is success; if another
-        document has it, AlreadyExistsError is raised. Without `number` the entry gets the next free one. Raises
+        With `number` the entry gets exactly this number. If the same document has it already, that is success; another
+        document there raises AlreadyExistsError. Without `number` the entry gets the next free one. Raises
         StorageError.
         """
         if number is not None:
