@@ -29,7 +29,7 @@ from transfer.errors import BackboneError
 from transfer.storage import sha256_of_file
 
 ARCHIVE_SUFFIXES = (".tar.gz", ".tgz")
-# Where a module answers several tensors by name: the names that stand for its main one, first match wins.
+# Names of the main output of a module with several named outputs; the first match wins.
 MAIN_OUTPUTS = ("default", "logits")
 
 
