@@ -26,7 +26,7 @@ _SETTLED_NS = 2 * 10**9
 _READ_SIZE_BYTES = 8 * 1024**2
 
 _known: dict[tuple[object, ...], str] = {}
-"""SHA-256 of the files that this process has read, by path, size and times."""
+"""SHA-256 of the files that this process has read, by path or name, size and times or stamp."""
 
 
 def base_digests(config: BaseNetworkConfig, *, storage: StorageConfig | None) -> dict[str, str]:

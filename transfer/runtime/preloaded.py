@@ -1,7 +1,7 @@
 """The imports of the fork server (`fork_server.py`): TensorFlow without Keras.
 
 Forking is safe because this import starts no thread and touches no device, as a test checks. So this module runs no
-operation, and limits NumPy's linear algebra library, which would start threads, to one.
+operation, and limits NumPy's linear algebra library, which would start threads, to one thread.
 """
 
 import atexit
@@ -18,7 +18,7 @@ sys.modules["keras"] = None  # type: ignore[assignment]
 import tensorflow as tf  # noqa: E402
 
 del sys.modules["keras"]
-# TensorFlow's deprecation notes; its errors are still shown.
+# Hide TensorFlow's notes about deprecations of its own; its errors are still shown.
 tf.get_logger().setLevel("ERROR")
 # The server ends without freeing its memory, which would keep its standard error open for a second longer.
 atexit.register(os._exit, 0)

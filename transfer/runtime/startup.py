@@ -76,7 +76,7 @@ def import_tensorflow() -> None:
         for gpu in tf.config.list_physical_devices("GPU"):
             # Otherwise TensorFlow takes the memory of the whole GPU, which other trials may share.
             tf.config.experimental.set_memory_growth(gpu, enable=True)
-    # TensorFlow's deprecation notes; its errors are still shown.
+    # Hide TensorFlow's notes about deprecations of its own; its errors are still shown.
     tf.get_logger().setLevel("ERROR")
 
 

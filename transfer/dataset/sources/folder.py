@@ -92,13 +92,13 @@ class FolderSource:
     root: str
     kind: str = "folder"
     uri: str | None = None
-    """The archive that was unpacked into `root`; None for a folder.
+    """The address that the user gave, if its files were written into `root` just now; None for a folder of the user.
 
-    Times of unpacked files mean nothing, so their stamp is a digest of their bytes."""
+    Times of such files mean nothing, so their stamp is a digest of their bytes."""
     splits: Mapping[str, str] | None = field(default_factory=dict)
     """The folder of each split. Empty: all folders are classes. None: splits are recognized by their names."""
     left_out: tuple[Reject, ...] = ()
-    """Images that were not unpacked, and why."""
+    """Images of the source that were not written into `root`, and why."""
 
     @property
     def description(self) -> dict[str, Any]:  # noqa: D102 - Source says it

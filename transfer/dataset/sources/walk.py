@@ -164,7 +164,7 @@ class FolderWalk:
 
     root: str
     listed: Sequence[str] = ()
-    """The folders below the root that are walked; None: the whole root."""
+    """The folders below the root that are walked; empty: the whole root."""
     skips_unreadable: bool = False
     """Whether an unreadable folder becomes a reject. Otherwise it is an error, because its content is unknown."""
     _entered: set[_Directory] = field(default_factory=set)
