@@ -1,4 +1,4 @@
-"""What follows from what the keys of the configuration state: which keys make up an id, and which may be searched."""
+"""Consequences of the statements of keys: which keys are part of an id, and which may be searched."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transfer.config.explain import section_in
 from transfer.config.section import Decides, NotSearched, Section, Varies
 
 LEARNED = frozenset({Decides.DATA, Decides.FEATURES, Decides.LEARNING})
-"""Whatever decides one of these decides what a run learns."""
+"""A key that decides one of these decides what a run learns."""
 _WHY_NOT_SEARCHED = {
     Decides.DATA: "trials can only be compared on the same images",
     Decides.SEARCH: "a sweep does not search itself",
@@ -39,7 +39,7 @@ def deciding(section: Section, *kinds: Decides, but: Varies = Varies(0)) -> dict
 
 @cache
 def _others(model: type[Section], kinds: frozenset[Decides], but: Varies) -> dict[str, Any]:
-    """What pydantic is to exclude, so that only such keys are left, and no section without any."""
+    """Keys for pydantic to exclude, so that only selected keys are left, and no empty section."""
     excluded: dict[str, Any] = {}
     for name, field in model.model_fields.items():
         section = section_in(field.annotation)
@@ -52,7 +52,7 @@ def _others(model: type[Section], kinds: frozenset[Decides], but: Varies) -> dic
 
 @cache
 def decided_by(model: type[Section], name: str) -> frozenset[Decides]:
-    """What a key decides; if it is a section, what the keys in it do. Empty: nobody stated it."""
+    """What a key decides; for a section, what its keys decide. Empty: it has no statement."""
     field = model.model_fields[name]
     section = section_in(field.annotation)
     if section is not None:
@@ -109,5 +109,5 @@ def _varies(field: FieldInfo) -> Varies:
 
 
 def _stated(field: FieldInfo, kind: type[Statement]) -> Statement | None:
-    """What a field's annotation states of that kind."""
+    """The statement of this kind in a field's annotation; None without one."""
     return next((each for each in field.metadata if isinstance(each, kind)), None)
