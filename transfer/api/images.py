@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import ImageOps
@@ -15,6 +16,10 @@ from PIL.Image import fromarray
 
 from transfer.config import DatasetConfig, StorageConfig
 from transfer.errors import DatasetError
+
+if TYPE_CHECKING:
+    from transfer.dataset.check import RejectedImage
+    from transfer.dataset.manifest import Reject
 
 Image = str | os.PathLike[str] | bytes | np.ndarray | PillowImage
 """A path, an `s3://` address, the bytes of a file, an image of Pillow, or pixels: uint8 [height, width, 3], RGB."""
@@ -31,12 +36,14 @@ class Prediction:
 
     image: str
     """Its path or address, or its place among those that were asked about: `#0`."""
-    label: str
-    """The most probable class."""
-    probability: float
-    """Of that class, 0 to 1."""
+    label: str | None
+    """The most probable class; None for an image that cannot be answered."""
+    probability: float | None
+    """Of that class, 0 to 1; None without one."""
     probabilities: dict[str, float] = field(repr=False)
-    """Of each class; their sum is 1."""
+    """Of each class; their sum is 1. Empty for an image that cannot be answered."""
+    error: str | None = None
+    """Why it cannot be answered: `corrupt: …`."""
 
 
 def predictions(
@@ -52,23 +59,37 @@ def predictions(
 
     `classes`: names by index. `image_size`: side in pixels of what the network takes. `limits`: what an image may be,
     and its background. `storage`: how a bucket is reached. `answer`: from batches to probabilities float32
-    [n, classes]. Raises DatasetError for the first image that cannot be answered, and StorageError.
+    [n, classes]. Raises DatasetError for a single image that cannot be answered, and StorageError.
     """
+    from transfer.dataset.check import RejectedImage
+    from transfer.dataset.manifest import Reject
+
     given = list(images) if isinstance(images, Iterable) and not isinstance(images, _KINDS) else [images]
     keys: list[str] = []
+    errors: dict[int, str] = {}
 
-    def checked() -> Iterator[tuple[bytes, np.ndarray]]:
+    def decoded() -> Iterator[tuple[bytes, np.ndarray]]:
         for key, data in _encoded(given, storage, limits):
-            keys.append(key)
-            yield _decoded(key, data, image_size, limits)
+            outcome = data if isinstance(data, Reject) else _decoded(key, data, image_size, limits)
+            if isinstance(outcome, Reject | RejectedImage):
+                if _is_alone(key, images):
+                    raise _unanswered(key, outcome.reason, outcome.detail)
+                errors[len(keys)] = f"{outcome.reason}: {outcome.detail}"
+                keys.append(key)
+            else:
+                keys.append(key)
+                yield outcome
 
     def batches() -> Iterator[Batch]:
-        images = checked()
+        images = decoded()
         while batch := list(islice(images, BATCH_SIZE)):
             yield [data for data, _ in batch], np.stack([pixels for _, pixels in batch])
 
-    rows = (row for probabilities in answer(batches()) for row in probabilities)
-    return [_prediction(keys[index], row, classes) for index, row in enumerate(rows)]
+    rows = iter([row for probabilities in answer(batches()) for row in probabilities])
+    return [
+        Prediction(key, None, None, {}, errors[index]) if index in errors else _prediction(key, next(rows), classes)
+        for index, key in enumerate(keys)
+    ]
 
 
 def _prediction(key: str, row: np.ndarray, classes: Sequence[str]) -> Prediction:
@@ -77,8 +98,16 @@ def _prediction(key: str, row: np.ndarray, classes: Sequence[str]) -> Prediction
     return Prediction(key, classes[best], float(row[best]), by_class)
 
 
-def _encoded(images: Sequence[Image], storage: StorageConfig, limits: DatasetConfig) -> Iterator[tuple[str, bytes]]:
-    from transfer.dataset.manifest import Reject
+def _is_alone(key: str, images: object) -> bool:
+    """Whether an image of this key is all that was asked about, not one of a list's or a folder's."""
+    if isinstance(images, str | os.PathLike):
+        return key == os.fspath(images)
+    return isinstance(images, _KINDS)
+
+
+def _encoded(
+    images: Sequence[Image], storage: StorageConfig, limits: DatasetConfig
+) -> Iterator[tuple[str, bytes | Reject]]:
     from transfer.registry.images import find_images
 
     for index, image in enumerate(images):
@@ -90,10 +119,7 @@ def _encoded(images: Sequence[Image], storage: StorageConfig, limits: DatasetCon
             yield f"#{index}", _from_pillow(image, f"#{index}")
         elif isinstance(image, str | os.PathLike):
             for found in find_images([os.fspath(image)], storage, alone=len(images) == 1):
-                data = found.read(max_size_bytes=limits.max_file_size_bytes)
-                if isinstance(data, Reject):
-                    raise _unanswered(found.key, data.reason, data.detail)
-                yield found.key, data
+                yield found.key, found.read(max_size_bytes=limits.max_file_size_bytes)
         else:
             raise DatasetError(
                 f"Image #{index} is a {type(image).__name__}.",
@@ -101,23 +127,19 @@ def _encoded(images: Sequence[Image], storage: StorageConfig, limits: DatasetCon
             )
 
 
-def _decoded(key: str, data: bytes, image_size: int, limits: DatasetConfig) -> tuple[bytes, np.ndarray]:
+def _decoded(key: str, data: bytes, image_size: int, limits: DatasetConfig) -> tuple[bytes, np.ndarray] | RejectedImage:
     from transfer.dataset.batches import checked_and_decoded
-    from transfer.dataset.check import RejectedImage
 
     # A program has the image in its hands already, in whatever format: what can be transcoded is.
-    outcome = checked_and_decoded(
+    return checked_and_decoded(
         data, key=key, image_size=image_size, limits=limits, transcode=True, background=limits.background
     )
-    if isinstance(outcome, RejectedImage):
-        raise _unanswered(key, outcome.reason, outcome.detail)
-    return outcome
 
 
 def _unanswered(key: str, reason: str, detail: str) -> DatasetError:
     return DatasetError(
         f"{key} cannot be answered ({reason}): {detail.rstrip('.')}.",
-        advice="Leave it out; `transfer predict` lists such images with their reason and answers the others.",
+        advice="Give another one. In a list or a folder such an image is a prediction with its `error`.",
     )
 
 

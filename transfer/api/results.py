@@ -101,8 +101,8 @@ class TrainedRun:
         """Answer images with the trained model, published or not.
 
         `images`: one or several of a path, a folder, an `s3://` address, the bytes of a file, an image of Pillow, and
-        pixels uint8 [height, width, 3]. Returns a Prediction for each image, in order. Raises DatasetError for an image
-        that cannot be answered, StorageError.
+        pixels uint8 [height, width, 3]. Returns a Prediction for each image, in order; one that cannot be answered has
+        an `error`. Raises DatasetError for such an image that is given alone, StorageError.
         """
         inference = self._inference
 
