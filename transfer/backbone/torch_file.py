@@ -1,8 +1,8 @@
 """Tensors from a PyTorch file of the format before 1.6 (`torch.save` without zip), without PyTorch.
 
-Such a file is five pickles and then the numbers: a magic number, a version, sizes of types, the tensors by name as
-places in storages, and the order of the storages, each of which follows as its length and its numbers. The pickles may
-name nothing but tensors here, so that no code of a file runs.
+After a header, such a file is three pickles: sizes of types, the tensors by name as places in storages, and the order
+of the storages. Then each storage follows, as its length and its numbers. The pickles may name nothing but tensors
+here, so no code of a file runs.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-_MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
-_VERSION = 1001
+# The first two pickles, which are the same in all such files: a magic number and a version.
+_HEADER = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2) + pickle.dumps(1001, protocol=2)
 _DTYPES = {"FloatStorage": np.dtype("<f4"), "LongStorage": np.dtype("<i8")}
 
 
@@ -24,7 +24,7 @@ class _Storage(NamedTuple):
 
     key: str
     dtype: np.dtype[Any]
-    count: int
+    length: int
 
 
 class _Tensor(NamedTuple):
@@ -57,8 +57,8 @@ class _TensorsOnly(pickle.Unpickler):
         raise pickle.UnpicklingError(f"{module}.{name} is neither a tensor nor a dictionary of tensors")
 
     def persistent_load(self, pid: Any) -> _Storage:
-        _, dtype, key, _, count, _ = pid
-        return _Storage(key, dtype, count)
+        _, dtype, key, _, length, _ = pid
+        return _Storage(key, dtype, length)
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
@@ -67,7 +67,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     Raises pickle.UnpicklingError for a file of another format, and for one that names anything but tensors.
     """
     with path.open("rb") as file:
-        if (_read(file), _read(file)) != (_MAGIC_NUMBER, _VERSION):
+        if file.read(len(_HEADER)) != _HEADER:
             raise pickle.UnpicklingError(f"{path} is no PyTorch file of the format before 1.6")
         _read(file)  # Sizes of types, on the machine that wrote it.
         tensors: dict[str, _Tensor] = _read(file)
@@ -81,9 +81,10 @@ def _read(file: BinaryIO) -> Any:
 
 
 def _read_storage(file: BinaryIO, storage: _Storage) -> np.ndarray:
-    if int.from_bytes(file.read(8), "little") != storage.count:
+    if int.from_bytes(file.read(8), "little") != storage.length:
         raise pickle.UnpicklingError(f"the storage {storage.key} has another length than its tensors expect")
-    numbers = np.frombuffer(file.read(storage.count * storage.dtype.itemsize), storage.dtype)
-    if len(numbers) < storage.count:
+    size_bytes = storage.length * storage.dtype.itemsize
+    content = file.read(size_bytes)
+    if len(content) < size_bytes:
         raise pickle.UnpicklingError(f"the file ends within the storage {storage.key}")
-    return numbers
+    return np.frombuffer(content, storage.dtype)
