@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from scripts.bench.fit import SAMPLED_CLASSES
 from tests.images import PHOTOGRAPHS
 from transfer.backbone.efficientnet_lite import WEIGHTS_PACKAGE, WEIGHTS_VERSION, EfficientNetLite0
 from transfer.backbone.load import load_backbone
@@ -12,14 +13,6 @@ from transfer.config import BaseNetworkConfig
 from transfer.errors import BackboneError
 
 MODULE = WEIGHTS_PACKAGE.replace("-", "_")
-# The classes of ImageNet in `imagenet_samples`, whose files are in the order of the classes.
-SAMPLED_CLASSES = [
-    *(8, 15, 22, 35, 41, 46, 48, 57, 72, 77, 78, 79, 88, 100, 102, 105, 108, 111, 127, 128, 132, 146, 156, 162, 171),
-    *(182, 186, 187, 189, 205, 209, 219, 256, 267, 268, 271, 282, 290, 296, 308, 328, 339, 344, 352, 369, 370, 382),
-    *(385, 403, 408, 410, 411, 413, 416, 426, 458, 459, 467, 469, 470, 474, 477, 480, 500, 501, 537, 551, 569, 591),
-    *(595, 602, 604, 614, 617, 636, 664, 668, 718, 720, 732, 735, 741, 744, 756, 768, 771, 775, 782, 784, 833, 836),
-    *(851, 881, 887, 891, 906, 914, 916, 927, 967),
-]
 
 
 def base(**changes):
