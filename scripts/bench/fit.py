@@ -11,8 +11,10 @@ image, with its standard error. The error over splits is that of one and the sam
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import keras
 import numpy as np
 import tensorflow as tf
+from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedShuffleSplit
 from sklearn.pipeline import make_pipeline
@@ -55,21 +58,27 @@ SAMPLED_CLASSES = [
 def main() -> None:
     options = arguments()
     sets = {folder.name: images_in(folder, "*/") for folder in options.sets}
-    samples = images_in(options.samples, "") if options.samples else []
+    samples = images_in(options.samples, "") if options.samples else ()
     for size in options.size:
         network = pooled_and_logits(size)
         rows: dict[str, dict[str, np.ndarray]] = {}
         for way, antialias in product(WAYS, (False, True)):
             image_input = ImageInput(size, size, antialias=antialias, **way)
-            scores = {name: of_heads(network, files, image_input) for name, files in sets.items()}
+            scores = {name: of_heads(network, files, simplest(image_input, files)) for name, files in sets.items()}
             if samples:
                 scores["samples"] = of_samples(network, samples, image_input)
             rows[image_input.title] = scores
         print(table(rows), flush=True)
 
 
-def images_in(folder: Path, below: str) -> list[Path]:
-    return sorted(path for pattern in IMAGES for path in folder.glob(below + pattern))
+def images_in(folder: Path, below: str) -> tuple[Path, ...]:
+    return tuple(sorted(path for pattern in IMAGES for path in folder.glob(below + pattern)))
+
+
+def simplest(image_input: ImageInput, files: Sequence[Path]) -> ImageInput:
+    """The same for these files, stretched where they are squares that lose nothing: their features are made once."""
+    square = all(len(set(Image.open(file).size)) == 1 for file in files)
+    return replace(image_input, fit="stretch") if square and image_input.crop_share == 1 else image_input
 
 
 def pooled_and_logits(size: int) -> keras.Model:
@@ -77,7 +86,8 @@ def pooled_and_logits(size: int) -> keras.Model:
     return keras.Model(whole.inputs[0], [whole.get_layer("avg_pool").output, whole.outputs[0]])
 
 
-def of_heads(network: keras.Model, files: Sequence[Path], image_input: ImageInput) -> np.ndarray:
+@functools.cache
+def of_heads(network: keras.Model, files: tuple[Path, ...], image_input: ImageInput) -> np.ndarray:
     """The accuracy of a head in each split."""
     features, _ = network.predict(batches(files, image_input), verbose=0)
     labels = np.array([file.parent.name for file in files])
