@@ -18,8 +18,8 @@ from transfer.features.layout import Extraction, Request, requests_of
 from transfer.features.policy import CacheChoice, choose_caching
 from transfer.features.store import CachedRows, FeatureStore
 from transfer.storage import now_utc
-from transfer.training.folds import FOLDED_SPLITS
 from transfer.training.model import TransferModel
+from transfer.training.rows import FOLDED_SPLITS
 from transfer.training.run import Run
 
 logger = logging.getLogger(__name__)

@@ -20,13 +20,12 @@ from transfer.errors import ConfigError, DivergedError
 from transfer.runtime.memory import for_training, memory_explained
 from transfer.runtime.progress import no_progress
 from transfer.runtime.progress import progress as show_progress
-from transfer.training.balance import class_weights
 from transfer.training.checkpoints import Checkpoint, Checkpoints, assign
 from transfer.training.feature_plan import FeaturePlan
-from transfer.training.folds import images_of, untrained_classes
 from transfer.training.heartbeat import SAVING, during
 from transfer.training.history import watched, write_events
 from transfer.training.model import TransferModel
+from transfer.training.rows import class_weights, images_of, untrained_classes
 from transfer.training.run import Run, hold_to_base
 from transfer.training.samples import MAX_STEPS, CachedSamples, ImageSamples, Samples
 from transfer.training.shared_models import Workbench

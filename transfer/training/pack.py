@@ -26,14 +26,13 @@ from transfer.dataset.order import WorkerSlice, steps_per_epoch
 from transfer.errors import DivergedError
 from transfer.runtime.memory import for_training, memory_explained
 from transfer.storage import Log, Store
-from transfer.training.balance import class_weights
 from transfer.training.checkpoints import Checkpoint, Checkpoints, keep_last, newest_intact, put_arrays, read_arrays
 from transfer.training.feature_plan import CachedInputs
-from transfer.training.folds import untrained_classes
 from transfer.training.history import write_events
 from transfer.training.loop import after_epoch, after_phase
 from transfer.training.model import CutModel, build_head
 from transfer.training.pack_head import Trials, build_pack_head, restore_optimizer, states_of
+from transfer.training.rows import class_weights, untrained_classes
 from transfer.training.run import Run
 from transfer.training.samples import CachedSamples
 from transfer.training.step import PhaseProgram, Totals

@@ -24,7 +24,7 @@ from transfer.config import NOT_LEARNED, Config, Decides, deciding
 from transfer.dataset.manifest import Dataset
 from transfer.errors import AlreadyExistsError, BaseChangedError, ObjectNotFoundError, RunConflictError, TrainingError
 from transfer.storage import Log, Store, as_model, now_utc, put_document, read_document
-from transfer.training.folds import Fold
+from transfer.training.rows import Fold
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from transfer.features.layout import Extraction, Request
 from transfer.runtime.startup import start_worker
 from transfer.training.checkpoints import keep_best_and_last
 from transfer.training.distributed import train_on_workers
-from transfer.training.folds import Fold
+from transfer.training.rows import Fold
 from transfer.training.run import Run, hold_to_base, open_run, run_id_for
 from transfer.tuning.plan import pack_key
 from transfer.tuning.records import Sweep
