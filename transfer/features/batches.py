@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from transfer.dataset.batches import WorkerSlice, steps_per_epoch, windows
 from transfer.dataset.manifest import Shard
-from transfer.dataset.order import WorkerSlice, steps_per_epoch, windows
 from transfer.features.store import CachedRows
 
 CHUNK_SIZE_BYTES = 32 * 1024**2

@@ -9,9 +9,8 @@ from typing import Any
 import tensorflow as tf
 
 from transfer.config import TrainingConfig
-from transfer.dataset.batches import image_batches
+from transfer.dataset.batches import WorkerSlice, image_batches, steps_per_epoch
 from transfer.dataset.manifest import Dataset
-from transfer.dataset.order import WorkerSlice, steps_per_epoch
 from transfer.features.batches import CachedBatches, CachedSplit, Chunk, side_by_side
 from transfer.storage import Store
 from transfer.training.step import PhaseProgram

@@ -8,9 +8,8 @@ import pytest
 
 from tests.digits import digits_config, write_some_digits
 from transfer.backbone.files import RANGES
-from transfer.dataset.batches import image_batches
+from transfer.dataset.batches import WorkerSlice, image_batches, steps_per_epoch
 from transfer.dataset.ingest import ingest
-from transfer.dataset.order import WorkerSlice, steps_per_epoch
 from transfer.features import batches as module
 from transfer.features.batches import CachedBatches, CachedSplit
 from transfer.features.frozen import FrozenPart
