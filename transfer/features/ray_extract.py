@@ -81,7 +81,7 @@ class ExtractionActor:
 
         from transfer.backbone.backbone import pooled, set_precision
         from transfer.backbone.load import load_backbone
-        from transfer.features.extract import frozen_parts_of
+        from transfer.features.frozen import frozen_parts_of
 
         config = self._config
         set_precision(config.training.mixed_precision)

@@ -22,8 +22,8 @@ from transfer.dataset.manifest import Dataset, Shard
 from transfer.errors import AlreadyExistsError, ConfigError, TrainingError
 from transfer.features.batches import CachedSplit
 from transfer.features.engines import sees_gpu
-from transfer.features.extract import Extractor, frozen_parts_of
-from transfer.features.frozen import FrozenPart
+from transfer.features.extract import Extractor
+from transfer.features.frozen import FrozenPart, frozen_parts_of
 from transfer.features.layout import Extraction, Request, requests_of
 from transfer.features.store import CachedRows, FeatureStore
 from transfer.runtime.numbers import size

@@ -139,7 +139,8 @@ class TrialActor:
 
     def extract(self, requests: Sequence[Request], part: int, of: int) -> Extraction:
         """Compute the features that are requested and not cached yet, for one of so many parts of the images."""
-        from transfer.features.extract import Extractor, frozen_parts_of
+        from transfer.features.extract import Extractor
+        from transfer.features.frozen import frozen_parts_of
 
         config = self._sweep.config
         extractor = Extractor(self._sweep.store, engine=config.features.engine)
