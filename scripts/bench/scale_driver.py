@@ -210,7 +210,7 @@ def kept(figures: Figures, folder: Path, shards: list[Shard]) -> None:
 def order(figures: Figures, shards: list[Shard]) -> None:
     """The order of an epoch, as every worker computes it."""
     from transfer.dataset.batches import windows
-    from transfer.features.batches import CHUNK_SIZE_BYTES, CachedSplit
+    from transfer.training.samples import CHUNK_SIZE_BYTES, CachedSplit
 
     images = sum(shard.rows for shard in shards)
     with figures.step("order of images, an epoch", "images", images):

@@ -244,7 +244,7 @@ class Jobs:
         return FeaturePlan(open_run(open_store(config.storage), config, dataset), dataset, build_model(config, CLASSES))
 
     def _epoch_from_kept(self, opened: Any) -> None:
-        from transfer.features.batches import CachedBatches
+        from transfer.training.samples import CachedBatches
 
         (split,) = opened.train
         batches = CachedBatches([(0, split)], batch_size=32, seed=0, max_steps=100)

@@ -20,7 +20,6 @@ from transfer.backbone.blocks import network_flops
 from transfer.catalog.run import Attempt
 from transfer.dataset.manifest import Dataset, Shard
 from transfer.errors import AlreadyExistsError, ConfigError, TrainingError
-from transfer.features.batches import CachedSplit
 from transfer.features.engines import sees_gpu
 from transfer.features.extract import Extractor
 from transfer.features.frozen import FrozenPart, frozen_parts_of
@@ -31,6 +30,7 @@ from transfer.storage import now_utc
 from transfer.training.model import TransferModel
 from transfer.training.rows import FOLDED_SPLITS
 from transfer.training.run import Run
+from transfer.training.samples import CachedSplit
 
 logger = logging.getLogger(__name__)
 

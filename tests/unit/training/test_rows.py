@@ -9,7 +9,6 @@ from transfer.config import StorageConfig
 from transfer.dataset.ingest import ingest
 from transfer.dataset.shards import read_columns
 from transfer.errors import ConfigError, RunConflictError, TrainingError
-from transfer.features.batches import CachedSplit
 from transfer.features.frozen import frozen_part_of
 from transfer.features.store import FeatureStore
 from transfer.maintenance.features import UsageWatch
@@ -19,6 +18,7 @@ from transfer.training.feature_plan import FeaturePlan
 from transfer.training.model import build_model
 from transfer.training.rows import Fold, balanced_class_weights, class_weights
 from transfer.training.run import load_run, open_run
+from transfer.training.samples import CachedSplit
 
 FOLDS = 3
 

@@ -10,9 +10,8 @@ from tests.workbench import largest_difference
 from transfer.augmentation import Augmentation
 from transfer.backbone.backbone import set_precision
 from transfer.config import AugmentationConfig, HeadConfig, OptimizerConfig, PhaseConfig, ScheduleConfig, TrainingConfig
-from transfer.features.batches import Chunk
 from transfer.training.model import CutModel, build_head
-from transfer.training.step import PhaseProgram
+from transfer.training.step import Chunk, PhaseProgram
 
 ROWS, BATCH, CLASSES = 10, 8, 3
 _random = np.random.default_rng(0)
