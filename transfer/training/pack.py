@@ -262,10 +262,14 @@ class Pack:
 
     def _next_epoch(self) -> None:
         engine = self._engine_of_live()
+        program, samples, before = engine.program, engine.samples, self._progress().global_step
         started = time.monotonic()
-        trained, validated = self._train(engine), self._validate(engine)
+        steps = samples.train(program, range(self._steps), global_step=before)
+        trained = program.sum_over_workers([result for _, result in steps])
+        results = samples.validate(program)
+        validated = program.sum_over_workers(results) if results else [None] * len(engine.members)
         seconds = time.monotonic() - started
-        rates, states = engine.program.learning_rates, states_of(engine.head, engine.program.optimizer)
+        rates, states = program.learning_rates, states_of(engine.head, program.optimizer)
         for index, member in enumerate(engine.members):
             if member.is_live:
                 member.advance(
@@ -367,20 +371,6 @@ class Pack:
             seeds=trials.seeds,
         )
         return _Engine(members, head, program, samples)
-
-    def _train(self, engine: _Engine) -> list[Totals]:
-        results, step, before = [], 0, self._progress().global_step
-        while step < self._steps:
-            taken, result = engine.samples.train(
-                engine.program, step=step, global_step=before + step, limit=self._steps - step
-            )
-            results.append(result)
-            step += taken
-        return engine.program.sum_over_workers(results)
-
-    def _validate(self, engine: _Engine) -> list[Totals] | list[None]:
-        results = engine.samples.validate(engine.program)
-        return engine.program.sum_over_workers(results) if results else [None] * len(engine.members)
 
 
 def _reads(run: Run) -> tuple[int, float]:

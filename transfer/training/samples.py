@@ -66,10 +66,14 @@ class ImageSamples:
         self._train = batches("train", seed=training.seed, epochs=epochs, start_step=start_step)
         self._validation = batches("validation", epochs=itertools.repeat(0))
 
-    def train(self, program: PhaseProgram, *, step: int, global_step: int, limit: int) -> tuple[int, tf.Tensor]:  # noqa: ARG002 - one step a call
-        """Train on the batch that begins at `step`. Returns 1 step, and what PhaseProgram answers for it."""
-        real_images = min(self._batch_size, self._rows - step * self._batch_size)
-        return 1, program.train_step(self._train, real_images=real_images, global_step=global_step)
+    def train(self, program: PhaseProgram, steps: range, *, global_step: int) -> Iterator[tuple[int, tf.Tensor]]:
+        """Train on the next batches, which are these steps of an epoch; the first of them is the run's `global_step`.
+
+        Yields for each call of the program how many steps it took, and what PhaseProgram answers for them.
+        """
+        for done, step in enumerate(steps):
+            real_images = min(self._batch_size, self._rows - step * self._batch_size)
+            yield 1, program.train_step(self._train, real_images=real_images, global_step=global_step + done)
 
     def validate(self, program: PhaseProgram) -> list[tf.Tensor]:
         """Evaluate the whole validation split; what PhaseProgram answers. Empty where there is no such split."""
@@ -209,35 +213,33 @@ class CachedSamples:
             for seed in seeds
         ]
         self._validation_steps = steps_per_epoch(len(validation), training.batch_size) if validation else 0
-        if validation:
-            self._validation = CachedBatches(
-                zip(itertools.repeat(0), itertools.repeat(validation), strict=False),
+        self._validation = [
+            CachedBatches(
+                zip(itertools.repeat(0), itertools.repeat(each), strict=False),
                 batch_size=training.batch_size,
                 worker=worker,
                 max_steps=MAX_STEPS,
             )
+            for each in ([validation] if validation else [])
+        ]
 
-    def train(self, program: PhaseProgram, *, step: int, global_step: int, limit: int) -> tuple[int, tf.Tensor]:  # noqa: ARG002 - the stream knows its place
-        """Train on the next batches of the epoch, as many as fit into one call, at most `limit`.
-
-        Returns how many steps they were and what PhaseProgram answers for them.
-        """
-        chunk = self._chunk(self._train, limit)
-        return chunk.steps, program.train_steps(chunk, global_step=global_step)
+    def train(self, program: PhaseProgram, steps: range, *, global_step: int) -> Iterator[tuple[int, tf.Tensor]]:
+        """The same, in as few calls as the steps fit into."""
+        for chunk in self._chunks(self._train, len(steps)):
+            yield chunk.steps, program.train_steps(chunk, global_step=global_step)
+            global_step += chunk.steps
 
     def validate(self, program: PhaseProgram) -> list[tf.Tensor]:
         """The same, in as few calls as it fits into."""
-        results, done = [], 0
-        while done < self._validation_steps:
-            chunk = self._chunk([self._validation], self._validation_steps - done)
-            results.append(program.evaluate_steps(chunk))
-            done += chunk.steps
-        return results
+        return [program.evaluate_steps(chunk) for chunk in self._chunks(self._validation, self._validation_steps)]
 
-    def _chunk(self, streams: Sequence[CachedBatches], limit: int) -> Chunk:
-        """The next chunk of these streams; of a pack with an axis for them, even where there is but one."""
-        chunks = [stream.next_chunk(limit) for stream in streams]
-        return side_by_side(chunks) if self._is_of_pack else chunks[0]
+    def _chunks(self, streams: Sequence[CachedBatches], steps: int) -> Iterator[Chunk]:
+        """The next `steps` of these streams; of a pack with an axis for them, even where there is but one."""
+        while steps:
+            chunks = [stream.next_chunk(steps) for stream in streams]
+            chunk = side_by_side(chunks) if self._is_of_pack else chunks[0]
+            yield chunk
+            steps -= chunk.steps
 
 
 def side_by_side(chunks: Sequence[Chunk]) -> Chunk:

@@ -74,7 +74,8 @@ def _measure(test: RangeTest, training: Training) -> RateCurve:
         while len(losses) < test.steps and not diverged:
             step = len(losses)
             program.set_learning_rate(rates[step])
-            _, result = samples.train(program, step=step % training.steps, global_step=done + step, limit=1)
+            in_epoch = step % training.steps
+            ((_, result),) = samples.train(program, range(in_epoch, in_epoch + 1), global_step=done + step)
             losses.append(program.sum_over_workers([result])[0].mean_loss)
             diverged = has_diverged(losses)
             advance(1)
