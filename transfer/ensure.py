@@ -91,9 +91,9 @@ def _train(run: Run, dataset: Dataset, newest: Checkpoint | None) -> None:
         import_tensorflow()
 
         from transfer.training.loop import train as train_here
-        from transfer.training.shared_models import own_workbench
+        from transfer.training.shared_models import process_models
 
-        train_here(run, dataset, workbench=own_workbench(), start=newest, on_epoch=table.show)
+        train_here(run, dataset, shared=process_models(), start=newest, on_epoch=table.show)
     except KeyboardInterrupt as interrupt:
         if table.place:
             interrupt.add_note(f"after {table.place}")

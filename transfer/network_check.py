@@ -15,7 +15,7 @@ from transfer.errors import BackboneError
 from transfer.overview import NetworkFacts
 from transfer.storage import open_store
 from transfer.training.model import build_head_for
-from transfer.training.shared_models import own_workbench
+from transfer.training.shared_models import process_models
 from transfer.training.warm_start import published_head
 
 logger = logging.getLogger(__name__)
@@ -30,9 +30,9 @@ def check_network(
     names the key, and what building a model raises.
     """
     # As for training, which finds the network here: its strategy comes before anything that uses a GPU.
-    workbench = own_workbench()
-    with workbench.strategy.scope():
-        backbone = workbench.backbone(config)
+    shared = process_models()
+    with shared.strategy.scope():
+        backbone = shared.backbone(config)
         head = None if classes is None else build_head_for(backbone, config, classes).count_params()
     if config.base.weights == "none" and has_batch_norms(backbone.network):
         logger.warning(

@@ -12,9 +12,9 @@ import tensorflow as tf
 from PIL import Image
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 
+from tests.trained import plain_logits
 from tests.unit.backbone.conftest import export_module
 from tests.unit.registry.c_api import answer_of_c_api
-from tests.workbench import plain_logits
 from transfer.backbone.backbone import Backbone
 from transfer.backbone.files import RANGES
 from transfer.backbone.load import load_backbone

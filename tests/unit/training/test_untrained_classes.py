@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from tests.digits import digits_config, hold_out, ingest_some_digits
 from tests.sourcing import config_of, write_classes
-from tests.workbench import largest_difference, train, workbench_of
+from tests.trained import largest_difference, models_under, train
 from transfer.catalog.run import Progress
 from transfer.config import HeadConfig
 from transfer.dataset.ingest import ingest
@@ -45,7 +45,7 @@ def new_run(digits, run_id, *, fold=None, optimizer="adam", **changes):
 
 def begun(run, dataset):
     """A run that has not taken a step."""
-    return Training(run, dataset, workbench=workbench_of(tf.distribute.get_strategy()))
+    return Training(run, dataset, shared=models_under(tf.distribute.get_strategy()))
 
 
 def trained(run, dataset, **options):
