@@ -1,16 +1,27 @@
-"""What a sweep will do, said before it: its trials, what they try, who stops them, which are trained as one program."""
+"""What a sweep will do, said before it: its trials, what they try, who stops them, which are trained as one program.
+
+And what all of them need of the frozen part, which is computed before the first one starts. Needs no TensorFlow for
+anything but that.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from transfer.config import Config, Decides, DomainConfig, Varies, deciding
-from transfer.tuning.records import value_text
+from transfer.dataset.manifest import Dataset
+from transfer.features.layout import Request
+from transfer.training.rows import Fold
+from transfer.training.run import hold_to_base, open_run
+from transfer.tuning.records import Sweep, value_text
 from transfer.tuning.space import Trial, depths_within_reach, fixed_trials, longest_epochs, space_of, sweep_of
+
+if TYPE_CHECKING:
+    from transfer.training.model import TransferModel
 
 
 def trials_at_once(config: Config, workers: int) -> int:
@@ -56,6 +67,47 @@ def pack_key(config: Config) -> str | None:
         # The seed decides the views, too, and so their features.
         common["views_seed"] = config.training.seed
     return hashlib.sha256(json.dumps(common, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def folds_of(config: Config) -> list[Fold | None]:
+    """What a trial is validated on, each in a run of its own: None is the validation split."""
+    count = sweep_of(config).folds
+    return [Fold(index, count) for index in range(count)] or [None]
+
+
+def comes_to_all_phases(config: Config) -> bool:
+    """Whether every trial comes to all of its phases, so that one pass over the images can serve all of them."""
+    return sweep_of(config).scheduler.kind == "none"
+
+
+def requests_of_trials(
+    sweep: Sweep, dataset: Dataset, trials: Sequence[Trial], *, model_of: Callable[[Config], TransferModel]
+) -> list[Request]:
+    """The features to cache before the first trial starts: of each phase that every trial comes to.
+
+    `trials`: all of them, empty where they are not known. `model_of`: the untrained model of a configuration.
+    """
+    from transfer.training.feature_plan import FeaturePlan
+
+    def seen_by(config: Config) -> tuple[object, ...]:
+        """What the frozen part's output depends on, other than its depth."""
+        features = deciding(config, Decides.FEATURES)
+        del features["phases"]  # Depth, and whether a phase augments.
+        return features, config.augmentation.views
+
+    known = [trial.config for trial in trials] or depths_within_reach(sweep.config)
+    # What a trial of another base needs is computed when it starts.
+    usual = [config for config in known if seen_by(config) == seen_by(sweep.config)]
+    by_depth = {str([phase.unfreeze for phase in config.phases]): config for config in reversed(usual)}
+    found: dict[Request, None] = {}
+    for config in reversed(by_depth.values()):
+        run = open_run(sweep.store, config, dataset, fold=folds_of(sweep.config)[0], started_by=sweep.folder)
+        model = model_of(config)
+        hold_to_base(run, model.digest)
+        inputs = FeaturePlan(run, dataset, model)
+        inputs.claim()
+        found.update(dict.fromkeys(inputs.requests(None if comes_to_all_phases(sweep.config) else [0])))
+    return list(found)
 
 
 _SHOWN = 12
