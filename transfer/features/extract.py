@@ -284,16 +284,11 @@ def seen_as(view: View, batches: Iterator[RowBatch], *, image_size: int) -> Iter
             for block in np.unique(rows // VIEW_BLOCK_ROWS).tolist():
                 positions = rows[rows // VIEW_BLOCK_ROWS == block] % VIEW_BLOCK_ROWS
                 images = batch.values[done : done + len(positions)]
-                seed = _seed(view, piece.shard, block)
+                digest = hashlib.sha256(f"{view.seed} {view.index} {piece.shard.sha256} {block}".encode()).digest()
+                seed = np.frombuffer(digest[:8], "<i4").astype(np.int32)
                 values.append(augment(tf.constant(images), tf.constant(seed), tf.constant(positions, tf.int32)).numpy())
                 done += len(positions)
         yield RowBatch(np.concatenate(values), batch.pieces)
-
-
-def _seed(view: View, shard: Shard, block: int) -> np.ndarray:
-    """Seed of a block of rows, int32 [2]."""
-    digest = hashlib.sha256(f"{view.seed} {view.index} {shard.sha256} {block}".encode()).digest()
-    return np.frombuffer(digest[:8], "<i4").astype(np.int32)
 
 
 @functools.lru_cache(maxsize=4)

@@ -117,6 +117,10 @@ _PHASES_SHOWN = 6
 def sweep_plan(config: Config) -> dict[str, Any]:
     """The plan, of JSON's own types. Where `workers.count` is not 0, this process is connected to the cluster."""
     sweep, trials = sweep_of(config), fixed_trials(config)
+    # No trials are packed where each has several workers to itself.
+    keys = Counter(pack_key(trial.config) for trial in trials or () if config.workers.count < 2)
+    packs = [size for key, size in keys.items() if key is not None and size > 1]
+    within_reach = [trial.config for trial in trials] if trials else depths_within_reach(config)
     return {
         "trials": sweep.trial_count,
         "combinations": sweep.combinations,
@@ -127,23 +131,11 @@ def sweep_plan(config: Config) -> dict[str, Any]:
         "scheduler": sweep.scheduler.model_dump(mode="json", exclude_none=True),
         "budget": sweep.model_dump(mode="json", include={"max_epochs", "max_seconds", "target"}, exclude_none=True),
         "at_once": trials_at_once(config, config.workers.count) if config.workers.count else 1,
-        "packed": _packed(config, trials or ()),
-        "phases": _phases(config, trials),
+        "packed": {"trials": sum(packs), "packs": len(packs)},
+        # What the phases of a trial train: each list that a trial may have.
+        "phases": [list(p) for p in dict.fromkeys(tuple(p.title for p in each.phases) for each in within_reach)],
         "epochs": longest_epochs(config),
     }
-
-
-def _packed(config: Config, trials: Sequence[Trial]) -> dict[str, int]:
-    """How many trials are trained in how many packs. None are where each has several workers to itself."""
-    keys = Counter(pack_key(trial.config) for trial in trials) if config.workers.count < 2 else Counter()
-    sizes = [size for key, size in keys.items() if key is not None and size > 1]
-    return {"trials": sum(sizes), "packs": len(sizes)}
-
-
-def _phases(config: Config, trials: Sequence[Trial] | None) -> list[list[str]]:
-    """What the phases of a trial train: each list that a trial may have."""
-    within_reach = [trial.config for trial in trials] if trials else depths_within_reach(config)
-    return [list(titles) for titles in dict.fromkeys(tuple(p.title for p in each.phases) for each in within_reach)]
 
 
 def plan_for_people(plan: dict[str, Any], config: Config) -> dict[str, Any]:
