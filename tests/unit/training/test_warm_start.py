@@ -25,7 +25,7 @@ from transfer.training.pack import Pack
 from transfer.training.rows import Fold
 from transfer.training.run import open_run
 from transfer.training.warm_start import taken_over, warm_start
-from transfer.tuning.lr_range import range_test_of
+from transfer.tuning.lr_find import range_test_of
 from transfer.tuning.space import check_space
 
 STILL = 1e-12
