@@ -18,12 +18,13 @@ from pydantic import BaseModel, ConfigDict
 
 from transfer.backbone.blocks import network_flops
 from transfer.catalog.run import Attempt
+from transfer.config import Config, PhaseConfig
 from transfer.dataset.manifest import Dataset, Shard
 from transfer.errors import AlreadyExistsError, ConfigError, TrainingError
 from transfer.features.engines import sees_gpu
 from transfer.features.extract import Extractor
 from transfer.features.frozen import FrozenPart, frozen_parts_of
-from transfer.features.layout import Extraction, Request, requests_of
+from transfer.features.layout import Extraction, Request
 from transfer.features.store import CachedRows, FeatureStore
 from transfer.runtime.numbers import size
 from transfer.storage import now_utc
@@ -206,6 +207,16 @@ class FeaturePlan:
         if not self._extractor.plan(shards, [frozen_part]):
             return CacheChoice(cached=True, reason="all of them are cached already")
         return choose_caching(frozen_part, shards)
+
+
+def requests_of(config: Config, phase: PhaseConfig) -> list[Request]:
+    """The features that a phase trains and validates on, and maybe is evaluated on, if they are cached."""
+    augmented = phase.augment and config.augmentation.is_active
+    views = range(config.augmentation.views) if augmented else [None]
+    train = [Request("train", phase.unfreeze, view) for view in views]
+    requests = [*train, Request("validation", phase.unfreeze)]
+    # A base that no phase trains is evaluated on cached features, too: one pass over the images does for all of it.
+    return [*requests, Request("test", phase.unfreeze)] if config.trains_head_only else requests
 
 
 def _why_not_cached(run: Run, index: int, model: TransferModel) -> str | None:

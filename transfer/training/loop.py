@@ -1,4 +1,8 @@
-"""Training as a story: phases, epochs, steps, checkpoints. It knows nothing of Ray."""
+"""Training as a story: phases, epochs, steps, checkpoints. It knows nothing of Ray.
+
+What a phase trains on: `feature_plan.py` decides between images and cached features, `rows.py` says which images of the
+dataset and how much each class weighs, `samples.py` brings them in their order, and `step.py` takes them.
+"""
 
 from __future__ import annotations
 

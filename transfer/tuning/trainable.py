@@ -1,5 +1,7 @@
 """Ray Tune's side of a trial: it asks an actor for one epoch after the other. It needs no TensorFlow of its own.
 
+An actor (`trial_actor.py`) trains the epoch by `training/loop.py`, or by `training/pack.py` for all trials of a pack.
+
 What was recorded of a trial in an earlier attempt is reported again without being computed again, so that schedulers
 and searches come to know everything that they knew, and nothing is unpickled from storage.
 """
