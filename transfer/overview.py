@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from transfer.config import Config
+from transfer.config import Config, ImageInput
 from transfer.dataset.rehearsal import Rehearsal
 from transfer.registry.versions import current_promotion
 from transfer.storage import Store
@@ -48,7 +48,7 @@ def overview(
         "network": {
             "model": config.base.model,
             "weights": config.base.weights_title,
-            "image_size": config.base.image_size,
+            "image_input": config.base.image_input.describe(),
             "parameters": network.parameters,
             "blocks": network.blocks,
         },
@@ -96,7 +96,7 @@ def for_people(found: dict[str, Any], config: Config) -> dict[str, Any]:
     gpus = f"{workers['gpus']} GPU{'' if workers['gpus'] == 1 else 's'}"
     return {
         **_dataset_for_people(dataset),
-        "network": f"{network['model']}, weights {network['weights']}, {network['image_size']} pixels: "
+        "network": f"{network['model']}, weights {network['weights']}, {ImageInput(**network['image_input']).title}: "
         f"{network['parameters']:,} parameters in {network['blocks']} blocks",
         "workers": f"this process, {gpus}" if workers["count"] == 0 else f"{workers['count']}, {gpus}",
         "publishes": f"a version of `{model['name']}`, which serves {_SERVES[model['promote']]}"

@@ -29,7 +29,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
 
     Args:
         model: The pretrained network, `base.model`.
-        image_size: Side of the square that images are resized to, in pixels.
+        image_size: Size in pixels of the images that the network takes: the side of a square, or height and width.
         unfreeze: Depth of each phase: 0 trains the head, n the last n blocks too. Default: with the next two, what
             `transfer init` would write for so many images, such as a head until validation stops improving.
         epochs: Passes over the training images, for all phases or one for each.
@@ -49,7 +49,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         self,
         model: str = "MobileNetV2",
         *,
-        image_size: int = 224,
+        image_size: int | tuple[int, int] = 224,
         unfreeze: EachPhase | None = None,
         epochs: EachPhase | None = None,
         learning_rate: EachPhase | None = None,

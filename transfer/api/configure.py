@@ -35,7 +35,7 @@ def configured(
     changes: Mapping[str, Any] | None = None,
     *,
     model: str | None = None,
-    image_size: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
     unfreeze: EachPhase | None = None,
     epochs: EachPhase | None = None,
     learning_rate: EachPhase | None = None,

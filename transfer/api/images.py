@@ -13,7 +13,7 @@ from PIL import ImageOps
 from PIL.Image import Image as PillowImage
 from PIL.Image import fromarray
 
-from transfer.config import DatasetConfig, StorageConfig
+from transfer.config import DatasetConfig, ImageInput, StorageConfig
 from transfer.errors import DatasetError
 
 Image = str | os.PathLike[str] | bytes | np.ndarray | PillowImage
@@ -43,14 +43,14 @@ def predictions(
     images: Image | Sequence[Image],
     *,
     classes: Sequence[str],
-    image_size: int,
+    image_input: ImageInput,
     limits: DatasetConfig,
     storage: StorageConfig,
     answer: Callable[[Iterator[Batch]], Iterable[np.ndarray]],
 ) -> list[Prediction]:
     """Answer images in their order; a folder or prefix stands for the images in it.
 
-    `classes`: names by index. `image_size`: side in pixels of what the network takes. `limits`: what an image may be,
+    `classes`: names by index. `image_input`: what the network takes. `limits`: what an image may be,
     and its background. `storage`: how a bucket is reached. `answer`: from batches to probabilities float32
     [n, classes]. Raises DatasetError for the first image that cannot be answered, and StorageError.
     """
@@ -60,7 +60,7 @@ def predictions(
     def checked() -> Iterator[tuple[bytes, np.ndarray]]:
         for key, data in _encoded(given, storage, limits):
             keys.append(key)
-            yield _decoded(key, data, image_size, limits)
+            yield _decoded(key, data, image_input, limits)
 
     def batches() -> Iterator[Batch]:
         images = checked()
@@ -101,13 +101,13 @@ def _encoded(images: Sequence[Image], storage: StorageConfig, limits: DatasetCon
             )
 
 
-def _decoded(key: str, data: bytes, image_size: int, limits: DatasetConfig) -> tuple[bytes, np.ndarray]:
+def _decoded(key: str, data: bytes, image_input: ImageInput, limits: DatasetConfig) -> tuple[bytes, np.ndarray]:
     from transfer.dataset.batches import checked_and_decoded
     from transfer.dataset.check import RejectedImage
 
     # A program has the image in its hands already, in whatever format: what can be transcoded is.
     outcome = checked_and_decoded(
-        data, key=key, image_size=image_size, limits=limits, transcode=True, background=limits.background
+        data, key=key, image_input=image_input, limits=limits, transcode=True, background=limits.background
     )
     if isinstance(outcome, RejectedImage):
         raise _unanswered(key, outcome.reason, outcome.detail)

@@ -34,7 +34,7 @@ def train(
     changes: Mapping[str, Any] | None = None,
     *,
     model: str | None = None,
-    image_size: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
     unfreeze: EachPhase | None = None,
     epochs: EachPhase | None = None,
     learning_rate: EachPhase | None = None,
@@ -50,7 +50,7 @@ def train(
             that `transfer init` writes for them.
         changes: Values by dotted key, `{"training.batch_size": 16}`, as `--set` on the command line.
         model: The pretrained network, `base.model`.
-        image_size: Side of the square that images are resized to, in pixels.
+        image_size: Size in pixels of the images that the network takes: the side of a square, or height and width.
         unfreeze: Depth of each phase: 0 trains the head, n the last n blocks too.
         epochs: Passes over the training images, for all phases or one for each.
         learning_rate: Peak learning rate, for all phases or one for each. Of phases that `unfreeze` makes: 1e-3 for the
@@ -194,12 +194,12 @@ def find_learning_rate(
     return LearningRates(found, page)
 
 
-def inspect(network: str, *, image_size: int = 224) -> pd.DataFrame:
+def inspect(network: str, *, image_size: int | tuple[int, int] = 224) -> pd.DataFrame:
     """List the blocks of a pretrained network: what each `unfreeze` depth would train, and what it costs.
 
     Args:
         network: A network of `keras.applications`, a `.keras` file or a SavedModel, as `base.model`.
-        image_size: Side of the images, in pixels.
+        image_size: Size in pixels of the images: the side of a square, or height and width.
 
     Returns:
         A row a block, from the input to the output, by `depth`: block, layers, parameters, flops, output_shape, …

@@ -13,7 +13,7 @@ from transfer.training.model import MASKED_LOGIT, MaskedLogits, TransferModel
 
 
 def standalone_model(model: TransferModel, *, name: str) -> keras.Model:
-    """Pixels, float32 [batch, size, size, 3] in 0..255, to probabilities [batch, classes], with weights of its own.
+    """Pixels, float32 [batch, height, width, 3] in 0..255, to probabilities [batch, classes], with weights of its own.
 
     It is made of Keras's own layers only, so `save` writes a file that loads where this project is not installed.
     Raises BackboneError for a base that is a SavedModel, which is no network of layers.
@@ -24,7 +24,7 @@ def standalone_model(model: TransferModel, *, name: str) -> keras.Model:
             f"The base {model.backbone.name} is a SavedModel, and no network of Keras's layers.",
             advice="Load the published SavedModel with `tf.saved_model.load`, or ask it with `predict`.",
         )
-    pixels = keras.Input((model.backbone.image_size, model.backbone.image_size, 3), name="pixels")
+    pixels = keras.Input(model.backbone.image_input.shape, name="pixels")
     features = _copied(network)(model.backbone.preprocess(pixels))
     probabilities = keras.layers.Softmax(name="probabilities", dtype="float32")(_copied(model.head)(features))
     return keras.Model(pixels, probabilities, name=name)

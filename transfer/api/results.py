@@ -112,7 +112,7 @@ class TrainedRun:
         return predictions(
             images,
             classes=self.classes,
-            image_size=self.config.base.image_size,
+            image_input=self.config.base.image_input,
             limits=self.config.dataset,
             storage=self.config.storage,
             answer=answer,
@@ -121,7 +121,7 @@ class TrainedRun:
     def keras_model(self) -> keras.Model:
         """The model as a `keras.Model` of Keras's own layers, with weights of its own.
 
-        It takes float32 pixels [batch, image_size, image_size, 3] in 0..255 and answers probabilities [batch, classes].
+        It takes float32 pixels [batch, height, width, 3] in 0..255 and answers probabilities [batch, classes].
         Raises BackboneError where the base is a SavedModel.
         """
         import_tensorflow()
@@ -253,7 +253,7 @@ class Model:
         return predictions(
             images,
             classes=self.classes,
-            image_size=model.image_size,
+            image_input=model.image_input,
             limits=limits,
             storage=self._storage,
             answer=lambda batches: model.answers(batches, engine="auto"),

@@ -105,20 +105,19 @@ def _check_options(config: BaseNetworkConfig, constructor: Callable[..., keras.M
 def _construct(
     config: BaseNetworkConfig, constructor: Callable[..., keras.Model], *, weights: str | None
 ) -> keras.Model:
-    size = config.image_size
     try:
         # Keras announces downloads on stdout, which belongs to the command's own output.
         with redirect_stdout(sys.stderr), fresh_layer_names(), fixed_seed():
             return constructor(
-                include_top=False, pooling=None, weights=weights, input_shape=(size, size, 3), **config.options
+                include_top=False, pooling=None, weights=weights, input_shape=config.image_input.shape, **config.options
             )
     except Exception as error:
         if target := download_target(error):
             raise _download_error(config, error, target) from error
         if isinstance(error, ValueError | TypeError):
             raise BackboneError(
-                f"Keras refuses {config.model} with image_size {size}, weights {config.weights!r} and options "
-                f"{config.options}: {error}",
+                f"Keras refuses {config.model} with image_size {config.image_size}, weights {config.weights!r} and "
+                f"options {config.options}: {error}",
                 advice="Change base.image_size, base.weights or base.options accordingly.",
             ) from error
         raise

@@ -25,6 +25,7 @@ from transfer.backbone.blocks import (
     nodes_in_order,
 )
 from transfer.backbone.files import Preprocessing, nearest
+from transfer.config import ImageInput
 from transfer.errors import BackboneError
 from transfer.runtime.keras_private import inner_layers
 
@@ -99,20 +100,22 @@ def pooled(backbone: Backbone, pooling: Literal["average", "max", "flatten"]) ->
     network = keras.Model(
         backbone.network.inputs[0], pool(name=f"{pooling}_pooling")(features), name=backbone.network.name
     )
-    return Backbone(name=backbone.name, image_size=backbone.image_size, network=network, preprocess=backbone.preprocess)
+    return Backbone(
+        name=backbone.name, image_input=backbone.image_input, network=network, preprocess=backbone.preprocess
+    )
 
 
 class Backbone:
     """A pretrained network, how it sees pixels, and its blocks.
 
-    `network` maps preprocessed float32 images [batch, size, size, 3] to features, [batch, height, width, channels] or
-    [batch, channels]. `preprocess` maps float32 pixels 0..255 [batch, size, size, 3] to what `network` expects.
-    `blocks` run from the input to the output.
+    `network` maps preprocessed float32 images [batch, height, width, 3], made as `image_input` says, to features,
+    [batch, height, width, channels] or [batch, channels]. `preprocess` maps float32 pixels 0..255
+    [batch, height, width, 3] to what `network` expects. `blocks` run from the input to the output.
     """
 
-    def __init__(self, *, name: str, image_size: int, network: keras.Model, preprocess: Preprocessing) -> None:
+    def __init__(self, *, name: str, image_input: ImageInput, network: keras.Model, preprocess: Preprocessing) -> None:
         self.name = name
-        self.image_size = image_size
+        self.image_input = image_input
         self.network = network
         self.preprocess = preprocess
         self._nodes = nodes_in_order(network)
@@ -143,11 +146,15 @@ class Backbone:
         return None if cut is None else keras.Model(self.network.inputs[0], cut.tensor), unfrozen
 
     def digest(self) -> str:
-        """SHA-256 over the network's graph, configuration and weights, the image size and the preprocessing.
+        """SHA-256 over the network's graph, configuration and weights, how an image is fitted, and the preprocessing.
 
         The same in every process, and for the same network from another file. Changes as soon as a weight does.
         """
-        parts = (str(self.image_size), self.preprocess.name, network_digest(self.network))
+        parts = (
+            json.dumps(self.image_input.describe(), sort_keys=True),
+            self.preprocess.name,
+            network_digest(self.network),
+        )
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def _find_cut(self, unfreeze: int | str) -> Cut | None:

@@ -44,12 +44,12 @@ class SavedModelLayer(keras.layers.Layer):
     configuration. Raises BackboneError when the folder is no such module or does not take images of that size.
     """
 
-    def __init__(self, folder: Path, *, image_size: int, shown_as: str) -> None:
+    def __init__(self, folder: Path, *, image_shape: tuple[int, ...], shown_as: str) -> None:
         super().__init__(name="saved_model", dtype="float32")
         self._files_sha256 = _files_sha256(folder, shown_as)
         self.module = _load_module(folder, shown_as)
         self._takes_training = "training" in inspect.signature(self.module.__call__).parameters
-        self.output_key = self._choose_output(image_size, shown_as)
+        self.output_key = self._choose_output(image_shape, shown_as)
         """Key or index of the output that is used; None where the module answers a single tensor."""
         trained, fixed = _float_variables(self.module)
         # Keras tracks variables that it finds in an attribute. It calls this the layer's weights.
@@ -72,14 +72,14 @@ class SavedModelLayer(keras.layers.Layer):
         """What identifies the module, besides its weights."""
         return {**super().get_config(), "files_sha256": self._files_sha256, "output": self.output_key}
 
-    def _choose_output(self, image_size: int, shown_as: str) -> str | int | None:
-        images = tf.TensorSpec([None, image_size, image_size, 3], tf.float32)
+    def _choose_output(self, image_shape: tuple[int, ...], shown_as: str) -> str | int | None:
+        images = tf.TensorSpec([None, *image_shape], tf.float32)
         arguments = {"training": False} if self._takes_training else {}
         try:
             outputs = self.module.__call__.get_concrete_function(images, **arguments).structured_outputs
         except (ValueError, TypeError) as error:
             raise BackboneError(
-                f"{shown_as} cannot be called on float images (batch, {image_size}, {image_size}, 3): {error}",
+                f"{shown_as} cannot be called on float images (batch, {', '.join(map(str, image_shape))}): {error}",
                 advice="Set base.image_size to the size that the module takes.",
             ) from error
         if not isinstance(outputs, dict | list | tuple):
@@ -132,13 +132,13 @@ def load_saved_model(config: BaseNetworkConfig, *, storage: StorageConfig | None
     try:
         fetched = _fetch(config.model, scratch, storage)
         folder = saved_model_in(fetched) or fetched
-        layer = SavedModelLayer(folder, image_size=config.image_size, shown_as=config.model)
+        layer = SavedModelLayer(folder, image_shape=config.image_input.shape, shown_as=config.model)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
     # An export copies the module's asset files, so the folder must live as long as the layer.
     weakref.finalize(layer, shutil.rmtree, scratch, ignore_errors=True)
-    images = keras.Input((config.image_size, config.image_size, 3), name="images", dtype="float32")
+    images = keras.Input(config.image_input.shape, name="images", dtype="float32")
     network = keras.Model(images, layer(images), name="saved_model_network")
     return LoadedNetwork(_short_name(config.model), network, RANGES["0..1"])
 

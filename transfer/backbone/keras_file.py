@@ -90,13 +90,13 @@ def _in_chosen_precision(config: BaseNetworkConfig, model: keras.Model) -> keras
 
 
 def _with_fixed_size(config: BaseNetworkConfig, model: keras.Model) -> keras.Model:
-    size = config.image_size
-    found = tuple(model.input.shape[1:3])
-    if found == (size, size):
+    *size, _ = config.image_input.shape
+    found = list(model.input.shape[1:3])
+    if found == size:
         return model
-    if any(side not in (None, size) for side in found):
+    if any(side not in (None, wanted) for side, wanted in zip(found, size, strict=True)):
         raise BackboneError(
-            f"{config.model} takes images of {found[0]}×{found[1]} pixels and base.image_size is {size}.",
-            advice=f"Set base.image_size to {found[0]}." if found[0] == found[1] else "Save it with a square input.",
+            f"{config.model} takes images of {found[0]}×{found[1]} pixels and base.image_size is {config.image_size}.",
+            advice=f"Set base.image_size to {found[0] if found[0] == found[1] else found}.",
         )
-    return called_on(model, (None, size, size, 3))
+    return called_on(model, (None, *config.image_input.shape))

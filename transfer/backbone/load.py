@@ -65,7 +65,7 @@ def load_backbone(config: BaseNetworkConfig, *, storage: StorageConfig | None = 
         refuse_classifier(loaded.name, network)
     return Backbone(
         name=loaded.name,
-        image_size=config.image_size,
+        image_input=config.image_input,
         network=network,
         preprocess=loaded.preprocessing if config.preprocessing == "auto" else RANGES[config.preprocessing],
     )

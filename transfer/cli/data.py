@@ -11,6 +11,7 @@ import typer
 
 from transfer.catalog import layout
 from transfer.cli.common import AsJson, ConfigPath, Overrides, end_with, opened, opened_to_write, run
+from transfer.config import ImageInput
 from transfer.runtime.numbers import many
 
 if TYPE_CHECKING:
@@ -231,11 +232,11 @@ def _in_short(summary: Summary) -> dict[str, Any]:
     described = summary.description
     return {
         **_described(summary),
-        "image size": str(described.get("image_size", "?")),
+        "images": ImageInput(**described["image_input"]).title if "image_input" in described else "?",
         "dtype": described.get("dtype", "?"),
         "view": str(described["view"]["index"]) if described.get("view") else "-",
         "shards": summary.cached.shards,
-        "images": summary.cached.images,
+        "cached images": summary.cached.images,
         "bytes": summary.cached.size_bytes,
         "reachable shards": summary.reachable.shards,
         "reachable bytes": summary.reachable.size_bytes,

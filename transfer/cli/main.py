@@ -86,11 +86,22 @@ def _own_options(
     """Options of the command itself."""
 
 
+def _image_size(text: str) -> int | list[int]:
+    sides = text.split("x")
+    if len(sides) > 2 or not all(side.isdecimal() for side in sides):
+        raise typer.BadParameter(
+            f"{text} is neither a side, 224, nor HEIGHTxWIDTH, 160x224.", param_hint="--image-size"
+        )
+    return int(text) if len(sides) == 1 else [int(side) for side in sides]
+
+
 @app.command()
 def inspect(
     network: Annotated[str, typer.Argument(metavar="CONFIG|NETWORK", help="A configuration, or a network's name.")],
     overrides: Overrides = None,
-    image_size: Annotated[int, typer.Option(help="Image size, when a network is named.")] = 224,
+    image_size: Annotated[
+        str, typer.Option(metavar="SIDE|HEIGHTxWIDTH", help="Size of the images in pixels, when a network is named.")
+    ] = "224",
     json: AsJson = False,
 ) -> None:
     """List a network's blocks: what each `unfreeze` depth would train, and what it costs."""
@@ -108,7 +119,7 @@ def inspect(
             base, storage = loaded.base, loaded.storage
         else:
             # Its structure does not depend on the weights, and random ones need no download.
-            base = BaseNetworkConfig(model=network, weights="none", image_size=image_size)
+            base = BaseNetworkConfig(model=network, weights="none", image_size=_image_size(image_size))
         warning = None
         try:
             backbone = load_backbone(base, storage=storage)

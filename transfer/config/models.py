@@ -16,6 +16,7 @@ from pydantic import Field, ModelWrapValidatorHandler, ValidationError, Validati
 
 from transfer.config.decides import LEARNED, decided_by, why_not_searched
 from transfer.config.explain import explain
+from transfer.config.image_input import Fit, ImageInput
 from transfer.config.nightly import NightlyConfig
 from transfer.config.paths import is_model_file, path_here
 from transfer.config.section import Decides, Fraction, Name, NotSearched, Section, Varies
@@ -229,6 +230,9 @@ def _folder_inside(key: str, folder: str) -> str:
     return "/".join(parts)
 
 
+Side = Annotated[int, Field(ge=8, le=4096)]
+
+
 class BaseNetworkConfig(Section, decides=Decides.FEATURES):
     """The pretrained network."""
 
@@ -240,8 +244,16 @@ class BaseNetworkConfig(Section, decides=Decides.FEATURES):
     """For `keras.applications`: `imagenet`, `none` (random), or a weights file (`.weights.h5`, local or `s3://`).
     `.keras` files and SavedModels bring their own weights, and a file beside them is refused; with `none` a `.keras`
     file starts with random ones. On random weights with BatchNorms hardly anything can be learned."""
-    image_size: Annotated[int, Field(ge=8, le=4096)] = 224
-    """Side of the square, in pixels, that images are resized to."""
+    image_size: Side | tuple[Side, Side] = 224
+    """Size in pixels of the images that the network takes: the side of a square, or `[height, width]`."""
+    fit: Fit = "stretch"
+    """How an image becomes that size. `stretch`: resized whole, whatever its shape. `crop`: the largest part of the
+    right shape around the center, resized. `pad`: resized as it is, with black bars where something is missing."""
+    crop_share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """With `fit: crop`: share of that part that is taken, a side. Many networks of ImageNet were tested with 0.875."""
+    antialias: bool = False
+    """Average over all pixels of an image that is made smaller. Without it, pixels between the ones that bilinear
+    interpolation reads do not count."""
     tap: str | None = None
     """Name of an inner layer whose output is used instead of the network's last one, for example `mixed7`."""
     accept_head: bool = False
@@ -253,6 +265,18 @@ class BaseNetworkConfig(Section, decides=Decides.FEATURES):
     convention; `0..255` for `.keras` files."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the network's constructor in `keras.applications`, for example `{alpha: 0.35}`."""
+
+    @model_validator(mode="after")
+    def _crop_share_only_with_crop(self) -> BaseNetworkConfig:
+        if self.crop_share != 1.0 and self.fit != "crop":
+            raise ValueError(f"crop_share is {self.crop_share:g} and fit is `{self.fit}`; it goes with `fit: crop`")
+        return self
+
+    @property
+    def image_input(self) -> ImageInput:
+        """The images that the network takes."""
+        sides = (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+        return ImageInput(*sides, fit=self.fit, crop_share=self.crop_share, antialias=self.antialias)
 
     @property
     def weights_file(self) -> str | None:

@@ -100,6 +100,8 @@ def _type_names(schema: dict[str, Any]) -> list[str]:
         return [f"`{value}`" for value in schema["enum"]]
     if "const" in schema:
         return [f"`{schema['const']}`"]
+    if "prefixItems" in schema:
+        return [f"list of {len(schema['prefixItems'])} {_type_names(schema['prefixItems'][0])[0]}s"]
     if schema.get("type") == "array":
         return [f"list of {' | '.join(_type_names(schema['items']))}"]
     return [{"object": "map"}.get(schema.get("type", "any"), schema.get("type", "any"))]

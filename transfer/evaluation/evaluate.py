@@ -84,12 +84,13 @@ def _by_head(model: TransferModel, features: CachedSplit) -> np.ndarray:
 def _by_network(
     run: Run, dataset: Dataset, split: str, model: TransferModel, *, exactly: bool
 ) -> tuple[np.ndarray, bool]:
-    shards, size, rows = dataset.shards_of(split), model.backbone.image_size, dataset.rows(split)
+    shards, rows = dataset.shards_of(split), dataset.rows(split)
     inference = trace_inference(model, graph=run.config.publish.graph)
     work = InferenceWork(model, inference)
     forward = None if exactly else forward_of(work, engine=run.config.features.engine)
     batch_size = forward.batch_size if forward else run.config.training.batch_size
-    images = (each for each, _ in stored_images(run.store, shards, image_size=size, batch_size=batch_size))
+    stored = stored_images(run.store, shards, image_input=model.backbone.image_input, batch_size=batch_size)
+    images = (each for each, _ in stored)
     answers = forward.map(images) if forward else map(work.plain, images)
     found = []
     with progress(f"evaluate {split}", total=rows) as advance:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from transfer.config import TrainingConfig
+from transfer.config import ImageInput, TrainingConfig
 from transfer.dataset.batches import WorkerSlice, image_batches, steps_per_epoch, windows
 from transfer.dataset.manifest import Dataset, Shard
 from transfer.features.store import CachedRows
@@ -36,7 +36,7 @@ class ImageSamples:
         store: Store,
         dataset: Dataset,
         *,
-        image_size: int,
+        image_input: ImageInput,
         training: TrainingConfig,
         worker: WorkerSlice,
         replicas: int,
@@ -50,7 +50,7 @@ class ImageSamples:
                 image_batches(
                     store,
                     dataset.shards_of(split),
-                    image_size=image_size,
+                    image_input=image_input,
                     batch_size=training.batch_size,
                     replica_batch_size=training.batch_size // replicas,
                     worker=worker,

@@ -28,8 +28,8 @@ from transfer.training.run import Run, load_run, pinned_base, started_identity
 
 logger = logging.getLogger(__name__)
 
-# Images of another size make another network of the same weights; a permission makes no network.
-_MAY_DIFFER = {"image_size", "accept_head"}
+# Images of another size, or seen otherwise, make another network of the same weights; a permission makes no network.
+_MAY_DIFFER = {"image_size", "fit", "crop_share", "antialias", "accept_head"}
 
 
 @dataclass(frozen=True)
@@ -148,8 +148,8 @@ def _check_agreement(reference: str, theirs: Run, ours: Config) -> None:
 
 def _check_same_base(reference: str, theirs: Run, ours: Run) -> None:
     """Raise ConfigError where one base is another network than the other, however alike they are configured."""
-    # Images of another size, or another precision, make another network of the same weights.
-    seen = [(run.config.base.image_size, run.config.training.mixed_precision) for run in (theirs, ours)]
+    # Images seen otherwise, or another precision, make another network of the same weights.
+    seen = [(run.config.base.image_input, run.config.training.mixed_precision) for run in (theirs, ours)]
     there, here = pinned_base(theirs), pinned_base(ours)
     if seen[0] == seen[1] and there is not None and here is not None and there != here:
         raise _refused(
