@@ -367,7 +367,7 @@ def test_a_model_that_decodes_otherwise_than_this_release_answers_by_its_own_dec
     model, _ = restore_model(done.run, done.dataset)
     Tampered(model, "range of files").save(tmp_path / "model")
     other = PublishedModel(done.version, tmp_path / "model")
-    other.__dict__["image_size"] = 32
+    other.__dict__["image_input"] = ImageInput(32, 32)
     pixels = np.stack([decoded(image, image_input=ImageInput(32, 32)) for image in held_out[:5]])
     (answers,) = other.answers(iter([(held_out[:5], pixels)]), engine="auto")
     np.testing.assert_array_equal(answers, other.answer(held_out[:5])["probabilities"])

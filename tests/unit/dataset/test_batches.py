@@ -32,7 +32,13 @@ def batches(digits, **options):
     store, dataset = digits
     shards = dataset.shards_of("train")
     assert len(shards) > 2
-    options = {"image_size": 32, "batch_size": BATCH, "seed": 0, "window_size_bytes": 70_000, **options}
+    options = {
+        "image_input": ImageInput(32, 32),
+        "batch_size": BATCH,
+        "seed": 0,
+        "window_size_bytes": 70_000,
+        **options,
+    }
     return [{name: tensor.numpy() for name, tensor in b.items()} for b in image_batches(store, shards, **options)]
 
 
