@@ -10,8 +10,8 @@ import tensorflow as tf
 from tests.extracting import AUGMENTATION, assert_close, cache, cached_values, images_of, rows_of
 from transfer.backbone.load import load_backbone
 from transfer.config.reference import render
-from transfer.features.extract import _augment, _seed, frozen_parts_of
-from transfer.features.frozen import View
+from transfer.features.extract import _augment, _seed
+from transfer.features.frozen import View, frozen_parts_of
 from transfer.features.layout import Request
 
 VIEW_ELSEWHERE = """
@@ -44,7 +44,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from transfer.features import store as feature_store
-from transfer.features.extract import Extractor, frozen_parts_of
+from transfer.features.extract import Extractor
+from transfer.features.frozen import frozen_parts_of
 from transfer.features.layout import Request
 from transfer.backbone.load import load_backbone
 from transfer.config import load_config
