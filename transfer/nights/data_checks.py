@@ -232,7 +232,7 @@ def _agreement(run: Run, version: ModelVersion, now: Dataset, difference: Differ
         return not_asked("agreement", why, checks)
     right = _right_answers(run.store, version, asked, np.array(names), np.array(now.classes))
     # On its own test split, which it was not trained on either.
-    expected = version.provenance["metrics"]["accuracy"]
+    expected = version.provenance.metrics.accuracy
     return check_agreement(right / images, expected, images=images, checks=checks)
 
 
@@ -240,7 +240,7 @@ def _right_answers(
     store: Store, version: ModelVersion, asked: list[ShardRows], names: np.ndarray, classes: np.ndarray
 ) -> int:
     """For how many of these images the champion answers their class. `names` [its class], `classes` [label]."""
-    from transfer.registry.served import BATCH_SIZE, load_answers
+    from transfer.registry.published_model import BATCH_SIZE, load_answers
 
     right = 0
     with tempfile.TemporaryDirectory(prefix="transfer-champion-") as folder:

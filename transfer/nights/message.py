@@ -15,7 +15,7 @@ from transfer.config import NightlyConfig
 from transfer.dataset.manifest import rejects_text
 from transfer.nights.summary import DataChange, NightSummary
 from transfer.registry.comparison import Comparison
-from transfer.registry.serving import Serving
+from transfer.registry.promote import Serving
 from transfer.runtime.numbers import duration, many, p_text, percent, points
 
 logger = logging.getLogger(__name__)

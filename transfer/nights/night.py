@@ -39,7 +39,7 @@ from transfer.nights.summary import Finding, NightSummary, Outcome, Step
 from transfer.preflight import check_source_and_files
 from transfer.promotion import judge
 from transfer.registry.describe import record_refusal, trained_on
-from transfer.registry.serving import complete_serving_folder, promote, read_serving
+from transfer.registry.promote import complete_serving_folder, promote, read_serving
 from transfer.registry.versions import load_version
 from transfer.storage import Store, now_utc
 from transfer.training.run import Run, differing_keys, identity, open_run, read_start, run_id_for
@@ -170,7 +170,7 @@ class _Work:
                 "nothing new", f"Night {judged} already judged this configuration on {dataset.reference}."
             )
         if plan.champion is not None:
-            run = load_version(self.store, self.night.name, plan.champion).provenance["run"]
+            run = load_version(self.store, self.night.name, plan.champion).provenance.run
             if run == run_id_for(self.config, dataset):
                 found = f"The serving version {plan.champion} was trained on {dataset.reference}"
                 raise _EndedError("nothing new", f"{found} with this configuration.")
@@ -293,7 +293,7 @@ def _other_settings(store: Store, config: Config, dataset: Dataset, champion: Mo
     if champion is None:
         return ()
     try:
-        trained = read_start(store, champion.provenance["run"]).identity
+        trained = read_start(store, champion.provenance.run).identity
     except (CorruptObjectError, ObjectNotFoundError):
         return ()
     # The night decides anew which images it trains on and where the head begins.

@@ -28,9 +28,6 @@ from transfer.training.run import Run, load_run, pinned_base, started_identity
 
 logger = logging.getLogger(__name__)
 
-# Images of another size, or seen otherwise, make another network of the same weights; a permission makes no network.
-_MAY_DIFFER = {"image_size", "fit", "crop_share", "antialias", "accept_head"}
-
 
 @dataclass(frozen=True)
 class PublishedHead:
@@ -95,9 +92,8 @@ def published_head(store: Store, config: Config, reference: str) -> PublishedHea
         version = Log(store, layout.versions_log(name)).read_as(ModelVersion, int(number))
     except (ObjectNotFoundError, ValueError) as error:  # No log has a number 0.
         raise _refused(reference, f"there is no such version in {store.uri}") from error
-    run_id = str(version.provenance["run"])
     try:
-        run = load_run(store, run_id, config)
+        run = load_run(store, version.provenance.run, config)
         weights = Checkpoints(run).complete().weights
     except TrainingError as error:
         raise _refused(reference, f"its weights are gone: {error.message.rstrip('.')}") from error
@@ -161,9 +157,9 @@ def _check_same_base(reference: str, theirs: Run, ours: Run) -> None:
 
 def _must_agree(config: Config) -> dict[str, Any]:
     """By dotted key, what decides which features a head reads, and how many weights it has but for its classes."""
-    base = deciding(config.base, Decides.FEATURES)
+    base = deciding(config.base, Decides.FEATURES, but=Varies.IN_WARM_START)
     head = deciding(config.head, Decides.FEATURES, Decides.LEARNING, but=Varies.IN_TRAINING)
-    return {f"base.{name}": value for name, value in base.items() if name not in _MAY_DIFFER} | {
+    return {f"base.{name}": value for name, value in base.items()} | {
         f"head.{name}": value for name, value in head.items()
     }
 

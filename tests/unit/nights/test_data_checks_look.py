@@ -8,6 +8,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from tests.digits import digits_config
+from tests.published import provenance_of
 from tests.trained import train
 from transfer.dataset.decisions import start_over
 from transfer.dataset.ingest import ingest
@@ -53,7 +54,7 @@ def champion(tmp_path_factory):
     export(train(run, dataset), folder / "exported", provenance={})
     accuracy = Checkpoints(run).complete().progress.history[-1].validation_accuracy
     assert accuracy > 0.6
-    provenance = {"run": run.id, "dataset": dataset.reference, "metrics": {"accuracy": accuracy}}
+    provenance = provenance_of(run.id, dataset.reference, accuracy=accuracy)
     add_version(store, "digits", folder / "exported", classes=dataset.classes, provenance=provenance)
     return folder
 

@@ -10,6 +10,7 @@ import tensorflow as tf
 from PIL import Image, ImageOps
 
 from tests.digits import digits_config, ingest_some_digits
+from tests.published import provenance_of
 from tests.replicas import two_replicas
 from tests.trained import largest_difference, measure_curve, models_under, train
 from transfer.catalog.run import Progress
@@ -63,7 +64,7 @@ def published(run, dataset, *, classes=None):
     exported = Path(run.store.uri).parent / "exported"
     exported.mkdir(exist_ok=True)
     (exported / "saved_model.pb").write_bytes(b"graph")
-    provenance = {"run": run.id, "dataset": dataset.reference}
+    provenance = provenance_of(run.id, dataset.reference)
     version = add_version(run.store, "digits", exported, classes=classes or dataset.classes, provenance=provenance)
     return f"digits/{version.number}"
 

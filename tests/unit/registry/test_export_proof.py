@@ -23,7 +23,7 @@ from transfer.config import BaseNetworkConfig, HeadConfig, ImageInput
 from transfer.dataset.decode import load_image
 from transfer.errors import OutOfMemoryError, ParityError
 from transfer.registry.export import export
-from transfer.registry.proof import LOADERS, TOLERANCE, Loader, check_outcome, compare, outcomes_of
+from transfer.registry.export_proof import LOADERS, TOLERANCE, Loader, check_outcome, compare, outcomes_of
 from transfer.training import inference
 from transfer.training.model import TransferModel, build_head
 
