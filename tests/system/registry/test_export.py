@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
-from tests.unit.registry.test_export_proof import Tampered
 
 from tests.digits import digits_config, hold_out, ingest_some_digits, write_some_digits
+from tests.unit.registry.test_export_proof import Tampered
 from transfer import jobs
 from transfer.cli.main import app
 from transfer.config.reference import render
