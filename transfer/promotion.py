@@ -1,4 +1,4 @@
-"""Whether a version that a job published serves: `publish.promote`, and never against a later decision.
+"""Whether a version that a job published serves: `publish.promote` decides, unless a later promotion did.
 
 Nights ask the gate here, too.
 """
@@ -58,10 +58,10 @@ def judge(run: Run, challenger: ModelVersion, *, champion: int | None, asked_by:
 
 @dataclass(frozen=True)
 class PromotionChoice:
-    """What became of a published version.
+    """The outcome for a published version.
 
-    `promoted`: this call made it serve. `serving`: what serves afterwards. `why`: in sentences. `storage`: where all of
-    it is.
+    `promoted`: whether this call promoted it. `serving`: what serves afterwards. `why`: the reason, in sentences.
+    `storage`: address of the storage.
     """
 
     version: ModelVersion
@@ -74,17 +74,17 @@ class PromotionChoice:
 def choose(
     run: Run, version: ModelVersion, report: Report, *, instead_of: ModelVersion | None = None
 ) -> PromotionChoice:
-    """Promote a run's version if the configuration wants it, and nobody decided what serves since it was published.
+    """Promote a run's version as the configuration says, unless what serves was decided after its publication.
 
     Args:
         run: The run; its configuration has `publish.promote`, and the gate's limits.
         version: The version that was published from it.
         report: The report that the version was published with.
-        instead_of: The version whose place it takes if that serves, whatever `publish.promote` says.
+        instead_of: If this version serves, the new one replaces it, whatever `publish.promote` says.
 
     Raises:
         RegistryError: A version is damaged.
-        StorageError: Storage did not do what was asked.
+        StorageError: Storage cannot be read or written.
     """
     store = run.store
     serving = complete_serving_folder(store, version.model)
@@ -108,9 +108,9 @@ def choose(
 
 @dataclass(frozen=True)
 class _Verdict:
-    """Whether to promote, and the reason for the promotion log; or not, and what the version waits for, in a sentence.
+    """Whether to promote, with the reason for the promotion log; or what the version waits for, in a sentence.
 
-    `evidence`: what a gate decided by.
+    `evidence`: the gate's rules and figures.
     """
 
     promote: bool

@@ -1,4 +1,4 @@
-"""Images as a Python program has them, read and checked as an ingest does, in batches for a model."""
+"""Images in a Python program: paths, bytes, arrays or Pillow images, checked as in ingest, in batches for a model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import ImageOps
 from PIL.Image import Image as PillowImage
 from PIL.Image import fromarray
 
-from transfer.config import DatasetConfig, StorageConfig
+from transfer.config import DatasetConfig, ImageInput, StorageConfig
 from transfer.errors import DatasetError
 
 Image = str | os.PathLike[str] | bytes | np.ndarray | PillowImage
@@ -27,32 +27,52 @@ BATCH_SIZE = 32
 
 @dataclass(frozen=True)
 class Prediction:
-    """A model's answer for one image."""
+    """A model's prediction for one image.
+
+    Example:
+        >>> prediction = transfer.load_model("flowers").predict("photo.jpg")[0]
+        >>> prediction.image
+        'photo.jpg'
+        >>> prediction.probability == prediction.probabilities[prediction.label]
+        True
+    """
 
     image: str
-    """Its path or address, or its place among those that were asked about: `#0`."""
+    """Path or address of the image. For bytes, arrays and Pillow images: the position in the call, `#0`."""
     label: str
-    """The most probable class."""
+    """Name of the most probable class."""
     probability: float
-    """Of that class, 0 to 1."""
+    """Probability of that class, 0 to 1."""
     probabilities: dict[str, float] = field(repr=False)
-    """Of each class; their sum is 1."""
+    """Probability of each class by name, 0 to 1; their sum is 1."""
 
 
 def predictions(
     images: Image | Sequence[Image],
     *,
     classes: Sequence[str],
-    image_size: int,
+    image_input: ImageInput,
     limits: DatasetConfig,
     storage: StorageConfig,
     answer: Callable[[Iterator[Batch]], Iterable[np.ndarray]],
 ) -> list[Prediction]:
-    """Answer images in their order; a folder or prefix stands for the images in it.
+    """Predict images in their order. A folder or prefix stands for the images in it.
 
-    `classes`: names by index. `image_size`: side in pixels of what the network takes. `limits`: what an image may be,
-    and its background. `storage`: how a bucket is reached. `answer`: from batches to probabilities float32
-    [n, classes]. Raises DatasetError for the first image that cannot be answered, and StorageError.
+    Args:
+        images: One image or a sequence of images, of the kinds in `Image`.
+        classes: Sequence of strings. Names of the classes, by index.
+        image_input: The images that the network takes.
+        limits: The section `dataset`. Its limits of file size and pixels hold for each image; its background is put
+            under transparent pixels.
+        storage: The section `storage`, with which `s3://` addresses are read.
+        answer: Function from an iterator of batches to probabilities float32 [n, classes] of each batch.
+
+    Returns:
+        One Prediction for each image.
+
+    Raises:
+        DatasetError: An image cannot be read or decoded; the error names the first one.
+        StorageError: A bucket cannot be read.
     """
     given = list(images) if isinstance(images, Iterable) and not isinstance(images, _KINDS) else [images]
     keys: list[str] = []
@@ -60,7 +80,7 @@ def predictions(
     def checked() -> Iterator[tuple[bytes, np.ndarray]]:
         for key, data in _encoded(given, storage, limits):
             keys.append(key)
-            yield _decoded(key, data, image_size, limits)
+            yield _decoded(key, data, image_input, limits)
 
     def batches() -> Iterator[Batch]:
         images = checked()
@@ -101,13 +121,13 @@ def _encoded(images: Sequence[Image], storage: StorageConfig, limits: DatasetCon
             )
 
 
-def _decoded(key: str, data: bytes, image_size: int, limits: DatasetConfig) -> tuple[bytes, np.ndarray]:
+def _decoded(key: str, data: bytes, image_input: ImageInput, limits: DatasetConfig) -> tuple[bytes, np.ndarray]:
     from transfer.dataset.batches import checked_and_decoded
     from transfer.dataset.check import RejectedImage
 
-    # A program has the image in its hands already, in whatever format: what can be transcoded is.
+    # A program holds the image already, in whatever format, so every format that can be transcoded is accepted.
     outcome = checked_and_decoded(
-        data, key=key, image_size=image_size, limits=limits, transcode=True, background=limits.background
+        data, key=key, image_input=image_input, limits=limits, transcode=True, background=limits.background
     )
     if isinstance(outcome, RejectedImage):
         raise _unanswered(key, outcome.reason, outcome.detail)
@@ -132,7 +152,7 @@ def _from_pixels(pixels: np.ndarray, key: str) -> PillowImage:
 
 
 def _from_pillow(image: PillowImage, key: str) -> bytes:
-    """An image upright, as files are read, in colors that a PNG has."""
+    """Encode an image as PNG: upright by its EXIF orientation, as files are read, and in RGB or RGBA."""
     upright = ImageOps.exif_transpose(image)
     has_alpha = "A" in upright.getbands() or "transparency" in upright.info
     try:
@@ -142,7 +162,7 @@ def _from_pillow(image: PillowImage, key: str) -> bytes:
 
 
 def _as_png(image: PillowImage) -> bytes:
-    """The very pixels as a file, which then goes the way of all files."""
+    """Encode the same pixels losslessly, so that they are checked and decoded like any file."""
     buffer = io.BytesIO()
     image.save(buffer, "png", compress_level=1)
     return buffer.getvalue()

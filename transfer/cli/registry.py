@@ -28,7 +28,7 @@ Version = Annotated[int, typer.Argument(metavar="VERSION", min=1, help="Number o
 
 @registry_app.command("list")
 def list_(config: ConfigPath, overrides: Overrides = None, json: AsJson = False) -> None:
-    """List the versions: from which run and dataset, how good, how large, which one serves, which are pinned."""
+    """List the versions: run, dataset, accuracy, size, which one serves, and which are pinned."""
 
     def work() -> dict[str, Any]:
         from transfer.registry.describe import describe_versions
@@ -55,7 +55,7 @@ def show(
     overrides: Overrides = None,
     json: AsJson = False,
 ) -> None:
-    """Show a version: its files, where it came from, and what the promotion log says about it."""
+    """Show a version: its files, its origin, and its entries of the promotion log."""
 
     def work() -> dict[str, Any]:
         from transfer.registry.describe import describe_version, promotions_about, refusals_of
@@ -92,7 +92,7 @@ def promote_(
     overrides: Overrides = None,
     json: AsJson = False,
 ) -> None:
-    """Make a version serve, once all its bytes were verified: one more entry of the promotion log."""
+    """Verify all bytes of a version, and let it serve: adds an entry to the promotion log."""
     _serve(config, overrides, version, reason, json)
 
 
@@ -106,7 +106,7 @@ def rollback(
     ] = None,
     json: AsJson = False,
 ) -> None:
-    """Serve an earlier version again, once all its bytes were verified: one more entry of the promotion log."""
+    """Verify all bytes of an earlier version, and let it serve again: adds an entry to the promotion log."""
     _serve(config, overrides, to, reason, json)
 
 
@@ -133,7 +133,7 @@ def fetch(
     overrides: Overrides = None,
     json: AsJson = False,
 ) -> None:
-    """Bring what serves, or a version, to this machine's disk, verified, for programs that read no bucket."""
+    """Copy the version that serves, or another one, to this machine's disk and verify it: for programs without S3."""
 
     def work() -> dict[str, Any]:
         from transfer.registry.fetch import fetch_version, higher_number
@@ -162,7 +162,7 @@ def verify(
     overrides: Overrides = None,
     json: AsJson = False,
 ) -> None:
-    """Read all bytes of the versions, and ask each by every loader of SavedModels. Fails when one is wrong."""
+    """Read all bytes of the versions, and run each with every loader of SavedModels. Fails if one is damaged."""
     wrong: list[int] = []
 
     def work() -> dict[str, Any]:
@@ -197,7 +197,7 @@ def pin(
     overrides: Overrides = None,
     json: AsJson = False,
 ) -> None:
-    """Keep a version until it is unpinned, whatever `gc` is told."""
+    """Keep a version until it is unpinned: `gc` does not remove it."""
 
     def work() -> dict[str, Any]:
         from transfer.registry.retention import pin_version
@@ -217,7 +217,7 @@ def unpin(
     overrides: Overrides = None,
     json: AsJson = False,
 ) -> None:
-    """Take a version's pin away."""
+    """Remove the pin of a version."""
 
     def work() -> dict[str, Any]:
         from transfer.registry.retention import unpin_version
@@ -238,7 +238,7 @@ def gc(
     remove: Annotated[bool, typer.Option("--remove", help="Remove them, rather than say what would go.")] = False,
     json: AsJson = False,
 ) -> None:
-    """Find old versions that nothing needs, and remove them if asked to. What serves is never touched."""
+    """Find old versions that nothing needs; `--remove` removes them. The version that serves is never removed."""
 
     def work() -> dict[str, Any]:
         from transfer.cli.output import removal
@@ -313,13 +313,13 @@ def _metrics_text(version: ModelVersion) -> str:
 
 
 def _rules(evidence: dict[str, Any] | None, promotion: int) -> list[dict[str, Any]]:
-    """What a gate decided on, a row a rule."""
+    """The rules of a gate, one row for each."""
     rules = (evidence or {}).get("rules", [])
     return [{"promotion": promotion, "passed": rule["passed"], "rule": rule["text"]} for rule in rules]
 
 
 def _refused_by(refusal: Refusal) -> list[dict[str, Any]]:
-    """What a gate asked when it refused, a row a rule."""
+    """The rules of a gate that refused, one row for each."""
     evidence = refusal.evidence
     by = f"night {evidence['night']}" if "night" in evidence else f"run {evidence['run']}"
     beside = f"version {refusal.champion}" if refusal.champion else "nothing"

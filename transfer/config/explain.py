@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, in sentences, whether it came from a file or was built in Python."""
+"""Problems of a configuration in sentences, whether it came from a file or was built in Python."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _RENAMED = {
 
 
 def explain(error: ValidationError, model: type[BaseModel], *, name: str) -> str:
-    """All problems of a document that is no `model`, a line each, with the nearest known name for an unknown key.
+    """List all problems of a document, a line for each, with the nearest known name for an unknown key.
 
-    `name`: what the document is called, a file's path for example.
+    `name`: name of the document, for example the path of its file.
     """
     lines = [f"  {line}" for line in islice(_problems(error, model), _SHOWN)]
     if error.error_count() > _SHOWN:
@@ -32,7 +32,7 @@ def explain(error: ValidationError, model: type[BaseModel], *, name: str) -> str
 
 
 def fields_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
-    """Names of the keys that are known at a place of a document."""
+    """Names of the known keys at a place of a document."""
     for part in location:
         if isinstance(part, str) and part in model.model_fields:
             found = section_in(model.model_fields[part].annotation)
@@ -43,7 +43,7 @@ def fields_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str
 def _problems(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
     for problem in error.errors(include_url=False):
         is_unknown = problem["type"] == "extra_forbidden"
-        # An unknown key may be called as anything.
+        # An unknown key may have any name, even that of a union tag.
         named = problem["loc"][-1:] if is_unknown else ()
         tagged = problem["loc"][: -len(named) or None]
         location = [*(part for part in tagged if not _is_union_tag(part)), *named]
@@ -55,7 +55,7 @@ def _problems(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
         else:
             message = problem["msg"].removeprefix("Value error, ")
             found = problem["input"]
-            # Where the name of a variable is asked for, what was found may be the secret itself.
+            # A key that expects the name of a variable may have received the secret itself.
             is_shown = isinstance(found, str | int | float) and not path.endswith("_env")
             shown = f" (found `{found}`)" if is_shown else ""
             yield f"{path}: {message}{shown}" if path else f"{message}{shown}"
@@ -73,7 +73,7 @@ def _is_union_tag(part: int | str) -> bool:
 
 
 def section_in(annotation: Any) -> type[Section] | None:
-    """The section that a field holds: alone, in a list, in a mapping, or as one of several types."""
+    """The section class in a field's annotation: alone, in a list, in a mapping, or as one of several types."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation
     if get_origin(annotation) in (list, dict, Union, types.UnionType):

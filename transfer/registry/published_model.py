@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from transfer.catalog.model import ModelVersion
-from transfer.config import Config
+from transfer.config import Config, ImageInput
 from transfer.dataset.batches import BinaryColumn
 from transfer.dataset.manifest import Dataset, Shard
 from transfer.dataset.shards import read_columns, read_shard
@@ -42,7 +42,7 @@ BATCH_SIZE = 32
 Answers = Callable[[list[bytes]], dict[str, Any]]
 """What a published model answers for encoded images."""
 Batch = tuple[list[bytes], np.ndarray]
-"""Encoded images, and the same decoded: float32 [n, image_size, image_size, 3] in 0..255."""
+"""Encoded images, and the same decoded: float32 [n, height, width, 3] in 0..255."""
 Engine = Literal["auto", "tensorflow", "openvino"]
 
 
@@ -68,9 +68,9 @@ class PublishedModel:
         self._files = files
 
     @cached_property
-    def image_size(self) -> int:
-        """Height and width of the images that the network takes."""
-        return int(self._description["image_size"])
+    def image_input(self) -> ImageInput:
+        """The images that the network takes."""
+        return ImageInput(**self._description["image_input"])
 
     @property
     def background(self) -> str | None:
@@ -86,7 +86,7 @@ class PublishedModel:
     @property
     def row_shape(self) -> tuple[int, ...]:
         """Shape of a decoded image."""
-        return (self.image_size, self.image_size, 3)
+        return self.image_input.shape
 
     def answer(self, encoded: list[bytes]) -> dict[str, Any]:
         """What the signature for encoded images answers."""

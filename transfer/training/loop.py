@@ -338,9 +338,9 @@ class Training:
         cached = self.inputs.open(progress.phase)
         if cached is not None:
             return CachedSamples(cached.train, cached.validation, **rest, max_steps=max_steps)
-        image_size = self.model.backbone.image_size
+        image_input = self.model.backbone.image_input
         replicas = self.shared.strategy.num_replicas_in_sync
-        return ImageSamples(self.run.store, self.dataset, image_size=image_size, replicas=replicas, **rest)
+        return ImageSamples(self.run.store, self.dataset, image_input=image_input, replicas=replicas, **rest)
 
 
 def _is_due(step: int, every: int | None) -> bool:

@@ -17,6 +17,7 @@ from tests.digits import digits_config, hold_out, ingest_some_digits, write_some
 from tests.unit.registry.test_export_proof import Tampered
 from transfer import jobs
 from transfer.cli.main import app
+from transfer.config import ImageInput
 from transfer.config.reference import render
 from transfer.dataset.batches import decoded
 from transfer.ensure import evaluated, fit
@@ -366,8 +367,8 @@ def test_a_model_that_decodes_otherwise_than_this_release_answers_by_its_own_dec
     model, _ = restore_model(done.run, done.dataset)
     Tampered(model, "range of files").save(tmp_path / "model")
     other = PublishedModel(done.version, tmp_path / "model")
-    other.__dict__["image_size"] = 32
-    pixels = np.stack([decoded(image, image_size=32) for image in held_out[:5]])
+    other.__dict__["image_input"] = ImageInput(32, 32)
+    pixels = np.stack([decoded(image, image_input=ImageInput(32, 32)) for image in held_out[:5]])
     (answers,) = other.answers(iter([(held_out[:5], pixels)]), engine="auto")
     np.testing.assert_array_equal(answers, other.answer(held_out[:5])["probabilities"])
     assert np.abs(answers - other.plain(pixels)[0]).max() > 1e-3

@@ -13,7 +13,7 @@ from transfer.backbone.applications import known_networks
 from transfer.backbone.backbone import pooled
 from transfer.backbone.files import RANGES
 from transfer.backbone.load import load_backbone
-from transfer.config import BaseNetworkConfig
+from transfer.config import BaseNetworkConfig, ImageInput
 from transfer.errors import FeaturesError
 from transfer.features import engines
 from transfer.features.engines import OpenVinoEngine
@@ -113,7 +113,10 @@ def cut_at(images, *outputs):
     """Frozen parts of a network of one's own, which sees pixels as they are."""
     networks = [keras.Model(images, output) for output in outputs]
     randomize(networks[-1])
-    return [FrozenPart(base="own", image_size=8, preprocess=RANGES["0..1"], network=network) for network in networks]
+    return [
+        FrozenPart(base="own", image_input=ImageInput(8, 8), preprocess=RANGES["0..1"], network=network)
+        for network in networks
+    ]
 
 
 def batch_norm(value, **options):
