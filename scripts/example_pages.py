@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from transfer.catalog.model import ModelVersion
+from transfer.catalog.model import BaseDigest, ModelVersion, Provenance, ReportedMetrics, TrainedWeights
 from transfer.catalog.run import EpochRow
 from transfer.config import GateConfig
 from transfer.evaluation.against import AgainstServing
@@ -310,11 +310,15 @@ def _contents() -> Contents:
             published_at=f"2026-03-0{number}T02:04:00+00:00",
             files=(),
             classes=tuple(CLASSES),
-            provenance={
-                "run": f"things-{number:012x}",
-                "dataset": data,
-                "metrics": {"accuracy": 0.8 + 0.02 * number, "loss": 0.5, "split": "test"},
-            },
+            provenance=Provenance(
+                run=f"things-{number:012x}",
+                dataset=data,
+                base=BaseDigest(model="MobileNetV2", sha256="b" * 64),
+                weights=TrainedWeights(checkpoint=1, sha256="c" * 64),
+                report=1,
+                metrics=ReportedMetrics(accuracy=0.8 + 0.02 * number, loss=0.5, split="test"),
+                config={},
+            ),
         )
         for number in (3, 2, 1)
     ]

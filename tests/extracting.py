@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.digits import copied_storage, ingest_digits_in_shards
-from transfer.config import AugmentationConfig
+from transfer.config import AugmentationConfig, ImageInput
 from transfer.features.extract import Extractor, image_rows
 from transfer.features.store import FeatureStore
 
@@ -33,7 +33,7 @@ def cached_values(store, frozen_part, shards):
 
 
 def images_of(store, shards, rows_at_a_time=50):
-    batches = image_rows(store, shards, image_size=32, batch_size=rows_at_a_time)
+    batches = image_rows(store, shards, image_input=ImageInput(32, 32), batch_size=rows_at_a_time)
     return np.concatenate([batch.values for batch in batches])
 
 

@@ -85,6 +85,7 @@ def parity(passes: dict[str, Callable[[], Iterator[np.ndarray]]]) -> dict[str, b
 def arm_of(arm: str, folder: Path, endpoint: str) -> Callable[[], Iterator[np.ndarray]]:
     import tensorflow as tf
 
+    from transfer.config import ImageInput
     from transfer.dataset.batches import DEFAULT_WINDOW_SIZE_BYTES, image_batches
     from transfer.dataset.decode import load_image
     from transfer.dataset.manifest import load_dataset
@@ -96,7 +97,7 @@ def arm_of(arm: str, folder: Path, endpoint: str) -> Callable[[], Iterator[np.nd
         batches = image_batches(
             store,
             dataset.shards_of("train"),
-            image_size=SIZE,
+            image_input=ImageInput(SIZE, SIZE),
             batch_size=BATCH,
             seed=0,
             epochs=range(EPOCHS),
@@ -114,7 +115,7 @@ def arm_of(arm: str, folder: Path, endpoint: str) -> Callable[[], Iterator[np.nd
 
         def load(record: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             parsed = tf.io.parse_single_example(record, features)
-            return load_image(parsed["image"], SIZE), parsed["label"]
+            return load_image(parsed["image"], ImageInput(SIZE, SIZE)), parsed["label"]
 
         images = records.map(load, num_parallel_calls=tf.data.AUTOTUNE)
         for batch, _ in images.batch(BATCH).prefetch(tf.data.AUTOTUNE):
@@ -125,7 +126,7 @@ def arm_of(arm: str, folder: Path, endpoint: str) -> Callable[[], Iterator[np.nd
         images = (
             tf.data.Dataset.from_tensor_slices(encoded)
             .repeat(EPOCHS)
-            .map(lambda image: load_image(image, SIZE), num_parallel_calls=tf.data.AUTOTUNE)
+            .map(lambda image: load_image(image, ImageInput(SIZE, SIZE)), num_parallel_calls=tf.data.AUTOTUNE)
         )
         for batch in images.batch(BATCH).prefetch(tf.data.AUTOTUNE):
             yield batch.numpy()

@@ -22,7 +22,7 @@ from urllib.parse import parse_qs
 
 import numpy as np
 
-from transfer.config import Config, parse_config
+from transfer.config import Config, ImageInput, parse_config
 from transfer.dataset.manifest import Dataset, Shard, dataset_log
 from transfer.dataset.shards import read_columns, write_shard
 from transfer.demo import BASE_PATH
@@ -204,7 +204,13 @@ class Jobs:
             # A window of one shard: the dataset is larger than the window, as a large one is.
             window = min(shard.size_bytes for shard in shards)
             batches = image_batches(
-                store, shards, image_size=32, batch_size=32, worker=worker, seed=0, window_size_bytes=window
+                store,
+                shards,
+                image_input=ImageInput(32, 32),
+                batch_size=32,
+                worker=worker,
+                seed=0,
+                window_size_bytes=window,
             )
             for _ in batches:
                 pass
@@ -325,7 +331,7 @@ def cpu_of_images(image: bytes, count: int) -> dict[str, float]:
     times = {}
     for name, work in (
         ("check", lambda: check_batch(batch, source=None, limits=limits)),  # type: ignore[arg-type]
-        ("decode and resize to 224", lambda: [decoded(image, image_size=224) for _ in range(count)]),
+        ("decode and resize to 224", lambda: [decoded(image, image_input=ImageInput(224, 224)) for _ in range(count)]),
     ):
         work()
         started = time.process_time()

@@ -14,6 +14,7 @@ from tests.proof.figures import note
 from tests.proof.flipping import flipped, sampled
 from transfer.catalog import layout
 from transfer.catalog.run import Progress
+from transfer.config import ImageInput
 from transfer.dataset.file_cache import SeenLog
 from transfer.dataset.manifest import Reject, Shard, load_dataset, read_ledger, write_ledger
 from transfer.dataset.shards import read_columns, read_shard, write_shard
@@ -238,7 +239,7 @@ def test_flips_of_cached_features_are_noticed(store, folder):
 
     pixels = keras.Input((8, 8, 3))
     network = keras.Model(pixels, keras.layers.Conv2D(4, 3, strides=2)(pixels))
-    part = FrozenPart(base="tiny", image_size=8, preprocess=RANGES["0..1"], network=network)
+    part = FrozenPart(base="tiny", image_input=ImageInput(8, 8), preprocess=RANGES["0..1"], network=network)
     cached = FeatureStore(store, part)
     images = Shard(name="shards/a", sha256="a" * 64, split="train", rows=200, size_bytes=1)
     with cached.writer(images) as writer:

@@ -27,7 +27,7 @@ from transfer.config import BaseNetworkConfig
 from transfer.dataset.ingest import ingest
 from transfer.dataset.manifest import read_ledger
 from transfer.errors import BackboneError, CorruptObjectError, DatasetError, StorageError
-from transfer.registry.served import load_answers
+from transfer.registry.published_model import load_answers
 from transfer.registry.versions import download_version, load_version, versions_log
 from transfer.storage import open_store
 

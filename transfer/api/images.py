@@ -1,4 +1,4 @@
-"""Images as a Python program has them, read and checked as an ingest does, in batches for a model."""
+"""Images in a Python program: paths, bytes, arrays or Pillow images, checked as in ingest, in batches for a model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import ImageOps
 from PIL.Image import Image as PillowImage
 from PIL.Image import fromarray
 
-from transfer.config import DatasetConfig, StorageConfig
+from transfer.config import DatasetConfig, ImageInput, StorageConfig
 from transfer.errors import DatasetError
 
 if TYPE_CHECKING:
@@ -32,34 +32,54 @@ BATCH_SIZE = 32
 
 @dataclass(frozen=True)
 class Prediction:
-    """A model's answer for one image."""
+    """A model's prediction for one image.
+
+    Example:
+        >>> prediction = transfer.load_model("flowers").predict("photo.jpg")[0]
+        >>> prediction.image
+        'photo.jpg'
+        >>> prediction.probability == prediction.probabilities[prediction.label]
+        True
+    """
 
     image: str
-    """Its path or address, or its place among those that were asked about: `#0`."""
+    """Path or address of the image. For bytes, arrays and Pillow images: the position in the call, `#0`."""
     label: str | None
-    """The most probable class; None for an image that cannot be answered."""
+    """Name of the most probable class; None for an image that cannot be read."""
     probability: float | None
-    """Of that class, 0 to 1; None without one."""
+    """Probability of that class, 0 to 1; None for an image that cannot be read."""
     probabilities: dict[str, float] = field(repr=False)
-    """Of each class; their sum is 1. Empty for an image that cannot be answered."""
+    """Probability of each class by name, 0 to 1; their sum is 1. Empty for an image that cannot be read."""
     error: str | None = None
-    """Why it cannot be answered: `corrupt: …`."""
+    """Why the image cannot be read: `corrupt: …`."""
 
 
 def predictions(
     images: Image | Sequence[Image],
     *,
     classes: Sequence[str],
-    image_size: int,
+    image_input: ImageInput,
     limits: DatasetConfig,
     storage: StorageConfig,
     answer: Callable[[Iterator[Batch]], Iterable[np.ndarray]],
 ) -> list[Prediction]:
-    """Answer images in their order; a folder or prefix stands for the images in it.
+    """Predict images in their order. A folder or prefix stands for the images in it.
 
-    `classes`: names by index. `image_size`: side in pixels of what the network takes. `limits`: what an image may be,
-    and its background. `storage`: how a bucket is reached. `answer`: from batches to probabilities float32
-    [n, classes]. Raises DatasetError for a single image that cannot be answered, and StorageError.
+    Args:
+        images: One image or a sequence of images, of the kinds in `Image`.
+        classes: Sequence of strings. Names of the classes, by index.
+        image_input: The images that the network takes.
+        limits: The section `dataset`. Its limits of file size and pixels hold for each image; its background is put
+            under transparent pixels.
+        storage: The section `storage`, with which `s3://` addresses are read.
+        answer: Function from an iterator of batches to probabilities float32 [n, classes] of each batch.
+
+    Returns:
+        One Prediction for each image. That of an image that cannot be read has an `error`.
+
+    Raises:
+        DatasetError: An image that is given alone cannot be read or decoded.
+        StorageError: A bucket cannot be read.
     """
     from transfer.dataset.check import RejectedImage
     from transfer.dataset.manifest import Reject
@@ -70,7 +90,7 @@ def predictions(
 
     def decoded() -> Iterator[tuple[bytes, np.ndarray]]:
         for key, data in _encoded(given, storage, limits):
-            outcome = data if isinstance(data, Reject) else _decoded(key, data, image_size, limits)
+            outcome = data if isinstance(data, Reject) else _decoded(key, data, image_input, limits)
             if isinstance(outcome, Reject | RejectedImage):
                 if _is_alone(key, images):
                     raise _unanswered(key, outcome.reason, outcome.detail)
@@ -127,12 +147,14 @@ def _encoded(
             )
 
 
-def _decoded(key: str, data: bytes, image_size: int, limits: DatasetConfig) -> tuple[bytes, np.ndarray] | RejectedImage:
+def _decoded(
+    key: str, data: bytes, image_input: ImageInput, limits: DatasetConfig
+) -> tuple[bytes, np.ndarray] | RejectedImage:
     from transfer.dataset.batches import checked_and_decoded
 
-    # A program has the image in its hands already, in whatever format: what can be transcoded is.
+    # A program holds the image already, in whatever format, so every format that can be transcoded is accepted.
     return checked_and_decoded(
-        data, key=key, image_size=image_size, limits=limits, transcode=True, background=limits.background
+        data, key=key, image_input=image_input, limits=limits, transcode=True, background=limits.background
     )
 
 
@@ -154,7 +176,7 @@ def _from_pixels(pixels: np.ndarray, key: str) -> PillowImage:
 
 
 def _from_pillow(image: PillowImage, key: str) -> bytes:
-    """An image upright, as files are read, in colors that a PNG has."""
+    """Encode an image as PNG: upright by its EXIF orientation, as files are read, and in RGB or RGBA."""
     upright = ImageOps.exif_transpose(image)
     has_alpha = "A" in upright.getbands() or "transparency" in upright.info
     try:
@@ -164,7 +186,7 @@ def _from_pillow(image: PillowImage, key: str) -> bytes:
 
 
 def _as_png(image: PillowImage) -> bytes:
-    """The very pixels as a file, which then goes the way of all files."""
+    """Encode the same pixels losslessly, so that they are checked and decoded like any file."""
     buffer = io.BytesIO()
     image.save(buffer, "png", compress_level=1)
     return buffer.getvalue()

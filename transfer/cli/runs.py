@@ -1,4 +1,4 @@
-"""The commands `transfer runs …` and `transfer open`: what training has left in storage, as lists and as pages."""
+"""The commands `transfer runs …` and `transfer open`: runs in storage as lists, and pages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ runs_app = typer.Typer(help="List a model's runs, look at one, remove old ones."
 
 @runs_app.command("list")
 def list_(config: ConfigPath, overrides: Overrides = None, json: AsJson = False) -> None:
-    """List the runs: when each was started, on what, how far it is, how good, which versions came of it, its bytes."""
+    """List the runs: start, dataset version, progress, accuracy, published versions, and size."""
 
     def work() -> dict[str, Any]:
         from transfer.maintenance.runs import accuracies, list_runs, versions_from
@@ -100,7 +100,7 @@ def gc(
     remove: Annotated[bool, typer.Option("--remove", help="Remove them, rather than say what would go.")] = False,
     json: AsJson = False,
 ) -> None:
-    """Find old runs that nothing needs, and checkpoints that no finished run needs; remove them if asked to."""
+    """Find old runs that nothing needs, and checkpoints that no finished run needs; `--remove` removes them."""
 
     def work() -> dict[str, Any]:
         from transfer.cli.output import removal
@@ -152,7 +152,7 @@ def _described(stored: StoredRun, nothing: str | None) -> dict[str, Any]:
 
 
 def _flat(value: Any, key: str = "") -> list[tuple[str, Any]]:
-    """A configuration's keys, dotted as `--set` takes them, with what is not the same as nothing."""
+    """Dotted keys of a configuration, as `--set` takes them, with their values; empty values are left out."""
     if isinstance(value, dict) and value:
         return [pair for name, inner in value.items() for pair in _flat(inner, f"{key}.{name}" if key else name)]
     if isinstance(value, list) and value and isinstance(value[0], dict):
@@ -208,7 +208,7 @@ def open_(
 
 
 def _opened(config: Path | None, storage: str | None, overrides: list[str] | None) -> tuple[Store, str]:
-    """The storage, and the model whose nights are meant; none where only the storage is named."""
+    """The storage, and the model whose nights are shown; empty if only the storage is given."""
     from transfer.config import StorageConfig
     from transfer.config.paths import path_here
     from transfer.errors import ConfigError

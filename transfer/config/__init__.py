@@ -1,6 +1,7 @@
 """The configuration: typed models, reading YAML with overrides, rendering, and the generated reference."""
 
 from transfer.config.decides import deciding, keys_that_vary
+from transfer.config.image_input import ImageInput
 from transfer.config.loading import load_config, load_document, parse_config, set_key
 from transfer.config.models import (
     NOT_LEARNED,
@@ -40,6 +41,7 @@ __all__ = [
     "FeaturesConfig",
     "GateConfig",
     "HeadConfig",
+    "ImageInput",
     "NightlyConfig",
     "OptimizerConfig",
     "PhaseConfig",

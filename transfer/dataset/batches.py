@@ -4,7 +4,7 @@ For the passes that see every image once: tracing and starting a pipeline takes 
 
 Each batch is a dict:
 
-- `images`: float32 [batch, image_size, image_size, 3], pixel values in 0..255
+- `images`: float32 [batch, height, width, 3], pixel values in 0..255
 - `labels`: int32 [batch]
 - `real`: float32 [batch], 1 for a row of the dataset, 0 for one that only fills up the epoch's last batch
 - `positions`: int32 [batch], each row's place in the global batch
@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 import tensorflow as tf
 
-from transfer.config import DatasetConfig
+from transfer.config import DatasetConfig, ImageInput
 from transfer.dataset.check import RejectedImage, check_image
 from transfer.dataset.decode import load_image, load_plain_jpeg
 from transfer.dataset.manifest import Shard
@@ -39,11 +39,11 @@ BATCHES_AHEAD = 2
 
 
 def stored_images(
-    store: Store, shards: Sequence[Shard], *, image_size: int, batch_size: int
+    store: Store, shards: Sequence[Shard], *, image_input: ImageInput, batch_size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """All images of some shards as they are stored, and their labels.
 
-    Yields float32 [n, image_size, image_size, 3] in 0..255 and int32 [n], n below `batch_size` at the very end only.
+    Yields float32 [n, height, width, 3] in 0..255 and int32 [n], n below `batch_size` at the very end only.
     Holds at most three shards in memory. Raises CorruptObjectError, ObjectNotFoundError, StorageError.
     """
     cpus = os.cpu_count() or 1
@@ -52,7 +52,7 @@ def stored_images(
             reading = (reader.submit(read_shard, store, shard, columns=["image", "label"]) for shard in shards)
             tables = in_order(reading, Future.result, is_full=lambda waiting: len(waiting) > 1)
             rows = (row for table in tables for row in _rows(table))
-            decode = functools.partial(decoded, image_size=image_size)
+            decode = functools.partial(decoded, image_input=image_input)
 
             def decoding() -> Iterator[tuple[list[Future[np.ndarray]], np.ndarray]]:
                 while batch := list(islice(rows, batch_size)):
@@ -75,17 +75,17 @@ def _finished(batch: tuple[list[Future[np.ndarray]], np.ndarray]) -> tuple[np.nd
     return np.stack([image.result() for image in images]), labels
 
 
-def decoded(encoded: bytes, *, image_size: int) -> np.ndarray:
-    """One image as float32 [image_size, image_size, 3] in 0..255. Raises what `load_image` raises."""
-    load = _compiled(load_plain_jpeg if is_plain_jpeg(encoded) else load_image, image_size)
+def decoded(encoded: bytes, *, image_input: ImageInput) -> np.ndarray:
+    """One image as float32 [height, width, 3] in 0..255. Raises what `load_image` raises."""
+    load = _compiled(load_plain_jpeg if is_plain_jpeg(encoded) else load_image, image_input)
     image: np.ndarray = load(tf.constant(encoded)).numpy()
     return image
 
 
 def checked_and_decoded(
-    data: bytes, *, key: str, image_size: int, limits: DatasetConfig, transcode: bool, background: str | None
+    data: bytes, *, key: str, image_input: ImageInput, limits: DatasetConfig, transcode: bool, background: str | None
 ) -> tuple[bytes, np.ndarray] | RejectedImage:
-    """A file's image as an ingest would store it, and the same decoded: float32 [image_size, image_size, 3] in 0..255.
+    """A file's image as an ingest would store it, and the same decoded: float32 [height, width, 3] in 0..255.
 
     `key`: the file's name. `limits`: what an image may be. `transcode`, `background`: as in `check_image`.
     """
@@ -99,16 +99,16 @@ def checked_and_decoded(
     )
     if isinstance(outcome, RejectedImage):
         return outcome
-    return outcome.data, decoded(outcome.data, image_size=image_size)
+    return outcome.data, decoded(outcome.data, image_input=image_input)
 
 
 @functools.lru_cache(maxsize=4)
-def _compiled(load: Callable[[tf.Tensor, int], tf.Tensor], image_size: int) -> Any:
+def _compiled(load: Callable[[tf.Tensor, ImageInput], tf.Tensor], image_input: ImageInput) -> Any:
     @tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
     def loaded(image_bytes: tf.Tensor) -> tf.Tensor:
         # No other device decodes, and a trip to one for resizing costs more than it saves.
         with tf.device("CPU"):
-            return load(image_bytes, image_size)
+            return load(image_bytes, image_input)
 
     return loaded.get_concrete_function()
 
@@ -127,7 +127,7 @@ def image_batches(
     store: Store,
     shards: Sequence[Shard],
     *,
-    image_size: int,
+    image_input: ImageInput,
     batch_size: int,
     replica_batch_size: int | None = None,
     worker: WorkerSlice | None = None,
@@ -156,7 +156,7 @@ def image_batches(
             first = 0
 
     def decode(encoded: tf.Tensor, facts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return load_image(encoded, image_size), facts
+        return load_image(encoded, image_input), facts
 
     def named(images: tf.Tensor, facts: tf.Tensor) -> dict[str, tf.Tensor]:
         labels, real, positions = tf.unstack(facts, axis=1)

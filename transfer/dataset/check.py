@@ -1,7 +1,7 @@
-"""Whether an image can be used, told from its bytes before it gets into a dataset.
+"""The check of an image by its bytes, before it enters a dataset.
 
-An accepted image has been decoded here by the very function that training and serving use, so it cannot fail there.
-What happens to each format and oddity is written in docs/images.md.
+An accepted image was decoded here by the same function that training and serving use, so it cannot fail there.
+docs/images.md says what happens to each format and each defect.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from transfer.dataset.formats import Format
 from transfer.runtime.startup import import_tensorflow
 
 CHECK_VERSION = 3
-"""Counted up when another image is accepted, stored or described than before, so that what was found earlier is not
-relied on."""
+"""Version of this check. It is raised when the check accepts, stores or describes images differently, so that results
+of earlier ingests are not reused."""
 # A progressive JPEG has about ten scans. Each costs a pass over all pixels, however few bytes it has.
 _MAX_JPEG_SCANS = 100
-# Pillow's words for compressed texts and profiles beyond its limit.
+# Pillow's messages for compressed texts and profiles beyond its limit.
 _UNPACKS_TO_MUCH = "Decompressed data too large"
-# Pillow and TensorFlow convert print colors a little differently; the wrong way round is far beyond, in 0..255.
+# Largest difference in 0..255. Pillow and TensorFlow convert CMYK slightly differently; inverted colors are far beyond.
 _MAX_MEAN_DIFFERENCE_OF_JPEG = 8
 # The other decoders agree exactly; versions of the WebP library may round differently one day.
 _MAX_DIFFERENCE = 8
@@ -65,7 +65,7 @@ class RejectedImage:
 
 
 class _RefusedError(Exception):
-    """The image is not taken."""
+    """The image is refused."""
 
     def __init__(self, reason: RejectReason, detail: str) -> None:
         super().__init__(reason, detail)
@@ -73,7 +73,7 @@ class _RefusedError(Exception):
 
 
 class _UndecodableError(Exception):
-    """TensorFlow does not decode the image, or to another picture than Pillow does."""
+    """TensorFlow cannot decode the image, or decodes it to other pixels than Pillow does."""
 
 
 def check_image(
@@ -87,10 +87,10 @@ def check_image(
 ) -> AcceptedImage | RejectedImage:
     """Check one image file by decoding it; never raises because of what is in `data`.
 
-    `key` is the file's name: the content alone decides, a name that promises another format is mentioned. Images of
-    more than `max_pixels` pixels are refused from their header. With `transcode`, what TensorFlow does not decode right
-    becomes an upright PNG of the first frame where Pillow can read it; the same bytes always give the same PNG. So does
-    an image with transparent pixels where there is a `background`, `#rrggbb`, to put it on.
+    `key`: name of the file. The content alone decides; a name that promises another format is mentioned. Images with
+    more than `max_pixels` pixels are refused by their header. With `transcode`, a file that TensorFlow does not decode
+    correctly becomes an upright PNG of its first frame if Pillow can read it; the same bytes always give the same PNG.
+    `background`, `#rrggbb`: an image with transparent pixels is put on this color and becomes a PNG, too.
     """
     if not data:
         return RejectedImage(RejectReason.EMPTY, "The file has no bytes.")
@@ -102,7 +102,7 @@ def check_image(
         detail = f"The file starts with {data[:12]!r}, which no known image format does."
         return RejectedImage(RejectReason.NOT_AN_IMAGE, detail)
     try:
-        # Pillow's warnings say what is decided here; they would come thousands of times.
+        # Pillow warns of what this function decides anyway, and would warn thousands of times.
         with _no_warnings():
             return _check(
                 data, kind, kind.named(key), max_pixels=max_pixels, transcode=transcode, background=background
@@ -115,7 +115,7 @@ def _check(
     data: bytes, kind: Format, label: str, *, max_pixels: int, transcode: bool, background: str | None
 ) -> AcceptedImage:
     if not kind.is_decodable and not transcode:
-        # It would be no help to recommend what does not help.
+        # Recommend transcoding only if it would help.
         _refuse_pixels(data, kind, label)
         tool = f" (with {kind.package} installed)" if kind.package else ""
         raise _RefusedError(
@@ -159,9 +159,9 @@ def _check_with_pillow(
 def _decoded_alone(
     data: bytes, kind: Format, refused: _RefusedError, *, max_pixels: int, background: str | None
 ) -> AcceptedImage:
-    """Accept a JPEG or PNG that is decoded although Pillow finds it corrupt: damage beside the picture is no matter.
+    """Accept a JPEG or PNG that TensorFlow decodes although Pillow finds it corrupt: the damage is outside the pixels.
 
-    Raises `refused` where TensorFlow does not decode it either, and where a text would unpack to very much.
+    Raises `refused` if TensorFlow cannot decode it either, or if a compressed text in it is too large.
     """
     if _UNPACKS_TO_MUCH in refused.rejected.detail:
         raise refused
@@ -179,7 +179,7 @@ def _decoded_alone(
 
 
 def _accepted(pixels: np.ndarray) -> AcceptedImage:
-    """An image of these pixels, uint8 [height, width, 3], as PNG."""
+    """Encode pixels, uint8 [height, width, 3], as PNG."""
     from PIL import Image
 
     height, width, _ = pixels.shape
@@ -187,15 +187,15 @@ def _accepted(pixels: np.ndarray) -> AcceptedImage:
 
 
 def _decode_as_pillow(data: bytes, kind: Format, image: Any, label: str, *, max_pixels: int) -> tuple[int, int]:
-    """Decode with TensorFlow and see that it is the picture that Pillow shows; height and width in pixels.
+    """Decode with TensorFlow and compare with Pillow's pixels. Returns height and width in pixels.
 
-    TensorFlow makes room for as many pixels as the header says that Pillow has read, and for BMP no more than the file
-    has bytes. Only a GIF's frames may be larger than its header says.
+    TensorFlow allocates as many pixels as the header says, which Pillow has read before; for BMP at most as many as the
+    file has bytes. Only frames of a GIF can be larger than its header says.
     """
     _limit_scans(data, kind, label)
     if kind is formats.GIF:
         _limit_gif_frames(data, image.size, max_pixels)
-    # JPEG, the most frequent, has one way to be read unless it is for print; Pillow need not decode it as well.
+    # JPEG, the most frequent format, can be read in one way only, except CMYK. So Pillow need not decode it, too.
     is_compared = kind is not formats.JPEG or image.mode not in {"RGB", "L"}
     if is_compared:
         _load(image, label)
@@ -231,7 +231,7 @@ def _open(data: bytes, kind: Format, label: str) -> Any:
         if kind is formats.TIFF and (layout := formats.tiff_layout(data)) is not None and not layout.is_usual:
             detail = f"{label} of {layout}, which Pillow does not read; convert it to 8 bits a channel first."
             raise _RefusedError(RejectReason.UNSUPPORTED_FORMAT, detail) from None
-        # Pillow's sentence says no more than where in memory the file is, which would make each ledger another.
+        # Pillow's message contains only a memory address, with which each ledger would differ.
         raise _RefusedError(RejectReason.CORRUPT, f"{label} with a broken header.") from None
     except Exception as error:  # noqa: BLE001 - broken files make Pillow's parsers raise anything
         raise _RefusedError(RejectReason.CORRUPT, f"{label} with a broken header: {_text(error)}.") from None
@@ -257,10 +257,10 @@ def _limit_scans(data: bytes, kind: Format, label: str) -> None:
 
 
 def _limit_gif_frames(data: bytes, screen: tuple[int, int], max_pixels: int) -> None:
-    """TensorFlow keeps a byte a pixel of all frames at once, and takes the largest frame for the picture's size."""
+    """Limit the frames of a GIF: TensorFlow holds all frames in memory, each in the size of the largest."""
     frames = list(formats.gif_frames(data))
     pixels = sum(width * height for width, height in frames)
-    # As much memory as decoding a still image of max_pixels takes.
+    # The limit is the memory for decoding one image of max_pixels.
     if pixels > 3 * max_pixels:
         raise _UndecodableError(f"its {len(frames):,} frames have {pixels:,} pixels, more than thrice max_pixels")
     if not frames or (max(width for width, _ in frames), max(height for _, height in frames)) != screen:
@@ -274,7 +274,7 @@ def _compare(pixels: np.ndarray, image: Any, kind: Format) -> None:
         raise _UndecodableError(f"it becomes {pixels.shape[1]}×{pixels.shape[0]}, not {shown.width}×{shown.height}")
     difference = np.abs(pixels.astype(np.int16) - reference)
     if shown.has_transparency_data:
-        # Nothing says what color a pixel has that is not seen.
+        # The color of a fully transparent pixel is undefined.
         difference = difference[np.asarray(shown.convert("RGBA"))[..., 3] > 0]
     if kind is formats.JPEG:
         is_other = difference.mean() > _MAX_MEAN_DIFFERENCE_OF_JPEG
@@ -294,7 +294,7 @@ def _upright(image: Any) -> Any:
 
 
 def _to_rgb(image: Any, *, keeps_alpha: bool = False) -> Any:
-    """Three channels of 8 bits. Alpha is dropped, as TensorFlow drops it, or kept; 16 bits lose the lower 8."""
+    """Convert to three channels of 8 bits. Alpha is dropped, as in TensorFlow, or kept; 16 bits lose the lower 8."""
     from PIL import Image
 
     if image.mode.startswith("I;16"):
@@ -303,7 +303,7 @@ def _to_rgb(image: Any, *, keeps_alpha: bool = False) -> Any:
 
 
 def _refuse_pixels(data: bytes, kind: Format, label: str) -> None:
-    """Refuse a TIFF of pixels that do not become a PNG. One that is broken otherwise may pass."""
+    """Refuse a TIFF whose pixels cannot become a PNG. A TIFF with other defects may pass."""
     if kind is not formats.TIFF:
         return
     try:
@@ -325,7 +325,7 @@ def _refuse_wide_pixels(image: Any, data: bytes, label: str) -> None:
 
 
 def _without_metadata(image: Any, data: bytes, label: str, *, keeps_alpha: bool) -> Any:
-    """The picture alone, upright: its profiles, texts and times would make other bytes of it."""
+    """The upright pixels without profiles, texts and times, so that the same pixels give the same PNG."""
     _load(image, label)
     _refuse_wide_pixels(image, data, label)
     try:
@@ -344,7 +344,7 @@ def _to_png(image: Any) -> bytes:
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int]:
-    """Height and width by the header, as the decoder itself reads it."""
+    """Height and width from the header, as the decoder reads it."""
     import_tensorflow()
     import tensorflow as tf
 
@@ -363,7 +363,7 @@ def _decode(data: bytes, background: str | None = None) -> np.ndarray:
     try:
         pixels: np.ndarray = _decoder(background)(tf.constant(data)).numpy()
     except tf.errors.OpError as error:
-        # The op's own sentence stands last, before the name of its node.
+        # The op's own message is the last part, before the name of its node.
         text = error.message.split("\n\t [[")[0].rstrip().rsplit("\n", 1)[-1]
         raise _UndecodableError(text.removeprefix("assertion failed: ").strip("[].")) from None
     return pixels

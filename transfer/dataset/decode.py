@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from transfer.config import ImageInput
 from transfer.dataset.orientation import apply_orientation, exif_orientation, little_endian, read_bytes
 
 
@@ -25,22 +26,44 @@ def decode_image(image_bytes: tf.Tensor, background: str | None = None) -> tf.Te
 
 
 @tf.autograph.experimental.do_not_convert
-def load_image(image_bytes: tf.Tensor, image_size: int, background: str | None = None) -> tf.Tensor:
-    """Decode and resize the whole image to a square: string [] to float32 [image_size, image_size, 3] in 0..255.
+def load_image(image_bytes: tf.Tensor, image_input: ImageInput, background: str | None = None) -> tf.Tensor:
+    """Decode an image and fit it to what a network takes: string [] to float32 [height, width, 3] in 0..255.
 
-    Bilinear, without antialiasing; the aspect ratio is not kept. Raises what `decode_image` raises.
+    Raises what `decode_image` raises.
     """
-    return _resized(decode_image(image_bytes, background), image_size)
+    return fit_image(decode_image(image_bytes, background), image_input)
 
 
 @tf.autograph.experimental.do_not_convert
-def load_plain_jpeg(image_bytes: tf.Tensor, image_size: int) -> tf.Tensor:
+def load_plain_jpeg(image_bytes: tf.Tensor, image_input: ImageInput) -> tf.Tensor:
     """What `load_image` gives for bytes that `is_plain_jpeg`, by a graph that is built in a tenth of the time."""
-    return _resized(_decode(image_bytes, channels=3), image_size)
+    return fit_image(_decode(image_bytes, channels=3), image_input)
 
 
-def _resized(image: tf.Tensor, image_size: int) -> tf.Tensor:
-    return tf.image.resize(image, [image_size, image_size], method="bilinear", antialias=False)
+@tf.autograph.experimental.do_not_convert
+def fit_image(image: tf.Tensor, image_input: ImageInput) -> tf.Tensor:
+    """Decoded pixels as a network takes them: [..., any height, any width, 3] to float32 [..., height, width, 3].
+
+    One image, or a batch of images of one size, in 0..255. Resized bilinearly; what comes first or last is as
+    `image_input` says. The one place where an image's size changes, in training, ingest's checks and serving.
+    """
+    size = (image_input.height, image_input.width)
+    if image_input.fit == "pad":
+        return tf.image.resize_with_pad(image, *size, method="bilinear", antialias=image_input.antialias)
+    if image_input.fit == "crop":
+        image = _center(image, size, image_input.crop_share)
+    return tf.image.resize(image, size, method="bilinear", antialias=image_input.antialias)
+
+
+def _center(image: tf.Tensor, size: tuple[int, int], share: float) -> tf.Tensor:
+    """The largest part of the shape of `size` around the center, or that share of it a side, in whole pixels."""
+    found = tf.shape(image)[-3:-1]
+    scale = share * tf.reduce_min(tf.cast(found, tf.float64) / tf.constant(size, tf.float64))
+    wanted = tf.cast(tf.round(scale * tf.constant(size, tf.float64)), tf.int32)
+    sides = tf.clip_by_value(wanted, 1, found)
+    begin = (found - sides) // 2
+    end = begin + sides
+    return image[..., begin[0] : end[0], begin[1] : end[1], :]
 
 
 def _without_alpha(image_bytes: tf.Tensor) -> tf.Tensor:

@@ -1,12 +1,12 @@
 """From a source to an immutable dataset version, in two parallel passes.
 
-1. Check: each image is read and decoded once, those excepted that an earlier ingest has seen and that are unchanged
-   (`file_cache.py`). Only what is known about it comes back.
-2. Plan: which images are kept, in which split and shard, and which shards of the latest version stay (`shards.py`).
+1. Check: each image is read and decoded once, except unchanged images of an earlier ingest (`file_cache.py`). Only the
+   results return, not the images.
+2. Plan: which images are selected, in which split and shard, and which shards of the latest version stay (`shards.py`).
 3. Write: each new shard is built from the source where it is written.
 
-Then the ledger of rejects, and last the version itself. Nothing exists for a reader before that; what a failed ingest
-has written is found by the next one under its content's name.
+Then it writes the ledger of rejects, and the version itself last. Readers see nothing before that. The next ingest
+reuses the shards of a failed one, because shards are named by their content.
 """
 
 from __future__ import annotations
@@ -37,12 +37,11 @@ logger = logging.getLogger(__name__)
 
 
 def ingest(config: Config, store: Store) -> Dataset:
-    """Bring the images of `config.dataset` into `store`, which is the one that `config.storage` describes.
+    """Bring the images of `config.dataset` into `store`, the opened `config.storage`.
 
-    Returns the new version, or the latest one when it has the same images with the same labels in the same splits
-    and on the same background.
-    Runs on the Ray cluster when Ray is initialized, else in local processes. Raises DatasetError when the source or its
-    images cannot be used as asked, AlreadyExistsError when others keep adding versions meanwhile, StorageError.
+    Returns the new version, or the latest version if it has the same images with the same labels, splits and
+    background. Runs on the Ray cluster if Ray is initialized, else in local processes. Raises DatasetError if the
+    source or its images cannot be used, AlreadyExistsError if other processes keep adding versions, StorageError.
     """
     with open_source(config.dataset, config.storage) as source:
         while True:
@@ -53,11 +52,11 @@ def ingest(config: Config, store: Store) -> Dataset:
 
 
 class _DecidedMeanwhileError(Exception):
-    """Somebody dropped or restored a class, or had the dataset start over, since the source was listed."""
+    """A class was dropped or restored, or the dataset started over, since the source was listed."""
 
 
 def _ingest_as_decided(config: Config, store: Store, source: Source) -> Dataset:
-    """List, check and add a version as it is decided now. Raises _DecidedMeanwhileError when that changes."""
+    """List, check and add a version by the current decisions. Raises _DecidedMeanwhileError if they change."""
     candidates = list_candidates(config, store, source)
     _check_before_reading(candidates)
     known, unknown = candidates.seen_log.recall(candidates.listing)
@@ -71,7 +70,7 @@ def _ingest_as_decided(config: Config, store: Store, source: Source) -> Dataset:
 
 
 def _ingest(candidates: Candidates, checked: CheckedColumns, unknown: np.ndarray) -> Dataset:
-    """Check the rows of the listing of which nothing is known, and add a version of what is in `checked` then."""
+    """Check the rows `unknown` of the listing, and add a version of the images in `checked`."""
     check_images(candidates, checked, unknown)
     candidates.seen_log.add(candidates.listing, checked)
     try:
@@ -83,7 +82,7 @@ def _ingest(candidates: Candidates, checked: CheckedColumns, unknown: np.ndarray
 
 
 def _check_before_reading(candidates: Candidates) -> None:
-    """Find what names alone tell before hours are spent on reading."""
+    """Raise the errors that names alone show, before hours are spent on reading."""
     if not candidates.listing.labels:
         ledger = write_ledger(candidates.store, candidates.listing.rejects)
         left_out = f"the {len(candidates.listing.rejects)} other things there are listed in {ledger}" if ledger else ""
@@ -100,7 +99,7 @@ def _check_still_decided(candidates: Candidates) -> None:
 
 def _add_version(candidates: Candidates, checked: CheckedColumns) -> Dataset:
     """Plan against the latest version, write what is missing, and add the version."""
-    # Hours may have passed since it was read, and more pass while shards are written.
+    # Hours may have passed since the decisions were read, and writing shards takes more.
     _check_still_decided(candidates)
     store, options, name = candidates.store, candidates.config.dataset, candidates.config.dataset_name
     latest = latest_dataset(store, name)
@@ -166,7 +165,7 @@ def _warn_of_moved(candidates: Candidates, images: Images, parent: Sequence[Pare
 
 
 def _write_shards(candidates: Candidates, images: Images, planned: Sequence[PlannedShard]) -> list[Shard]:
-    """Pass 2."""
+    """Write the planned shards in parallel."""
     total = sum(len(shard.images) for shard in planned)
     size_bytes = sum(int(images.sizes_bytes[shard.images].sum()) for shard in planned)
     answers = parallel_map(
@@ -204,7 +203,7 @@ def _shard_task(candidates: Candidates, images: Images, planned: PlannedShard) -
 
 
 def _check_arrived(store: Store, shard: Shard) -> None:
-    """A worker on another machine may have written to a folder of its own by the same name."""
+    """Raise StorageError if a shard is missing: a worker on another machine may have its own folder of that name."""
     if not store.exists(shard.name):
         raise DatasetError(
             f"A worker wrote {shard.name}, and it is not in {store.uri}.",

@@ -1,8 +1,8 @@
-"""In which order rows are visited, decided without reading any of them.
+"""The order in which rows are visited, computed without reading them.
 
-The order of an epoch is a pure function of (shards, seed, epoch), never of the number of workers: shards are visited in
-a shuffled order, grouped into windows that fit in memory, and the rows of a window are permuted among each other. Every
-worker computes the same order and takes its slice of each global batch, so 1 worker and 64 train on the same batches.
+The order of an epoch is a pure function of (shards, seed, epoch), not of the number of workers. Shards are shuffled and
+grouped into windows that fit in memory; the rows of each window are permuted. Every worker computes the same order and
+takes its slice of each global batch, so 1 worker and 64 workers train on the same batches.
 
 The two-level shuffle is the usual one for sharded data (compare mosaicml/streaming's `py1b`).
 """
@@ -23,7 +23,7 @@ class Window:
 
     shards: tuple[Shard, ...]
     start: int
-    """Place of the window's first row in the epoch."""
+    """Position of the window's first row in the epoch."""
     order: np.ndarray
     """int64 [rows]: the k-th row visited is row `order[k]` of the window's shards, concatenated."""
 
@@ -46,8 +46,8 @@ def windows(
 ) -> Iterator[Window]:
     """Yield the windows of one epoch. `seed` None visits the rows as they are stored.
 
-    Without `window_size_bytes` all shards are one window, and its order one global permutation; it is the order that
-    any window gives into which the shards fit.
+    Without `window_size_bytes` all shards are one window with one global permutation. Any window size that holds all
+    shards gives the same order.
     """
     generator = None if seed is None else np.random.default_rng([seed, epoch])
     visited = list(shards) if generator is None else [shards[i] for i in generator.permutation(len(shards))]
@@ -74,5 +74,5 @@ def _groups(shards: Sequence[Shard], size_bytes: int | None) -> Iterator[list[Sh
 
 
 def steps_per_epoch(rows: int, batch_size: int) -> int:
-    """Batches an epoch takes, the last one possibly short."""
+    """Number of batches in an epoch; the last one may be short."""
     return -(-rows // batch_size)

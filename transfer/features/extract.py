@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from transfer.augmentation import Augmentation, StepRandomness, step_randomness
 from transfer.backbone.backbone import Backbone
-from transfer.config import AugmentationConfig, Config
+from transfer.config import AugmentationConfig, Config, ImageInput
 from transfer.dataset.batches import stored_images
 from transfer.dataset.manifest import Shard
 from transfer.features.forward import Forward, build_forward
@@ -164,8 +164,8 @@ class Extractor:
                 on_damaged=lambda shard: self._inventory.remove(start, shard),
             )
         frozen_part = stream.frozen_parts[0]
-        images = image_rows(self._store, stream.shards, image_size=frozen_part.image_size, batch_size=batch_size)
-        return seen_as(frozen_part.view, images, image_size=frozen_part.image_size) if frozen_part.view else images
+        images = image_rows(self._store, stream.shards, image_input=frozen_part.image_input, batch_size=batch_size)
+        return seen_as(frozen_part.view, images) if frozen_part.view else images
 
 
 def _to_end_of_shard(first: Outputs, rest: Iterator[Outputs]) -> Iterator[Outputs]:
@@ -226,13 +226,15 @@ class RowBatch:
     pieces: tuple[Piece, ...]
 
 
-def image_rows(store: Store, shards: Sequence[Shard], *, image_size: int, batch_size: int) -> Iterator[RowBatch]:
-    """All images of some shards as float32 [rows, image_size, image_size, 3] in 0..255, one shard after the other.
+def image_rows(
+    store: Store, shards: Sequence[Shard], *, image_input: ImageInput, batch_size: int
+) -> Iterator[RowBatch]:
+    """All images of some shards as float32 [rows, height, width, 3] in 0..255, one shard after the other.
 
     Raises CorruptObjectError, ObjectNotFoundError, StorageError.
     """
     divider = _Divider(shards)
-    for images, labels in stored_images(store, shards, image_size=image_size, batch_size=batch_size):
+    for images, labels in stored_images(store, shards, image_input=image_input, batch_size=batch_size):
         yield RowBatch(images, divider.pieces(labels))
 
 
@@ -289,13 +291,13 @@ def _in_batches(parts: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
         yield waiting
 
 
-def seen_as(view: View, batches: Iterator[RowBatch], *, image_size: int) -> Iterator[RowBatch]:
+def seen_as(view: View, batches: Iterator[RowBatch]) -> Iterator[RowBatch]:
     """Images as one of their views shows them, from the images as they are.
 
     How an image looks depends on the view, its shard and its row in it, not on how rows are put into batches.
     """
-    augment = _augment(view.augmentation, image_size)
     for batch in batches:
+        augment = _augment(view.augmentation, batch.values.shape[1:])
         values = []
         done = 0
         for piece in batch.pieces:
@@ -316,13 +318,13 @@ def _seed(view: View, shard: Shard, block: int) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=4)
-def _augment(config: AugmentationConfig, image_size: int) -> Any:
-    """A function of images float32 [rows, size, size, 3], the seed of their block, and their positions in it."""
+def _augment(config: AugmentationConfig, shape: tuple[int, ...]) -> Any:
+    """A function of images float32 [rows, *shape], the seed of their block, and their positions in it."""
     augmentation = Augmentation(config)
 
     @tf.function(
         input_signature=[
-            tf.TensorSpec([None, image_size, image_size, 3], tf.float32),
+            tf.TensorSpec([None, *shape], tf.float32),
             tf.TensorSpec([2], tf.int32),
             tf.TensorSpec([None], tf.int32),
         ]

@@ -67,7 +67,7 @@ class Forward:
     def map(self, batches: Iterable[np.ndarray]) -> Iterator[list[np.ndarray]]:
         """For each batch, in order, the outputs of all frozen parts, float32 [n, *shape] each.
 
-        `batches`: float32 [n, image_size, image_size, 3] in 0..255, or [n, *start.shape], n at most `batch_size`. They
+        `batches`: float32 [n, height, width, 3] in 0..255, or [n, *start.shape], n at most `batch_size`. They
         are read a little ahead of the answers, in this thread, and must not change after they are handed over. Raises
         FeaturesError when OpenVINO was asked for by name and disagrees with TensorFlow, OutOfMemoryError.
         """

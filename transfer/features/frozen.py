@@ -15,10 +15,10 @@ import tensorflow as tf
 
 from transfer.backbone.backbone import Backbone, network_digest
 from transfer.backbone.files import Preprocessing
-from transfer.config import AugmentationConfig, Decides, deciding
+from transfer.config import AugmentationConfig, Decides, ImageInput, deciding
 from transfer.runtime.keras_private import call_of
 
-FEATURE_CODE_VERSION = 1
+FEATURE_CODE_VERSION = 2
 """Counted up when decoding, resizing, views or the files' layout change, so that older files are not found."""
 
 
@@ -46,7 +46,7 @@ class FrozenPart:
 
     base: str
     """Name of the network, for people."""
-    image_size: int
+    image_input: ImageInput
     preprocess: Preprocessing
     network: keras.Model
     dtype: Literal["float32", "float16"] = "float32"
@@ -70,7 +70,7 @@ class FrozenPart:
         return prod(self.shape) * np.dtype(self.dtype).itemsize
 
     def __call__(self, images: tf.Tensor) -> tf.Tensor:
-        """Output for images, float32 [batch, image_size, image_size, 3] in 0..255, in the network's own dtype.
+        """Output for images, float32 [batch, height, width, 3] in 0..255, in the network's own dtype.
 
         The plain Keras call in inference mode: what faster ways must agree with.
         """
@@ -82,7 +82,7 @@ class FrozenPart:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 over everything that decides the output: graph, weights, preprocessing, size, dtype, view, code.
+        """SHA-256 over all that decides the output: graph, weights, preprocessing, size and fit, dtype, view, code.
 
         Read when first asked for: weights that are trained afterwards do not change it.
         """
@@ -90,7 +90,7 @@ class FrozenPart:
             self._network_digests[self.network] = network_digest(self.network)
         parts = {
             "code": FEATURE_CODE_VERSION,
-            "image_size": self.image_size,
+            "image_input": self.image_input.describe(),
             "preprocessing": self.preprocess.name,
             "network": self._network_digests[self.network],
             "dtype": self.dtype,
@@ -112,7 +112,7 @@ def frozen_part_of(
     is_vector = len(frozen.outputs[0].shape) == 2
     return FrozenPart(
         base=backbone.name,
-        image_size=backbone.image_size,
+        image_input=backbone.image_input,
         preprocess=backbone.preprocess,
         network=frozen,
         dtype="float32" if is_vector else map_dtype,

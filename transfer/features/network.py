@@ -218,7 +218,7 @@ class Pass:
 
     def __init__(self, frozen_parts: Sequence[FrozenPart], start: FrozenPart | None) -> None:
         first = frozen_parts[0]
-        self.row_shape = start.shape if start else (first.image_size, first.image_size, 3)
+        self.row_shape = start.shape if start else first.image_input.shape
         """Shape of the input for one image."""
         self.subject, self.advice = "The frozen part", FOR_THE_FROZEN_PART
         self._frozen_parts = frozen_parts

@@ -146,7 +146,7 @@ def description_of(frozen_part: FrozenPart) -> dict[str, Any]:
     """What `frozen_part.json` says of a frozen part."""
     return {
         "base": frozen_part.base,
-        "image_size": frozen_part.image_size,
+        "image_input": frozen_part.image_input.describe(),
         "preprocessing": frozen_part.preprocess.name,
         "cut": frozen_part.cut,
         "shape": list(frozen_part.shape),

@@ -163,7 +163,7 @@ def versions_from(store: Store) -> dict[str, tuple[str, ...]]:
     found: dict[str, list[str]] = defaultdict(list)
     for model in model_names(store):
         for version in list_versions(store, model):
-            found[version.provenance["run"]].append(f"{model}/{version.number}")
+            found[version.provenance.run].append(f"{model}/{version.number}")
     return {run_id: tuple(versions) for run_id, versions in found.items()}
 
 

@@ -15,8 +15,15 @@ from transfer.config import NightlyConfig
 from transfer.dataset.manifest import rejects_text
 from transfer.nights.summary import DataChange, NightSummary
 from transfer.registry.comparison import Comparison
-from transfer.registry.serving import Serving
+from transfer.registry.promote import Serving
 from transfer.runtime.numbers import duration, many, p_text, percent, points
+
+logger = logging.getLogger(__name__)
+
+_KEYS_SHOWN = 5
+# Of the request to the webhook.
+_ATTEMPTS = 3
+_TIMEOUT_S = 10.0
 
 
 def seconds(summary: NightSummary) -> float:
@@ -62,9 +69,6 @@ def verdict(comparison: Comparison) -> str:
     )
 
 
-_KEYS_SHOWN = 5
-
-
 def other_settings(summary: NightSummary) -> str | None:
     """That the champion was trained with other settings than the night, if so."""
     keys = summary.other_settings
@@ -83,12 +87,6 @@ def why(summary: NightSummary) -> str:
         rules = len(summary.decision.rules)
         return f"The challenger passed all rules of the gate, {rules} of {rules}."
     return summary.reason
-
-
-logger = logging.getLogger(__name__)
-
-_ATTEMPTS = 3
-_TIMEOUT_S = 10.0
 
 
 def message_of(summary: NightSummary, *, page: str | None) -> dict[str, Any]:

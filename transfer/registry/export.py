@@ -21,8 +21,8 @@ import tensorflow as tf
 from tensorflow_serving.apis.predict_pb2 import PredictRequest
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog, PredictLog
 
-from transfer.config import ServingGraph
-from transfer.dataset.decode import load_image
+from transfer.config import ImageInput, ServingGraph
+from transfer.dataset.decode import fit_image, load_image
 from transfer.features.frozen import FEATURE_CODE_VERSION
 from transfer.features.network import traced
 from transfer.training.inference import trace_inference
@@ -32,13 +32,13 @@ FILE_NAME = "tf_serving_warmup_requests"
 """In `assets.extra`, where TensorFlow Serving looks for it."""
 
 
-def write_warmup_requests(folder: Path, *, image_size: int) -> None:
-    """Write one request for each signature, with a gray image of `image_size` pixels, into `folder`."""
-    gray = tf.fill([image_size, image_size, 3], tf.constant(128, tf.uint8))
+def write_warmup_requests(folder: Path, *, image_input: ImageInput) -> None:
+    """Write one request for each signature, with a gray image, into `folder`."""
+    gray = tf.fill(image_input.shape, tf.constant(128, tf.uint8))
     requests = {
         "serving_default": {"image_bytes": tf.make_tensor_proto([tf.io.encode_jpeg(gray).numpy()])},
         # One number and a shape, rather than as many numbers as the image has.
-        "pixels": {"images": tf.make_tensor_proto(128.0, tf.float32, [1, image_size, image_size, 3])},
+        "pixels": {"images": tf.make_tensor_proto(128.0, tf.float32, [1, *image_input.shape])},
     }
     with tf.io.TFRecordWriter(str(folder / FILE_NAME)) as writer:
         for signature, inputs in requests.items():
@@ -72,33 +72,32 @@ def export(
     tf.saved_model.save(exported, str(folder), signatures=_signatures(model, inference.answer, background))
     extra = folder / "assets.extra"
     extra.mkdir()
-    size = model.backbone.image_size
+    image_input = model.backbone.image_input
     description = {
         "classes": model.classes,
         "untrained_classes": model.untrained_classes,
-        "image_size": size,
+        "image_input": image_input.describe(),
         "decoding": FEATURE_CODE_VERSION,
         "background": background,
         "provenance": provenance,
     }
     (extra / "transfer.json").write_text(json.dumps(description, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    write_warmup_requests(extra, image_size=size)
+    write_warmup_requests(extra, image_input=image_input)
 
 
 def _signatures(model: TransferModel, answer: Any, background: str | None) -> dict[str, Any]:
     """The signatures, which share the traced network `answer`."""
-    size = model.backbone.image_size
+    image_input = model.backbone.image_input
 
     def from_image_bytes(image_bytes: tf.Tensor) -> Tensors:
-        decoded = tf.TensorSpec([size, size, 3])
+        decoded = tf.TensorSpec(image_input.shape)
         images = tf.map_fn(
-            lambda encoded: load_image(encoded, size, background), image_bytes, fn_output_signature=decoded
+            lambda encoded: load_image(encoded, image_input, background), image_bytes, fn_output_signature=decoded
         )
         return named(answer(images))
 
     def from_pixels(images: tf.Tensor) -> Tensors:
-        resized = tf.image.resize(images, (size, size))
-        return named(answer(tf.ensure_shape(resized, [None, size, size, 3])))
+        return named(answer(tf.ensure_shape(fit_image(images, image_input), [None, *image_input.shape])))
 
     def named(probabilities: tf.Tensor) -> Tensors:
         index = tf.argmax(probabilities, axis=-1, output_type=tf.int32)

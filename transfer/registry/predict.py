@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from transfer.config import Config, DatasetConfig
+from transfer.config import Config, DatasetConfig, ImageInput
 from transfer.dataset.batches import checked_and_decoded
 from transfer.dataset.check import RejectedImage
 from transfer.dataset.manifest import Reject
 from transfer.errors import ConfigError
 from transfer.registry.images import Image, find_images
-from transfer.registry.predictions import Row, answered, as_json, check_output, deliver, failed, predictions_file
-from transfer.registry.served import BATCH_SIZE, Engine, PublishedModel
+from transfer.registry.prediction_file import Row, answered, as_json, check_output, deliver, failed, predictions_file
+from transfer.registry.published_model import BATCH_SIZE, Engine, PublishedModel
 from transfer.registry.versions import download_version, load_version
 from transfer.runtime.progress import progress
 from transfer.storage import open_store
@@ -69,7 +69,7 @@ def predict(
         )
     with tempfile.TemporaryDirectory() as folder:
         model = PublishedModel(chosen, download_version(store, chosen, Path(folder) / "model"))
-        reader = _Reader(config.dataset, image_size=model.image_size, background=model.background)
+        reader = _Reader(config.dataset, image_input=model.image_input, background=model.background)
         batches = _answered(model, reader, found, engine=config.features.engine)
         if output is None:
             shown = [as_json(row, model.classes) for rows in batches for row in rows]
@@ -99,9 +99,9 @@ class _Read:
 class _Reader:
     """Reads and checks files as an ingest does, on the background that the model was trained with."""
 
-    def __init__(self, limits: DatasetConfig, *, image_size: int, background: str | None) -> None:
+    def __init__(self, limits: DatasetConfig, *, image_input: ImageInput, background: str | None) -> None:
         self._limits = limits
-        self._image_size = image_size
+        self._image_input = image_input
         self._background = background
 
     def read(self, images: Iterable[Image]) -> _Read:
@@ -125,7 +125,7 @@ class _Reader:
         return checked_and_decoded(
             data,
             key=image.key,
-            image_size=self._image_size,
+            image_input=self._image_input,
             limits=self._limits,
             transcode=self._limits.transcode,
             background=self._background,

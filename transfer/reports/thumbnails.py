@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 logger = logging.getLogger(__name__)
 
 MAX_SIDE = 160
-# Up to this size a picture is stored without loss: it is tiny anyway, and JPEG would blur what the model saw.
+# Up to this size a picture is stored lossless: it is tiny anyway, and JPEG would blur the pixels that the model saw.
 _LOSSLESS_SIDE = 64
 
 
@@ -27,12 +27,12 @@ class Thumbnail:
 
     @property
     def is_tiny(self) -> bool:
-        """Whether it will be shown enlarged, where square pixels are more honest than a blur."""
+        """Whether the page shows it enlarged, with square pixels instead of a blur."""
         return max(self.width, self.height) <= _LOSSLESS_SIDE
 
 
 def make_thumbnail(data: bytes) -> Thumbnail | None:
-    """Make a small picture of an encoded image, honoring EXIF orientation; None where it cannot be read."""
+    """Make a small picture of an encoded image, honoring EXIF orientation; None if it cannot be read."""
     try:
         picture = _small_picture(data)
     except Exception as error:  # noqa: BLE001 - decoders raise nearly anything, and no picture is worth losing the report
@@ -54,7 +54,7 @@ def _small_picture(data: bytes) -> Image.Image:
         image.draft("RGB", (MAX_SIDE, MAX_SIDE))  # lets libjpeg decode large photos at a fraction of their size
         upright = ImageOps.exif_transpose(image)
     if upright.mode.startswith("I"):
-        # 16-bit grayscale: the high byte is what the training pipeline sees; Pillow's conversion would clip to white.
+        # 16-bit grayscale: training uses the high byte; Pillow's conversion would clip to white.
         upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
     picture = _as_the_network_sees_it(upright, is_gif=image.format == "GIF")
     picture.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
@@ -63,7 +63,7 @@ def _small_picture(data: bytes) -> Image.Image:
 
 
 def _as_the_network_sees_it(picture: Image.Image, *, is_gif: bool) -> Image.Image:
-    """Without alpha: with the colors that are stored under transparent pixels, in a GIF with black."""
+    """Drop alpha: transparent pixels get the colors that are stored under them, in a GIF black."""
     if is_gif and picture.has_transparency_data:
         black = Image.new("RGBA", picture.size, "black")
         return Image.alpha_composite(black, picture.convert("RGBA")).convert("RGB")

@@ -235,7 +235,7 @@ def _worker_main(settings: dict[str, Any]) -> TransferError | None:
     from transfer.dataset.order import WorkerSlice
     from transfer.training.checkpoints import Checkpoints
     from transfer.training.loop import train
-    from transfer.training.shared_models import Workbench
+    from transfer.training.shared_models import SharedModels
 
     store = open_store(config.storage)
     run = Run(store, config=config, **settings["run"])
@@ -255,7 +255,7 @@ def _worker_main(settings: dict[str, Any]) -> TransferError | None:
             train(
                 run,
                 dataset,
-                workbench=Workbench(strategy),
+                shared=SharedModels(strategy),
                 worker=worker,
                 start=start,
                 on_epoch=_report,

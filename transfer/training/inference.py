@@ -49,10 +49,10 @@ def trace_inference(model: TransferModel, *, graph: ServingGraph) -> Inference:
         (logits,) = head(features, weights_of_head)
         return tf.nn.softmax(logits)
 
-    size = model.backbone.image_size
+    shape = (None, *model.backbone.image_input.shape)
     layers = {id(node.operation): node.operation for node in nodes_in_order(network)}.values()
     return Inference(
-        answer=traced(answer, tf.TensorSpec([None, size, size, 3], tf.float32, name="images")),
+        answer=traced(answer, tf.TensorSpec(shape, tf.float32, name="images")),
         weights=[weight for weight in (*weights_of_base, *weights_of_head) if isinstance(weight, tf.Variable)],
         modules=[layer.module for layer in layers if isinstance(layer, SavedModelLayer)],
     )
@@ -62,13 +62,12 @@ class InferenceWork:
     """Answering decoded images with a traced model, as work for a forward pass (`features/forward.py`)."""
 
     def __init__(self, model: TransferModel, inference: Inference) -> None:
-        size = model.backbone.image_size
         self.subject, self.advice = "Evaluating", FOR_EVALUATION
-        self.row_shape = (size, size, 3)
+        self.row_shape = model.backbone.image_input.shape
         self._inference = inference
 
     def trace(self) -> Any:
-        """The model as a function without variables, images float32 [n, size, size, 3] to [probabilities]."""
+        """The model as a function without variables, images float32 [n, height, width, 3] to [probabilities]."""
         images = tf.TensorSpec([None, *self.row_shape], tf.float32)
         return with_constants(traced(lambda rows: [self._inference.answer(rows)], images))
 

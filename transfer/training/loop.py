@@ -29,7 +29,7 @@ from transfer.training.history import watched, write_events
 from transfer.training.model import TransferModel
 from transfer.training.run import Run, hold_to_base
 from transfer.training.samples import MAX_STEPS, CachedSamples, ImageSamples, Samples
-from transfer.training.shared_models import Workbench
+from transfer.training.shared_models import SharedModels
 from transfer.training.step import PhaseProgram, Totals
 from transfer.training.warm_start import warm_start
 
@@ -115,17 +115,17 @@ def train(
     run: Run,
     dataset: Dataset,
     *,
-    workbench: Workbench,
+    shared: SharedModels,
     worker: WorkerSlice | None = None,
     start: Checkpoint | None = None,
     on_epoch: Callable[[EpochRow], None] = lambda _: None,
 ) -> TransferModel:
-    """Train a run to its end on a workbench, from `start` or from the beginning, and return the trained model.
+    """Train a run to its end on shared models, from `start` or from the beginning, and return the trained model.
 
     Every worker of a group calls this with the same arguments but `worker`. `on_epoch` is called by all of them after
     each epoch. Raises what `Training` raises.
     """
-    training = Training(run, dataset, workbench=workbench, worker=worker, start=start)
+    training = Training(run, dataset, shared=shared, worker=worker, start=start)
     while not training.complete:
         on_epoch(training.next_epoch())
     return training.model
@@ -134,7 +134,7 @@ def train(
 class Training:
     """A run that is being trained, an epoch at a time.
 
-    Several of them can train on one workbench; whose epoch comes next has its turn.
+    Several of them can train on the same shared models; whose epoch comes next has its turn.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class Training:
         run: Run,
         dataset: Dataset,
         *,
-        workbench: Workbench,
+        shared: SharedModels,
         worker: WorkerSlice | None = None,
         start: Checkpoint | None = None,
         extract_ahead: bool = True,
@@ -159,7 +159,7 @@ class Training:
         with, ConfigError when the batch cannot be divided among the replicas, OutOfMemoryError, and what `warm_start`
         raises.
         """
-        replicas, batch_size = workbench.strategy.num_replicas_in_sync, run.config.training.batch_size
+        replicas, batch_size = shared.strategy.num_replicas_in_sync, run.config.training.batch_size
         if batch_size % replicas:
             # The configuration's own check cannot see how many GPUs this process finds.
             raise ConfigError(
@@ -171,7 +171,7 @@ class Training:
         self.dataset = dataset
         self.worker = worker or WorkerSlice()
         self.is_chief = self.worker.index == 0
-        self.workbench = workbench
+        self.shared = shared
         self._extract_ahead = extract_ahead
         self._shows_progress = shows_progress and self.is_chief
         self._keeps = keeps
@@ -185,16 +185,16 @@ class Training:
         self._suspended = start
         self._program: PhaseProgram | None = None
         self._samples: Samples | None = None
-        with self._memory_explained(), workbench.strategy.scope():
-            workbench.take_turn(self)
+        with self._memory_explained(), shared.strategy.scope():
+            shared.take_turn(self)
             untrained = untrained_classes(run.store, dataset, run.fold)
-            self.model = workbench.model(run.config, dataset.classes, untrained=untrained)
+            self.model = shared.model(run.config, dataset.classes, untrained=untrained)
             if keeps:
                 hold_to_base(run, self.model.digest)
             if start is None:
                 warm_start(self.model.head, run, dataset)
             self.weights = self.model.variables_of([phase.unfreeze for phase in self.config.phases])
-            workbench.will_train(self.model, self.weights)
+            shared.will_train(self.model, self.weights)
             self.inputs = FeaturePlan(run, dataset, self.model)
             # A group's driver has seen to it before the group started: here each worker would do all of it.
             self._extracts = self.worker.count == 1
@@ -212,17 +212,17 @@ class Training:
 
         Raises DivergedError when the loss is not finite, OutOfMemoryError when a step does not fit.
         """
-        with self._memory_explained(), self.workbench.strategy.scope():
+        with self._memory_explained(), self.shared.strategy.scope():
             self.take_turn()
             return self._next_epoch()
 
     def take_turn(self) -> None:
-        """Have the workbench's variables hold this run's weights. To be called within the strategy's scope."""
-        if self.workbench.take_turn(self):
+        """Have the shared variables hold this run's weights. To be called within the strategy's scope."""
+        if self.shared.take_turn(self):
             self._resume()
 
     def suspend(self) -> None:
-        """Copy weights and optimiser out of the workbench's variables; the next epoch brings them back."""
+        """Copy weights and optimiser out of the shared variables; the next epoch brings them back."""
         self._suspended = Checkpoint(
             number=self.next_checkpoint - 1,
             progress=self.progress,
@@ -247,7 +247,7 @@ class Training:
         """The steps of the present phase, ready for the first one. To be called in one's turn."""
         phase = self.config.phases[self.progress.phase]
         weights = class_weights(self.config.training.class_weights, self.dataset)
-        return self.workbench.program(self.model, phase, self.config, class_weights=weights, steps_per_epoch=self.steps)
+        return self.shared.program(self.model, phase, self.config, class_weights=weights, steps_per_epoch=self.steps)
 
     def _next_epoch(self) -> EpochRow:
         first_step = self.progress.step
@@ -338,9 +338,9 @@ class Training:
         cached = self.inputs.open(progress.phase)
         if cached is not None:
             return CachedSamples(cached.train, cached.validation, **rest, max_steps=max_steps)
-        image_size = self.model.backbone.image_size
-        replicas = self.workbench.strategy.num_replicas_in_sync
-        return ImageSamples(self.run.store, self.dataset, image_size=image_size, replicas=replicas, **rest)
+        image_input = self.model.backbone.image_input
+        replicas = self.shared.strategy.num_replicas_in_sync
+        return ImageSamples(self.run.store, self.dataset, image_input=image_input, replicas=replicas, **rest)
 
 
 def _is_due(step: int, every: int | None) -> bool:

@@ -103,7 +103,7 @@ class CutModel:
     head: keras.Model
 
     def features(self, images: tf.Tensor) -> tf.Tensor:
-        """Output of the frozen part for images, float32 [batch, image_size, image_size, 3] in 0..255."""
+        """Output of the frozen part for images, float32 [batch, height, width, 3] in 0..255."""
         inputs = self.preprocess(images)
         return tf.stop_gradient(self.frozen(inputs, training=False)) if self.frozen else inputs
 

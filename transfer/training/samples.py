@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from transfer.config import TrainingConfig
+from transfer.config import ImageInput, TrainingConfig
 from transfer.dataset.batches import image_batches
 from transfer.dataset.manifest import Dataset
 from transfer.dataset.order import WorkerSlice, steps_per_epoch
@@ -28,7 +28,7 @@ class ImageSamples:
         store: Store,
         dataset: Dataset,
         *,
-        image_size: int,
+        image_input: ImageInput,
         training: TrainingConfig,
         worker: WorkerSlice,
         replicas: int,
@@ -42,7 +42,7 @@ class ImageSamples:
                 image_batches(
                     store,
                     dataset.shards_of(split),
-                    image_size=image_size,
+                    image_input=image_input,
                     batch_size=training.batch_size,
                     replica_batch_size=training.batch_size // replicas,
                     worker=worker,

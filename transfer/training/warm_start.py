@@ -28,9 +28,6 @@ from transfer.training.run import Run, load_run, pinned_base, started_identity
 
 logger = logging.getLogger(__name__)
 
-# Images of another size make another network of the same weights; a permission makes no network.
-_MAY_DIFFER = {"image_size", "accept_head"}
-
 
 @dataclass(frozen=True)
 class PublishedHead:
@@ -92,9 +89,8 @@ def published_head(store: Store, config: Config, reference: str) -> PublishedHea
         version = Log(store, layout.versions_log(name)).read_as(ModelVersion, int(number))
     except (ObjectNotFoundError, ValueError) as error:  # No log has a number 0.
         raise _refused(reference, f"there is no such version in {store.uri}") from error
-    run_id = str(version.provenance["run"])
     try:
-        run = load_run(store, run_id, config)
+        run = load_run(store, version.provenance.run, config)
         weights = Checkpoints(run).complete().weights
     except TrainingError as error:
         raise _refused(reference, f"its weights are gone: {error.message.rstrip('.')}") from error
@@ -145,8 +141,8 @@ def _check_agreement(reference: str, theirs: Run, ours: Config) -> None:
 
 def _check_same_base(reference: str, theirs: Run, ours: Run) -> None:
     """Raise ConfigError where one base is another network than the other, however alike they are configured."""
-    # Images of another size, or another precision, make another network of the same weights.
-    seen = [(run.config.base.image_size, run.config.training.mixed_precision) for run in (theirs, ours)]
+    # Images seen otherwise, or another precision, make another network of the same weights.
+    seen = [(run.config.base.image_input, run.config.training.mixed_precision) for run in (theirs, ours)]
     there, here = pinned_base(theirs), pinned_base(ours)
     if seen[0] == seen[1] and there is not None and here is not None and there != here:
         raise _refused(
@@ -166,9 +162,9 @@ def _check_features(reference: str, theirs: np.ndarray, ours: np.ndarray) -> Non
 
 def _must_agree(config: Config) -> dict[str, Any]:
     """By dotted key, what decides which features a head reads, and how many weights it has but for its classes."""
-    base = deciding(config.base, Decides.FEATURES)
+    base = deciding(config.base, Decides.FEATURES, but=Varies.IN_WARM_START)
     head = deciding(config.head, Decides.FEATURES, Decides.LEARNING, but=Varies.IN_TRAINING)
-    return {f"base.{name}": value for name, value in base.items() if name not in _MAY_DIFFER} | {
+    return {f"base.{name}": value for name, value in base.items()} | {
         f"head.{name}": value for name, value in head.items()
     }
 

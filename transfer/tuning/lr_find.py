@@ -39,12 +39,12 @@ def find_rate(
 
     Raises TrainingError when the loss grows out of bounds at once, BackboneError when the base cannot be loaded.
     """
-    from transfer.training.shared_models import own_workbench
+    from transfer.training.shared_models import process_models
     from transfer.tuning.lr_range import measure_curve, range_test_of
 
     test = range_test_of(store, config, dataset, phase=phase, low=low, high=high, steps=steps)
     if not store.exists(layout.curve(test.folder)):
-        curve = measure_curve(test, dataset, workbench=own_workbench())
+        curve = measure_curve(test, dataset, shared=process_models())
         tested = config.phases[phase]
         found = FoundRate(
             id=test.id,

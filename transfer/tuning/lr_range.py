@@ -15,7 +15,7 @@ from transfer.runtime.progress import progress
 from transfer.storage import Store
 from transfer.training.loop import Training
 from transfer.training.run import Run, run_id_for
-from transfer.training.shared_models import Workbench
+from transfer.training.shared_models import SharedModels
 from transfer.tuning.lr_curve import RateCurve, has_diverged
 
 
@@ -48,16 +48,16 @@ def range_test_of(
     return RangeTest(store, name, config, dataset.name, dataset.number, low, high, steps)
 
 
-def measure_curve(test: RangeTest, dataset: Dataset, *, workbench: Workbench) -> RateCurve:
+def measure_curve(test: RangeTest, dataset: Dataset, *, shared: SharedModels) -> RateCurve:
     """Take the test's steps, and stop where the loss grows out of bounds. Nothing that it trains is kept.
 
     Phases before the tested one are trained first, without early stopping, for their end is where it begins. Raises
     BackboneError when the base cannot be loaded, OutOfMemoryError, and what `warm_start` raises.
     """
-    with memory_explained("The range test", advice=for_training(test.config)), workbench.strategy.scope():
+    with memory_explained("The range test", advice=for_training(test.config)), shared.strategy.scope():
         phases = [phase.model_copy(update={"early_stopping": None}) for phase in test.config.phases]
         run = replace(test, config=test.config.model_copy(update={"phases": phases}))
-        training = Training(run, dataset, workbench=workbench, keeps=False)
+        training = Training(run, dataset, shared=shared, keeps=False)
         while training.progress.phase < len(test.config.phases) - 1:
             training.next_epoch()
         return _measure(test, training)

@@ -1,4 +1,4 @@
-"""Ray Tune's side of a trial: it asks a host for one epoch after the other. It needs no TensorFlow of its own.
+"""Ray Tune's side of a trial: it asks an actor for one epoch after the other. It needs no TensorFlow of its own.
 
 What was recorded of a trial in an earlier attempt is reported again without being computed again, so that schedulers
 and searches come to know everything that they knew, and nothing is unpickled from storage.
@@ -40,15 +40,15 @@ class TuneTrial(tune.Trainable):
         config: dict[str, Any],
         *,
         sweep: Sweep | None = None,
-        hosts: Sequence[Any] = (),
+        actors: Sequence[Any] = (),
         trials: Mapping[int, Trial] | None = None,
         flops: Mapping[int, float] | None = None,
     ) -> None:
-        """`trials`: by number, where all of them are known. Without hosts a trial has a group of workers to itself."""
+        """`trials`: by number, where all of them are known. Without actors a trial has a group of workers to itself."""
         if sweep is None:
             raise ValueError("TuneTrial needs the sweep it belongs to")
         self._sweep = sweep
-        self._hosts = hosts
+        self._actors = actors
         self._trials = trials or {}
         self._flops = flops or {}
         self._records = SweepRecords(sweep)
@@ -85,9 +85,9 @@ class TuneTrial(tune.Trainable):
         return self._report({**result, "done": ends, "ended": ends})
 
     def cleanup(self) -> None:
-        """Leave the trial; if it has not ended, its host trains it no further."""
-        if self._host and self._trial is not None and self._is_at_host and not self._state.complete:
-            ray.get(self._host.stop.remote(self._trial, self._branch))
+        """Leave the trial; if it has not ended, its actor trains it no further."""
+        if self._actor and self._trial is not None and self._is_with_actor and not self._state.complete:
+            ray.get(self._actor.stop.remote(self._trial, self._branch))
         self._trial = None
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -113,13 +113,13 @@ class TuneTrial(tune.Trainable):
     def _begin(self, config: dict[str, Any]) -> None:
         number = config["trial"]
         self._trial = self._trials.get(number) or make_trial(self._sweep.config, number, config["values"])
-        # All trials of a pack have one host; the others take turns.
+        # All trials of a pack have one actor; the others take turns.
         key = pack_key(self._trial.config)
         place = int(key, 16) if key else number
-        self._host = self._hosts[place % len(self._hosts)] if self._hosts else None
+        self._actor = self._actors[place % len(self._actors)] if self._actors else None
         self._group: GroupTrial | None = None
         self._branch = None
-        self._is_at_host = False
+        self._is_with_actor = False
         self._epochs = 0
         self._state = _recorded(self._records.trial(number), self._trial)
 
@@ -130,32 +130,32 @@ class TuneTrial(tune.Trainable):
         return self._trial
 
     def _advanced(self) -> TrialState:
-        self._is_at_host = True
-        if self._host is None:
+        self._is_with_actor = True
+        if self._actor is None:
             self._group = self._group or GroupTrial(self._sweep, self._sweep.dataset, self._of)
             return self._group.advance(self._epochs)
         try:
-            state: TrialState = ray.get(self._host.advance.remote(self._of, self._epochs, self._branch))
+            state: TrialState = ray.get(self._actor.advance.remote(self._of, self._epochs, self._branch))
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, TransferError):
                 raise error.cause from None
             raise
         except ray.exceptions.RayActorError as error:
-            self._await_host()
+            self._await_actor()
             raise TrainingError(
                 f"The process that trained trial {self._of.number} died.",
                 advice="Usually the machine ran out of memory. Smaller batches need less.",
             ) from error
         return state
 
-    def _await_host(self) -> None:
-        """Wait until the host's next process is there, so that another attempt finds it."""
-        if self._host is None:
+    def _await_actor(self) -> None:
+        """Wait until the actor's next process is there, so that another attempt finds it."""
+        if self._actor is None:
             return
         deadline = time.monotonic() + self._sweep.config.workers.start_timeout_s
         while time.monotonic() < deadline:
             try:
-                ray.get(self._host.ready.remote())
+                ray.get(self._actor.ready.remote())
             except ray.exceptions.RayActorError:
                 time.sleep(0.2)
             else:

@@ -1,7 +1,7 @@
 """What trains the trials of a sweep, in a process that outlives them.
 
-A host keeps TensorFlow, the network, the compiled steps and the cached features from one trial to the next. Trials
-that `tuning/plan.py` finds fit to be trained together are one program. TensorFlow is imported when a host is first
+An actor keeps TensorFlow, the network, the compiled steps and the cached features from one trial to the next. Trials
+that `tuning/plan.py` finds fit to be trained together are one program. TensorFlow is imported when an actor is first
 asked for something, never where it is described.
 """
 
@@ -37,7 +37,7 @@ from transfer.tuning.trial_runner import Branch, Failure, FoldsRunner, PackRunne
 if TYPE_CHECKING:
     from transfer.training.model import TransferModel
     from transfer.training.pack import Pack
-    from transfer.training.shared_models import Workbench
+    from transfer.training.shared_models import SharedModels
 
 POLL_S = 0.5
 
@@ -154,11 +154,11 @@ class TrialActor:
         """
         run_id = self._run_id(trial, branch)
         try:
-            at_work = self._advanced(run_id, trial, epochs, branch)
+            runner = self._advanced(run_id, trial, epochs, branch)
         except OutOfMemoryError as error:
             failure = Failure.of(error)
         else:
-            return self._state(run_id, at_work)
+            return self._state(run_id, runner)
         # What is not held on to any more, by the error neither, is there for the next trial, or for another attempt.
         rows = self._open.pop(run_id).rows if run_id in self._open else ()
         if self._give_up_packs(trial):
@@ -168,10 +168,10 @@ class TrialActor:
     def _advanced(self, run_id: str, trial: Trial, epochs: int, branch: Branch | None) -> TrialRunner:
         if run_id not in self._open:
             self._open[run_id] = self._start(trial, branch)
-        at_work = self._open[run_id]
-        while not at_work.ended and len(at_work.rows) < epochs:
-            at_work.next_epoch()
-        return at_work
+        runner = self._open[run_id]
+        while not runner.ended and len(runner.rows) < epochs:
+            runner.next_epoch()
+        return runner
 
     def _give_up_packs(self, trial: Trial) -> bool:
         """Have the trials of a trial's pack go on alone, since one may fit where all do not; whether there was one."""
@@ -189,8 +189,8 @@ class TrialActor:
         gc.collect()
         return True
 
-    def _state(self, run_id: str, at_work: TrialRunner) -> TrialState:
-        state = at_work.state()
+    def _state(self, run_id: str, runner: TrialRunner) -> TrialState:
+        state = runner.state()
         if state.complete:
             # Of a trial that failed, some folds may have epochs to come.
             self._open.pop(run_id).stop()
@@ -198,27 +198,27 @@ class TrialActor:
 
     def stop(self, trial: Trial, branch: Branch | None = None) -> None:
         """Train a trial no further. Its run could go on from its newest checkpoint."""
-        at_work = self._open.pop(self._run_id(trial, branch), None)
-        if at_work is not None:
-            at_work.stop()
+        runner = self._open.pop(self._run_id(trial, branch), None)
+        if runner is not None:
+            runner.stop()
 
     @cached_property
-    def _workbench(self) -> Workbench:
+    def _shared(self) -> SharedModels:
         start_worker()
 
-        from transfer.training.shared_models import Workbench
+        from transfer.training.shared_models import SharedModels
         from transfer.training.step import create_strategy
 
-        return Workbench(create_strategy())
+        return SharedModels(create_strategy())
 
     def suspend(self) -> None:
-        """Nothing of the host's own is in the network's variables."""
+        """Nothing of the actor's own is in the network's variables."""
 
     def _model(self, config: Config) -> TransferModel:
         """The untrained model; whoever trains has been suspended."""
-        with self._workbench.strategy.scope():
-            self._workbench.take_turn(self)
-            return self._workbench.model(config, self._dataset.classes)
+        with self._shared.strategy.scope():
+            self._shared.take_turn(self)
+            return self._shared.model(config, self._dataset.classes)
 
     @cached_property
     def _dataset(self) -> Dataset:
@@ -279,7 +279,7 @@ class TrialActor:
         training = Training(
             run,
             self._dataset,
-            workbench=self._workbench,
+            shared=self._shared,
             start=start,
             extract_ahead=self._sees_all_phases,
             # The sweep's table shows how far each trial is.

@@ -82,7 +82,7 @@ class TrialRunner(Protocol):
 
 
 class SingleRunner(TrialRunner):
-    """A trial that has the workbench to itself while an epoch of it is trained.
+    """A trial that has the shared models to itself while an epoch of it is trained.
 
     `keeps_all`: others may go on from any of its checkpoints, so they stay when it comes to its end.
     """

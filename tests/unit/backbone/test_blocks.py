@@ -7,7 +7,7 @@ from tests.unit.backbone.families import some_of
 from transfer.backbone.backbone import Backbone
 from transfer.backbone.files import RANGES
 from transfer.backbone.load import describe, load_backbone
-from transfer.config import BaseNetworkConfig
+from transfer.config import BaseNetworkConfig, ImageInput
 from transfer.errors import BackboneError
 
 
@@ -16,7 +16,9 @@ def load(model, image_size=32, **settings):
 
 
 def backbone_of(network, image_size=16):
-    return Backbone(name="own", image_size=image_size, network=network, preprocess=RANGES["0..255"])
+    return Backbone(
+        name="own", image_input=ImageInput(image_size, image_size), network=network, preprocess=RANGES["0..255"]
+    )
 
 
 @pytest.fixture(scope="module")

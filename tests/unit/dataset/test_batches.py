@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from tests.digits import digits_config, write_some_digits
+from transfer.config import ImageInput
 from transfer.dataset.batches import image_batches
 from transfer.dataset.ingest import ingest
 from transfer.dataset.order import WorkerSlice
@@ -32,7 +33,13 @@ def batches(digits, **options):
     store, dataset = digits
     shards = dataset.shards_of("train")
     assert len(shards) > 2
-    options = {"image_size": 32, "batch_size": BATCH, "seed": 0, "window_size_bytes": 70_000, **options}
+    options = {
+        "image_input": ImageInput(32, 32),
+        "batch_size": BATCH,
+        "seed": 0,
+        "window_size_bytes": 70_000,
+        **options,
+    }
     return [{name: tensor.numpy() for name, tensor in b.items()} for b in image_batches(store, shards, **options)]
 
 
@@ -97,5 +104,5 @@ def test_a_damaged_shard_is_never_decoded(digits, tmp_path):
     shard = dataset.shards_of("train")[0]
     wrong = shard.model_copy(update={"sha256": "0" * 64})
     with pytest.raises(Exception, match=r"sha256|SHA-256|digest") as caught:
-        list(image_batches(store, [wrong], image_size=32, batch_size=BATCH))
+        list(image_batches(store, [wrong], image_input=ImageInput(32, 32), batch_size=BATCH))
     assert CorruptObjectError.__name__ in str(caught.value)

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tests import images
 from tests.digits import digits_config, write_some_digits
+from transfer.config import ImageInput
 from transfer.dataset.batches import image_batches, stored_images
 from transfer.dataset.decode import load_image, load_plain_jpeg
 from transfer.dataset.ingest import ingest
@@ -16,6 +17,7 @@ from transfer.errors import CorruptObjectError, ObjectNotFoundError
 from transfer.storage import open_store
 
 SIZE = 32
+INPUT = ImageInput(SIZE, SIZE)
 BATCH = 16
 
 
@@ -38,9 +40,9 @@ def stored(tmp_path):
 
 def test_they_are_what_training_sees_in_stored_order(stored):
     store, shards = stored
-    found = list(stored_images(store, shards, image_size=SIZE, batch_size=BATCH))
+    found = list(stored_images(store, shards, image_input=INPUT, batch_size=BATCH))
     assert all(len(pixels) == BATCH for pixels, _ in found[:-1])
-    pipeline = list(image_batches(store, shards, image_size=SIZE, batch_size=BATCH, seed=None))
+    pipeline = list(image_batches(store, shards, image_input=INPUT, batch_size=BATCH, seed=None))
     real = np.concatenate([batch["real"] for batch in pipeline]) > 0
     for index, name in enumerate(("images", "labels")):
         expected = np.concatenate([batch[name] for batch in pipeline])[real]
@@ -49,7 +51,7 @@ def test_they_are_what_training_sees_in_stored_order(stored):
 
 def test_a_reader_that_stops_early_leaves_no_thread(stored):
     store, shards = stored
-    reading = stored_images(store, shards, image_size=SIZE, batch_size=BATCH)
+    reading = stored_images(store, shards, image_input=INPUT, batch_size=BATCH)
     before = threading.active_count()
     next(reading)
     assert threading.active_count() > before
@@ -63,12 +65,12 @@ def test_a_shard_that_is_damaged_or_gone_is_named(stored):
     path.chmod(0o644)
     path.write_bytes(b"?" + path.read_bytes()[1:])
     with pytest.raises(CorruptObjectError, match=shards[-1].name):
-        list(stored_images(store, shards, image_size=SIZE, batch_size=BATCH))
+        list(stored_images(store, shards, image_input=INPUT, batch_size=BATCH))
     path.unlink()
     with pytest.raises(ObjectNotFoundError, match=shards[-1].name):
-        list(stored_images(store, shards, image_size=SIZE, batch_size=BATCH))
+        list(stored_images(store, shards, image_input=INPUT, batch_size=BATCH))
 
 
 def test_a_plain_jpeg_decodes_the_short_way_to_the_very_same_pixels():
     image = tf.constant(images.encode(images.picture(), "JPEG"))
-    np.testing.assert_array_equal(load_plain_jpeg(image, SIZE), load_image(image, SIZE))
+    np.testing.assert_array_equal(load_plain_jpeg(image, INPUT), load_image(image, INPUT))

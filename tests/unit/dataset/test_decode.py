@@ -8,7 +8,8 @@ import tensorflow as tf
 from PIL import Image
 
 from tests import images
-from transfer.dataset.decode import decode_image, load_image
+from transfer.config import ImageInput
+from transfer.dataset.decode import decode_image, fit_image, load_image
 
 PICTURE = images.picture()
 GRAY = PICTURE.convert("L")
@@ -139,10 +140,14 @@ def test_a_broken_file_is_an_error_in_tf_data():
 
 
 def test_an_exported_signature_gives_the_same_pixels_for_all_formats(tmp_path):
+    image_input = ImageInput(24, 20, fit="crop", crop_share=0.9, antialias=True)
+
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
     def serve(image_bytes):
         return tf.map_fn(
-            lambda one: load_image(one, 24), image_bytes, fn_output_signature=tf.TensorSpec([24, 24, 3], tf.float32)
+            lambda one: load_image(one, image_input),
+            image_bytes,
+            fn_output_signature=tf.TensorSpec([24, 20, 3], tf.float32),
         )
 
     module = tf.Module()
@@ -153,13 +158,13 @@ def test_an_exported_signature_gives_the_same_pixels_for_all_formats(tmp_path):
 
     served = tf.saved_model.load(str(tmp_path)).signatures["serving_default"](tf.constant(files))
 
-    expected = np.stack([load_image(tf.constant(image_bytes), 24) for image_bytes in files])
+    expected = np.stack([load_image(tf.constant(image_bytes), image_input) for image_bytes in files])
     np.testing.assert_array_equal(next(iter(served.values())), expected)
 
 
 def test_a_loaded_image_is_the_decoded_one_resized_to_the_square():
     turned = images.encode(PICTURE, "JPEG", exif=b"Exif\0\0" + images.tiff_block(6))
-    loaded = load_image(tf.constant(turned), 20)
+    loaded = load_image(tf.constant(turned), ImageInput(20, 20))
     assert loaded.dtype == tf.float32
     expected = keras.ops.image.resize(
         tf.cast(decode_image(tf.constant(turned)), tf.float32), (20, 20), interpolation="bilinear", antialias=False
@@ -168,9 +173,51 @@ def test_a_loaded_image_is_the_decoded_one_resized_to_the_square():
     np.testing.assert_allclose(loaded, expected, atol=1e-4)
 
 
-def test_a_loaded_image_has_a_static_shape_so_that_it_can_be_batched():
-    dataset = tf.data.Dataset.from_tensors(EXACT["PNG"]).map(lambda image_bytes: load_image(image_bytes, 20))
-    assert dataset.element_spec == tf.TensorSpec([20, 20, 3], tf.float32)
+@pytest.mark.parametrize(("fit", "option"), [("crop", "crop_to_aspect_ratio"), ("pad", "pad_to_aspect_ratio")])
+@pytest.mark.parametrize("size", [(20, 20), (12, 36), (60, 20)])
+def test_an_image_is_cropped_and_padded_as_keras_does(fit, option, size):
+    image = np.asarray(images.picture(120, 60), np.float32)
+    found = fit_image(tf.constant(image), ImageInput(*size, fit=fit))
+    resized = keras.ops.image.resize(image, size, interpolation="bilinear", **{option: True})
+    np.testing.assert_allclose(found, resized, atol=1e-3)
+
+
+def test_the_bars_beside_a_padded_image_do_not_mix_with_it():
+    image = np.full((60, 120, 3), 200, np.float32)
+    padded = fit_image(tf.constant(image), ImageInput(20, 20, fit="pad", antialias=True))
+    np.testing.assert_allclose(padded[5:15], 200.0, atol=1e-3)
+    np.testing.assert_array_equal(np.delete(padded, range(5, 15), axis=0), 0.0)
+
+
+@pytest.mark.parametrize(("share", "sides"), [(0.5, (30, 30)), (0.001, (1, 1))])
+def test_a_share_of_the_largest_part_is_around_the_center(share, sides):
+    image = np.asarray(images.picture(120, 60))
+    top, left = (60 - sides[0]) // 2, (120 - sides[1]) // 2
+    part = image[top : top + sides[0], left : left + sides[1]]
+    found = fit_image(tf.constant(image), ImageInput(16, 16, fit="crop", crop_share=share))
+    np.testing.assert_allclose(found, fit_image(tf.constant(part), ImageInput(16, 16)), atol=1e-3)
+
+
+@pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
+def test_a_batch_is_fitted_as_each_of_its_images(fit):
+    batch = tf.constant(np.stack([images.picture(seed=seed) for seed in range(3)]))
+    image_input = ImageInput(20, 28, fit=fit, antialias=True)
+    expected = np.stack([fit_image(image, image_input) for image in batch])
+    np.testing.assert_allclose(fit_image(batch, image_input), expected, atol=1e-3)
+
+
+def test_with_antialiasing_every_pixel_counts():
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::8] = 240
+    found = fit_image(tf.constant(stripes), ImageInput(8, 8, antialias=True)).numpy()
+    np.testing.assert_allclose(found[2:-2, 2:-2], 30.0, atol=2.0)
+
+
+@pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
+def test_a_loaded_image_has_a_static_shape_so_that_it_can_be_batched(fit):
+    image_input = ImageInput(20, 28, fit=fit)
+    dataset = tf.data.Dataset.from_tensors(EXACT["PNG"]).map(lambda image_bytes: load_image(image_bytes, image_input))
+    assert dataset.element_spec == tf.TensorSpec([20, 28, 3], tf.float32)
 
 
 def on_color(image, color):

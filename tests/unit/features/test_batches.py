@@ -8,6 +8,7 @@ import pytest
 
 from tests.digits import digits_config, write_some_digits
 from transfer.backbone.files import RANGES
+from transfer.config import ImageInput
 from transfer.dataset.batches import image_batches
 from transfer.dataset.ingest import ingest
 from transfer.dataset.order import WorkerSlice, steps_per_epoch
@@ -18,6 +19,7 @@ from transfer.features.store import FeatureStore
 from transfer.storage import open_store
 
 SIZE = 32
+INPUT = ImageInput(SIZE, SIZE)
 BATCH = 14
 
 
@@ -32,10 +34,10 @@ def cached(tmp_path_factory):
     assert len(shards) > 2
     image = keras.Input((SIZE, SIZE, 3))
     network = keras.Model(image, keras.layers.AveragePooling2D(8)(image))
-    frozen_part = FrozenPart(base="pooling", image_size=SIZE, preprocess=RANGES["0..1"], network=network)
+    frozen_part = FrozenPart(base="pooling", image_input=INPUT, preprocess=RANGES["0..1"], network=network)
     for shard in shards:
         with FeatureStore(store, frozen_part).writer(shard) as writer:
-            for batch in image_batches(store, [shard], image_size=SIZE, batch_size=7):
+            for batch in image_batches(store, [shard], image_input=INPUT, batch_size=7):
                 real = batch["real"].numpy() > 0
                 writer.append(frozen_part(batch["images"]).numpy()[real], batch["labels"].numpy()[real])
     return store, shards, frozen_part
@@ -62,7 +64,7 @@ def steps_of(batches, count):
 def test_they_hold_what_the_batches_of_images_hold_however_many_steps_come_at_once(cached, worker, seed, start_step):
     store, shards, frozen_part = cached
     order = {"worker": worker, "seed": seed, "start_step": start_step}
-    expected = list(image_batches(store, shards, image_size=SIZE, batch_size=BATCH, epochs=range(2), **order))
+    expected = list(image_batches(store, shards, image_input=INPUT, batch_size=BATCH, epochs=range(2), **order))
     rows = sum(shard.rows for shard in shards)
     assert rows % BATCH
     for max_steps in (1, 4, 100):

@@ -243,7 +243,7 @@ def test_each_row_of_a_shard_is_changed_in_its_own_way(ingested):
     shard = ingested[1].shards[0].model_copy(update={"rows": 70})
     one = np.random.default_rng(0).uniform(0, 255, (32, 32, 3)).astype(np.float32)
     batch = RowBatch(np.stack([one] * 70), (Piece(shard, 0, np.zeros(70, np.int32)),))
-    (viewed,) = seen_as(View(AUGMENTATION, seed=0, index=0), iter([batch]), image_size=32)
+    (viewed,) = seen_as(View(AUGMENTATION, seed=0, index=0), iter([batch]))
     assert len(np.unique(viewed.values.reshape(70, -1), axis=0)) == 70
 
 

@@ -13,7 +13,7 @@ from transfer.backbone.applications import known_networks
 from transfer.backbone.backbone import pooled
 from transfer.backbone.files import RANGES
 from transfer.backbone.load import load_backbone
-from transfer.config import BaseNetworkConfig
+from transfer.config import BaseNetworkConfig, ImageInput
 from transfer.errors import FeaturesError
 from transfer.features import engines
 from transfer.features.engines import OpenVinoEngine
@@ -25,11 +25,12 @@ layers = keras.layers
 ENGINES = ("tensorflow", "openvino")
 PARITY = 2e-5
 """Largest difference from the plain Keras call, as a share of the largest magnitude in that output."""
-# The smallest member of each family of keras.applications, and a small image that it takes.
+# The smallest member of each family of networks that go by name, and a small image that it takes.
 FAMILIES = {
     "convnext": ("ConvNeXtTiny", 32),
     "densenet": ("DenseNet121", 32),
     "efficientnet": ("EfficientNetB0", 32),
+    "efficientnet_lite": ("EfficientNetLite0", 32),
     "efficientnet_v2": ("EfficientNetV2B0", 32),
     "inception_resnet_v2": ("InceptionResNetV2", 75),
     "inception_v3": ("InceptionV3", 75),
@@ -113,7 +114,10 @@ def cut_at(images, *outputs):
     """Frozen parts of a network of one's own, which sees pixels as they are."""
     networks = [keras.Model(images, output) for output in outputs]
     randomize(networks[-1])
-    return [FrozenPart(base="own", image_size=8, preprocess=RANGES["0..1"], network=network) for network in networks]
+    return [
+        FrozenPart(base="own", image_input=ImageInput(8, 8), preprocess=RANGES["0..1"], network=network)
+        for network in networks
+    ]
 
 
 def batch_norm(value, **options):

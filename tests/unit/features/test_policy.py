@@ -4,6 +4,7 @@ import keras
 import pytest
 
 from transfer.backbone.files import RANGES
+from transfer.config import ImageInput
 from transfer.dataset.manifest import Shard
 from transfer.features import policy
 from transfer.features.frozen import FrozenPart
@@ -20,7 +21,7 @@ def images_of(size_bytes):
 def cut_after(layer, size=64):
     entrance = keras.Input((size, size, 3))
     network = keras.Model(entrance, layer(entrance))
-    return FrozenPart(base="own", image_size=size, preprocess=RANGES["0..1"], network=network)
+    return FrozenPart(base="own", image_input=ImageInput(size, size), preprocess=RANGES["0..1"], network=network)
 
 
 def test_features_smaller_than_the_images_are_cached():

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from transfer.backbone.files import RANGES
-from transfer.config import AugmentationConfig
+from transfer.config import AugmentationConfig, ImageInput
 from transfer.dataset.manifest import Shard
 from transfer.errors import CorruptObjectError, FeaturesError, ObjectNotFoundError
 from transfer.features import store as store_module
@@ -31,7 +31,7 @@ def network():
 
 def part_at(network, layer, **options):
     cut = keras.Model(network.inputs[0], network.get_layer(layer).output)
-    return FrozenPart(base="tiny", image_size=8, preprocess=RANGES["0..1"], network=cut, **options)
+    return FrozenPart(base="tiny", image_input=ImageInput(8, 8), preprocess=RANGES["0..1"], network=cut, **options)
 
 
 @pytest.fixture(params=["vectors", "maps", "maps in float16"])

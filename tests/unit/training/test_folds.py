@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.digits import digits_config, ingest_some_digits
-from tests.workbench import train
+from tests.trained import train
 from transfer.config import StorageConfig
 from transfer.dataset.ingest import ingest
 from transfer.dataset.shards import read_columns

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tests.digits import digits_config, ingest_some_digits
 from tests.replicas import two_replicas
-from tests.workbench import largest_difference, train, workbench_of
+from tests.trained import largest_difference, models_under, train
 from transfer.catalog.run import EpochRow, Progress
 from transfer.ensure import fit
 from transfer.errors import ConfigError, DivergedError, RunBusyError, TrainingError
@@ -123,7 +123,7 @@ def test_a_failure_in_the_middle_leaves_checkpoints_to_go_on_from(digits, undist
 def test_each_attempt_is_noted_also_where_a_run_trains_from_pixels(digits):
     run, dataset = new_run(digits, "from-pixels", features={"cache": "never"})
     for attempt in (1, 2):
-        Training(run, dataset, workbench=workbench_of(tf.distribute.get_strategy()))
+        Training(run, dataset, shared=models_under(tf.distribute.get_strategy()))
         assert run.uses.numbers()[-1] == attempt
     assert run.id not in {found.id for found in UsageWatch(run.store).look().runs}, "it relies on nothing that is kept"
 
@@ -132,7 +132,7 @@ def test_a_run_that_another_process_finished_is_not_gone_on_with_even_to_its_bes
     stopping = {"min_delta": 100.0, "patience_epochs": 1}
     phases = [{"unfreeze": 0, "epochs": 2, "learning_rate": 1e-3, "early_stopping": stopping}]
     run, dataset = new_run(digits, "two-at-once", phases=phases)
-    training = Training(run, dataset, workbench=workbench_of(tf.distribute.get_strategy()))
+    training = Training(run, dataset, shared=models_under(tf.distribute.get_strategy()))
     training.next_epoch()
     assert training.progress.best_checkpoint == 1
     training.checkpoints.save(5, Progress(complete=True), weights=[], optimizer=[])

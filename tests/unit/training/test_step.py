@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from tests.replicas import two_replicas
-from tests.workbench import largest_difference
+from tests.trained import largest_difference
 from transfer.augmentation import Augmentation
 from transfer.backbone.backbone import set_precision
 from transfer.config import AugmentationConfig, HeadConfig, OptimizerConfig, PhaseConfig, ScheduleConfig, TrainingConfig

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.digits import digits_config, ingest_some_digits
-from tests.workbench import measure_curve, train
+from tests.trained import measure_curve, train
 from transfer.errors import TrainingError
 from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoints

@@ -1,8 +1,8 @@
 """Archives of class folders, unpacked into a temporary folder as `tar` and `unzip` would, without trusting them.
 
-An archive is refused as a whole when one of its members would land outside the folder, is not a plain file or folder,
-or comes twice; and when it unpacks to more than allowed, which is counted while unpacking, since headers lie. What kind
-of archive it is, its first bytes say: `tar` and web servers do not mind the name either.
+An archive is refused as a whole if one of its members would be outside of the folder, is not a plain file or folder, or
+occurs twice, or if it unpacks to more bytes than allowed. Bytes are counted while unpacking, because headers can be
+wrong. The first bytes decide the kind of archive, not the name, as for `tar`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _COPY_SIZE_BYTES = 1024**2
 _UTF8_NAME = 0x800
 _UNICODE_PATH = 0x7075
 _DOS_SYSTEMS = {0, 10, 14}  # FAT, NTFS, VFAT
-# tarfile reads extended headers whole; no honest one comes near.
+# tarfile reads an extended header into memory; valid archives have much smaller ones.
 _MAX_TAR_HEADER_BYTES = 16 * 1024**2
 # `xz -9` needs 65 MiB. The format allows an archive to ask for 4 GiB.
 MAX_XZ_MEMORY_BYTES = 256 * 1024**2
@@ -49,7 +49,7 @@ _DAMAGED = (
     zlib.error,
     lzma.LZMAError,
     EOFError,
-    NotImplementedError,  # a way of compressing that zipfile does not know
+    NotImplementedError,  # a compression method that zipfile lacks
     RuntimeError,  # an encrypted member
     ValueError,
 )
@@ -61,18 +61,18 @@ class RefusedArchiveError(Exception):
 
 @dataclass(frozen=True)
 class Bounds:
-    """What an archive may bring. `size_limit`: what the limit of its size is called, in an error."""
+    """Limits of an archive. `size_limit`: name of the limit of its size in errors."""
 
     max_members: int
     max_size_bytes: int
     size_limit: str
     hard_links: bool = True
-    """Whether a file may have several names."""
+    """Whether a file may have several names (hard links)."""
 
 
 @dataclass
 class _Unpacking:
-    """What has been taken out so far, and where it goes."""
+    """The state of an unpacking: the target folder, and what was unpacked so far."""
 
     folder: Path
     bounds: Bounds
@@ -80,7 +80,7 @@ class _Unpacking:
     size_bytes: int = 0
 
     def target(self, name: str) -> Path:
-        """Where a member goes. Raises RefusedArchiveError for a name that leads elsewhere."""
+        """Target path of a member. Raises RefusedArchiveError for a name that leads out of the folder."""
         self.members += 1
         if self.members > self.bounds.max_members:
             raise RefusedArchiveError(f"it has more than {self.bounds.max_members:,} members")
@@ -92,7 +92,7 @@ class _Unpacking:
         return self.folder.joinpath(*parts)
 
     def count(self, size_bytes: int) -> None:
-        """Count bytes that came out. Raises RefusedArchiveError when they are too many."""
+        """Count unpacked bytes. Raises RefusedArchiveError if there are too many."""
         self.size_bytes += size_bytes
         if self.size_bytes > self.bounds.max_size_bytes:
             raise RefusedArchiveError(
@@ -100,14 +100,14 @@ class _Unpacking:
             )
 
     def write(self, name: str, content: IO[bytes]) -> None:
-        """Copy a member's content, counting."""
+        """Copy a member's content and count its bytes."""
         with self._new(name) as target, target.open("xb") as file:
             while piece := content.read(_COPY_SIZE_BYTES):
                 self.count(len(piece))
                 file.write(piece)
 
     def link(self, name: str, linked: str) -> None:
-        """Give a file that came out another name: what `tar` writes for a file with several."""
+        """Give an unpacked file another name: a hard link of `tar`."""
         with self._new(name) as target:
             file = self.target(linked)
             if not file.is_file():
@@ -118,7 +118,7 @@ class _Unpacking:
 
     @contextmanager
     def _new(self, name: str) -> Iterator[Path]:
-        """Where a member goes, with the folders around it."""
+        """Target path of a member, with the folders around it."""
         target = self.target(name)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -152,7 +152,7 @@ def unpack(archive: Path, folder: Path, *, uri: str, max_size_bytes: int) -> Pat
 def unpack_members(archive: Path, folder: Path, *, bounds: Bounds, is_zip: bool) -> None:
     """Unpack a zip, or a tar with or without compression, into the empty `folder`.
 
-    Raises RefusedArchiveError, after which what came out is of no use, and OSError where it cannot be written.
+    Raises RefusedArchiveError, after which the unpacked files must not be used, and OSError if they cannot be written.
     """
     unpacking = _Unpacking(folder, bounds)
     try:
@@ -181,9 +181,9 @@ def _unpack_zip(archive: Path, unpacking: _Unpacking) -> None:
 def _zip_name(member: zipfile.ZipInfo) -> str:
     """The name that `unzip` would give a member.
 
-    A name is UTF-8 where a flag or an extra field says so. Otherwise Unix programs have written the bytes of their file
-    names, and those of DOS and Windows code page 437 (or UTF-8, which other text hardly ever is) and, some of them,
-    backslashes.
+    A name is UTF-8 if a flag or an extra field says so. Otherwise it was written by a Unix program as the bytes of the
+    file name, or by a DOS or Windows program in code page 437 or UTF-8 (other text is hardly ever valid UTF-8), perhaps
+    with backslashes.
     """
     if member.flag_bits & _UTF8_NAME:
         return member.filename
@@ -200,7 +200,7 @@ def _zip_name(member: zipfile.ZipInfo) -> str:
 
 
 def _unicode_path(extra: bytes, raw: bytes) -> str | None:
-    """The name in Info-ZIP's extra field, where it is one of this very name."""
+    """The name in Info-ZIP's extra field, if the field belongs to this name; else None."""
     while len(extra) >= 4:
         kind, size = struct.unpack_from("<HH", extra)
         content, extra = extra[4 : 4 + size], extra[4 + size :]
@@ -222,7 +222,7 @@ def _unpack_tar(archive: Path, unpacking: _Unpacking) -> None:
                     unpacking.write(member.name, content)
             else:
                 raise RefusedArchiveError(f"its member `{key_of(member.name)}` is a link, a device or sparse")
-        # tarfile takes a damaged header for the end; the checksum at the end of the stream tells them apart.
+        # tarfile takes a damaged header for the end of the archive; the checksum of the stream shows the damage.
         while piece := file.read(_COPY_SIZE_BYTES):
             unpacking.count(len(piece))
 
@@ -230,7 +230,7 @@ def _unpack_tar(archive: Path, unpacking: _Unpacking) -> None:
 def _members(opened: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     while (member := opened.next()) is not None:
         yield member
-        # tarfile remembers every member it has seen, 1 KB each.
+        # tarfile keeps every member in memory, 1 KB each.
         opened.members = []  # type: ignore[attr-defined]
 
 
@@ -240,14 +240,14 @@ def _start(archive: Path) -> bytes:
 
 
 def _uncompressed(archive: Path) -> IO[bytes]:
-    """A tar without the compression that its first bytes show."""
+    """Open a tar, decompressed as its first bytes require."""
     start = _start(archive)
     opened = next((kind for magic, kind in _COMPRESSIONS.items() if start.startswith(magic)), _ModestFile)
     return cast("IO[bytes]", opened(archive))
 
 
 class _Modest:
-    """A file that refuses to be read in one go where an extended header claims to be huge."""
+    """A file that refuses large single reads, so that a forged extended header cannot fill the memory."""
 
     def read(self, size: int | None = -1) -> bytes:
         if size is None or not 0 <= size <= _MAX_TAR_HEADER_BYTES:
@@ -333,9 +333,9 @@ _COMPRESSIONS = {b"\x1f\x8b": _ModestGzipFile, b"BZh": _ModestBZ2File, b"\xfd7zX
 
 
 def _class_folders_in(folder: Path) -> Path:
-    """Step into the one folder that many archives have around the class folders, and say so.
+    """Step into the single folder that many archives have around the class folders, and log it.
 
-    A file beside that folder, such as a license, does not matter unless it is an image.
+    Files beside that folder, for example a license, are ignored unless they are images.
     """
     root = folder
     while True:

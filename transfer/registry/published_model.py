@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from transfer.catalog.model import ModelVersion
-from transfer.config import Config
+from transfer.config import Config, ImageInput
 from transfer.dataset.batches import BinaryColumn
 from transfer.dataset.manifest import Dataset, Shard
 from transfer.dataset.shards import read_columns, read_shard
@@ -29,7 +29,7 @@ from transfer.features.forward import CHECKED_ROWS, TOLERANCE, forward_of
 from transfer.features.frozen import FEATURE_CODE_VERSION
 from transfer.features.network import traced, with_constants
 from transfer.registry.describe import classes_in, never_trained_on
-from transfer.registry.serving import read_serving
+from transfer.registry.promote import read_serving
 from transfer.registry.versions import download_version, load_version
 from transfer.runtime.memory import FOR_PREDICTION, memory_explained
 from transfer.runtime.progress import progress
@@ -42,7 +42,7 @@ BATCH_SIZE = 32
 Answers = Callable[[list[bytes]], dict[str, Any]]
 """What a published model answers for encoded images."""
 Batch = tuple[list[bytes], np.ndarray]
-"""Encoded images, and the same decoded: float32 [n, image_size, image_size, 3] in 0..255."""
+"""Encoded images, and the same decoded: float32 [n, height, width, 3] in 0..255."""
 Engine = Literal["auto", "tensorflow", "openvino"]
 
 
@@ -68,9 +68,9 @@ class PublishedModel:
         self._files = files
 
     @cached_property
-    def image_size(self) -> int:
-        """Height and width of the images that the network takes."""
-        return int(self._description["image_size"])
+    def image_input(self) -> ImageInput:
+        """The images that the network takes."""
+        return ImageInput(**self._description["image_input"])
 
     @property
     def background(self) -> str | None:
@@ -86,7 +86,7 @@ class PublishedModel:
     @property
     def row_shape(self) -> tuple[int, ...]:
         """Shape of a decoded image."""
-        return (self.image_size, self.image_size, 3)
+        return self.image_input.shape
 
     def answer(self, encoded: list[bytes]) -> dict[str, Any]:
         """What the signature for encoded images answers."""
@@ -186,21 +186,22 @@ def answers_of_serving(
     if serving.version is None:
         return None
     version = load_version(store, config.name, serving.version)
-    if version.provenance["run"] == but:
+    trained = version.provenance
+    if trained.run == but:
         return None
-    metrics = version.provenance["metrics"]
-    has_them = (version.provenance["dataset"], metrics["split"]) == (dataset.reference, split)
+    has_them = (trained.dataset, trained.metrics.split) == (dataset.reference, split)
     answers: SameImages | str | None = _of_report(config, store, version) if has_them else None
     if answers is None:
         answers = "the gate asks both" if gate_asks else _asked(config, store, dataset, split, version)
-    return ServingAnswers(version.number, version.provenance["dataset"], metrics["split"], metrics["accuracy"], answers)
+    metrics = trained.metrics
+    return ServingAnswers(version.number, trained.dataset, metrics.split, metrics.accuracy, answers)
 
 
 def _of_report(config: Config, store: Store, version: ModelVersion) -> SameImages | None:
     """The answers that the version was published with; None where they cannot be read any more."""
     try:
-        run = load_run(store, version.provenance["run"], config)
-        _, predictions = load_report(run, version.provenance["report"])
+        run = load_run(store, version.provenance.run, config)
+        _, predictions = load_report(run, version.provenance.report)
     except (CorruptObjectError, ObjectNotFoundError, DatasetError, TrainingError) as error:
         logger.warning("Version %d, which serves, is asked anew: %s", version.number, error)
         return None

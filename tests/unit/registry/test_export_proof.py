@@ -12,29 +12,32 @@ import tensorflow as tf
 from PIL import Image
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 
+from tests.images import encode, picture
+from tests.trained import plain_logits
 from tests.unit.backbone.conftest import export_module
 from tests.unit.registry.c_api import answer_of_c_api
-from tests.workbench import plain_logits
 from transfer.backbone.backbone import Backbone
 from transfer.backbone.files import RANGES
 from transfer.backbone.load import load_backbone
-from transfer.config import BaseNetworkConfig, HeadConfig
+from transfer.config import BaseNetworkConfig, HeadConfig, ImageInput
+from transfer.dataset.decode import load_image
 from transfer.errors import OutOfMemoryError, ParityError
 from transfer.registry.export import export
-from transfer.registry.proof import LOADERS, TOLERANCE, Loader, check_outcome, compare, outcomes_of
+from transfer.registry.export_proof import LOADERS, TOLERANCE, Loader, check_outcome, compare, outcomes_of
 from transfer.training import inference
 from transfer.training.model import TransferModel, build_head
 
 SIZE = 32
+SQUARE = ImageInput(SIZE, SIZE)
 CLASSES = ["cat", "dog", "hippopotamus"]
 
 
-def convolutions(*first):
+def convolutions(*first, shape=(SIZE, SIZE, 3)):
     """A small network with BatchNorms that change what they see, behind the layers `first`."""
     layers = keras.layers
     network = keras.Sequential(
         [
-            keras.Input((SIZE, SIZE, 3)),
+            keras.Input(shape),
             *first,
             layers.Conv2D(8, 3, strides=2, use_bias=False),
             layers.BatchNormalization(),
@@ -51,8 +54,8 @@ def convolutions(*first):
     return keras.Model(network.inputs[0], network.outputs[0])
 
 
-def model_on(network):
-    base = Backbone(name="small", image_size=SIZE, network=network, preprocess=RANGES["0..1"])
+def model_on(network, image_input=SQUARE):
+    base = Backbone(name="small", image_input=image_input, network=network, preprocess=RANGES["0..1"])
     return with_head(base)
 
 
@@ -157,6 +160,18 @@ def test_a_model_puts_transparent_pictures_on_the_background_that_it_was_trained
     assert all(difference <= TOLERANCE for difference in found.values()), found
 
 
+@pytest.mark.parametrize("fit", ["crop", "pad"])
+def test_a_model_fits_files_and_pixels_of_any_size_as_it_was_trained(fit, tmp_path):
+    share = {"crop_share": 0.8} if fit == "crop" else {}
+    image_input = ImageInput(20, 36, fit=fit, antialias=True, **share)
+    model = model_on(convolutions(shape=image_input.shape), image_input)
+    export(model, tmp_path / "exported", provenance={})
+    files = [encode(picture(width, height), "PNG") for width, height in ((90, 70), (40, 120), (18, 10))]
+    pixels = np.stack([load_image(tf.constant(file), image_input) for file in files])
+    found = compare(tmp_path / "exported", files, expected_of(model, pixels), LOADERS)
+    assert all(difference <= TOLERANCE for difference in found.values()), found
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """A model with variables, exported; and the model."""
@@ -252,8 +267,6 @@ class Tampered(tf.Module):
             ),
         }
         tf.saved_model.save(self, str(folder), signatures=signatures)
-        (folder / "assets.extra").mkdir()
-        (folder / "assets.extra/transfer.json").write_text(f'{{"image_size": {SIZE}}}')
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ alive, a preprocessing step left out of the export or a class order that changed
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
@@ -20,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from transfer.dataset.decode import load_image
+from transfer.dataset.decode import decode_image
 from transfer.errors import DifferentAnswersError, OutOfMemoryError, ParityError
 from transfer.runtime.fork_server import process_pool
 from transfer.runtime.memory import memory_explained, what_did_not_fit
@@ -78,13 +77,13 @@ def load_in_session(folder: Path) -> Answer:
 
 
 def load_pixels_in_python(folder: Path) -> Answer:
-    """Python's loader, asked for images that this project's own decoder has decoded and resized."""
+    """Python's loader, asked for images that this project's own decoder has decoded."""
     loaded = tf.saved_model.load(str(folder))
-    size = int(json.loads((folder / "assets.extra/transfer.json").read_text(encoding="utf-8"))["image_size"])
+    ask = loaded.signatures["pixels"]
 
     def answer(images: list[bytes]) -> np.ndarray:
-        pixels = tf.stack([load_image(tf.constant(image), size) for image in images])
-        return _probabilities(loaded.signatures["pixels"](images=pixels))
+        decoded = (tf.cast(decode_image(tf.constant(image)), tf.float32) for image in images)
+        return np.concatenate([_probabilities(ask(images=pixels[None])) for pixels in decoded])
 
     return answer
 
