@@ -141,7 +141,10 @@ def for_people(summary: NightSummary, *, serving: Serving, page: str) -> dict[st
 
 
 def send(told: dict[str, Any], config: NightlyConfig) -> None:
-    """Send what `message_of` tells of a night as JSON to the configured webhook. That it fails is logged, and fails nothing else."""
+    """Send what `message_of` tells of a night as JSON to the configured webhook.
+
+    That it fails is logged, and fails nothing else.
+    """
     if config.webhook_env is None:
         return
     url = os.environ.get(config.webhook_env, "")
