@@ -9,15 +9,13 @@ import importlib.util
 
 from transfer.config import BaseNetworkConfig, Config, StorageConfig
 from transfer.config.paths import is_model_file, is_source_path, path_here
+from transfer.dataset.sources.archive import ARCHIVE_SUFFIXES
 from transfer.dataset.sources.fetch import names_beside
 from transfer.errors import BackboneError, ConfigError, DatasetError, StorageError
 from transfer.runtime.distribution import install_extra
 from transfer.storage import open_store
 
-_FILES = (
-    *(".keras", ".h5", ".hdf5", ".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2"),
-    *(".csv", ".tsv", ".parquet"),
-)
+_FILES = (".keras", ".h5", ".hdf5", *ARCHIVE_SUFFIXES, ".csv", ".tsv", ".parquet")
 """Suffixes of single objects in a bucket; any other name is a prefix."""
 
 

@@ -37,7 +37,6 @@ from transfer.config import parse_config
 from transfer.dataset.file_cache import SeenLog
 from transfer.dataset.listing import list_source
 from transfer.dataset.manifest import Dataset, Shard, dataset_log, latest_dataset
-from transfer.dataset.order import windows
 from transfer.dataset.shards import ParentShard, plan_shards, unique_images
 from transfer.dataset.splits import SPLITS
 from transfer.features.layout import Extraction
@@ -210,7 +209,8 @@ def cached_features(figures: Figures, folder: Path, shards: list[Shard]) -> None
 
 def order(figures: Figures, shards: list[Shard]) -> None:
     """The order of an epoch, as every worker computes it."""
-    from transfer.features.batches import CHUNK_SIZE_BYTES, CachedSplit
+    from transfer.dataset.batches import windows
+    from transfer.training.samples import CHUNK_SIZE_BYTES, CachedSplit
 
     images = sum(shard.rows for shard in shards)
     with figures.step("order of images, an epoch", "images", images):

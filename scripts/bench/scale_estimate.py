@@ -17,7 +17,7 @@ from typing import Any
 
 from transfer.config import BaseNetworkConfig, HeadConfig, StorageConfig
 from transfer.dataset.candidates import BATCH_IMAGES
-from transfer.dataset.ingest import PARENT_READERS
+from transfer.dataset.shards import READERS
 from transfer.features.store import OPENED_AT_ONCE
 from transfer.storage.s3_transfer import _PARTS_AT_ONCE
 
@@ -205,7 +205,7 @@ class Cluster:
                 "look into the shards of the version before",
                 {
                     "requests, 8 at once": self._in_turn("look into a shard of the version before, by its columns")
-                    / PARENT_READERS
+                    / READERS
                 },
             )
         ]

@@ -196,8 +196,7 @@ class Jobs:
 
     def _from_images(self, dataset: Dataset) -> None:
         """An epoch of images, as one of one worker and as one of two see it."""
-        from transfer.dataset.batches import image_batches
-        from transfer.dataset.order import WorkerSlice
+        from transfer.dataset.batches import WorkerSlice, image_batches
 
         def epoch(store: Store, worker: WorkerSlice) -> None:
             shards = dataset.shards_of("train")
@@ -251,7 +250,7 @@ class Jobs:
         return FeaturePlan(open_run(open_store(config.storage), config, dataset), dataset, build_model(config, CLASSES))
 
     def _epoch_from_features(self, opened: Any) -> None:
-        from transfer.features.batches import CachedBatches
+        from transfer.training.samples import CachedBatches
 
         (split,) = opened.train
         batches = CachedBatches([(0, split)], batch_size=32, seed=0, max_steps=100)

@@ -36,6 +36,7 @@ ROOT = Path(__file__).parents[2]
 REFUSED = {
     "zeros_in_a_zip": ("DatasetError", "unpacks to more than"),
     "zeros_in_a_tar": ("DatasetError", "unpacks to more than"),
+    "zeros_in_an_xz": ("DatasetError", "unpacks to more than"),
     "pixels": ("RejectedImage", "3600000000 pixels"),
     "text in a png": ("RejectedImage", "too large"),
     "aliases": ("ConfigError", "aliases"),

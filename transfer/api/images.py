@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import ImageOps
@@ -15,6 +16,10 @@ from PIL.Image import fromarray
 
 from transfer.config import DatasetConfig, ImageInput, StorageConfig
 from transfer.errors import DatasetError
+
+if TYPE_CHECKING:
+    from transfer.dataset.check import RejectedImage
+    from transfer.dataset.manifest import Reject
 
 Image = str | os.PathLike[str] | bytes | np.ndarray | PillowImage
 """A path, an `s3://` address, the bytes of a file, an image of Pillow, or pixels: uint8 [height, width, 3], RGB."""
@@ -39,12 +44,14 @@ class Prediction:
 
     image: str
     """Path or address of the image. For bytes, arrays and Pillow images: the position in the call, `#0`."""
-    label: str
-    """Name of the most probable class."""
-    probability: float
-    """Probability of that class, 0 to 1."""
+    label: str | None
+    """Name of the most probable class; None for an image that cannot be read."""
+    probability: float | None
+    """Probability of that class, 0 to 1; None for an image that cannot be read."""
     probabilities: dict[str, float] = field(repr=False)
-    """Probability of each class by name, 0 to 1; their sum is 1."""
+    """Probability of each class by name, 0 to 1; their sum is 1. Empty for an image that cannot be read."""
+    error: str | None = None
+    """Why the image cannot be read: `corrupt: …`."""
 
 
 def predictions(
@@ -68,27 +75,41 @@ def predictions(
         answer: Function from an iterator of batches to probabilities float32 [n, classes] of each batch.
 
     Returns:
-        One Prediction for each image.
+        One Prediction for each image. That of an image that cannot be read has an `error`.
 
     Raises:
-        DatasetError: An image cannot be read or decoded; the error names the first one.
+        DatasetError: An image that is given alone cannot be read or decoded.
         StorageError: A bucket cannot be read.
     """
+    from transfer.dataset.check import RejectedImage
+    from transfer.dataset.manifest import Reject
+
     given = list(images) if isinstance(images, Iterable) and not isinstance(images, _KINDS) else [images]
     keys: list[str] = []
+    errors: dict[int, str] = {}
 
-    def checked() -> Iterator[tuple[bytes, np.ndarray]]:
+    def decoded() -> Iterator[tuple[bytes, np.ndarray]]:
         for key, data in _encoded(given, storage, limits):
-            keys.append(key)
-            yield _decoded(key, data, image_input, limits)
+            outcome = data if isinstance(data, Reject) else _decoded(key, data, image_input, limits)
+            if isinstance(outcome, Reject | RejectedImage):
+                if _is_alone(key, images):
+                    raise _unanswered(key, outcome.reason, outcome.detail)
+                errors[len(keys)] = f"{outcome.reason}: {outcome.detail}"
+                keys.append(key)
+            else:
+                keys.append(key)
+                yield outcome
 
     def batches() -> Iterator[Batch]:
-        images = checked()
+        images = decoded()
         while batch := list(islice(images, BATCH_SIZE)):
             yield [data for data, _ in batch], np.stack([pixels for _, pixels in batch])
 
-    rows = (row for probabilities in answer(batches()) for row in probabilities)
-    return [_prediction(keys[index], row, classes) for index, row in enumerate(rows)]
+    rows = iter([row for probabilities in answer(batches()) for row in probabilities])
+    return [
+        Prediction(key, None, None, {}, errors[index]) if index in errors else _prediction(key, next(rows), classes)
+        for index, key in enumerate(keys)
+    ]
 
 
 def _prediction(key: str, row: np.ndarray, classes: Sequence[str]) -> Prediction:
@@ -97,8 +118,16 @@ def _prediction(key: str, row: np.ndarray, classes: Sequence[str]) -> Prediction
     return Prediction(key, classes[best], float(row[best]), by_class)
 
 
-def _encoded(images: Sequence[Image], storage: StorageConfig, limits: DatasetConfig) -> Iterator[tuple[str, bytes]]:
-    from transfer.dataset.manifest import Reject
+def _is_alone(key: str, images: object) -> bool:
+    """Whether an image of this key is all that was asked about, not one of a list's or a folder's."""
+    if isinstance(images, str | os.PathLike):
+        return key == os.fspath(images)
+    return isinstance(images, _KINDS)
+
+
+def _encoded(
+    images: Sequence[Image], storage: StorageConfig, limits: DatasetConfig
+) -> Iterator[tuple[str, bytes | Reject]]:
     from transfer.registry.images import find_images
 
     for index, image in enumerate(images):
@@ -110,10 +139,7 @@ def _encoded(images: Sequence[Image], storage: StorageConfig, limits: DatasetCon
             yield f"#{index}", _from_pillow(image, f"#{index}")
         elif isinstance(image, str | os.PathLike):
             for found in find_images([os.fspath(image)], storage, alone=len(images) == 1):
-                data = found.read(max_size_bytes=limits.max_file_size_bytes)
-                if isinstance(data, Reject):
-                    raise _unanswered(found.key, data.reason, data.detail)
-                yield found.key, data
+                yield found.key, found.read(max_size_bytes=limits.max_file_size_bytes)
         else:
             raise DatasetError(
                 f"Image #{index} is a {type(image).__name__}.",
@@ -121,23 +147,21 @@ def _encoded(images: Sequence[Image], storage: StorageConfig, limits: DatasetCon
             )
 
 
-def _decoded(key: str, data: bytes, image_input: ImageInput, limits: DatasetConfig) -> tuple[bytes, np.ndarray]:
+def _decoded(
+    key: str, data: bytes, image_input: ImageInput, limits: DatasetConfig
+) -> tuple[bytes, np.ndarray] | RejectedImage:
     from transfer.dataset.batches import checked_and_decoded
-    from transfer.dataset.check import RejectedImage
 
     # A program holds the image already, in whatever format, so every format that can be transcoded is accepted.
-    outcome = checked_and_decoded(
+    return checked_and_decoded(
         data, key=key, image_input=image_input, limits=limits, transcode=True, background=limits.background
     )
-    if isinstance(outcome, RejectedImage):
-        raise _unanswered(key, outcome.reason, outcome.detail)
-    return outcome
 
 
 def _unanswered(key: str, reason: str, detail: str) -> DatasetError:
     return DatasetError(
         f"{key} cannot be answered ({reason}): {detail.rstrip('.')}.",
-        advice="Leave it out; `transfer predict` lists such images with their reason and answers the others.",
+        advice="Give another one. In a list or a folder such an image is a prediction with its `error`.",
     )
 
 

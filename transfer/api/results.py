@@ -124,10 +124,10 @@ class TrainedRun:
                 Pillow image, or pixels uint8 [height, width, 3] in RGB. A folder or prefix stands for the images in it.
 
         Returns:
-            One Prediction for each image, in order.
+            One Prediction for each image, in order. That of an image that cannot be read has an `error`.
 
         Raises:
-            DatasetError: An image cannot be read or decoded.
+            DatasetError: An image that is given alone cannot be read or decoded.
             StorageError: A bucket cannot be read.
 
         Example:

@@ -1,4 +1,4 @@
-"""Any network of `keras.applications`, by the name of its function.
+"""Any network of `keras.applications`, by the name of its function, and EfficientNetLite0 beside them.
 
 The networks, the arguments of their constructors and their preprocessing are read from the installed Keras.
 """
@@ -16,6 +16,7 @@ from typing import Any
 
 import keras
 
+from transfer.backbone.efficientnet_lite import EfficientNetLite0
 from transfer.backbone.files import (
     RANGES,
     LoadedNetwork,
@@ -48,8 +49,8 @@ WEIGHTS_SUFFIXES = (".weights.h5", ".h5", ".keras")
 
 
 def known_networks() -> dict[str, Callable[..., keras.Model]]:
-    """The constructors of `keras.applications` by name."""
-    return dict(inspect.getmembers(keras.applications, inspect.isfunction))
+    """The constructors of `keras.applications` and of EfficientNetLite0, by name."""
+    return dict(inspect.getmembers(keras.applications, inspect.isfunction)) | {"EfficientNetLite0": EfficientNetLite0}
 
 
 def load_application(config: BaseNetworkConfig, *, storage: StorageConfig | None) -> LoadedNetwork:
@@ -74,6 +75,8 @@ def _preprocessing(config: BaseNetworkConfig, constructor: Callable[..., keras.M
 
     Raises BackboneError if an option turns the built-in preprocessing off and no range replaces it.
     """
+    if constructor is EfficientNetLite0:
+        return RANGES["0..255"]
     if not config.options.get(INNER_PREPROCESSING, True):
         if config.model in SIGNED_WITHOUT_IT:
             return RANGES["-1..1"]
@@ -110,7 +113,7 @@ def _construct(
         # Keras prints downloads on stdout, which is reserved for the output of the command.
         with redirect_stdout(sys.stderr), fresh_layer_names(), fixed_seed():
             return constructor(
-                include_top=False, pooling=None, weights=weights, input_shape=config.image_input.shape, **config.options
+                include_top=False, weights=weights, input_shape=config.image_input.shape, **config.options
             )
     except Exception as error:
         if target := download_target(error):

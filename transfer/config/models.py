@@ -240,13 +240,14 @@ class BaseNetworkConfig(Section, decides=Decides.FEATURES):
     """The pretrained network."""
 
     model: str
-    """A network of `keras.applications` by name (`MobileNetV2`), a `.keras` file, or a TF Hub style SavedModel
-    (folder, `.tar.gz`, `s3://…`, or a handle that tensorflow-hub resolves). Files may be local or `s3://`. A folder is
-    written with a slash, `./module`: a plain word names a network."""
+    """A network of `keras.applications` by name (`MobileNetV2`) or `EfficientNetLite0`, a `.keras` file, or a TF Hub
+    style SavedModel (folder, `.tar.gz`, `s3://…`, or a handle that tensorflow-hub resolves). Files may be local or
+    `s3://`. A folder is written with a slash, `./module`: a plain word names a network."""
     weights: str = "imagenet"
-    """For `keras.applications`: `imagenet`, `none` (random), or a weights file (`.weights.h5`, local or `s3://`).
-    `.keras` files and SavedModels bring their own weights, and a file beside them is refused; with `none` a `.keras`
-    file starts with random ones. On random weights with BatchNorms hardly anything can be learned."""
+    """For a network by name: `imagenet`, `none` (random), or a weights file (`.weights.h5`, local or `s3://`). Keras
+    downloads `imagenet`; that of `EfficientNetLite0` comes with the extra `demo`. `.keras` files and SavedModels bring
+    their own weights, and a file beside them is refused; with `none` a `.keras` file starts with random ones. On random
+    weights with BatchNorms hardly anything can be learned."""
     image_size: Annotated[Side | tuple[Side, Side], Varies.IN_WARM_START] = 224
     """Size in pixels of the images that the network takes: the side of a square, or `[height, width]`."""
     fit: Annotated[Fit, Varies.IN_WARM_START] = "stretch"

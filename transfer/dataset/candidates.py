@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import numpy as np
@@ -20,7 +20,8 @@ from transfer.dataset.file_cache import SeenLog, digest_of_check
 from transfer.dataset.ingest_tasks import Candidate, Limits, check_batch
 from transfer.dataset.listing import CheckedColumns, Listing, batches, list_source
 from transfer.dataset.manifest import MISSING, UNREADABLE, Dataset, Reject, Splitting, check_reject_share, counted
-from transfer.dataset.shards import Images, unique_images
+from transfer.dataset.shards import Images, ParentShard, unique_images
+from transfer.dataset.small_classes import place_images
 from transfer.dataset.sources import Source
 from transfer.dataset.sources.table import none_there
 from transfer.dataset.sources.tabular import is_table
@@ -179,6 +180,7 @@ class Selection:
     """Classes of the parent version."""
     classes: list[str]
     images: Images
+    splitting: Splitting
     rejects: list[Reject]
 
     @cached_property
@@ -245,16 +247,36 @@ def shares_of(splitting: Splitting) -> dict[str, float]:
     return {TRAIN: 1 - splitting.validation - splitting.test, **shares}
 
 
-def select(candidates: Candidates, checked: CheckedColumns, *, known: list[str], classes: list[str]) -> Selection:
-    """Select each image in `checked` once, with its class and its split, and collect the files that are left out."""
-    splitting = candidates.splitting
+def select(
+    candidates: Candidates,
+    checked: CheckedColumns,
+    *,
+    known: list[str],
+    classes: list[str],
+    latest: Dataset | None,
+    recorded: Sequence[ParentShard],
+) -> Selection:
+    """Select each image in `checked` once, with its class and its split, and collect the files that are left out.
+
+    `latest` is the latest version of the dataset, `recorded` its shards.
+    """
+    splitting, listing = candidates.splitting, candidates.listing
     images, left_out = unique_images(
-        candidates.listing,
+        listing,
         checked,
-        np.array([classes.index(label) for label in candidates.listing.labels], np.int32),
+        np.array([classes.index(label) for label in listing.labels], np.int32),
         validation=splitting.validation,
         test=splitting.test,
         may_straddle=candidates.config.dataset.prefer == TEST,
     )
-    rejects = [*candidates.listing.rejects, *checked.refused.values(), *left_out]
-    return Selection(candidates, known, classes, images, rejects)
+    if splitting.groups_by is None:
+        splits, placed = place_images(
+            images,
+            listing.given.splits[images.rows] <= SPLITS.index(TRAIN),
+            shares=shares_of(splitting),
+            placed=latest.splitting.placed if latest and latest.splitting else {},
+            recorded=recorded,
+        )
+        images, splitting = replace(images, splits=splits), splitting.model_copy(update={"placed": placed})
+    rejects = [*listing.rejects, *checked.refused.values(), *left_out]
+    return Selection(candidates, known, classes, images, splitting, rejects)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 
@@ -26,17 +25,15 @@ from transfer.dataset.decisions import read_decided
 from transfer.dataset.ingest_tasks import ChangedError, Row, ShardTask, build_shard
 from transfer.dataset.listing import CheckedColumns
 from transfer.dataset.manifest import Dataset, Shard, count_rejects, dataset_log, latest_dataset, write_ledger
-from transfer.dataset.shards import Images, ParentShard, PlannedShard, moved_images, plan_shards, read_columns
+from transfer.dataset.shards import Images, ParentShard, PlannedShard, moved_images, plan_shards, read_recorded
 from transfer.dataset.sources import Source, open_source
-from transfer.dataset.splits import NONE_GIVEN, TRAIN, group_hashes
+from transfer.dataset.splits import NONE_GIVEN, TRAIN
 from transfer.errors import AlreadyExistsError, DatasetError
 from transfer.runtime.parallel import parallel_map, process_count
 from transfer.runtime.progress import progress
 from transfer.storage import Store, now_utc
 
 logger = logging.getLogger(__name__)
-
-PARENT_READERS = 8
 
 
 def ingest(config: Config, store: Store) -> Dataset:
@@ -109,15 +106,16 @@ def _add_version(candidates: Candidates, checked: CheckedColumns) -> Dataset:
     parent = candidates.decided.history(latest)
     known = candidates.known_classes(parent)
     classes = candidates.class_order(known)
-    selection = select(candidates, checked, known=known, classes=classes)
+    recorded = read_recorded(store, latest)
+    selection = select(candidates, checked, known=known, classes=classes, latest=latest, recorded=recorded)
     images = selection.images
     ledger = write_ledger(store, selection.rejects)
     selection.check(ledger=ledger)
     for warning in selection.warnings:
         logger.warning("%s", warning)
 
-    splitting = None if candidates.splitting.is_by_content else candidates.splitting
-    parent_shards = _read_parent(store, parent)
+    splitting = None if selection.splitting.is_by_content else selection.splitting
+    parent_shards = recorded if parent else []
     if parent is not None:
         _warn_of_moved(candidates, images, parent_shards, since=parent.reference)
     plan = plan_shards(images, parent_shards, shard_size_bytes=options.shard_size_bytes)
@@ -148,26 +146,11 @@ def _add_version(candidates: Candidates, checked: CheckedColumns) -> Dataset:
     )
     _check_still_decided(candidates)
     dataset_log(store, name).append(dataset.model_dump(), number=dataset.number)
-    logger.info("Splits: %s.", candidates.splitting.title)
+    logger.info("Splits: %s.", selection.splitting.title)
     logger.info(
         "%s: %d images, %d of %d shards new.", dataset.reference, len(images), len(plan.new), len(dataset.shards)
     )
     return dataset
-
-
-def _read_parent(store: Store, parent: Dataset | None) -> list[ParentShard]:
-    """Read the digests, labels and groups in the shards of the parent version, not the images."""
-    has_groups = parent is not None and parent.splitting is not None and parent.splitting.groups_in_shards
-
-    def read(shard: Shard) -> ParentShard:
-        table = read_columns(store, shard, ["sha256", "label", *(["group"] if has_groups else [])])
-        groups = group_hashes(table["group"].to_pylist() if has_groups else [None] * len(table))
-        digests = bytes.fromhex("".join(table["sha256"].to_pylist()))
-        words = np.frombuffer(digests, ">u8").reshape(-1, 4).astype(np.uint64)
-        return ParentShard(shard, words, table["label"].to_numpy(), groups)
-
-    with ThreadPoolExecutor(PARENT_READERS) as pool:
-        return list(pool.map(read, parent.shards if parent else []))
 
 
 def _warn_of_moved(candidates: Candidates, images: Images, parent: Sequence[ParentShard], *, since: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from transfer.catalog import layout
 from transfer.catalog.layout import Number
@@ -138,11 +138,20 @@ class Splitting(BaseModel):
     validation: float
     """Share that is drawn; 0 for a split that is given."""
     test: float
+    placed: dict[str, str] = Field(default_factory=dict)
+    """Images of small classes, by their SHA-256, that are in this split and not in the drawn one."""
+
+    @model_serializer(mode="wrap")
+    def _as_earlier_releases_read_it(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        document: dict[str, Any] = serialize(self)
+        if not self.placed:
+            document.pop("placed", None)
+        return document
 
     @property
     def is_by_content(self) -> bool:
         """Whether only the content of each image decided its split."""
-        return not self.given and self.groups_by is None
+        return not self.given and self.groups_by is None and not self.placed
 
     @property
     def drawn(self) -> dict[str, float]:
@@ -155,7 +164,9 @@ class Splitting(BaseModel):
         """How images were assigned to splits, in one line."""
         shares = ", ".join(f"{split} {100 * share:g} %" for split, share in self.drawn.items())
         by = f"group ({self.groups_by})" if self.groups_by else "each image's content"
-        drawn = f"{shares} drawn by {by}" if shares else ""
+        images = f"{len(self.placed):,} image{'' if len(self.placed) == 1 else 's'}"
+        placed = f" ({images} of small classes placed)" if self.placed else ""
+        drawn = f"{shares} drawn by {by}{placed}" if shares else ""
         if not self.given:
             return drawn or "all images are in train"
         given = f"{', '.join(self.given)} as given by {self.given_by}"

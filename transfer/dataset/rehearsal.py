@@ -17,6 +17,7 @@ from transfer.config import Config, DatasetConfig
 from transfer.dataset.candidates import Candidates, Selection, check_images, list_candidates, select, shares_of
 from transfer.dataset.classes import check_counts, no_classes, vanished_classes
 from transfer.dataset.manifest import check_reject_share, count_rejects, counted, latest_dataset
+from transfer.dataset.shards import read_recorded
 from transfer.dataset.sources import is_packed, open_source
 from transfer.dataset.splits import SPLITS, TRAIN
 from transfer.runtime.numbers import percents_apart
@@ -106,8 +107,12 @@ def rehearse(candidates: Candidates, *, known: list[str], classes: list[str]) ->
     step = _step(candidates, unread)
     check_images(candidates, checked, unread[::step])
     left = np.delete(unread, np.s_[::step])
-    selection = select(candidates, checked, known=known, classes=classes)
-    if listing.is_whole and not len(left):
+    is_all = listing.is_whole and not len(left)
+    latest = latest_dataset(candidates.store, candidates.config.dataset_name)
+    # Where not all was read, nobody asks for the splits.
+    recorded = read_recorded(candidates.store, latest) if is_all else []
+    selection = select(candidates, checked, known=known, classes=classes, latest=latest, recorded=recorded)
+    if is_all:
         selection.check(ledger=None)
         images, unknown, warnings = selection.totals, list[str](), selection.warnings
         splits = {split: sum(of_split.values()) for split, of_split in selection.counts.items()}
@@ -125,7 +130,7 @@ def rehearse(candidates: Candidates, *, known: list[str], classes: list[str]) ->
         classes=images,
         splits=splits,
         rejected=count_rejects(selection.rejects),
-        split_by=candidates.splitting.title,
+        split_by=(selection if is_all else candidates).splitting.title,
         warnings=warnings,
         unknown=unknown,
     )

@@ -57,9 +57,7 @@ def objects(bucket: Bucket, prefix: str) -> Iterator[StoredObject]:
     Raises StorageError, also if the listing is not as S3 documents it.
     """
     last_key = ""
-    next_page: str | None = None
-    while True:
-        page = _page(bucket, prefix, next_page)
+    for page in _pages(bucket, prefix):
         for item in page.get("Contents", []):
             # By code point, which is the order of the UTF-8 bytes, as S3 documents it.
             if item["Key"] <= last_key:
@@ -69,18 +67,18 @@ def objects(bucket: Bucket, prefix: str) -> Iterator[StoredObject]:
             if not last_key.endswith("/"):
                 modified_s = item["LastModified"].timestamp()
                 yield StoredObject(bucket.name_of(last_key), item["Size"], _stamp_of(item), modified_s)
+
+
+def _pages(bucket: Bucket, prefix: str, **options: str) -> Iterator[ListObjectsV2OutputTypeDef]:
+    request: dict[str, Any] = {"Bucket": bucket.name, "Prefix": bucket.key(prefix), **options}
+    while True:
+        page = bucket.call("list", prefix or "everything", lambda: bucket.client.list_objects_v2(**request))
+        yield page
         if not page.get("IsTruncated"):
             return
-        next_page = page.get("NextContinuationToken")
-        if not next_page:
+        request["ContinuationToken"] = page.get("NextContinuationToken")
+        if not request["ContinuationToken"]:
             raise _not_as_documented(bucket, prefix, "a page says that more follow, and not where they begin")
-
-
-def _page(bucket: Bucket, prefix: str, token: str | None) -> ListObjectsV2OutputTypeDef:
-    request: dict[str, Any] = {"Bucket": bucket.name, "Prefix": bucket.key(prefix)}
-    if token is not None:
-        request["ContinuationToken"] = token
-    return bucket.call("list", prefix or "everything", lambda: bucket.client.list_objects_v2(**request))
 
 
 def _stamp_of(item: ObjectTypeDef) -> str:
@@ -165,6 +163,13 @@ class S3Store(Store):
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
         check_prefix(prefix)
         yield from objects(self._bucket, prefix)
+
+    def folders(self, folder: str = "") -> Iterator[str]:
+        prefix = f"{folder}/" if folder else ""
+        check_prefix(prefix)
+        for page in _pages(self._bucket, prefix, Delimiter="/"):
+            for inside in page.get("CommonPrefixes", []):
+                yield self._bucket.name_of(inside["Prefix"]).removeprefix(prefix).removesuffix("/")
 
     def put(self, name: str, data: bytes | Path) -> bool:
         layout.check_name(name)

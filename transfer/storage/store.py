@@ -128,6 +128,15 @@ class Store(abc.ABC):
         for name in names:
             self.put(f"{folder}/{name}", source / name)
 
+    def folders(self, folder: str = "") -> Iterator[str]:
+        """Names of the folders directly in a folder, or in the store itself, sorted by the names of what is in them.
+
+        A bucket lists no object for that.
+        """
+        prefix = f"{folder}/" if folder else ""
+        inside = (item.name.removeprefix(prefix) for item in self.list(prefix))
+        yield from dict.fromkeys(name.partition("/")[0] for name in inside if "/" in name)
+
     def exists(self, name: str) -> bool:
         """Whether an object has this name. Raises StorageError if the storage cannot be asked."""
         try:

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from transfer.dataset import formats
 from transfer.dataset.sources.base import key_of
@@ -31,7 +31,7 @@ from transfer.errors import DatasetError
 
 logger = logging.getLogger(__name__)
 
-ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2")
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 MAX_MEMBERS = 10_000_000
 _COPY_SIZE_BYTES = 1024**2
 _UTF8_NAME = 0x800
@@ -39,6 +39,9 @@ _UNICODE_PATH = 0x7075
 _DOS_SYSTEMS = {0, 10, 14}  # FAT, NTFS, VFAT
 # tarfile reads an extended header into memory; valid archives have much smaller ones.
 _MAX_TAR_HEADER_BYTES = 16 * 1024**2
+# `xz -9` needs 65 MiB. The format allows an archive to ask for 4 GiB.
+MAX_XZ_MEMORY_BYTES = 256 * 1024**2
+_XZ_PIECE_SIZE_BYTES = 64 * 1024
 _DAMAGED = (
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -233,7 +236,7 @@ def _members(opened: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 def _start(archive: Path) -> bytes:
     with archive.open("rb") as file:
-        return file.read(4)
+        return file.read(6)
 
 
 def _uncompressed(archive: Path) -> IO[bytes]:
@@ -264,7 +267,69 @@ class _ModestBZ2File(_Modest, bz2.BZ2File):
     pass
 
 
-_COMPRESSIONS = {b"\x1f\x8b": _ModestGzipFile, b"BZh": _ModestBZ2File}
+class _XZStream(io.RawIOBase):
+    """What comes out of an `.xz` file, forwards only. Unlike `lzma.LZMAFile` it limits the memory that this takes."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb")
+        self._pieces = self._unpacked()
+        self._piece = b""
+        self._position = 0
+
+    def _unpacked(self) -> Iterator[bytes]:
+        # A file may have several streams, one behind the other, with zeros between them.
+        packed = self._file.read(_XZ_PIECE_SIZE_BYTES)
+        while packed:
+            stream = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MAX_XZ_MEMORY_BYTES)
+            while not stream.eof:
+                if stream.needs_input:
+                    packed = packed or self._file.read(_XZ_PIECE_SIZE_BYTES)
+                    if not packed:
+                        raise EOFError("it ends within a stream")
+                yield stream.decompress(packed, _XZ_PIECE_SIZE_BYTES)
+                packed = b""
+            packed = stream.unused_data.lstrip(b"\0")
+            while not packed and (more := self._file.read(_XZ_PIECE_SIZE_BYTES)):
+                packed = more.lstrip(b"\0")
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._piece:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return 0
+            self._piece = piece
+        size = min(len(buffer), len(self._piece))
+        buffer[:size], self._piece = self._piece[:size], self._piece[size:]
+        self._position += size
+        return size
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, position: int, whence: int = os.SEEK_SET) -> int:
+        if whence != os.SEEK_SET or position < self._position:
+            raise tarfile.ReadError("a header leads back")
+        while self._position < position and self.read(min(position - self._position, _XZ_PIECE_SIZE_BYTES)):
+            pass
+        return self._position
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+class _ModestXZFile(_Modest, io.BufferedReader):
+    def __init__(self, path: Path) -> None:
+        super().__init__(_XZStream(path), _XZ_PIECE_SIZE_BYTES)
+
+
+_COMPRESSIONS = {b"\x1f\x8b": _ModestGzipFile, b"BZh": _ModestBZ2File, b"\xfd7zXZ\0": _ModestXZFile}
 
 
 def _class_folders_in(folder: Path) -> Path:

@@ -6,10 +6,8 @@ import hashlib
 import logging
 import os
 import time
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any
 
 from transfer.config import StorageConfig
@@ -191,13 +189,10 @@ class BucketFolderSource:
         return {"kind": "folder", "uri": self.storage.uri}
 
     def entries(self) -> Iterator[Entry | Label | Reject]:  # noqa: D102
-        items = listed_objects(self.storage)
-        folders: Mapping[str, str] | None = self.splits
-        if folders is None:
-            folders, items = self._recognized_splits(items)
+        folders = self._recognized_splits() if self.splits is None else self.splits
         missing, found = dict(folders), set[str]()
         is_there = False
-        for item, refused in items:
+        for item, refused in listed_objects(self.storage):
             is_there = True
             found.update(item.name.split("/")[:-1][:1])
             if not folders:
@@ -220,18 +215,17 @@ class BucketFolderSource:
     def is_local(self, key: str) -> bool:  # noqa: D102, ARG002
         return False
 
-    def _recognized_splits(self, items: Iterator[Listed]) -> tuple[dict[str, str], Iterator[Listed]]:
-        """The folder of each split, and all items. Items are read only up to the first that rules splits out."""
-        read: list[Listed] = []
-        inside: defaultdict[str, set[str]] = defaultdict(set)
-        for item, refused in items:
-            read.append((item, refused))
-            *folders, _ = item.name.split("/")
-            if folders and not any(map(is_ignored, folders)):
-                if split_named(folders[0]) is None:
-                    return {}, chain(read, items)
-                inside[folders[0]].update(map(class_name_of, folders[1:2]))
-        return recognized_splits(inside, source=self.storage.uri), iter(read)
+    def _recognized_splits(self) -> dict[str, str]:
+        """The folder of each split. No object is listed for it, and no folder behind the first that is no split."""
+        store = store_of(self.storage)
+        inside: dict[str, list[str]] = {}
+        for name in store.folders():
+            if is_ignored(name):
+                continue
+            if split_named(name) is None:
+                return {}
+            inside[name] = [class_name_of(each) for each in store.folders(name) if not is_ignored(each)]
+        return recognized_splits(inside, source=self.storage.uri)
 
 
 def listed_objects(storage: StorageConfig) -> Iterator[Listed]:
