@@ -14,7 +14,7 @@ from transfer.training import loop
 from transfer.training.checkpoints import Checkpoint, Checkpoints
 from transfer.training.run import Run
 from transfer.training.shared_models import SharedModels
-from transfer.tuning import lr_range
+from transfer.tuning import lr_find
 
 
 @functools.cache
@@ -30,7 +30,7 @@ def train(run, dataset, *, strategy=None, **options):
 
 def measure_curve(test, dataset):
     """Measure a range test in this process."""
-    return lr_range.measure_curve(test, dataset, shared=models_under(tf.distribute.get_strategy()))
+    return lr_find.measure_curve(test, dataset, shared=models_under(tf.distribute.get_strategy()))
 
 
 def trained_in_one_process(run: Run) -> Checkpoint:

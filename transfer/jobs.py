@@ -26,8 +26,8 @@ from transfer.registry.versions import published_version
 from transfer.runtime.cluster import connect, connect_for, run_where
 from transfer.runtime.fork_server import start_server
 from transfer.storage import Store, open_store
-from transfer.training.balance import check_weighted_classes
 from transfer.training.history import final_row
+from transfer.training.rows import check_weighted_classes
 from transfer.training.run import Run, load_run, open_run
 from transfer.tuning.lr_curve import FoundRate
 from transfer.tuning.lr_find import check_range, find_rate

@@ -20,7 +20,6 @@ from transfer.evaluation.against import ServingAnswers, compare_with_serving
 from transfer.evaluation.metrics import compute_metrics, worst_mistakes
 from transfer.evaluation.predictions import Predictions
 from transfer.evaluation.report import Report
-from transfer.features.batches import CachedSplit
 from transfer.features.extract import Extractor
 from transfer.features.forward import forward_of
 from transfer.features.frozen import frozen_part_of
@@ -32,6 +31,7 @@ from transfer.training.history import final_row, kept_epoch
 from transfer.training.inference import InferenceWork, rounds_coarsely, trace_inference
 from transfer.training.model import TransferModel
 from transfer.training.run import Run
+from transfer.training.samples import CachedSplit
 from transfer.training.shared_models import restore_model
 
 HEAD_ROWS = 1024

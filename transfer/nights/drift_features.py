@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from transfer.dataset.manifest import Dataset
-from transfer.features.batches import CachedSplit
 from transfer.nights.drift import ShardRows
 from transfer.training.feature_plan import FeaturePlan
 from transfer.training.run import Run
+from transfer.training.samples import CachedSplit
 from transfer.training.shared_models import process_models, untrained_model
 
 _TAKE_SIZE_BYTES = 32 * 1024**2

@@ -1,4 +1,8 @@
-"""Training as a story: phases, epochs, steps, checkpoints. It knows nothing of Ray."""
+"""Training as a story: phases, epochs, steps, checkpoints. It knows nothing of Ray.
+
+What a phase trains on: `feature_plan.py` decides between images and cached features, `rows.py` says which images of the
+dataset and how much each class weighs, `samples.py` brings them in their order, and `step.py` takes them.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +18,18 @@ import tensorflow as tf
 
 from transfer.catalog.run import EpochRow, Progress
 from transfer.config import EarlyStoppingConfig, PhaseConfig
+from transfer.dataset.batches import WorkerSlice, steps_per_epoch
 from transfer.dataset.manifest import Dataset
-from transfer.dataset.order import WorkerSlice, steps_per_epoch
 from transfer.errors import ConfigError, DivergedError
 from transfer.runtime.memory import for_training, memory_explained
 from transfer.runtime.progress import no_progress
 from transfer.runtime.progress import progress as show_progress
-from transfer.training.balance import class_weights
 from transfer.training.checkpoints import Checkpoint, Checkpoints, assign
 from transfer.training.feature_plan import FeaturePlan
-from transfer.training.folds import images_of, untrained_classes
 from transfer.training.heartbeat import SAVING, during
 from transfer.training.history import watched, write_events
 from transfer.training.model import TransferModel
+from transfer.training.rows import class_weights, images_of, untrained_classes
 from transfer.training.run import Run, hold_to_base
 from transfer.training.samples import MAX_STEPS, CachedSamples, ImageSamples, Samples
 from transfer.training.shared_models import SharedModels
@@ -214,7 +217,38 @@ class Training:
         """
         with self._memory_explained(), self.shared.strategy.scope():
             self.take_turn()
-            return self._next_epoch()
+            first_step = self.progress.step
+            program = self._program = self._program or self.program()
+            samples = self._samples = self._samples or self.samples()
+            started = time.monotonic()
+            trained, progress = self._train_epoch(program, samples, self.progress)
+            trained_s = time.monotonic() - started
+            validated = None
+            if self._validated_images and self._keeps:
+                (validated,) = program.sum_over_workers(samples.validate(program))
+            progress, ended = after_epoch(
+                progress,
+                self.config.phases[progress.phase],
+                trained=trained,
+                validated=validated,
+                learning_rate=program.learning_rates[0],
+                seconds=time.monotonic() - started,
+                images_per_second=(self._images - first_step * self.config.training.batch_size) / max(trained_s, 1e-9),
+                checkpoint=self.next_checkpoint,
+            )
+            if ended:
+                if progress.best_checkpoint not in (None, self.next_checkpoint):
+                    self.checkpoints.check_newest(self.next_checkpoint)
+                    assign(self.weights, self.checkpoints.read(progress.best_checkpoint).weights)
+                progress = after_phase(progress, phases=len(self.config.phases))
+            self._save(program, progress)
+            row = progress.history[-1]
+            if self.is_chief and self._keeps:
+                write_events(self.run, row)
+            self.progress = progress
+            if ended:
+                self._program, self._samples = None, None
+            return row
 
     def take_turn(self) -> None:
         """Have the shared variables hold this run's weights. To be called within the strategy's scope."""
@@ -249,70 +283,30 @@ class Training:
         weights = class_weights(self.config.training.class_weights, self.dataset)
         return self.shared.program(self.model, phase, self.config, class_weights=weights, steps_per_epoch=self.steps)
 
-    def _next_epoch(self) -> EpochRow:
-        first_step = self.progress.step
-        program = self._program = self._program or self.program()
-        samples = self._samples = self._samples or self.samples()
-        started = time.monotonic()
-        trained, progress = self._epoch(program, samples, self.progress)
-        trained_s = time.monotonic() - started
-        validated = None
-        if self._validated_images and self._keeps:
-            (validated,) = program.sum_over_workers(samples.validate(program))
-        progress, ended = after_epoch(
-            progress,
-            self.config.phases[progress.phase],
-            trained=trained,
-            validated=validated,
-            learning_rate=program.learning_rates[0],
-            seconds=time.monotonic() - started,
-            images_per_second=(self._images - first_step * self.config.training.batch_size) / max(trained_s, 1e-9),
-            checkpoint=self.next_checkpoint,
-        )
-        if ended:
-            if progress.best_checkpoint not in (None, self.next_checkpoint):
-                self.checkpoints.check_newest(self.next_checkpoint)
-                assign(self.weights, self.checkpoints.read(progress.best_checkpoint).weights)
-            progress = after_phase(progress, phases=len(self.config.phases))
-        self._save(program, progress)
-        row = progress.history[-1]
-        if self.is_chief and self._keeps:
-            write_events(self.run, row)
-        self.progress = progress
-        if ended:
-            self._program, self._samples = None, None
-        return row
-
-    def _epoch(self, program: PhaseProgram, samples: Samples, progress: Progress) -> tuple[Totals, Progress]:
+    def _train_epoch(self, program: PhaseProgram, samples: Samples, progress: Progress) -> tuple[Totals, Progress]:
         """Train the rest of an epoch. Returns its totals from its first step on."""
-        training = self.config.training
-        before, results = Totals(*progress.sums), list[tf.Tensor]()
-        phase = self.config.phases[progress.phase]
+        training, phase = self.config.training, self.config.phases[progress.phase]
         title = f"phase {progress.phase} ({phase.title}), epoch {progress.epoch + 1}/{phase.epochs}"
-
-        def total() -> Totals:
-            (of_results,) = program.sum_over_workers(results)
-            return checked(before + of_results, progress)
-
+        totals = Totals(*progress.sums)
         shown = show_progress(title, total=self._images, stays=False) if self._shows_progress else no_progress()
         with shown as advance:
             while progress.step < self.steps:
-                step = progress.step
-                stop = min(_next_due(step, training.checkpoint_steps), _next_due(step, MAX_STEPS), self.steps)
-                taken, result = samples.train(
-                    program, step=step, global_step=progress.global_step, limit=int(stop) - step
-                )
-                results.append(result)
-                step += taken
-                progress = progress.model_copy(update={"step": step, "global_step": progress.global_step + taken})
-                advance(min(step * training.batch_size, self._images) - (step - taken) * training.batch_size)
-                due = _is_due(step, training.checkpoint_steps) and step < self.steps
-                if due or _is_due(step, MAX_STEPS):
-                    before, results = total(), []
-                if due:
-                    sums = (before.loss, before.correct, before.images)
+                first = done = progress.step
+                # Up to the next look at the loss, the next checkpoint, or the end of the epoch.
+                due = [(first // every + 1) * every for every in (MAX_STEPS, training.checkpoint_steps) if every]
+                stop, results = min(self.steps, *due), list[tf.Tensor]()
+                for taken, result in samples.train(program, range(first, stop), global_step=progress.global_step):
+                    results.append(result)
+                    advance(min((done + taken) * training.batch_size, self._images) - done * training.batch_size)
+                    done += taken
+                global_step = progress.global_step + stop - first
+                progress = progress.model_copy(update={"step": stop, "global_step": global_step})
+                (of_results,) = program.sum_over_workers(results)
+                totals = checked(totals + of_results, progress)
+                if training.checkpoint_steps and stop % training.checkpoint_steps == 0 and stop < self.steps:
+                    sums = (totals.loss, totals.correct, totals.images)
                     self._save(program, progress.model_copy(update={"sums": sums}))
-        return total(), progress
+        return totals, progress
 
     def _save(self, program: PhaseProgram, progress: Progress) -> None:
         # A phase starts with a fresh optimiser, so between phases there is none to keep.
@@ -341,13 +335,3 @@ class Training:
         image_input = self.model.backbone.image_input
         replicas = self.shared.strategy.num_replicas_in_sync
         return ImageSamples(self.run.store, self.dataset, image_input=image_input, replicas=replicas, **rest)
-
-
-def _is_due(step: int, every: int | None) -> bool:
-    """The one rule for "is it time?"."""
-    return every is not None and step % every == 0
-
-
-def _next_due(step: int, every: int | None) -> float:
-    """The first step after `step` at which it is."""
-    return math.inf if every is None else (step // every + 1) * every

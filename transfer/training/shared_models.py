@@ -27,8 +27,8 @@ from transfer.config import Config, Decides, PhaseConfig, Varies, deciding
 from transfer.dataset.manifest import Dataset
 from transfer.errors import BaseChangedError
 from transfer.training.checkpoints import Checkpoint, Checkpoints, assign
-from transfer.training.folds import untrained_classes
 from transfer.training.model import TransferModel, build_backbone, build_head_for
+from transfer.training.rows import untrained_classes
 from transfer.training.run import Run, hold_to_base
 from transfer.training.step import PhaseProgram, create_strategy
 

@@ -66,7 +66,10 @@ def warm_start(head: keras.Model, run: Run, dataset: Dataset) -> None:
         )
     _check_same_base(reference, published.run, run)
     first = [np.array(variable) for variable in head.trainable_variables]
-    _check_features(reference, published.weights[0], first[0])
+    there, here = published.weights[0].shape[0], first[0].shape[0]
+    if there != here:
+        # With the same base, this is the image size where `pooling` is `flatten`.
+        raise _refused(reference, f"its head does not fit: it reads {there} features there and {here} here")
     assign(head.trainable_variables, taken_over(first, published.weights, places, output=run.config.head.output))
     logger.info("The head begins as that of %s, with %d of %d classes.", reference, known, len(dataset.classes))
 
@@ -149,14 +152,6 @@ def _check_same_base(reference: str, theirs: Run, ours: Run) -> None:
             reference,
             f"its head does not fit: `{ours.config.base.model}` is the network {there[:12]}… there and {here[:12]}… "
             "here",
-        )
-
-
-def _check_features(reference: str, theirs: np.ndarray, ours: np.ndarray) -> None:
-    # With the same base, this is the image size where `pooling` is `flatten`.
-    if theirs.shape[0] != ours.shape[0]:
-        raise _refused(
-            reference, f"its head does not fit: it reads {theirs.shape[0]} features there and {ours.shape[0]} here"
         )
 
 

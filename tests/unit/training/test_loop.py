@@ -15,7 +15,6 @@ from transfer.ensure import fit
 from transfer.errors import ConfigError, DivergedError, RunBusyError, TrainingError
 from transfer.maintenance.features import UsageWatch
 from transfer.storage import open_store
-from transfer.training.balance import class_weights
 from transfer.training.checkpoints import Checkpoints, assign
 from transfer.training.loop import Training
 from transfer.training.run import open_run
@@ -241,14 +240,6 @@ def test_tensorboard_gets_training_and_validation_under_the_same_tags(digits, un
     assert found.keys() == expected.keys()
     for name, figures in found.items():
         np.testing.assert_allclose(figures, expected[name], rtol=1e-6)
-
-
-def test_class_weights_by_name_must_name_classes(digits):
-    _, dataset = digits
-    assert class_weights({"3": 2.0}, dataset)[3] == 2.0
-    assert class_weights("none", dataset).tolist() == [1.0] * 10
-    with pytest.raises(ConfigError, match="which are no classes"):
-        class_weights({"cat": 2.0}, dataset)
 
 
 def test_arrays_that_do_not_fit_the_network_are_refused(undisturbed):

@@ -22,9 +22,9 @@ from transfer.registry.export_proof import LOADERS, TOLERANCE
 from transfer.registry.versions import add_version
 from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoint, Checkpoints
-from transfer.training.folds import Fold, untrained_classes
 from transfer.training.loop import Training
 from transfer.training.model import build_head, untrained_in
+from transfer.training.rows import Fold, untrained_classes
 from transfer.training.run import open_run
 from transfer.training.shared_models import restore_model
 from transfer.training.step import cross_entropy

@@ -20,13 +20,13 @@ from transfer.registry.versions import add_version
 from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoints
 from transfer.training.feature_plan import FeaturePlan
-from transfer.training.folds import Fold
 from transfer.training.loop import Training
 from transfer.training.model import build_model
 from transfer.training.pack import Pack
+from transfer.training.rows import Fold
 from transfer.training.run import open_run
 from transfer.training.warm_start import taken_over, warm_start
-from transfer.tuning.lr_range import range_test_of
+from transfer.tuning.lr_find import range_test_of
 from transfer.tuning.space import check_space
 
 STILL = 1e-12

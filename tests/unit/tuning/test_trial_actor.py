@@ -10,7 +10,6 @@ from tests.trained import train
 from transfer.errors import BaseChangedError
 from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoints
-from transfer.training.pack import Pack
 from transfer.training.run import load_run, open_run, pinned_base
 from transfer.tuning.records import open_sweep
 from transfer.tuning.space import fixed_trials, make_trial
@@ -197,7 +196,7 @@ def test_a_pack_that_does_not_fit_is_given_up_and_its_trials_go_on_alone(digits,
     actor = TrialActor(sweep, trials)
     for trial in trials:
         actor.advance(trial, epochs_before)
-    monkeypatch.setattr(Pack, "_validate", too_many)
+    monkeypatch.setattr("transfer.training.pack.states_of", too_many)
     first = actor.advance(trials[0], 2)
     assert (first.complete, len(first.rows), first.packed_with, first.failure) == (True, 2, 1, None)
     # Another actor tries the pack no more, and finds what came out of it.

@@ -13,9 +13,9 @@ from transfer.config import EarlyStoppingConfig, PhaseConfig, parse_config
 from transfer.errors import ConfigError
 from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoints
-from transfer.training.folds import Fold
 from transfer.training.history import final_row
 from transfer.training.loop import Training
+from transfer.training.rows import Fold
 from transfer.training.run import open_run
 from transfer.training.shared_models import SharedModels
 from transfer.tuning.records import open_sweep

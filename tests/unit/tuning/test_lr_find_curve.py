@@ -10,7 +10,7 @@ from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoints
 from transfer.training.run import open_run
 from transfer.tuning.lr_curve import RateCurve
-from transfer.tuning.lr_range import range_test_of
+from transfer.tuning.lr_find import range_test_of
 
 
 @pytest.fixture(scope="module")
