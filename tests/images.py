@@ -14,7 +14,7 @@ from PIL import Image
 
 ORIENTATION_TAG = 0x0112
 REAL_IMAGES = Path(os.environ.get("TRANSFER_PHOTOGRAPHS", Path(__file__).parents[2] / "shared" / "data"))
-"""Sets of real images that are no part of the project, beside it by default; where they are not, their tests are skipped."""
+"""Sets of real images that are no part of the project, by default beside it. Where they are not, tests are skipped."""
 
 
 def picture(width: int = 48, height: int = 32, *, seed: int = 0) -> Image.Image:

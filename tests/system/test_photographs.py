@@ -3,7 +3,6 @@
 They are no part of this project: `tests/images.py` says where they are. In `four_styles/photo` each class has a folder.
 """
 
-import os
 import shutil
 from pathlib import Path
 
