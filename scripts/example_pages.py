@@ -346,7 +346,7 @@ def _contents() -> Contents:
     rule = {"name": "significant", "passed": False, "text": "p is 0.21; at most 0.05."}
     refusal = Refusal(at="2026-03-03T02:04:30+00:00", champion=2, evidence={"night": 3, "rules": [rule]})
     runs = tuple(
-        RunRow(id_, "things", data, started_by, Page("", f"run {id_}.html"))
+        RunRow(id_, "things", data, 0.82, "test", started_by, Page("", f"run {id_}.html"))
         for id_, started_by in (
             ("things-000000000004", f"sweeps/{sweep_id}"),
             ("things-000000000003", "nights/things/00000003"),

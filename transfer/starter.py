@@ -43,6 +43,7 @@ class _Plan:
     held_out: float
     batch_size: int
     phases: str
+    augmentation: str = ""
 
 
 _PLANS = {
@@ -54,6 +55,11 @@ _PLANS = {
   - {unfreeze: 0, epochs: 30, learning_rate: 1.0e-3, early_stopping: {patience_epochs: 5}}
   # With more images, or if these differ much from photos, train the last blocks after it:
   # - {unfreeze: 2, epochs: 5, learning_rate: 1.0e-5}
+""",
+        """
+# The head sees 4 changed views of each training image. They go through the network once, as 4 times the images would.
+# If a mirrored image has the same class (no text, no left and right), `flip: horizontal` may help, too.
+augmentation: {rotation_degrees: 10, zoom: 0.1, brightness: 0.1, views: 4}
 """,
     ),
     "some": _Plan(
@@ -222,7 +228,7 @@ training:
   batch_size: {plan.batch_size}
 
 phases:
-{plan.phases}"""
+{plan.phases}{plan.augmentation}"""
 
 
 def _class_lines(found: Listing) -> str:

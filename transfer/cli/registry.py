@@ -262,7 +262,7 @@ def gc(
             **(summed if json else removal(", ".join(parts), removed=remove)),
             "unfinished": list(cleaning.unfinished),
             "copies": list(cleaning.served),
-            "going": [{number: version.number, **_origin(version)} for version in going],
+            "going": [_described(version, number) for version in going],
             "left_alone": [{number if json else "left alone": each.version.number, why: each.why} for each in kept],
         }
 
@@ -285,8 +285,7 @@ def _no_model(store: Store, model: str) -> TransferError:
 def _in_full(described: DescribedVersion) -> dict[str, Any]:
     pin = described.pin
     return {
-        "version": described.version.number,
-        **_origin(described.version),
+        **_described(described.version),
         "metrics": described.version.provenance.metrics.model_dump(),
         "untrained_classes": list(described.version.untrained_classes),
         "promoted": described.is_promoted,
@@ -298,8 +297,7 @@ def _in_full(described: DescribedVersion) -> dict[str, Any]:
 def _in_short(described: DescribedVersion) -> dict[str, Any]:
     metrics = described.version.provenance.metrics
     return {
-        "version": described.version.number,
-        **_origin(described.version),
+        **_described(described.version),
         "split": metrics.split,
         "accuracy": percent(metrics.accuracy),
         "loss": metrics.loss,
@@ -329,8 +327,10 @@ def _refused_by(refusal: Refusal) -> list[dict[str, Any]]:
     return [{**about, "passed": rule["passed"], "rule": rule["text"]} for rule in evidence["rules"]]
 
 
-def _origin(version: ModelVersion) -> dict[str, Any]:
+def _described(version: ModelVersion, name: str = "version") -> dict[str, Any]:
+    """How a row about a version begins. `name`: of the version's number."""
     return {
+        name: version.number,
         "published_at": version.published_at,
         "run": version.provenance.run,
         "dataset": version.provenance.dataset,

@@ -111,10 +111,7 @@ def gc(
         found = remove_old_runs(store, model, keep=keep, at_work=timedelta(days=at_work_days), remove=remove)
         name, why = ("run", "why") if json else ("removed run" if remove else "would go", "because it is")
         nothing = None if json else "-"
-        going = []
-        for each in found.going:
-            row = {name: each.id, **_described(each, nothing), "size_bytes": each.size_bytes}
-            going.append({key: value for key, value in row.items() if key != "run" or json})
+        going = [{**_described(each, nothing, name), "size_bytes": each.size_bytes} for each in found.going]
         parts = [
             *([many(len(going), "run")] if going else []),
             *([f"what is left of {many(len(found.unfinished), 'run')}"] if found.unfinished else []),
@@ -142,9 +139,10 @@ def gc(
     run(work, json)
 
 
-def _described(stored: StoredRun, nothing: str | None) -> dict[str, Any]:
+def _described(stored: StoredRun, nothing: str | None, name: str = "run") -> dict[str, Any]:
+    """How a row about a run begins. `nothing`: what stands for what is not known. `name`: of the run's id."""
     return {
-        "run": stored.id,
+        name: stored.id,
         "started": stored.start.started or nothing,
         "dataset": stored.dataset,
         "state": stored.state,

@@ -22,7 +22,7 @@ from transfer.dataset import formats
 from transfer.dataset.formats import Format
 from transfer.runtime.startup import import_tensorflow
 
-CHECK_VERSION = 3
+CHECK_VERSION = 4
 """Version of this check. It is raised when the check accepts, stores or describes images differently, so that results
 of earlier ingests are not reused."""
 # A progressive JPEG has about ten scans. Each costs a pass over all pixels, however few bytes it has.
@@ -33,6 +33,8 @@ _UNPACKS_TO_MUCH = "Decompressed data too large"
 _MAX_MEAN_DIFFERENCE_OF_JPEG = 8
 # The other decoders agree exactly; versions of the WebP library may round differently one day.
 _MAX_DIFFERENCE = 8
+# Cameras and scanners of 12 bits may leave the upper 4 of 16 empty.
+_BLACK_IN_8_BITS = 4096
 
 
 class RejectReason(StrEnum):
@@ -294,11 +296,22 @@ def _upright(image: Any) -> Any:
 
 
 def _to_rgb(image: Any, *, keeps_alpha: bool = False) -> Any:
-    """Convert to three channels of 8 bits. Alpha is dropped, as in TensorFlow, or kept; 16 bits lose the lower 8."""
+    """Convert to three channels of 8 bits. Alpha is dropped, as in TensorFlow, or kept; 16 bits lose the lower 8.
+
+    Raises _RefusedError where the lower bits are nearly all of the picture.
+    """
     from PIL import Image
 
     if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        values = np.asarray(image)
+        brightest = int(values.max(initial=0))
+        if 0 < brightest < _BLACK_IN_8_BITS:
+            raise _RefusedError(
+                RejectReason.UNSUPPORTED_FORMAT,
+                f"Its values of 16 bits are {brightest:,} at most, of 65,535: the upper 8, which are kept, would be "
+                f"nearly black (below {_BLACK_IN_8_BITS:,}). Spread its values over the whole range, or save 8 bits.",
+            )
+        image = Image.fromarray((values >> 8).astype(np.uint8))
     return image.convert("RGBA" if keeps_alpha and image.has_transparency_data else "RGB")
 
 

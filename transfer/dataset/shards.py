@@ -44,7 +44,7 @@ SHARD_SCHEMA = pa.schema(
 GROUPED_SHARD_SCHEMA = SHARD_SCHEMA.append(pa.field("group", pa.string()))
 """Schema for datasets with groups; null for an image without a group."""
 ROW_GROUP_SIZE_BYTES = 8 * 1024**2
-_READERS = 8
+READERS = 8
 
 
 def write_shard(store: Store, rows: Iterable[dict[str, Any]], *, split: str, grouped: bool = False) -> Shard:
@@ -183,7 +183,7 @@ def read_recorded(store: Store, dataset: Dataset | None) -> list[ParentShard]:
         words = as_words(bytes.fromhex("".join(table["sha256"].to_pylist())), 32)
         return ParentShard(shard, words, table["label"].to_numpy(), groups)
 
-    with ThreadPoolExecutor(_READERS) as pool:
+    with ThreadPoolExecutor(READERS) as pool:
         return list(pool.map(read, dataset.shards if dataset else []))
 
 

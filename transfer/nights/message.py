@@ -90,7 +90,7 @@ def why(summary: NightSummary) -> str:
 
 
 def message_of(summary: NightSummary, *, page: str | None) -> dict[str, Any]:
-    """The figures that people ask for first; `page` is where the rest is."""
+    """The figures of a night that people ask for first, of JSON's own types; `page` is where the rest is."""
     compared, change = summary.comparison, summary.change
     champion = compared.champion if compared else None
     return {
@@ -141,7 +141,7 @@ def for_people(summary: NightSummary, *, serving: Serving, page: str) -> dict[st
 
 
 def send(told: dict[str, Any], config: NightlyConfig) -> None:
-    """Send a night's digest as JSON to the configured webhook. That it fails is logged, and fails nothing else."""
+    """Send what `message_of` tells of a night as JSON to the configured webhook. A failure is only logged."""
     if config.webhook_env is None:
         return
     url = os.environ.get(config.webhook_env, "")

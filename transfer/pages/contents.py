@@ -15,14 +15,15 @@ from typing import Generic, TypeVar
 
 from transfer.catalog import layout
 from transfer.catalog.model import ModelVersion
+from transfer.catalog.run import ReportEntry
 from transfer.config import unfreeze_title
 from transfer.errors import ObjectNotFoundError, RegistryError
-from transfer.maintenance.runs import objects_of_runs
+from transfer.maintenance.runs import objects_of_runs, reported_accuracy
 from transfer.nights.records import read_night
 from transfer.pages.page import Page, night_page, rate_page, run_page, sweep_page
 from transfer.registry.describe import DescribedVersion, describe_version
 from transfer.registry.versions import Promotion, current_promotion
-from transfer.storage import PARALLEL, Store, StoredObject
+from transfer.storage import PARALLEL, Log, Store, StoredObject
 from transfer.training.run import read_start
 from transfer.tuning.records import metric_text, value_text
 
@@ -53,11 +54,17 @@ class ModelRow:
 
 @dataclass(frozen=True)
 class RunRow:
-    """An evaluated run. `started_by`: folder of the sweep or the night. `page`: page of its newest report."""
+    """An evaluated run.
+
+    `accuracy` and `split`: of its newest report; `accuracy` is None if that cannot be read. `started_by`: folder of the
+    sweep or the night. `page`: page of that report.
+    """
 
     id: str
     model: str
     dataset: str
+    accuracy: float | None
+    split: str
     started_by: str
     page: Page
 
@@ -227,8 +234,16 @@ def _version(store: Store, key: tuple[str, int]) -> DescribedVersion:
 def _run(store: Store, key: tuple[str, int]) -> RunRow:
     run_id, report = key
     start = read_start(store, run_id)
-    model = str(start.config["name"])
-    return RunRow(run_id, model, start.dataset.reference, start.started_by or "", run_page(run_id, report))
+    entry = Log(store, layout.reports_log(layout.run_folder(run_id))).read_as(ReportEntry, report)
+    return RunRow(
+        id=run_id,
+        model=str(start.config["name"]),
+        dataset=start.dataset.reference,
+        accuracy=reported_accuracy(store, run_id, report, entry),
+        split=entry.split,
+        started_by=start.started_by or "",
+        page=run_page(run_id, report),
+    )
 
 
 def _sweep(store: Store, key: tuple[str, int]) -> SweepRow:

@@ -100,9 +100,9 @@ def never_trained_on(
 ) -> np.ndarray:
     """Whether a model version kept each image of a split of `dataset` at least as far from its training: bool [n].
 
-    What its own dataset version records decides, where splits or groups were given to that: an image that it has not
-    counts, unless groups are made in another way since, so that the version may know others of the image's group.
-    Elsewhere the images' content tells. `digests` are their SHA-256.
+    Where splits or groups were given to the version's own dataset version, or images were placed, the record of that
+    decides: an image that the record does not have counts, unless groups are made in another way since, so that the
+    version may know others of the image's group. Elsewhere the images' content decides. `digests` are their SHA-256.
     """
     before = trained_on(store, version)
     if before.splitting is None:

@@ -318,6 +318,18 @@ def test_a_tiff_that_cannot_become_a_png_says_why_and_is_not_called_corrupt(
     assert "transcode" not in rejected.detail
 
 
+@pytest.mark.parametrize("format_name", ["PNG", "TIFF"])
+@pytest.mark.parametrize("brightest", [0, 255, 4095, 4096])
+def test_sixteen_bits_of_which_only_the_lower_ones_are_used_are_no_black_picture(format_name, brightest):
+    values = np.linspace(0, brightest, 64).astype(np.uint16).reshape(8, 8)
+    found = check(images.encode(Image.fromarray(values), format_name), transcode=True)
+    if brightest in {0, 4096}:
+        assert isinstance(found, AcceptedImage)
+    else:
+        assert found.reason is RejectReason.UNSUPPORTED_FORMAT
+        assert f"Its values of 16 bits are {brightest:,} at most, of 65,535" in found.detail
+
+
 def test_a_jpeg_of_very_many_scans_is_not_decoded():
     data = images.encode(PICTURE, "JPEG", progressive=True)
     at = data.rindex(b"\xff\xda")

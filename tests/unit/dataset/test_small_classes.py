@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.published import provenance_of
 from tests.sourcing import config_of, write_classes
+from transfer.catalog.model import ModelVersion
 from transfer.dataset.ingest import ingest
 from transfer.dataset.manifest import Shard, dataset_log
 from transfer.dataset.shards import Images, ParentShard, read_columns
@@ -125,7 +127,7 @@ def test_a_version_records_what_was_placed_and_a_model_of_it_is_compared_by_that
     after = splits_by_digest(store, second)
     assert before.items() <= after.items()
     # A version of a model that was trained on the first one: of each image it is known what it was for that model.
-    version = type("Version", (), {"provenance": {"dataset": first.reference, "config": {}}})
+    version = ModelVersion.model_construct(provenance=provenance_of("run", first.reference))
     held_out = [digest for digest, split in after.items() if split == "test"]
     unseen = never_trained_on(store, version, second, "test", held_out)
     assert [before.get(digest, "new") in {"test", "new"} for digest in held_out] == unseen.tolist()
