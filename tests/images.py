@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 ORIENTATION_TAG = 0x0112
-PHOTOGRAPHS = Path(os.environ.get("TRANSFER_PHOTOGRAPHS", Path(__file__).parents[2] / "shared" / "data"))
-"""Sets of real images that are not part of the project; the tests of them are skipped where the folder is not there."""
+REAL_IMAGES = Path(os.environ.get("TRANSFER_PHOTOGRAPHS", Path(__file__).parents[2] / "shared" / "data"))
+"""Sets of real images that are no part of the project, by default beside it. Where they are not, tests are skipped."""
 
 
 def picture(width: int = 48, height: int = 32, *, seed: int = 0) -> Image.Image:

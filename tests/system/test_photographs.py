@@ -1,10 +1,8 @@
 """Real photographs, the whole way: from a folder of them to a published model that answers.
 
-They are no part of this project. `TRANSFER_PHOTOGRAPHS` names the folder that has them, by default `../shared/data`
-beside the checkout: in it `four_styles/photo` with a folder a class.
+They are no part of this project: `tests/images.py` says where they are. In `four_styles/photo` each class has a folder.
 """
 
-import os
 import shutil
 from pathlib import Path
 
@@ -14,10 +12,10 @@ import pytest
 import yaml
 
 import transfer
+from tests.images import REAL_IMAGES
 from transfer.cli.main import app
 
-BESIDE = Path(__file__).parents[2].parent / "shared/data"
-PHOTOGRAPHS = Path(os.environ.get("TRANSFER_PHOTOGRAPHS", BESIDE)) / "four_styles/photo"
+PHOTOGRAPHS = REAL_IMAGES / "four_styles/photo"
 IMAGES_PER_CLASS = 10
 
 pytestmark = pytest.mark.skipif(

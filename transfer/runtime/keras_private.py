@@ -7,6 +7,7 @@ before changing VERSION and the pin in pyproject.toml; tests/unit/runtime/test_p
 from __future__ import annotations
 
 import traceback
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,7 +57,8 @@ def fresh_layer_names() -> Iterator[None]:
     try:
         yield
     finally:
-        counters = global_state.get_global_attribute(key, default={}, set_to_default=True)
+        # Of the kind that Keras counts with, for where nothing was named meanwhile.
+        counters = global_state.get_global_attribute(key, default=defaultdict(int), set_to_default=True)
         for prefix, count in before.items():
             counters[prefix] = max(count, counters.get(prefix, 0))
 

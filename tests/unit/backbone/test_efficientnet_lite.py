@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from scripts.bench.fit import SAMPLED_CLASSES
-from tests.images import PHOTOGRAPHS
+from tests.images import REAL_IMAGES
 from transfer.backbone.efficientnet_lite import WEIGHTS_PACKAGE, WEIGHTS_VERSION, EfficientNetLite0
 from transfer.backbone.load import load_backbone
 from transfer.config import BaseNetworkConfig
@@ -79,9 +79,9 @@ def test_a_base_has_the_weights_without_the_classifier(pretrained):
 
 @pytest.mark.thorough
 def test_it_knows_photographs(pretrained):
-    files = sorted((PHOTOGRAPHS / "imagenet_samples").glob("*.jpg"))
+    files = sorted((REAL_IMAGES / "imagenet_samples").glob("*.jpg"))
     if not files:
-        pytest.skip(f"there are no photographs in {PHOTOGRAPHS}; TRANSFER_PHOTOGRAPHS names another folder")
+        pytest.skip(f"there are no photographs in {REAL_IMAGES}; TRANSFER_PHOTOGRAPHS names another folder")
     # The square in the middle, of 7/8 of the shorter side, as the weights were trained.
     boxes = [[0.0625, 0.0625, 0.9375, 0.9375]]
     right = 0

@@ -29,7 +29,7 @@ def config(tmp_path):
     return digits_config(
         tmp_path,
         str(tmp_path),
-        base={"model": str(tmp_path / "base.keras"), "image_size": 32},
+        base={"model": str(tmp_path / "base.keras"), "image_size": 32, "fit": "crop"},
         head={"pooling": "flatten"},
         augmentation={"zoom": 0.1, "views": 1},
         phases=[{"early_stopping": {}}],
