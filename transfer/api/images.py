@@ -103,7 +103,7 @@ def _encoded(images: Sequence[Image], storage: StorageConfig, limits: DatasetCon
 
 def _decoded(key: str, data: bytes, image_input: ImageInput, limits: DatasetConfig) -> tuple[bytes, np.ndarray]:
     from transfer.dataset.batches import checked_and_decoded
-    from transfer.dataset.check import RejectedImage
+    from transfer.dataset.refusals import RejectedImage
 
     # A program has the image in its hands already, in whatever format: what can be transcoded is.
     outcome = checked_and_decoded(
@@ -133,10 +133,13 @@ def _from_pixels(pixels: np.ndarray, key: str) -> PillowImage:
 
 def _from_pillow(image: PillowImage, key: str) -> bytes:
     """An image upright, as files are read, in colors that a PNG has."""
+    from transfer.dataset.pillow import is_deep
+
     upright = ImageOps.exif_transpose(image)
     has_alpha = "A" in upright.getbands() or "transparency" in upright.info
     try:
-        return _as_png(upright.convert("RGBA" if has_alpha else "RGB"))
+        # Pillow's conversion of 16 bits would clip to white.
+        return _as_png(upright if is_deep(upright) else upright.convert("RGBA" if has_alpha else "RGB"))
     except (OSError, ValueError) as error:
         raise DatasetError(f"Image {key} cannot be read: {error}.", advice="Give its file, or its pixels.") from error
 

@@ -43,7 +43,7 @@ def ingest(config: Config, store: Store) -> Dataset:
     """Bring the images of `config.dataset` into `store`, which is the one that `config.storage` describes.
 
     Returns the new version, or the latest one when it has the same images with the same labels in the same splits
-    and on the same background.
+    and on the same background, seen with the same depth.
     Runs on the Ray cluster when Ray is initialized, else in local processes. Raises DatasetError when the source or its
     images cannot be used as asked, AlreadyExistsError when others keep adding versions meanwhile, StorageError.
     """
@@ -125,7 +125,8 @@ def _add_version(candidates: Candidates, checked: CheckedColumns) -> Dataset:
     if (
         parent is not None
         and plan.leaves_as_it_is(parent.shards)
-        and (classes, options.background, splitting) == (parent.classes, parent.background, parent.splitting)
+        and (classes, options.background, options.image_depth, splitting)
+        == (parent.classes, parent.background, parent.depth, parent.splitting)
     ):
         logger.info("%s has these images already.", parent.reference)
         if ledger != parent.rejects:
@@ -145,6 +146,7 @@ def _add_version(candidates: Candidates, checked: CheckedColumns) -> Dataset:
         reject_counts=count_rejects(selection.rejects),
         source=candidates.source.description,
         background=options.background,
+        depth=options.image_depth,
         splitting=splitting,
     )
     _check_still_decided(candidates)

@@ -8,9 +8,10 @@ import pytest
 
 from tests.digits import digits_config
 from transfer.api.keras_model import standalone_model
+from transfer.backbone.load import build_backbone
 from transfer.demo import BASE_PATH
 from transfer.training.inference import trace_inference
-from transfer.training.model import TransferModel, build_backbone, build_head_for
+from transfer.training.model import TransferModel, build_head_for
 
 
 def model_of(**changes):

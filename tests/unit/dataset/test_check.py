@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from tests import images
-from transfer.dataset.check import AcceptedImage, RejectedImage, RejectReason, check_image
+from transfer.dataset.check import AcceptedImage, check_image
 from transfer.dataset.decode import decode_image
+from transfer.dataset.refusals import RejectedImage, RejectReason
 
 PICTURE = images.picture()
 FRAMES = [PICTURE, PICTURE.rotate(180), images.picture(seed=1)]

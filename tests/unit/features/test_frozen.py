@@ -7,10 +7,10 @@ import pytest
 
 from tests.changed_keys import changed_keys
 from tests.digits import digits_config
+from transfer.backbone.load import build_backbone
 from transfer.config import NOT_LEARNED, Decides, deciding
 from transfer.features.extract import frozen_parts_of
 from transfer.features.layout import requests_of
-from transfer.training.model import build_backbone
 
 NOT_IN_THE_DIGEST = {
     "a permission": "base.accept_head",
