@@ -16,7 +16,7 @@ _LUMINANCE = (0.299, 0.587, 0.114)
 
 
 @tf.autograph.experimental.do_not_convert
-def decode_image(image_bytes: tf.Tensor, depth: Depth = "reject", background: str | None = None) -> tf.Tensor:
+def decode_image(image_bytes: tf.Tensor, background: str | None = None, *, depth: Depth = "reject") -> tf.Tensor:
     """Decode a JPEG, PNG, GIF (first frame), BMP or WebP (first frame): string [] to [height, width, 3] in 0..255.
 
     It is uint8, or float32 where `depth` may keep more levels than that of PNGs of 16 bits a channel. EXIF orientation
@@ -55,7 +55,7 @@ def decode_pixels(image_bytes: tf.Tensor, image_input: ImageInput, background: s
 
     Raises what `decode_image` raises.
     """
-    return _in_channels(decode_image(image_bytes, image_input.depth, background), image_input)
+    return _in_channels(decode_image(image_bytes, background, depth=image_input.depth), image_input)
 
 
 @tf.autograph.experimental.do_not_convert
@@ -78,7 +78,8 @@ def fit_image(image: tf.Tensor, image_input: ImageInput) -> tf.Tensor:
     """Decoded pixels as a network takes them: [..., any height, any width, channels] to [..., height, width, channels].
 
     One image, or a batch of images of one size, in 0..255; it becomes float32. Resized bilinearly; what comes first or
-    last is as `image_input` says. The one place where an image's size changes, in training, ingest's checks and serving.
+    last is as `image_input` says. The one place where an image's size changes, in training, ingest's checks and
+    serving.
     """
     size = (image_input.height, image_input.width)
     if image_input.fit == "pad":

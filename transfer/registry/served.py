@@ -100,8 +100,8 @@ class PublishedModel:
         except tf.errors.InvalidArgumentError as error:
             raise RegistryError(
                 f"{self.subject} does not decode an image: {op_text(error)}.",
-                advice="The dataset was made with another dataset.depth, or by another release, than the one that it was "
-                "trained on. Promote a version that decodes such images with `transfer registry promote`.",
+                advice="The dataset was made with another dataset.depth, or by another release, than the one that it "
+                "was trained on. Promote a version that decodes such images with `transfer registry promote`.",
             ) from error
 
     def answers(self, batches: Iterator[Batch], *, engine: Engine) -> Iterator[np.ndarray]:

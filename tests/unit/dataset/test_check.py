@@ -304,7 +304,7 @@ def test_damage_beside_the_picture_is_no_reason_to_refuse_what_the_graph_decodes
         (16, 3, 1, "TIFF of 3 channels of 16 bits, which Pillow does not read"),
         (16, 4, 1, "TIFF of 4 channels of 16 bits, which"),
         (8, 7, 1, "TIFF of 7 channels of 8 bits, which"),
-        (16, 1, 2, "TIFF of 1 channel of 16 bits, signed, and nothing says which value is white"),
+        (32, 1, 2, "TIFF of 1 channel of 32 bits, signed, and nothing says which value is white"),
         (32, 1, 3, "TIFF of 1 channel of 32 bits, float, and"),
     ],
 )
