@@ -70,7 +70,9 @@ def dataset():
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     folder = tmp_path_factory.mktemp("identity")
-    return digits_config(folder / "images", str(folder / "storage"), phases=ONE_PHASE, workers={"count": 2})
+    config = digits_config(folder / "images", str(folder / "storage"), phases=ONE_PHASE, workers={"count": 2})
+    # Cropped, for only then its share may be another.
+    return config.model_copy(update={"base": config.base.model_copy(update={"fit": "crop"})})
 
 
 @pytest.fixture(scope="module")
