@@ -1,4 +1,4 @@
-"""Pictures that use few of their 16 bits, as of medical and thermal cameras, from files to a published model's answers."""
+"""Pictures that use few of their 16 bits, as of thermal cameras, from their files to a published model's answers."""
 
 import keras
 import numpy as np
@@ -7,7 +7,8 @@ from PIL import Image
 
 import transfer
 from transfer.errors import DatasetError
-from transfer.jobs import predict
+from transfer.jobs import ingest, predict
+from transfer.training.run import run_id_for
 
 CLASSES = ["empty", "block"]
 IMAGES_PER_CLASS = 30
@@ -69,7 +70,11 @@ def test_a_window_tells_them_apart_in_training_in_predict_and_in_programs(source
 
 
 def test_another_depth_of_the_same_files_is_another_version_and_another_run(source, base):
-    windowed, scaled = trained(source, base, depth=WINDOW), trained(source, base, depth="scale")
-    assert scaled.dataset.number == windowed.dataset.number + 1
-    assert scaled.dataset.shards == windowed.dataset.shards
-    assert scaled.id != windowed.id
+    windowed = trained(source, base, depth=WINDOW)
+    config = windowed.config.model_copy(
+        update={"dataset": windowed.config.dataset.model_copy(update={"depth": "scale"})}
+    )
+    scaled = ingest(config)
+    assert scaled.number == windowed.dataset.number + 1
+    assert scaled.shards == windowed.dataset.shards
+    assert run_id_for(config, scaled) != windowed.id
