@@ -97,11 +97,11 @@ def test_a_model_with_two_outputs_is_refused(tmp_path):
         load(tmp_path / "two.keras")
 
 
-def test_a_model_of_grey_images_is_refused(tmp_path):
-    images = keras.Input((16, 16, 1))
-    keras.Model(images, keras.layers.Conv2D(2, 3)(images)).save(tmp_path / "grey.keras")
-    with pytest.raises(BackboneError, match=r"takes float32 of shape \(None, 16, 16, 1\)"):
-        load(tmp_path / "grey.keras")
+def test_a_model_of_images_of_two_channels_is_refused(tmp_path):
+    images = keras.Input((16, 16, 2))
+    keras.Model(images, keras.layers.Conv2D(2, 3)(images)).save(tmp_path / "two.keras")
+    with pytest.raises(BackboneError, match=r"takes float32 of shape \(None, 16, 16, 2\)"):
+        load(tmp_path / "two.keras")
 
 
 def test_an_output_that_is_no_feature_is_refused_with_advice_to_tap(tmp_path):

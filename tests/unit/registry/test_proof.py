@@ -303,6 +303,8 @@ class Tampered(tf.Module):
             ),
         }
         tf.saved_model.save(self, str(folder), signatures=signatures)
+        (folder / DESCRIPTION).parent.mkdir()
+        (folder / DESCRIPTION).write_text(json.dumps({"image_input": SQUARE.describe()}))
 
 
 @pytest.mark.parametrize(
