@@ -287,7 +287,7 @@ def _refuse_dark(values: np.ndarray, label: str) -> None:
     from transfer.dataset.decode import SMALLEST_BRIGHTEST
 
     brightest = int(values.max())
-    if brightest < SMALLEST_BRIGHTEST:
+    if 0 < brightest < SMALLEST_BRIGHTEST:
         window = f"{{window: [0, {2 ** max(brightest.bit_length(), 8) - 1}]}}"
         raise RefusedError(
             RejectReason.TOO_DARK,

@@ -27,15 +27,17 @@ def decode_image(image_bytes: tf.Tensor, background: str | None = None, *, depth
     is a background and a `depth` other than `reject`.
     """
     first = tf.strings.substr(image_bytes, 0, 1)
-    needs_care = (first == b"R") | (first == b"G") | (first == b"B")
     dtype = tf.uint8 if depth == "reject" else tf.float32
-    image = tf.case(
-        [
-            (first == b"\x89", lambda: _decode_png(image_bytes, depth, background)),
-            (needs_care, lambda: tf.cast(_decode_carefully(image_bytes, background), dtype)),
-        ],
-        default=lambda: tf.cast(_decode(image_bytes, channels=3), dtype),
-    )
+
+    def others() -> tf.Tensor:
+        return tf.cond(
+            first == b"\x89",
+            lambda: _decode_png(image_bytes, depth, background),
+            lambda: tf.cast(_decode_carefully(image_bytes, background), dtype),
+        )
+
+    # JPEG, the most frequent, passes one branch.
+    image = tf.cond(first == b"\xff", lambda: tf.cast(_decode(image_bytes, channels=3), dtype), others)
     image.set_shape([None, None, 3])
     return apply_orientation(image, exif_orientation(image_bytes))
 
@@ -129,8 +131,9 @@ def _upper_bits(values: tf.Tensor, background: str | None) -> tf.Tensor:
     """Values of 16 bits, [height, width, 3 or 4], as uint8 [height, width, 3]."""
     values = tf.cast(values, tf.int32)
     brightest = tf.reduce_max(values[..., :3])
+    is_seen = (brightest >= SMALLEST_BRIGHTEST) | (brightest == 0)  # Black is black at any depth.
     problem = "PNG of 16 bits that would be nearly black: its largest value is"
-    with tf.control_dependencies([tf.debugging.Assert(brightest >= SMALLEST_BRIGHTEST, [problem, brightest])]):
+    with tf.control_dependencies([tf.debugging.Assert(is_seen, [problem, brightest])]):
         return _on_background(tf.cast(values // 256, tf.uint8), background)
 
 
@@ -146,7 +149,7 @@ def _in_window(values: tf.Tensor, depth: Depth) -> tf.Tensor:
 
 
 def _decode_carefully(image_bytes: tf.Tensor, background: str | None) -> tf.Tensor:
-    """GIF, BMP and WebP; only of the latter does TensorFlow read alpha."""
+    """GIF, BMP and WebP, without alpha or on a background: only of the latter does TensorFlow read alpha."""
     if background is None:
         return _decode_with_care(image_bytes)
 
