@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from transfer.catalog.model import ModelVersion
+from transfer.catalog.model import BaseDigest, ModelVersion, Provenance, ReportedMetrics, TrainedWeights
 from transfer.catalog.run import EpochRow
 from transfer.config import GateConfig
 from transfer.evaluation.against import AgainstServing
@@ -310,11 +310,15 @@ def _contents() -> Contents:
             published_at=f"2026-03-0{number}T02:04:00+00:00",
             files=(),
             classes=tuple(CLASSES),
-            provenance={
-                "run": f"things-{number:012x}",
-                "dataset": data,
-                "metrics": {"accuracy": 0.8 + 0.02 * number, "loss": 0.5, "split": "test"},
-            },
+            provenance=Provenance(
+                run=f"things-{number:012x}",
+                dataset=data,
+                base=BaseDigest(model="MobileNetV2", sha256="b" * 64),
+                weights=TrainedWeights(checkpoint=1, sha256="c" * 64),
+                report=1,
+                metrics=ReportedMetrics(accuracy=0.8 + 0.02 * number, loss=0.5, split="test"),
+                config={},
+            ),
         )
         for number in (3, 2, 1)
     ]
@@ -342,7 +346,7 @@ def _contents() -> Contents:
     rule = {"name": "significant", "passed": False, "text": "p is 0.21; at most 0.05."}
     refusal = Refusal(at="2026-03-03T02:04:30+00:00", champion=2, evidence={"night": 3, "rules": [rule]})
     runs = tuple(
-        RunRow(id_, "things", data, started_by, Page("", f"run {id_}.html"))
+        RunRow(id_, "things", data, 0.82, "test", started_by, Page("", f"run {id_}.html"))
         for id_, started_by in (
             ("things-000000000004", f"sweeps/{sweep_id}"),
             ("things-000000000003", "nights/things/00000003"),

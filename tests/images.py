@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 from collections.abc import Sequence
@@ -12,6 +13,8 @@ import numpy as np
 from PIL import Image
 
 ORIENTATION_TAG = 0x0112
+REAL_IMAGES = Path(os.environ.get("TRANSFER_PHOTOGRAPHS", Path(__file__).parents[2] / "shared" / "data"))
+"""Sets of real images that are no part of the project, by default beside it. Where they are not, tests are skipped."""
 
 
 def picture(width: int = 48, height: int = 32, *, seed: int = 0) -> Image.Image:

@@ -9,13 +9,27 @@ from typing import Self
 
 from tests.digits import digits_config
 from transfer.catalog import layout
+from transfer.catalog.model import BaseDigest, Provenance, ReportedMetrics, TrainedWeights
 from transfer.config.reference import render
 from transfer.dataset.manifest import Dataset
-from transfer.registry.serving import promote
+from transfer.registry.promote import promote
 from transfer.registry.versions import add_version, download_version, list_versions
 from transfer.storage import open_store
 
 MODEL = "flowers"
+
+
+def provenance_of(run="run", dataset="flowers/00000001", *, accuracy=0.9, loss=0.25, config=None):
+    """Where a version may come from."""
+    return Provenance(
+        run=run,
+        dataset=dataset,
+        base=BaseDigest(model="MobileNetV2", sha256="b" * 64),
+        weights=TrainedWeights(checkpoint=1, sha256="c" * 64),
+        report=1,
+        metrics=ReportedMetrics(loss=loss, accuracy=accuracy, split="test"),
+        config=config or {},
+    )
 
 
 def publish_some(store, count, *, promoted=(), model=MODEL):
@@ -27,11 +41,7 @@ def publish_some(store, count, *, promoted=(), model=MODEL):
             (exported / "variables").mkdir(parents=True)
             (exported / "saved_model.pb").write_bytes(b"graph %d" % index)
             (exported / "variables/variables.index").write_bytes(b"index %d" % index)
-            provenance = {
-                "run": f"run-{index}",
-                "dataset": f"{model}/00000001",
-                "metrics": {"accuracy": 0.9, "loss": 0.25, "split": "test"},
-            }
+            provenance = provenance_of(f"run-{index}", f"{model}/00000001")
             versions.append(add_version(store, model, exported, classes=["a", "b"], provenance=provenance))
     for number in promoted:
         promote(store, versions[number - 1], reason=f"version {number} was better")

@@ -15,12 +15,12 @@ import tensorflow as tf
 from PIL import Image
 
 from tests.contenders import heads
-from tests.published import first_version
+from tests.published import first_version, provenance_of
 from transfer.config import parse_config
 from transfer.dataset.manifest import dataset_log
 from transfer.dataset.shards import write_shard
 from transfer.dataset.splits import SPLITS, split_indices
-from transfer.registry.challenger import compare_versions
+from transfer.registry.compare_versions import compare_versions
 from transfer.registry.versions import add_version
 from transfer.storage import open_store
 from transfer.training.run import open_run
@@ -96,13 +96,13 @@ class World:
     def publish(self, classes, centers, *, dataset="shades/00000001", **shares):
         """A version; `shares` of test and validation that it was trained with are those of the world unless given."""
         model = Brightness(centers)
-        provenance = {
-            "run": f"run-of-{len(classes)}",
-            "dataset": dataset,
-            "report": 1,
-            "metrics": {"accuracy": 0.5, "loss": 1.0, "split": "test"},
-            "config": {"dataset": {**self.config.dataset.model_dump(mode="json"), **shares}},
-        }
+        provenance = provenance_of(
+            f"run-of-{len(classes)}",
+            dataset,
+            accuracy=0.5,
+            loss=1.0,
+            config={"dataset": {**self.config.dataset.model_dump(mode="json"), **shares}},
+        )
         with tempfile.TemporaryDirectory() as folder:
             tf.saved_model.save(model, folder, signatures={"serving_default": model.serve})
             return add_version(self.store, "shades", Path(folder), classes=list(classes), provenance=provenance)

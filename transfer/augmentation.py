@@ -1,8 +1,8 @@
-"""Random changes of training images, drawn so that they do not depend on how a batch is divided among replicas.
+"""Random changes of training images that do not depend on how a batch is divided among replicas.
 
-Dropout masks and augmentations are drawn for the whole global batch, from (seed, step), and each replica takes its
-rows of them. So the same step draws the same numbers in one process, on two replicas and on sixty-four workers, and a
-resumed run draws what the interrupted one would have drawn: there is no generator state to lose.
+Dropout masks and augmentations are drawn for the whole global batch, from (seed, step), and each replica takes its own
+rows. So the same step draws the same numbers in one process, on two replicas and on sixty-four workers. There is no
+generator state, so a resumed run draws the numbers that the interrupted run would have drawn.
 
 Drawing for the global batch on each replica costs next to nothing: a mask for 256 × 1,280 units is 0.3 M numbers.
 """
@@ -24,10 +24,10 @@ from transfer.config import AugmentationConfig
 
 @dataclass
 class StepRandomness:
-    """What a replica needs to draw its part of a step's random numbers.
+    """The source of a replica's random numbers in one step.
 
-    `seed`: int32 [2], different for each step; of a pack's streams [streams, 2]. `positions`: int32 [rows], the place
-    of this replica's rows in the global batch of `batch_size` rows.
+    `seed`: int32 [2], different for each step; for a pack [streams, 2], one stream a trial. `positions`: int32 [rows],
+    positions of this replica's rows in the global batch of `batch_size` rows.
     """
 
     seed: tf.Tensor
@@ -36,14 +36,14 @@ class StepRandomness:
     _draws: int = field(default=0, init=False)
 
     def next_seed(self) -> tf.Tensor:
-        """A seed, int32 [2], for the next draw of this step; each call gives another one."""
+        """A seed, int32 [2], for the next draw of this step; each call returns another one."""
         self._draws += 1
         return tf.random.experimental.stateless_fold_in(self.seed, self._draws)
 
     def uniform(self, row_shape: tuple[int, ...]) -> tf.Tensor:
-        """Uniform numbers in [0, 1), float32 [rows, *row_shape], the same for a row wherever it is computed.
+        """Uniform numbers in [0, 1), float32 [rows, *row_shape]; a row gets the same numbers on any replica.
 
-        Of a pack's streams [streams, rows, *row_shape], of each what it draws alone.
+        For a pack [streams, rows, *row_shape]; each stream draws the same numbers as its trial would alone.
         """
         self._draws += 1
 
@@ -61,7 +61,7 @@ _current: ContextVar[StepRandomness | None] = ContextVar("step_randomness", defa
 
 @contextmanager
 def step_randomness(randomness: StepRandomness) -> Iterator[None]:
-    """Make `randomness` what random layers draw from while the block is traced or run."""
+    """Let random layers draw from `randomness` while the block is traced or run."""
     token = _current.set(randomness)
     try:
         yield
@@ -78,10 +78,10 @@ def current_randomness() -> StepRandomness:
 
 
 class KeyedSeedGenerator(keras.random.SeedGenerator):
-    """Gives the step's seeds to Keras functions that insist on a SeedGenerator, without its stored state."""
+    """A SeedGenerator without state that passes the step's seeds to Keras functions."""
 
     def __init__(self) -> None:
-        # Not calling super().__init__ is the point: it would make a variable that every replica advances on its own.
+        # super().__init__ is not called: it would create a variable that every replica advances by itself.
         self.name = "keyed_seed_generator"
 
     def next(self, ordered: bool = True) -> tf.Tensor:  # noqa: ARG002 - the signature is Keras's
@@ -90,7 +90,7 @@ class KeyedSeedGenerator(keras.random.SeedGenerator):
 
 
 def dropped(inputs: tf.Tensor, numbers: tf.Tensor, rate: float | tf.Tensor) -> tf.Tensor:
-    """The inputs whose uniform number is at least `rate`, scaled so that their mean stays; 0 for the others."""
+    """Dropout: inputs whose uniform number is at least `rate`, scaled to keep the mean; the others become 0."""
     return tf.where(numbers >= rate, inputs / (1.0 - rate), tf.zeros_like(inputs))
 
 
@@ -109,25 +109,25 @@ class KeyedDropout(keras.layers.Layer):
         return dropped(inputs, current_randomness().uniform(tuple(inputs.shape[1:])), self.rate)
 
     def get_config(self) -> dict[str, object]:
-        """What Keras writes down of the layer."""
+        """The configuration of the layer, as Keras saves it."""
         return {**super().get_config(), "rate": self.rate}
 
 
 class Augmentation:
     """Augments a replica's images inside a training step.
 
-    Each Keras layer draws its transformation for the whole global batch, and the replica takes the rows of its own
-    images (see `randomness`), so what happens to an image does not depend on the number of replicas.
+    Each Keras layer draws its transformations for the whole global batch, and the replica takes the rows of its own
+    images (see `StepRandomness`). So the change of an image does not depend on the number of replicas.
     """
 
     def __init__(self, config: AugmentationConfig) -> None:
         self._layers = _layers(config)
 
     def __call__(self, images: tf.Tensor) -> tf.Tensor:
-        """Augmented images, float32 [batch, height, width, 3] in 0..255. Call it within `step_randomness`."""
+        """Augment images, float32 [batch, height, width, 3] in 0..255, within `step_randomness`."""
         randomness = current_randomness()
         seeds = KeyedSeedGenerator()
-        # Only its shape is used: the layers draw a transformation for each of its rows.
+        # The layers use only the shape: they draw a transformation for each row.
         global_batch = tf.zeros((randomness.batch_size, *images.shape[1:]))
         for layer in self._layers:
             drawn = layer.get_random_transformation(global_batch, training=True, seed=seeds)
@@ -137,7 +137,7 @@ class Augmentation:
 
     @staticmethod
     def _own_rows(name: str, value: Any, images: tf.Tensor) -> Any:
-        """What the layer drew for the global batch, for this replica's images only."""
+        """Rows of this replica's images in the values that the layer drew for the global batch."""
         if name == "batch_size":
             return tf.shape(images)[0]
         if name == "input_shape":

@@ -1,4 +1,4 @@
-"""What jobs are made of: each step is found if it was done before, and done where TensorFlow may be loaded."""
+"""The steps of jobs. Each finds its result if it was done before, else it runs where TensorFlow may be imported."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ logger = logging.getLogger(__name__)
 
 
 class Clock:
-    """Takes the time of a job's steps: `seconds`, by their names."""
+    """Measures the time of a job's steps: `seconds` by name of the step."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """The block is this step."""
+        """Measure the block as this step."""
         started = time.monotonic()
         yield
         self.seconds[name] = time.monotonic() - started
 
 
 def writable_storage(config: Config) -> Store:
-    """The job's storage, found fit to be written to; connects to the cluster first if the job runs on one."""
+    """Open the job's storage and probe that it can be written; connects to the cluster first if the job runs on one."""
     connect_for(config.workers)
     store = open_store(config.storage)
     try:
@@ -57,14 +57,14 @@ def writable_storage(config: Config) -> Store:
 
 
 def fit(run: Run, dataset: Dataset) -> None:
-    """Train what is left of a run, and show each epoch. Of its checkpoints the best and the last stay.
+    """Train the rest of a run, and show each epoch. Of its checkpoints the best and the last remain.
 
     Args:
-        run: The run; one that is finished is left as it is.
+        run: The run; a finished run is not changed.
         dataset: Its dataset version.
 
     Raises:
-        KeyboardInterrupt: After Ctrl-C, with a note of how far the run came.
+        KeyboardInterrupt: After Ctrl-C, with a note on the progress of the run.
     """
     from transfer.training.checkpoints import Checkpoints
 
@@ -73,7 +73,7 @@ def fit(run: Run, dataset: Dataset) -> None:
         logger.info("Run %s is finished already.", run.id)
     else:
         _train(run, dataset, newest)
-    # Here and not in the loop: all workers have left. Also what a job that was killed here did not get to.
+    # Here and not in the loop, because all workers have ended. It also completes this for a job that was killed.
     keep_best_and_last(run)
 
 
@@ -91,9 +91,9 @@ def _train(run: Run, dataset: Dataset, newest: Checkpoint | None) -> None:
         import_tensorflow()
 
         from transfer.training.loop import train as train_here
-        from transfer.training.shared_models import own_workbench
+        from transfer.training.shared_models import process_models
 
-        train_here(run, dataset, workbench=own_workbench(), start=newest, on_epoch=table.show)
+        train_here(run, dataset, shared=process_models(), start=newest, on_epoch=table.show)
     except KeyboardInterrupt as interrupt:
         if table.place:
             interrupt.add_note(f"after {table.place}")
@@ -101,76 +101,76 @@ def _train(run: Run, dataset: Dataset, newest: Checkpoint | None) -> None:
 
 
 def evaluated(run: Run, dataset: Dataset, *, gate_asks: bool) -> int:
-    """Number of the run's newest report on the held-out split; evaluates it first where there is none.
+    """Number of the run's newest report on the held-out split; evaluates the run first if there is none.
 
-    Somebody may have looked at other splits since, and no model is judged by those.
+    Reports on other splits do not count, because models are not compared on them.
 
     Args:
         run: A finished run.
         dataset: Its dataset version.
-        gate_asks: Whether a gate will ask the version that serves about the same images; see `evaluate_anew`.
+        gate_asks: Whether a gate will run the version that serves on the same images; see `evaluate_anew`.
     """
     split = dataset.held_out_split
     return run.newest_report(split) or evaluate_anew(run, split=split, gate_asks=gate_asks)
 
 
 def evaluate_anew(run: Run, *, split: str | None, gate_asks: bool = False) -> int:
-    """Evaluate a finished run once more; returns the new report's number.
+    """Evaluate a finished run again. Returns the number of the new report.
 
     Args:
         run: A finished run.
         split: `train`, `validation` or `test`; None is the held-out split.
-        gate_asks: Leave it to a gate to ask the version that serves about the same images; else that is done here.
+        gate_asks: Leave it to a gate to run the version that serves on the same images; else it runs here.
     """
     return run_where(run.config.workers, _evaluate, run.config, run.id, split, gate_asks)
 
 
 def read_report(run: Run, number: int) -> tuple[Report, str]:
-    """A report of a run, and where its page is."""
+    """Read a report of a run. Returns it and the address of its page."""
     digest = run.reports.read_as(ReportEntry, number).files[layout.REPORT]
     report = Report.from_json(run.store.read_verified(layout.report_file(run.folder, number, layout.REPORT), digest))
     return report, f"{run.store.uri}/{layout.report_file(run.folder, number, layout.REPORT_PAGE)}"
 
 
 def published(run: Run, *, report: int | None = None, again: bool = False) -> ModelVersion:
-    """The version of an evaluated run; publishes it first where there is none.
+    """The version of an evaluated run; publishes the run first if there is none.
 
     Args:
         run: An evaluated run.
-        report: Number of the report that it is published with. Default: the newest.
-        again: Publish it as a new version also where there is one.
+        report: Number of the report with which it is published. Default: the newest.
+        again: Publish a new version even if there is one.
     """
     number = run_where(run.config.workers, _publish, run.config, run.id, report, again)
     return load_version(run.store, run.config.name, number)
 
 
 def compared(run: Run, *, champion: int | None, challenger: int) -> tuple[Comparison, dict[str, Thumbnail]]:
-    """What the gate judges by: both versions on the held-out images of the run's dataset version.
+    """Compare two versions for the gate, on the held-out images of the run's dataset version.
 
     Args:
         run: The run that the challenger was published from.
-        champion: Number of the version that serves; None where none does.
+        champion: Number of the version that serves; None if none does.
         challenger: Number of the version that may take its place.
 
     Returns:
-        The comparison, and thumbnails of the images that one has right and the other wrong, by their SHA-256.
+        The comparison, and thumbnails of images that only one of them predicts correctly, by their SHA-256.
     """
     return run_where(run.config.workers, _compare, run.config, run.id, champion, challenger)
 
 
 def _reopened(config: Config, run_id: str) -> tuple[Run, Dataset]:
-    """A run and its dataset version, in another process than the driver's."""
+    """Open a run and its dataset version in another process than the driver."""
     store = open_store(config.storage)
     run = load_run(store, run_id, config)
     return run, load_dataset(store, run.dataset_name, run.dataset_number)
 
 
-# What runs in a process with TensorFlow. Numbers and ids go in and out, not objects that hold connections.
+# These run in a process with TensorFlow. Arguments and results are numbers and ids, not objects with connections.
 
 
 def _evaluate(config: Config, run_id: str, split: str | None, gate_asks: bool) -> int:
     from transfer.evaluation.evaluate import evaluate_run
-    from transfer.registry.served import answers_of_serving
+    from transfer.registry.published_model import answers_of_serving
 
     run, dataset = _reopened(config, run_id)
     split = split or dataset.held_out_split
@@ -181,7 +181,7 @@ def _evaluate(config: Config, run_id: str, split: str | None, gate_asks: bool) -
 def _compare(
     config: Config, run_id: str, champion: int | None, challenger: int
 ) -> tuple[Comparison, dict[str, Thumbnail]]:
-    from transfer.registry.challenger import compare_versions
+    from transfer.registry.compare_versions import compare_versions
 
     run, dataset = _reopened(config, run_id)
     return compare_versions(config, run.store, dataset, champion=champion, challenger=challenger)

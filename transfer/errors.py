@@ -11,7 +11,7 @@ from typing import Self
 
 
 class ExitCode(IntEnum):
-    """What a command or a job ends with; `text` says when. The table in docs/train.md is made from it."""
+    """Exit code of a command or a job. `text` says when it occurs; the table in docs/train.md is made from it."""
 
     DONE = 0, "done; a night promoted, kept or found nothing new; a submitted job succeeded or is not waited for"
     FAILURE = 1, "any other failure"
@@ -36,7 +36,7 @@ class ExitCode(IntEnum):
     text: str
 
     def __new__(cls, code: int, text: str) -> Self:
-        """A member of this value, which knows its text."""
+        """Make a member with this value and this text."""
         member = int.__new__(cls, code)
         member._value_ = code
         member.text = text
@@ -44,9 +44,19 @@ class ExitCode(IntEnum):
 
 
 class TransferError(Exception):
-    """Base of every error that this library raises on purpose.
+    """Base class of every error that this library raises on purpose.
 
-    `message` says what was found and what was expected; `advice` says what to do about it.
+    Args:
+        message: String. What was found and what was expected.
+        advice: String. What to do about it; may be empty.
+
+    Example:
+        >>> try:
+        ...     run = transfer.train("flowers.yaml", {"training.batchsize": 16})
+        ... except transfer.TransferError as error:
+        ...     print(error)
+        This is not a valid configuration:
+          training.batchsize: unknown key; did you mean `batch_size`?
     """
 
     exit_code = ExitCode.FAILURE
@@ -69,33 +79,33 @@ def _rebuild(kind: type[TransferError], message: str, advice: str) -> TransferEr
 
 
 class ConfigError(TransferError):
-    """The configuration is not one that can be run."""
+    """The configuration is not valid, or cannot be run."""
 
     exit_code = ExitCode.CONFIG
 
 
 class StorageError(TransferError):
-    """Storage did not do what was asked."""
+    """Storage cannot be reached, read or written."""
 
     exit_code = ExitCode.STORAGE
 
 
 class ObjectNotFoundError(StorageError):
-    """There is no object with that name."""
+    """No object has this name."""
 
 
 class ArchivedObjectError(StorageError):
-    """The object is in an archive tier of its service and must be restored before anybody can read it."""
+    """The object is in an archive tier of the service; it must be restored before it can be read."""
 
 
 class AlreadyExistsError(StorageError):
-    """Put-if-absent found other content under that name: somebody else was first."""
+    """Put-if-absent found other content under this name: another process was first."""
 
     exit_code = ExitCode.CONFLICT
 
 
 class CorruptObjectError(StorageError):
-    """An object's bytes are not the ones that its digest promises."""
+    """The bytes of an object do not have its digest."""
 
 
 class UnsafeStorageError(StorageError):
@@ -109,17 +119,17 @@ class DatasetError(TransferError):
 
 
 class BackboneError(TransferError):
-    """The pretrained network cannot be found, read, or cut where it was asked to be."""
+    """The pretrained network cannot be found, read, or cut at the requested place."""
 
     exit_code = ExitCode.BACKBONE
 
 
 class ClassifierBaseError(BackboneError):
-    """The pretrained network ends in a classifier, whose answers make poor features."""
+    """The pretrained network ends in a classifier; its outputs are poor features."""
 
 
 class TrainingError(TransferError):
-    """Training could not start or could not go on."""
+    """Training cannot start or continue."""
 
     exit_code = ExitCode.TRAINING
 
@@ -129,23 +139,23 @@ class DivergedError(TrainingError):
 
 
 class OutOfMemoryError(TrainingError):
-    """The memory of a GPU or of a machine does not suffice for what was asked."""
+    """The memory of a GPU or of a machine does not suffice for the job."""
 
     exit_code = ExitCode.OUT_OF_MEMORY
 
 
 class RunConflictError(TrainingError):
-    """A run with this id exists and was started with another configuration."""
+    """A run with this id was started with another configuration."""
 
 
 class RunBusyError(TrainingError):
-    """Another process trains the same run, and was first with a checkpoint."""
+    """Another process trains the same run and wrote a checkpoint first."""
 
     exit_code = ExitCode.CONFLICT
 
 
 class BaseChangedError(TrainingError):
-    """The base is not the network any more that a run began with."""
+    """The base network is no longer the one that the run began with."""
 
 
 class RegistryError(TransferError):
@@ -155,38 +165,38 @@ class RegistryError(TransferError):
 
 
 class PromotionConflictError(RegistryError):
-    """Somebody else promoted at the same time and was first."""
+    """Another process promoted a version at the same time and was first."""
 
     exit_code = ExitCode.CONFLICT
 
 
 class PublishConflictError(RegistryError):
-    """Somebody else published the same run at the same time and was first."""
+    """Another process published the same run at the same time and was first."""
 
     exit_code = ExitCode.CONFLICT
 
 
 class ParityError(RegistryError):
-    """The exported model answers differently from the model that was evaluated."""
+    """The outputs of the exported model differ from those of the evaluated model, or cannot be computed."""
 
 
 class DifferentAnswersError(ParityError):
-    """It answers, and the difference is more than rounding."""
+    """The outputs of the exported model differ from those of the evaluated model by more than rounding."""
 
 
 class FeaturesError(TransferError):
-    """Features cannot be computed, cached or found as asked."""
+    """Cached features cannot be computed, written or found."""
 
     exit_code = ExitCode.FEATURES
 
 
 class ClusterError(TransferError):
-    """A Ray cluster cannot be reached, or does not do as asked."""
+    """A Ray cluster cannot be reached, or a request to it failed."""
 
     exit_code = ExitCode.CLUSTER
 
 
 class NightBusyError(TransferError):
-    """Somebody else works on this night."""
+    """Another process works on this night."""
 
     exit_code = ExitCode.NIGHT_BUSY

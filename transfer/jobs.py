@@ -1,6 +1,6 @@
 """The jobs, as plain functions of a configuration: ingest, train, sweep, nightly, evaluate, publish, predict.
 
-Each can be repeated: what is already done is found and not done again.
+Each can be repeated: steps that were done before are found and not done again.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from transfer.evaluation.report import Report
 from transfer.overview import NetworkFacts, overview
 from transfer.preflight import check_base_files, check_source_and_files, check_splits
 from transfer.promotion import PromotionChoice, choose
-from transfer.registry.predictions import check_output
+from transfer.registry.prediction_file import check_output
 from transfer.registry.versions import published_version
 from transfer.runtime.cluster import connect, connect_for, run_where
 from transfer.runtime.fork_server import start_server
 from transfer.storage import Store, open_store
-from transfer.training.balance import check_weighted_classes
 from transfer.training.history import final_row
+from transfer.training.rows import check_weighted_classes
 from transfer.training.run import Run, load_run, open_run
 from transfer.tuning.lr_curve import FoundRate
 from transfer.tuning.lr_find import check_range, find_rate
@@ -43,21 +43,21 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Depths = dict[str, list[int | str]]
-"""`unfreeze` depths by the key that a sweep searches."""
+"""Depths, values of `unfreeze`, by the key that a sweep searches."""
 
 
 @dataclass(frozen=True)
 class TrainOutcome:
-    """What a training job left behind."""
+    """The results of a training job."""
 
     run: Run
     dataset: Dataset
     report: Report
     report_uri: str
     choice: PromotionChoice | None
-    """The published version, and whether it serves; None where publish.enabled is false."""
+    """The published version, and whether it serves; None if publish.enabled is false."""
     seconds: Mapping[str, float]
-    """How long each step took this time; what was found done took hardly any."""
+    """Duration of each step in this call; steps that were done before took hardly any time."""
 
     @property
     def version(self) -> ModelVersion | None:
@@ -66,11 +66,11 @@ class TrainOutcome:
 
 
 def check(config: Config) -> None:
-    """Check everything that can be known to be wrong before anything is spent.
+    """Find errors before a job spends anything.
 
-    Storage can be written and honours put-if-absent, the source and the weights are there, the network can be built and
-    cut where the phases ask for it, and the head that it is to begin with is there. Raises the TransferError that a job
-    would end with.
+    The checks: storage can be written and honours put-if-absent; the source and the weights exist; the network can be
+    built and cut at the depth of each phase; the head of a warm start exists. Raises the TransferError with which a job
+    would end.
     """
     writable_storage(config)
     check_source_and_files(config)
@@ -78,9 +78,9 @@ def check(config: Config) -> None:
 
 
 def preview(config: Config) -> dict[str, Any]:
-    """Check what `check` does, the sweep's space and what ingest checks, and say what a job would do.
+    """Check what `check` and ingest check, and the space of the sweep; describe what a job would do.
 
-    Raises the TransferError that a job would end with.
+    Raises the TransferError with which a job would end.
     """
     check_splits(config, sweeps=config.sweep is not None)
     if config.sweep is not None:
@@ -92,7 +92,7 @@ def preview(config: Config) -> dict[str, Any]:
         known = known_classes(candidates) if candidates else []
         classes = classes_of(candidates, known) if candidates else []
         of_head = classes if candidates and candidates.listing.is_whole else None
-        # Before images are read: like a job, it finds TensorFlow's devices first.
+        # Before images are read, because a job initializes the devices of TensorFlow first, too.
         network = run_where(config.workers, _check_network, config, searched, of_head)
         if of_head is not None:
             check_weighted_classes(config.training.class_weights, of_head, of=config.dataset.source)
@@ -102,7 +102,7 @@ def preview(config: Config) -> dict[str, Any]:
 
 
 def ingest(config: Config) -> Dataset:
-    """Bring the configured images into storage as a dataset version; the same images again are the same version."""
+    """Bring the configured images into storage as a dataset version; the same images give the same version again."""
     store = writable_storage(config)
     check_source_and_files(config)
     return ingest_dataset(config, store)
@@ -114,17 +114,17 @@ def train(config: Config, *, run_id: str | None = None) -> TrainOutcome:
     Repeating it continues an interrupted run from its last checkpoint, and finds a finished one.
 
     Args:
-        config: What to train, on what, and whether the version is published and serves.
-        run_id: Id of the run; by default it is made of what the run depends on.
+        config: The configuration of the job.
+        run_id: Id of the run. Default: an id that follows from everything on which the run depends.
 
     Raises:
-        TransferError: Anything that a user can act on, of the step that failed.
+        TransferError: The error of the step that failed.
     """
     clock = Clock()
     with clock.step("check"):
         check_splits(config, sweeps=False)
         if config.workers.count == 0:
-            # For the processes that check images and prove the export. It imports TensorFlow while this one does.
+            # Its processes check images and prove the export. It imports TensorFlow in parallel with this process.
             start_server()
         check(config)
     store = open_store(config.storage)
@@ -138,9 +138,9 @@ def train(config: Config, *, run_id: str | None = None) -> TrainOutcome:
 def sweep(config: Config) -> tuple[SweepOutcome, TrainOutcome]:
     """Search the configuration's `sweep.space`, then evaluate, publish and promote the winner like a single run.
 
-    Repeating it goes on with an interrupted sweep, and finds a finished one.
+    Repeating it continues an interrupted sweep, and finds a finished one.
     """
-    # Late: it loads Ray Tune, which no other job needs.
+    # Imported late: it loads Ray Tune, which no other job needs.
     from transfer.tuning.driver import run_sweep
 
     clock = Clock()
@@ -174,11 +174,11 @@ def sweep(config: Config) -> tuple[SweepOutcome, TrainOutcome]:
 
 
 def nightly(config: Config) -> tuple[NightSummary, str]:
-    """Work on the night that is not over, or on the next one; returns what is known of it and where its page is.
+    """Work on the unfinished night, or on the next one. Returns its summary and the address of its page.
 
-    Ingests what is new, checks it, trains, and promotes what proves better than what serves.
+    A night ingests new images, checks them, trains, and promotes the new model if it passes the gate.
     """
-    # Late: it loads what draws pages.
+    # Imported late: it loads the libraries that draw pages.
     from transfer.nights.night import run_night
 
     return run_night(config)
@@ -188,7 +188,7 @@ def evaluate(config: Config, *, run_id: str, split: str | None = None) -> tuple[
     """Evaluate a finished run again.
 
     Args:
-        config: Says where storage is and where the work runs; the run's own configuration says what was trained.
+        config: Its storage and workers are used; everything else is in the run's own configuration.
         run_id: The run.
         split: `train`, `validation` or `test`. Default: the held-out split of the run's dataset version.
 
@@ -204,22 +204,22 @@ def evaluate(config: Config, *, run_id: str, split: str | None = None) -> tuple[
 
 
 def publish(config: Config, *, run_id: str, again: bool = False) -> PromotionChoice:
-    """Publish an evaluated run, and promote it if `publish.promote` wants that.
+    """Publish an evaluated run, and promote it as `publish.promote` says.
 
-    It is published with its newest report on the held-out split, or on another one where it has no such report.
+    It is published with its newest report on the held-out split, or with its newest report if that split has none.
 
     Args:
         config: Names the storage and the model.
         run_id: The run.
-        again: Publish it as a new version, exported by the present code, where it is published already. That is
-            promoted only where the version that it replaces serves.
+        again: If the run is published already, publish it as a new version, exported by the present code. The new
+            version is promoted only if the version that it replaces serves.
 
     Returns:
         The version, and whether it serves.
 
     Raises:
-        ConfigError: The run is one of another model.
-        RegistryError: It cannot be exported, or the exported model answers differently.
+        ConfigError: The run belongs to another model.
+        RegistryError: It cannot be exported, or the exported model predicts differently.
     """
     run = load_run(writable_storage(config), run_id, config)
     if run.config.name != config.name:
@@ -239,12 +239,12 @@ def predict(
     overwrite: bool = False,
     version: int | None = None,
 ) -> PredictOutcome:
-    """Answer images with the published model. `images`: one or several of an image, a folder and a prefix.
+    """Predict images with the published model. `images`: one or several images, folders or prefixes.
 
-    Arguments, answer and errors are those of `transfer.registry.predict.predict`.
+    Arguments, result and errors are those of `transfer.registry.predict.predict`.
     """
     if output is not None:
-        # Before TensorFlow and workers are started.
+        # Fail before TensorFlow and workers are started.
         check_output(output, config.storage, overwrite=overwrite)
     connect_for(config.workers)
     places = [images] if isinstance(images, str) else list(images)
@@ -254,21 +254,21 @@ def predict(
 def lr_find(
     config: Config, *, phase: int = 0, low: float = 1e-7, high: float = 10.0, steps: int = 200
 ) -> tuple[FoundRate, str]:
-    """Suggest a learning rate for a phase. No run and no model is changed; the same test again is found.
+    """Suggest a learning rate for a phase. No run and no model is changed; the same test is found again.
 
     Args:
-        config: What is trained, on what.
-        phase: Which phase, counted from 0.
+        config: The configuration.
+        phase: Index of the phase, from 0.
         low: Learning rate of the first step.
         high: Learning rate of the last step.
-        steps: How many steps, a batch each.
+        steps: Number of steps, one batch each.
 
     Returns:
-        How it was found, and the address of its page.
+        The result of the test, and the address of its page.
 
     Raises:
-        ConfigError: There is no such phase, or the range or the steps make no test.
-        TrainingError: The loss grew out of bounds at once.
+        ConfigError: There is no such phase, or the range or the number of steps makes no test.
+        TrainingError: The loss diverged in the first steps.
     """
     check_range(config, phase=phase, low=low, high=high, steps=steps)
     check(config)
@@ -279,7 +279,7 @@ def lr_find(
 
 
 def _check_sweep(config: Config) -> Store:
-    """What `check` does, and the same of what a sweep searches; connects to the cluster. Returns the storage."""
+    """Check a sweep as `check` does, including its searched values; connects to the cluster. Returns the storage."""
     check_splits(config, sweeps=True)
     check_space(config)
     connect()
@@ -287,14 +287,14 @@ def _check_sweep(config: Config) -> Store:
     check_source_and_files(config)
     searched = _check_searched(config)
     if searched:
-        # On the cluster whatever `workers.count` is: the driver of a sweep imports no TensorFlow.
+        # On the cluster even if `workers.count` is 0, because the driver of a sweep imports no TensorFlow.
         workers = config.workers.model_copy(update={"count": max(1, config.workers.count)})
         run_where(workers, _check_network, config, searched, None)
     return store
 
 
 def _check_searched(config: Config) -> Depths:
-    """Check that files of searched bases are there. Returns the searched depths that only the network can refuse."""
+    """Check that files of searched bases exist. Returns the searched depths, which only the network can check."""
     for bases in bases_within_reach(config).values():
         for base in bases:
             check_base_files(base, config.storage)
@@ -304,7 +304,7 @@ def _check_searched(config: Config) -> Depths:
 
 
 def _finish(run: Run, dataset: Dataset, clock: Clock) -> TrainOutcome:
-    """Train what is left of a run, evaluate it, publish it."""
+    """Train the rest of a run, evaluate it, publish it."""
     publish = run.config.publish
     with clock.step("train"):
         fit(run, dataset)
@@ -314,19 +314,19 @@ def _finish(run: Run, dataset: Dataset, clock: Clock) -> TrainOutcome:
     if publish.enabled:
         with clock.step("publish"):
             choice = _publish(run, number)
-    # Publishing may have evaluated it anew.
-    report, uri = read_report(run, choice.version.provenance["report"] if choice else number)
+    # Publishing may have evaluated the run again.
+    report, uri = read_report(run, choice.version.provenance.report if choice else number)
     return TrainOutcome(run, dataset, report, uri, choice, clock.seconds)
 
 
 def _publish(run: Run, number: int | None, *, again: bool = False) -> PromotionChoice:
     before = published_version(run.store, run.config.name, run.id) if again else None
     version = published(run, report=number, again=again)
-    report, _ = read_report(run, version.provenance["report"])
+    report, _ = read_report(run, version.provenance.report)
     return choose(run, version, report, instead_of=before)
 
 
-# What runs in a process with TensorFlow. Numbers and ids go in and out, not objects that hold connections.
+# These run in a process with TensorFlow. Arguments and results are numbers and ids, not objects with connections.
 
 
 def _check_network(config: Config, searched: Depths, classes: list[str] | None) -> NetworkFacts:

@@ -1,4 +1,4 @@
-"""The network before anything is spent: whether it can be cut where it is asked for, and what would be trained."""
+"""A check of the network before a job spends anything: whether it can be cut, and what each phase would train."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transfer.errors import BackboneError
 from transfer.overview import NetworkFacts
 from transfer.storage import open_store
 from transfer.training.model import build_head_for
-from transfer.training.shared_models import own_workbench
+from transfer.training.shared_models import process_models
 from transfer.training.warm_start import published_head
 
 logger = logging.getLogger(__name__)
@@ -24,15 +24,15 @@ logger = logging.getLogger(__name__)
 def check_network(
     config: Config, *, searched: Mapping[str, Sequence[int | str]], classes: list[str] | None
 ) -> NetworkFacts:
-    """Build the network, cut it at each phase's depth and at each `searched` one, and find the head to begin with.
+    """Build the network, cut it at the depth of each phase and each searched depth, and find the head of a warm start.
 
-    `searched`: depths by the key that a sweep searches. `classes`: where they are known. Raises BackboneError, which
-    names the key, and what building a model raises.
+    `searched`: depths by the key that a sweep searches. `classes`: None if they are unknown. Raises BackboneError,
+    which names the key, and what building a model raises.
     """
-    # As for training, which finds the network here: its strategy comes before anything that uses a GPU.
-    workbench = own_workbench()
-    with workbench.strategy.scope():
-        backbone = workbench.backbone(config)
+    # The strategy of training must come before anything that uses a GPU, because training reuses this network.
+    shared = process_models()
+    with shared.strategy.scope():
+        backbone = shared.backbone(config)
         head = None if classes is None else build_head_for(backbone, config, classes).count_params()
     if config.base.weights == "none" and has_batch_norms(backbone.network):
         logger.warning(

@@ -1,6 +1,6 @@
-"""What a job would do with a configuration: its images, its network, what each phase trains, and what serves by now.
+"""What a job would do with a configuration: its images, its network, what each phase trains, and what serves now.
 
-Needs no TensorFlow; what only the network itself tells comes from `network_check.py`.
+It needs no TensorFlow; `network_check.py` provides the facts for which the network must be built.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ _SERVES = {
 
 @dataclass(frozen=True)
 class NetworkFacts:
-    """What is known of a configuration's network once it is built."""
+    """Facts about a configuration's network that need the built network."""
 
     parameters: int
-    """Of the base."""
+    """Number of parameters of the base."""
     blocks: int
     trained: tuple[int, ...]
-    """By phase: parameters of the base that it trains."""
+    """Number of parameters of the base that each phase trains."""
     head: int | None
-    """Parameters of the head; None where the number of classes is not known."""
+    """Number of parameters of the head; None if the number of classes is unknown."""
     gpus: int
-    """GPUs of the machine on which it was built."""
+    """Number of GPUs of the machine on which the network was built."""
 
 
 def overview(
     config: Config, store: Store, *, images: Rehearsal | None, network: NetworkFacts, sweep: dict[str, Any] | None
 ) -> dict[str, Any]:
-    """What a job would do, of JSON's own types. `images`: None where only ingest can tell what the source has."""
+    """Describe what a job would do, in JSON's own types. `images`: None if only ingest can read the source."""
     workers = config.workers
     return {
         "dataset": _dataset(config, images),
@@ -64,7 +64,7 @@ def overview(
         ],
         "workers": {
             "count": workers.count,
-            # In this process, all that the machine has.
+            # In this process training uses all GPUs of the machine.
             "gpus": workers.count * workers.gpus_per_worker if workers.count else network.gpus,
         },
         "model": _model(config, store),

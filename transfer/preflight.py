@@ -1,6 +1,6 @@
-"""What can be seen to be missing without TensorFlow: the source, and files that the base network is read from.
+"""Checks without TensorFlow that the source and the files of the base network exist.
 
-Divisibility is part of the configuration's own checks; what ingest finds in images is in `dataset/rehearsal.py`.
+The configuration itself checks divisibility; `dataset/rehearsal.py` predicts what ingest finds in the images.
 """
 
 from __future__ import annotations
@@ -9,31 +9,29 @@ import importlib.util
 
 from transfer.config import BaseNetworkConfig, Config, StorageConfig
 from transfer.config.paths import is_model_file, is_source_path, path_here
+from transfer.dataset.sources.archive import ARCHIVE_SUFFIXES
 from transfer.dataset.sources.fetch import names_beside
 from transfer.errors import BackboneError, ConfigError, DatasetError, StorageError
 from transfer.runtime.distribution import install_extra
 from transfer.storage import open_store
 
-_FILES = (
-    *(".keras", ".h5", ".hdf5", ".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2"),
-    *(".csv", ".tsv", ".parquet"),
-)
-"""What names one object in a bucket; any other name is a prefix."""
+_FILES = (".keras", ".h5", ".hdf5", *ARCHIVE_SUFFIXES, ".csv", ".tsv", ".parquet")
+"""Suffixes of single objects in a bucket; any other name is a prefix."""
 
 
 def check_source_and_files(config: Config) -> None:
-    """Raise DatasetError when the dataset's source is not there, BackboneError for a file of the base network.
+    """Raise DatasetError if the dataset's source is missing, BackboneError if a file of the base network is.
 
-    StorageError comes from S3. A bucket is asked for one page of its listing, and for no object.
+    Raises StorageError if S3 fails. It reads one page of a bucket's listing, and no object.
     """
     _check_source(config)
     check_base_files(config.base, config.storage)
 
 
 def check_splits(config: Config, *, sweeps: bool) -> None:
-    """Raise ConfigError where a job needs a split that is not given and whose share is 0. `sweeps`: is it a sweep?
+    """Raise ConfigError if a job needs a split that is not given and whose share is 0. `sweeps`: whether it is a sweep.
 
-    Which splits a table's column gives is known when it is read.
+    The splits in a column of a table are known only when the table is read.
     """
     dataset = config.dataset
     if dataset.validation > 0 or dataset.split_column is not None or "validation" in (dataset.splits or {}):
@@ -74,7 +72,7 @@ def _check_source(config: Config) -> None:
 
 
 def files_of(base: BaseNetworkConfig) -> dict[str, str]:
-    """Files, folders and addresses that a base network is read from, by key."""
+    """Files, folders and addresses of a base network, by key."""
     files = {}
     if is_model_file(base.model):
         files["base.model"] = base.model
@@ -84,7 +82,7 @@ def files_of(base: BaseNetworkConfig) -> dict[str, str]:
 
 
 def check_base_files(base: BaseNetworkConfig, storage: StorageConfig) -> None:
-    """Raise BackboneError when a file that a base network is read from is not there; StorageError from S3."""
+    """Raise BackboneError if a file of a base network is missing, StorageError if S3 fails."""
     for key, file in files_of(base).items():
         if not _exists(key, file, storage):
             found = f"{key} is `{file}`, and there is nothing there."
@@ -92,7 +90,7 @@ def check_base_files(base: BaseNetworkConfig, storage: StorageConfig) -> None:
 
 
 def _exists(key: str, place: str, storage: StorageConfig) -> bool:
-    """Whether a path leads anywhere, or a bucket has that object, or any under that prefix."""
+    """Whether a path exists, or a bucket has this object or any object under this prefix."""
     if not place.startswith("s3://"):
         return "://" in place or path_here(place).exists()
     is_file = place.lower().endswith(_FILES)

@@ -1,8 +1,12 @@
-"""Whether a version that a job published serves: `publish.promote`, and never against a later decision."""
+"""Whether a version that a job published serves: `publish.promote` decides, unless a later promotion did.
+
+Nights ask the gate here, too.
+"""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,20 +15,53 @@ from transfer.ensure import compared
 from transfer.errors import PromotionConflictError
 from transfer.evaluation.metrics import beats_commonest_class
 from transfer.evaluation.report import Report
+from transfer.registry.comparison import Comparison
 from transfer.registry.describe import record_refusal
-from transfer.registry.gate import decide
-from transfer.registry.serving import Serving, complete_serving_folder, promote, read_serving
+from transfer.registry.gate import Decision, decide
+from transfer.registry.promote import Serving, complete_serving_folder, promote, read_serving
+from transfer.reports.thumbnails import Thumbnail
 from transfer.training.run import Run
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class PromotionChoice:
-    """What became of a published version.
+class Judgement:
+    """What the gate says of a challenger. `evidence`: for the log of promotions, or of refusals.
 
-    `promoted`: this call made it serve. `serving`: what serves afterwards. `why`: in sentences. `storage`: where all of
-    it is.
+    `thumbnails`: of images that one version has right and the other wrong, by their SHA-256.
+    """
+
+    comparison: Comparison
+    decision: Decision
+    evidence: dict[str, Any]
+    thumbnails: Mapping[str, Thumbnail]
+
+
+def judge(run: Run, challenger: ModelVersion, *, champion: int | None, asked_by: dict[str, Any]) -> Judgement:
+    """Compare a run's version with the one that serves, and ask the gate of the run's configuration.
+
+    Args:
+        run: The run that the challenger was published from.
+        challenger: The version that may serve.
+        champion: Number of the version that serves; None where none does.
+        asked_by: The night or the run that asks, for the evidence.
+
+    Raises:
+        DatasetError: There is no image to compare on.
+        RegistryError: A version is damaged or removed.
+    """
+    comparison, thumbnails = compared(run, champion=champion, challenger=challenger.number)
+    decision = decide(run.config.nightly.gate, comparison)
+    return Judgement(comparison, decision, {**asked_by, **decision.model_dump(mode="json")}, thumbnails)
+
+
+@dataclass(frozen=True)
+class PromotionChoice:
+    """The outcome for a published version.
+
+    `promoted`: whether this call promoted it. `serving`: what serves afterwards. `why`: the reason, in sentences.
+    `storage`: address of the storage.
     """
 
     version: ModelVersion
@@ -37,17 +74,17 @@ class PromotionChoice:
 def choose(
     run: Run, version: ModelVersion, report: Report, *, instead_of: ModelVersion | None = None
 ) -> PromotionChoice:
-    """Promote a run's version if the configuration wants it, and nobody decided what serves since it was published.
+    """Promote a run's version as the configuration says, unless what serves was decided after its publication.
 
     Args:
         run: The run; its configuration has `publish.promote`, and the gate's limits.
         version: The version that was published from it.
         report: The report that the version was published with.
-        instead_of: The version whose place it takes if that serves, whatever `publish.promote` says.
+        instead_of: If this version serves, the new one replaces it, whatever `publish.promote` says.
 
     Raises:
         RegistryError: A version is damaged.
-        StorageError: Storage did not do what was asked.
+        StorageError: Storage cannot be read or written.
     """
     store = run.store
     serving = complete_serving_folder(store, version.model)
@@ -71,9 +108,9 @@ def choose(
 
 @dataclass(frozen=True)
 class _Verdict:
-    """Whether to promote, and the reason for the promotion log; or not, and what the version waits for, in a sentence.
+    """Whether to promote, with the reason for the promotion log; or what the version waits for, in a sentence.
 
-    `evidence`: what a gate decided by.
+    `evidence`: the gate's rules and figures.
     """
 
     promote: bool
@@ -120,13 +157,12 @@ def _if_first(run: Run, report: Report, serving: Serving) -> _Verdict:
 
 
 def _ask_gate(run: Run, version: ModelVersion, serving: Serving) -> _Verdict:
-    comparison, _ = compared(run, champion=serving.version, challenger=version.number)
-    decision = decide(run.config.nightly.gate, comparison)
-    evidence = {"run": run.id, **decision.model_dump(mode="json")}
+    judged = judge(run, version, champion=serving.version, asked_by={"run": run.id})
+    decision = judged.decision
     if not decision.promote:
-        failed = " ".join(rule.text for rule in decision.rules if not rule.passed)
-        return _Verdict(False, f"the gate refuses it. {failed}", evidence)
-    return _Verdict(True, f"published by run {run.id}; the gate's {len(decision.rules)} rules are passed", evidence)
+        return _Verdict(False, f"the gate refuses it. {decision.failed}", judged.evidence)
+    passed = f"published by run {run.id}; the gate's {len(decision.rules)} rules are passed"
+    return _Verdict(True, passed, judged.evidence)
 
 
 def _serves(serving: Serving) -> str:

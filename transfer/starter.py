@@ -26,11 +26,11 @@ from transfer.dataset.splits import SPLITS, TEST, TRAIN, VALIDATION
 from transfer.errors import ConfigError, DatasetError
 
 _IMAGE_SIZES = (96, 128, 160, 192, 224)
-"""Those for which MobileNetV2 has weights."""
+"""Image sizes for which MobileNetV2 has weights."""
 _NAMED = 20
 _EXAMPLES = 20
 _ELSEWHERE = "Give another file with --output, for example one beside the folder of the images."
-# The header is at the beginning, behind a thumbnail perhaps.
+# The header is at the beginning, perhaps after a thumbnail.
 _HEADER_SIZE_BYTES = 1024**2
 _FEW, _MANY = 1_000, 20_000
 MOST_LISTED = 20_000
@@ -38,11 +38,12 @@ MOST_LISTED = 20_000
 
 @dataclass(frozen=True)
 class _Plan:
-    """What suits a number of images."""
+    """Settings for a number of images."""
 
     held_out: float
     batch_size: int
     phases: str
+    augmentation: str = ""
 
 
 _PLANS = {
@@ -54,6 +55,11 @@ _PLANS = {
   - {unfreeze: 0, epochs: 30, learning_rate: 1.0e-3, early_stopping: {patience_epochs: 5}}
   # With more images, or if these differ much from photos, train the last blocks after it:
   # - {unfreeze: 2, epochs: 5, learning_rate: 1.0e-5}
+""",
+        """
+# The head sees 4 changed views of each training image. They go through the network once, as 4 times the images would.
+# If a mirrored image has the same class (no text, no left and right), `flip: horizontal` may help, too.
+augmentation: {rotation_degrees: 10, zoom: 0.1, brightness: 0.1, views: 4}
 """,
     ),
     "some": _Plan(
@@ -79,7 +85,7 @@ _PLANS = {
 
 @dataclass(frozen=True)
 class Starter:
-    """A configuration as text, and what it was made of. `name`: of the job and its model, after the folder's name."""
+    """A configuration as text, and its inputs. `name`: name of the job and its model, after the folder."""
 
     text: str
     name: str
@@ -90,14 +96,14 @@ class Starter:
 def write_starter(photos: str, output: Path) -> Starter:
     """Write a commented configuration for the images at `photos` to `output`.
 
-    `photos`: a folder of class folders, an `s3://` prefix of them, or a table. Raises ConfigError where `output` is
-    there already, cannot be written or would lie among the images, DatasetError for a folder without class folders.
+    `photos`: a folder or an `s3://` prefix of class folders, or a table. Raises ConfigError if `output` exists, cannot
+    be written or would be among the images; DatasetError for a folder without class folders.
     """
     if output.exists():
         raise ConfigError(f"{output} is there already.", advice=_ELSEWHERE)
     starter = make_starter(photos, photos if "://" in photos else _relative(path_here(photos), output))
     try:
-        # Not over a file that came meanwhile, either.
+        # Do not replace a file that was created meanwhile, either.
         with output.open("x", encoding="utf-8") as file:
             file.write(starter.text)
     except OSError as error:
@@ -108,9 +114,9 @@ def write_starter(photos: str, output: Path) -> Starter:
 def make_starter(
     photos: str, source: str, *, dataset: DatasetConfig | None = None, storage: StorageConfig | None = None
 ) -> Starter:
-    """A configuration for the images at `photos`, which it calls `source`.
+    """Make a configuration for the images at `photos`, in which their address is `source`.
 
-    `dataset`: how they are read. `storage`: how a bucket is reached. Raises DatasetError, ConfigError.
+    `dataset`: how the images are read. `storage`: how a bucket is reached. Raises DatasetError, ConfigError.
     """
     dataset = dataset or DatasetConfig(source=photos)
     storage = storage or StorageConfig(uri=photos)
@@ -128,7 +134,7 @@ def make_starter(
 
 
 def training_for(images: int) -> dict[str, Any]:
-    """The sections `training` and `phases` that suit a number of images, as a configuration's document."""
+    """The sections `training` and `phases` for a number of images, as a document."""
     plan = _plan_for(images)
     return {"training": {"batch_size": plan.batch_size}, "phases": yaml.safe_load(plan.phases)}
 
@@ -138,7 +144,7 @@ def _plan_for(images: int) -> _Plan:
 
 
 def _relative(photos: Path, output: Path) -> str:
-    """The folder as a configuration in `output` names it: from there where it lies below, else in full."""
+    """The folder as a configuration in `output` names it: relative if it is below that folder, else absolute."""
     folder, config_folder = photos.resolve(), output.parent.resolve()
     if folder.is_dir() and config_folder.is_relative_to(folder):
         raise ConfigError(
@@ -161,7 +167,7 @@ def _check_classes(photos: str, found: Listing, *, may_be_splits: bool) -> None:
 
 
 def _usual_side(source: Source, found: Listing) -> int:
-    """Median of the shorter sides of a few images, in pixels. Raises DatasetError where none of them can be read."""
+    """Median of the shorter sides of a few images, in pixels. Raises DatasetError if none of them can be read."""
     _, first_of_class = np.unique(found.label_codes, return_index=True)
     asked = [found.key(row) for row in sorted(first_of_class.tolist())[:_EXAMPLES]]
     headers = (source.read(key, max_size_bytes=_HEADER_SIZE_BYTES) for key in asked)
@@ -175,7 +181,7 @@ def _usual_side(source: Source, found: Listing) -> int:
 
 
 def _shorter_side(header: bytes) -> int | None:
-    # Late: whoever only asks for help needs no Pillow.
+    # Imported late, because `--help` needs no Pillow.
     from PIL import Image
 
     try:
@@ -187,7 +193,7 @@ def _shorter_side(header: bytes) -> int | None:
 
 
 def _images_of(split: str, found: Listing, plan: _Plan) -> str:
-    """How many images a split will have, in words."""
+    """Number of images that a split will have, in words."""
     given = found.given.splits
     if of_split := np.count_nonzero(given == SPLITS.index(split)):
         return f"{of_split:,} images that are given: this share is not used"
@@ -222,7 +228,7 @@ training:
   batch_size: {plan.batch_size}
 
 phases:
-{plan.phases}"""
+{plan.phases}{plan.augmentation}"""
 
 
 def _class_lines(found: Listing) -> str:
@@ -233,14 +239,14 @@ def _class_lines(found: Listing) -> str:
 
 
 def model_name(photos: str) -> str:
-    """A name for the model of some images: that of their folder or file, as a configuration takes it."""
+    """A model name for some images: the name of their folder or file, with the characters that are allowed."""
     last = os.path.abspath(path_here(photos)) if "://" not in photos else photos.rstrip("/")  # noqa: PTH100
     words = re.findall(r"[A-Za-z0-9]+", last.rpartition("/")[2].removesuffix(".csv").removesuffix(".parquet"))
     return "-".join(words)[:100].lower() or "images"
 
 
 def _scalar(value: str) -> str:
-    """A text as YAML reads it back."""
+    """Write a text as a YAML scalar."""
     try:
         is_plain = yaml.safe_load(f"key: {value}  # comment") == {"key": value}
     except yaml.YAMLError:

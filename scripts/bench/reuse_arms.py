@@ -200,7 +200,7 @@ def ours(task: Task, watch: Stopwatch) -> dict[str, Any]:
         from transfer.training import loop
         from transfer.training.feature_plan import FeaturePlan
         from transfer.training.run import open_run
-        from transfer.training.shared_models import Workbench
+        from transfer.training.shared_models import SharedModels
         from transfer.training.step import create_strategy
 
         extractions: list[Extraction] = []
@@ -208,13 +208,13 @@ def ours(task: Task, watch: Stopwatch) -> dict[str, Any]:
         note_results(FeaturePlan, "extract", extractions)
         note_results(extract, "build_forward", forwards)
         watch.watch(extract, "build_forward", "build")
-        watch.watch(Workbench, "model", "load")
+        watch.watch(SharedModels, "model", "load")
     with watch("work"):
         config = config_of(task)
         store = open_store(config.storage)
         dataset = load_dataset(store, config.dataset_name)
         run = open_run(store, config, dataset)
-        model = loop.train(run, dataset, workbench=Workbench(create_strategy()))
+        model = loop.train(run, dataset, shared=SharedModels(create_strategy()))
     save_head(task, *model.head.get_layer("logits").get_weights())
     (extraction,) = extractions
     # Asked for at the end: OpenVINO gives way to TensorFlow when it turns out to differ too much.

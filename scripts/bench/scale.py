@@ -5,8 +5,8 @@
 
 In this order, each part alone on the machine:
 
-    driver     planning, files, committing, listing, what is kept, and the order of an epoch, each number of shards in a
-               fresh process, from synthetic listings and manifests: seconds, peak memory, and how both grow
+    driver     planning, files, committing, listing, cached features, and the order of an epoch, each number of shards
+               in a fresh process, from synthetic listings and manifests: seconds, peak memory, and how both grow
     tasks      what the driver does for each shard that it hands to an actor on Ray
     requests   requests and bytes of each job, counted at an S3 emulator on datasets of two sizes
     network    what is trained at each unfreeze depth, and the bytes that replicas exchange in each step
@@ -95,14 +95,14 @@ def measured(result: dict[str, Any]) -> Measured:
     return Measured(
         seconds=seconds,
         requests=requests_of,
-        reads_in_evaluation=jobs["evaluation, no local tier"]["received_bytes_a_shard"] / shard_bytes,
+        reads_in_evaluation=jobs["evaluation, no disk cache"]["received_bytes_a_shard"] / shard_bytes,
         check_cpu_s=requests["cpu_s"]["check"],
         decode_cpu_s=requests["cpu_s"]["decode and resize to 224"],
         task_s=seconds(TASK_STEP, 1000) / 1000 if handed else 0.0,
         sha256_bytes_per_s=result["sha256_bytes_per_s"],
         chunk_images=largest["facts"]["images of a chunk"],
         max_maps=requests["max_maps"],
-        maps_a_shard=requests["maps_a_kept_shard"],
+        maps_a_shard=requests["maps_a_cached_shard"],
     )
 
 

@@ -37,7 +37,6 @@ from transfer.config import parse_config
 from transfer.dataset.file_cache import SeenLog
 from transfer.dataset.listing import list_source
 from transfer.dataset.manifest import Dataset, Shard, dataset_log, latest_dataset
-from transfer.dataset.order import windows
 from transfer.dataset.shards import ParentShard, plan_shards, unique_images
 from transfer.dataset.splits import SPLITS
 from transfer.features.layout import Extraction
@@ -46,7 +45,7 @@ from transfer.storage.disk_cache import DiskCache
 
 WINDOW_BYTES = 256 * 1024**2
 MOST_FETCHED = 10_000
-"""Objects that are put into a local tier."""
+"""Objects that are put into a disk cache."""
 NEW_SHARE = 100
 """One image in so many is new tonight."""
 # Planning holds columns of all images at once; fewer a shard keep 100,000 shards within this machine's memory.
@@ -72,13 +71,13 @@ def driver(shards: int, images_per_shard: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="transfer-scale-") as folder:
         with figures.part("commit"):
             commit(figures, Path(folder), shards_of(shards, images_per_shard))
-        with figures.part("tier"):
-            tier(figures, Path(folder) / "tier", min(shards, MOST_FETCHED))
+        with figures.part("disk cache"):
+            disk_cache(figures, Path(folder) / "disk_cache", min(shards, MOST_FETCHED))
         with figures.part("list"):
             listing(figures, Path(folder), shards)
         # TensorFlow is loaded from here on.
-        with figures.part("kept"):
-            kept(figures, Path(folder), shards_of(shards, images_per_shard))
+        with figures.part("features"):
+            cached_features(figures, Path(folder), shards_of(shards, images_per_shard))
     with figures.part("order"):
         order(figures, shards_of(shards, images_per_shard))
     return figures.plain()
@@ -151,11 +150,11 @@ def commit(figures: Figures, folder: Path, shards: list[Shard]) -> None:
     figures.facts["bytes of its shards pickled"] = len(pickled)
 
 
-def tier(figures: Figures, folder: Path, objects: int) -> None:
-    """Objects that a host does not have yet, without the network: what a worker does when it opens what is kept."""
+def disk_cache(figures: Figures, folder: Path, objects: int) -> None:
+    """Objects that a host does not have yet, without the network: what a worker does when it opens features."""
     local = DiskCache(folder, max_size_bytes=10**12)
     contents = {hashlib.sha256(content).hexdigest(): content for content in (b"%d" % n for n in range(objects))}
-    with figures.step("fetch into the local tier", "objects", objects):
+    with figures.step("fetch into the disk cache", "objects", objects):
         for sha256, content in contents.items():
             local.open(sha256, lambda path, content=content: path.write_bytes(content))  # type: ignore[misc]
 
@@ -178,8 +177,8 @@ def touch(folder: Path, names: list[str]) -> None:
         (folder / name).touch()
 
 
-def kept(figures: Figures, folder: Path, shards: list[Shard]) -> None:
-    """What is kept of a frozen part, listed, and what is lacking, planned."""
+def cached_features(figures: Figures, folder: Path, shards: list[Shard]) -> None:
+    """Cached features of a frozen part, listed, and those that are lacking, planned."""
     from transfer.backbone.backbone import pooled
     from transfer.backbone.load import load_backbone
     from transfer.features.extract import Extractor
@@ -191,18 +190,18 @@ def kept(figures: Figures, folder: Path, shards: list[Shard]) -> None:
     store = open_store(config.storage)
     backbone = pooled(load_backbone(config.base), "average")
     frozen_part, deeper = (frozen_part_of(backbone, unfreeze, map_dtype="float16") for unfreeze in (0, 1))
-    # A cut that something is kept of, so that it is looked for.
+    # A cut that has cached features, so that it is looked for.
     put_document(
         store, layout.features_description(deeper.digest), description_of(dataclasses.replace(deeper, dtype="float32"))
     )
-    with figures.step("plan extraction, nothing kept", "shards", len(shards)):
+    with figures.step("plan extraction, nothing cached", "shards", len(shards)):
         streams = Extractor(store).plan(shards, [frozen_part])
     if sum(len(stream.shards) for stream in streams) != len(shards):
         raise SystemExit("not everything is planned")
     lacking = max(len(shards) // NEW_SHARE, 1)
     found = [name for shard in shards[lacking:] for name in (f"{shard.sha256}.json", f"{shard.sha256}.arrow")]
     touch(folder / layout.features_folder(frozen_part.digest), found)
-    with figures.step("list what is kept, plan 1 %", "shards", len(shards)):
+    with figures.step("list cached features, plan 1 %", "shards", len(shards)):
         streams = Extractor(store).plan(shards, [frozen_part])
     if sum(len(stream.shards) for stream in streams) != lacking:
         raise SystemExit("more is planned than is lacking")
@@ -210,7 +209,8 @@ def kept(figures: Figures, folder: Path, shards: list[Shard]) -> None:
 
 def order(figures: Figures, shards: list[Shard]) -> None:
     """The order of an epoch, as every worker computes it."""
-    from transfer.features.batches import CHUNK_SIZE_BYTES, CachedSplit
+    from transfer.dataset.batches import windows
+    from transfer.training.samples import CHUNK_SIZE_BYTES, CachedSplit
 
     images = sum(shard.rows for shard in shards)
     with figures.step("order of images, an epoch", "images", images):
@@ -220,7 +220,7 @@ def order(figures: Figures, shards: list[Shard]) -> None:
     with figures.step("the same, one image a shard", "shards", len(shards)):
         list(windows(small, window_size_bytes=WINDOW_BYTES, seed=0, epoch=0))
     split = CachedSplit(shards, [SyntheticRows(shard.rows) for shard in shards])  # type: ignore[list-item]
-    with figures.step("order of what is kept, an epoch", "images", images):
+    with figures.step("order of cached features, an epoch", "images", images):
         chosen = split.order(seed=0, epoch=0)
     if visited != images or len(chosen) != images:
         raise SystemExit("an epoch does not visit every image once")

@@ -17,7 +17,7 @@ from typing import Any
 
 from transfer.config import BaseNetworkConfig, HeadConfig, StorageConfig
 from transfer.dataset.candidates import BATCH_IMAGES
-from transfer.dataset.ingest import PARENT_READERS
+from transfer.dataset.shards import READERS
 from transfer.features.store import OPENED_AT_ONCE
 from transfer.storage.s3_transfer import _PARTS_AT_ONCE
 
@@ -51,7 +51,7 @@ ASSUMPTIONS = (
     Assumption("new_share", 0.01, "of the images, each night", CHOSEN),
     Assumption("epochs", 10, "epochs of the head", "chosen"),
     Assumption("batch_size", 16_384, "images, global", "chosen: 256 a GPU"),
-    Assumption("row_bytes", 1280 * 4, "bytes kept of an image", "MobileNetV2 at unfreeze 0: computed here"),
+    Assumption("row_bytes", 1280 * 4, "bytes cached of an image", "MobileNetV2 at unfreeze 0: computed here"),
     Assumption(
         "trained_bytes", 1_281_000 * 4, "bytes of gradients", "a head for 1,000 classes on 1,280: computed here"
     ),
@@ -147,7 +147,7 @@ class Cluster:
         self.trained_shards = self.shards * (1 - self["test_share"])
         self.trained_images = self["images"] * (1 - self["test_share"])
         self.cached_bytes = self.trained_images * self["row_bytes"]
-        # A shard is fetched into the local tier in parts; the next one when it is there.
+        # A shard is fetched into the disk cache in parts; the next one when it is there.
         self._reader_bytes_per_s = self["s3_stream_bytes_per_s"] * _PARTS_AT_ONCE
 
     def __getitem__(self, name: str) -> float:
@@ -185,10 +185,10 @@ class Cluster:
     def limits(self) -> dict[str, float]:
         """What runs full before anything is slow."""
         return {
-            "maps of what is kept, a worker": self.trained_shards * self._measured.maps_a_shard,
+            "maps of cached features, a worker": self.trained_shards * self._measured.maps_a_shard,
             "maps that a process may have": self._measured.max_maps,
-            "bytes of what is kept, a host": self.cached_bytes,
-            "bytes of a local tier, by default": StorageConfig(uri="nowhere").cache_size_bytes,
+            "bytes of cached features, a host": self.cached_bytes,
+            "bytes of a disk cache, by default": StorageConfig(uri="nowhere").cache_size_bytes,
             "all-reduce bytes a step, a replica": self._all_reduce_bytes(),
         }
 
@@ -205,7 +205,7 @@ class Cluster:
                 "look into the shards of the version before",
                 {
                     "requests, 8 at once": self._in_turn("look into a shard of the version before, by its columns")
-                    / PARENT_READERS
+                    / READERS
                 },
             )
         ]
@@ -250,12 +250,12 @@ class Cluster:
         )
 
     def _open(self, new: float) -> Step:
-        """Every worker opens everything that is kept; `new` of it is not in the host's local tier yet."""
+        """Every worker opens all cached features; `new` of them are not in the host's disk cache yet."""
         requests = self._measured.requests
-        cold, warm = (requests(f"open what is kept, {tier} tier") for tier in ("cold", "warm"))
+        cold, warm = (requests(f"open cached features, {state} disk cache") for state in ("cold", "warm"))
         each = new * cold + (1 - new) * warm
         return Step(
-            "open what is kept",
+            "open cached features",
             {
                 "requests, 8 at once": self.trained_shards * each * self["s3_request_s"] / OPENED_AT_ONCE,
                 "network": new * self.cached_bytes / self["s3_host_bytes_per_s"],
@@ -265,12 +265,12 @@ class Cluster:
         )
 
     def _epochs(self) -> Step:
-        """Epochs of the head on what is kept: first its order, then rows from anywhere, in chunks."""
+        """Epochs of the head on cached features: first its order, then rows from anywhere, in chunks."""
         images, measured = self.trained_images, self._measured
         steps = images / self["batch_size"]
         own = images / self["hosts"]
         step_s = self["step_s"] + self._all_reduce_bytes() * self["gpus_per_host"] / self["all_reduce_bytes_per_s"]
-        order_s = measured.seconds("order of what is kept, an epoch", images)
+        order_s = measured.seconds("order of cached features, an epoch", images)
         return Step(
             f"{self['epochs']:.0f} epochs of the head",
             {
@@ -334,7 +334,7 @@ def trained(network: Any) -> int:
 
 
 def cached_bytes(described: dict[int, dict[str, Any]], depth: int, features: tuple[int, ...]) -> int:
-    """Bytes that are kept of an image at this depth: vectors in float32, maps in float16; 0 where nothing is frozen."""
+    """Bytes of an image's cached features at this depth, vectors in float32, maps in float16; 0 if none are."""
     if depth == 0:
         return prod(features) * FLOAT_BYTES
     return int(described[depth]["cached_bytes"]) // 2

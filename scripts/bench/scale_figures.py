@@ -17,7 +17,7 @@ TOO_NEAR = 8
 """Nor do two sizes of which one is not so many times the other."""
 LINEAR = 1.1
 """Exponent up to which something counts as linear: sorting, caches and noise are within it."""
-PARTS = ("plan", "files", "commit", "tier", "list", "kept", "order", "tasks")
+PARTS = ("plan", "files", "commit", "disk cache", "list", "features", "order", "tasks")
 
 
 @dataclass(frozen=True)
@@ -150,19 +150,20 @@ def _requests(found: dict[str, Any]) -> Iterator[str]:
         kinds = ", ".join(f"{count:g} {kind}" for kind, count in requests.items())
         yield f"  {job:<58}{sum(requests.values()):>9g}{besides:>9g}{received:>8.2f}{sent:>8.2f}  {kinds or '-'}"
     yield (
-        f"  a shard that is kept and opened: {found['maps_a_kept_shard']:g} memory maps, "
-        f"{found['open_files_a_kept_shard']:g} open files; a process may have {found['max_maps']:,} maps"
+        f"  a shard of cached features, opened: {found['maps_a_cached_shard']:g} memory maps, "
+        f"{found['open_files_a_cached_shard']:g} open files; a process may have {found['max_maps']:,} maps"
     )
     cpu = ", ".join(f"{name} {seconds * 1e3:.2f} ms" for name, seconds in found["cpu_s"].items())
     yield f"  CPU an image of {found['image_bytes']:,} bytes, 500 x 375: {cpu}"
 
 
 def _network(networks: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
-    yield "4. What 64 replicas exchange in a step, ring: sent, and received, by each; what is kept of an image"
+    yield "4. What 64 replicas exchange in a step, ring: sent, and received, by each; cached features of an image"
     for network, rows in networks.items():
-        yield f"  {network:<26}{'unfreeze':>9}{'parameters':>13}{'MB a step':>11}{'KB kept':>9}"
+        yield f"  {network:<26}{'unfreeze':>9}{'parameters':>13}{'MB a step':>11}{'KB cached':>11}"
         for row in rows:
-            figures = f"{row['parameters']:>13,}{row['all_reduce_bytes'] / 1e6:>11.2f}{row['cached_bytes'] / 1e3:>9.1f}"
+            exchanged_mb, cached_kb = row["all_reduce_bytes"] / 1e6, row["cached_bytes"] / 1e3
+            figures = f"{row['parameters']:>13,}{exchanged_mb:>11.2f}{cached_kb:>11.1f}"
             yield f"    {row['block']:<24}{row['depth']:>9}{figures}"
 
 
@@ -186,7 +187,7 @@ def _estimate(found: dict[str, Any]) -> Iterator[str]:
         yield f"  {night}: {_time(found['total_s'][night])} in all, {found['shards']:,.0f} shards"
         for step in steps:
             yield _step(step)
-    yield "  instead of what is kept"
+    yield "  instead of cached features"
     for step in found["instead"]:
         yield _step(step)
     yield "  limits"

@@ -31,7 +31,7 @@ from transfer.storage import Store, open_store
 BUCKET = "scale"
 CLASSES = ["no", "yes"]
 WIDTH, HEIGHT = 500, 375
-NO_TIER = {"cache_size_bytes": 0}
+NO_DISK_CACHE = {"cache_size_bytes": 0}
 
 
 @dataclass
@@ -123,7 +123,7 @@ class Jobs:
         dataset = self._write()
         self._ingest_again(dataset)
         self._from_images(dataset)
-        self._from_kept(dataset)
+        self._from_features(dataset)
         self._evaluate(dataset)
 
     @contextmanager
@@ -132,13 +132,13 @@ class Jobs:
             yield
         self.found[job] = traffic
 
-    def _config(self, tier: str, **phase: Any) -> Config:
-        """`tier`: name of a folder for objects of the bucket, none yet or one that was filled; empty: no tier."""
-        cache = {"cache_folder": str(self._folder / f"{tier}-{self.shards}")} if tier else NO_TIER
+    def _config(self, cache: str, **phase: Any) -> Config:
+        """`cache`: name of the disk cache's folder, none yet or one that was filled; empty: no disk cache."""
+        keys = {"cache_folder": str(self._folder / f"{cache}-{self.shards}")} if cache else NO_DISK_CACHE
         return parse_config(
             {
                 "name": "scale",
-                "storage": {**self._storage, **cache},
+                "storage": {**self._storage, **keys},
                 "dataset": {"source": "nowhere"},
                 "base": {"model": str(BASE_PATH), "image_size": 32},
                 "phases": [{"unfreeze": 0, "epochs": 1, "learning_rate": 1e-3, **phase}],
@@ -148,8 +148,8 @@ class Jobs:
             }
         )
 
-    def _store(self, tier: str = "") -> Store:
-        return open_store(self._config(tier).storage)
+    def _store(self, cache: str = "") -> Store:
+        return open_store(self._config(cache).storage)
 
     def _write(self) -> Dataset:
         """Shards for training and for the test, as many of each, and the version."""
@@ -178,7 +178,7 @@ class Jobs:
             {
                 "key": f"{split}-{number}-{row}.jpg",
                 "image": image,
-                # The shard's number in binary: with the same labels, what is kept of two would be one object.
+                # The shard's number in binary: with the same labels, cached features of two would be one object.
                 "label": (number + 1) >> (row % 8) & 1,
                 "sha256": f"{row:064x}",
                 "width": WIDTH,
@@ -196,8 +196,7 @@ class Jobs:
 
     def _from_images(self, dataset: Dataset) -> None:
         """An epoch of images, as one of one worker and as one of two see it."""
-        from transfer.dataset.batches import image_batches
-        from transfer.dataset.order import WorkerSlice
+        from transfer.dataset.batches import WorkerSlice, image_batches
 
         def epoch(store: Store, worker: WorkerSlice) -> None:
             shards = dataset.shards_of("train")
@@ -215,43 +214,43 @@ class Jobs:
             for _ in batches:
                 pass
 
-        with self._counted("epoch from images, no local tier"):
+        with self._counted("epoch from images, no disk cache"):
             epoch(self._store(), WorkerSlice())
-        with self._counted("epoch from images, one of two workers, no local tier"):
+        with self._counted("epoch from images, one of two workers, no disk cache"):
             epoch(self._store(), WorkerSlice(0, 2))
-        with self._counted("epoch from images, cold tier"):
+        with self._counted("epoch from images, cold disk cache"):
             epoch(self._store("images"), WorkerSlice())
-        with self._counted("epoch from images, warm tier"):
+        with self._counted("epoch from images, warm disk cache"):
             epoch(self._store("images"), WorkerSlice())
 
-    def _from_kept(self, dataset: Dataset) -> None:
-        """Extraction, and opening what is kept, as each worker does when a phase begins."""
+    def _from_features(self, dataset: Dataset) -> None:
+        """Extraction, and opening cached features, as each worker does when a phase begins."""
         from transfer.training.run import open_run
 
         run = open_run(self._store(), self._config(""), dataset)
         inputs = self._inputs("", dataset)
-        with self._counted("extraction, no local tier"):
+        with self._counted("extraction, no disk cache"):
             inputs.extract()
         files_before = open_files()
-        for name, tier in (("no local tier", ""), ("cold tier", "kept"), ("warm tier", "kept")):
-            fresh = self._inputs(tier, dataset)
-            with self._counted(f"open what is kept, {name}"):
+        for name, cache in (("no disk cache", ""), ("cold disk cache", "features"), ("warm disk cache", "features")):
+            fresh = self._inputs(cache, dataset)
+            with self._counted(f"open cached features, {name}"):
                 opened = fresh.open(0)
-        self.maps, self.files = maps_of(self._folder / f"kept-{self.shards}"), open_files() - files_before
-        with self._counted("epoch from what is kept, once opened"):
-            self._epoch_from_kept(opened)
+        self.maps, self.files = maps_of(self._folder / f"features-{self.shards}"), open_files() - files_before
+        with self._counted("epoch from cached features, once opened"):
+            self._epoch_from_features(opened)
         self._run = run
 
-    def _inputs(self, tier: str, dataset: Dataset) -> Any:
+    def _inputs(self, cache: str, dataset: Dataset) -> Any:
         from transfer.training.feature_plan import FeaturePlan
         from transfer.training.model import build_model
         from transfer.training.run import open_run
 
-        config = self._config(tier)
+        config = self._config(cache)
         return FeaturePlan(open_run(open_store(config.storage), config, dataset), dataset, build_model(config, CLASSES))
 
-    def _epoch_from_kept(self, opened: Any) -> None:
-        from transfer.features.batches import CachedBatches
+    def _epoch_from_features(self, opened: Any) -> None:
+        from transfer.training.samples import CachedBatches
 
         (split,) = opened.train
         batches = CachedBatches([(0, split)], batch_size=32, seed=0, max_steps=100)
@@ -264,7 +263,7 @@ class Jobs:
         from transfer.evaluation.evaluate import evaluate_run
 
         fit(self._run, dataset)
-        with self._counted("evaluation, no local tier"):
+        with self._counted("evaluation, no disk cache"):
             evaluate_run(self._run, dataset)
 
 
@@ -284,8 +283,8 @@ def measure(shards: list[int], images_per_shard: int) -> dict[str, Any]:
         "image_bytes": len(image),
         "shards": shards,
         "jobs": {job: of_a_shard(less.found[job], more.found[job], shards) for job in less.found},
-        "maps_a_kept_shard": (more.maps - less.maps) / (shards[1] - shards[0]),
-        "open_files_a_kept_shard": (more.files - less.files) / (shards[1] - shards[0]),
+        "maps_a_cached_shard": (more.maps - less.maps) / (shards[1] - shards[0]),
+        "open_files_a_cached_shard": (more.files - less.files) / (shards[1] - shards[0]),
         "max_maps": int(Path("/proc/sys/vm/max_map_count").read_text()),
         "cpu_s": cpu_of_images(image, images_per_shard),
     }

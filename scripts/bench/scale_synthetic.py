@@ -97,7 +97,7 @@ def shards_of(count: int, images_per_shard: int) -> list[Shard]:
 
 
 class SyntheticRows:
-    """What is kept of a shard, without the memory: the same zeros for every image."""
+    """Cached features of a shard, without the memory: the same zeros for every image."""
 
     def __init__(self, rows: int) -> None:
         self.shape = (1280,)

@@ -1,4 +1,4 @@
-"""The networks of the installed `keras.applications` by size, for docs/networks.md.
+"""The networks that go by name, those of the installed `keras.applications` above all, by size, for docs/networks.md.
 
     python -m scripts.tables.networks            # write; a minute
     python -m scripts.tables.networks --check    # exit 1 when the page has something else

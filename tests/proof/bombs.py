@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import lzma
 import re
 import struct
 import sys
@@ -16,6 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 from tests.sourcing import config_of
 from transfer.config import DatasetConfig, StorageConfig, load_config
@@ -45,12 +47,23 @@ def zeros_in_a_zip(folder: Path) -> Path:
 def zeros_in_a_tar(folder: Path) -> Path:
     path = folder / "zeros.tar.gz"
     with gzip.open(path, "wb", compresslevel=1) as opened:
-        header = tarfile.TarInfo("cat/1.png")
-        header.size = BOMB_MIB * MIB
-        opened.write(header.tobuf())
-        for _ in range(BOMB_MIB):
-            opened.write(bytes(MIB))
+        write_zeros(opened)
     return path
+
+
+def zeros_in_an_xz(folder: Path) -> Path:
+    path = folder / "zeros.tar.xz"
+    with lzma.open(path, "wb", preset=0) as opened:
+        write_zeros(opened)
+    return path
+
+
+def write_zeros(opened: IO[bytes]) -> None:
+    header = tarfile.TarInfo("cat/1.png")
+    header.size = BOMB_MIB * MIB
+    opened.write(header.tobuf())
+    for _ in range(BOMB_MIB):
+        opened.write(bytes(MIB))
 
 
 def png(width: int, height: int) -> bytes:
@@ -109,7 +122,7 @@ def ingested(source: Path, folder: Path) -> None:
 
 def bombs(folder: Path, count: int) -> Iterator[tuple[str, Callable[[], object]]]:
     """Names, and what would go off. Each is made before it is measured."""
-    for make in (zeros_in_a_zip, zeros_in_a_tar):
+    for make in (zeros_in_a_zip, zeros_in_a_tar, zeros_in_an_xz):
         archive = make(folder)
         yield make.__name__, lambda archive=archive: unpacked(archive)
     for name, data in {"pixels": png(60_000, 60_000), "text in a png": text_in_a_png()}.items():

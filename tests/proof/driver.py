@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.published import provenance_of
 from tests.sourcing import config_of, write_classes
 from transfer.config import Config, StorageConfig
 from transfer.dataset.file_cache import SeenLog, digest_of_check
@@ -17,7 +18,7 @@ from transfer.dataset.ingest import ingest
 from transfer.dataset.ingest_tasks import Limits
 from transfer.dataset.listing import Checked, CheckedColumns, list_source
 from transfer.dataset.sources import open_source
-from transfer.registry.serving import promote
+from transfer.registry.promote import promote
 from transfer.registry.versions import publish_once, published_version, upload_version
 from transfer.storage import open_store, sha256_hex
 from transfer.storage.s3 import S3Store
@@ -55,7 +56,7 @@ class Job:
         version = published_version(store, MODEL, self.run)
         if version is None:
             uploaded = upload_version(
-                store, MODEL, self.exported, classes=dataset.classes, provenance={"run": self.run, "metrics": {}}
+                store, MODEL, self.exported, classes=dataset.classes, provenance=provenance_of(self.run)
             )
             version = publish_once(store, uploaded, run=self.run)
         promote(store, version, reason="better")

@@ -201,7 +201,15 @@ VERSION = {
     "published_at": "",
     "files": [FILE, FILE],
     "classes": ["x", "y"],
-    "provenance": {"run": "r", "dataset": "a/00000001", "metrics": {"accuracy": 0.9}},
+    "provenance": {
+        "run": "r",
+        "dataset": "a/00000001",
+        "base": {"model": "m", "sha256": "ab"},
+        "weights": {"checkpoint": 1, "sha256": "ab"},
+        "report": 1,
+        "metrics": {"accuracy": 0.9, "loss": 0.5, "split": "test"},
+        "config": {},
+    },
 }
 PROMOTION = {"version": 1, "since": "", "reason": "", "replaces": None, "evidence": {"night": 1}}
 RETENTION = {

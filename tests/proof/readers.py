@@ -83,6 +83,6 @@ def assert_finished(storage: StorageConfig) -> None:
     store = open_store(storage)
     dataset = load_dataset(store, DATASET)
     assert (dataset.number, sum(map(dataset.rows, dataset.counts))) == (2, 12)
-    assert [version.provenance["run"] for version in list_versions(store, MODEL)] == [BEFORE, RUN]
-    assert load_version(store, MODEL).provenance["run"] == RUN
+    assert [version.provenance.run for version in list_versions(store, MODEL)] == [BEFORE, RUN]
+    assert load_version(store, MODEL).provenance.run == RUN
     assert len(list(list_promotions(store, MODEL))) == 2

@@ -11,7 +11,7 @@ import pytest
 from tests.fortnight import Fortnight
 from transfer.errors import NightBusyError
 from transfer.nights.records import list_nights, work_on_night
-from transfer.registry.serving import roll_back
+from transfer.registry.promote import roll_back
 from transfer.registry.versions import list_versions, promotions_log
 from transfer.training.checkpoints import Checkpoints
 from transfer.training.run import load_run

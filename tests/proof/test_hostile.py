@@ -27,7 +27,7 @@ from transfer.config import BaseNetworkConfig
 from transfer.dataset.ingest import ingest
 from transfer.dataset.manifest import read_ledger
 from transfer.errors import BackboneError, CorruptObjectError, DatasetError, StorageError
-from transfer.registry.served import load_answers
+from transfer.registry.published_model import load_answers
 from transfer.registry.versions import download_version, load_version, versions_log
 from transfer.storage import open_store
 
@@ -36,6 +36,7 @@ ROOT = Path(__file__).parents[2]
 REFUSED = {
     "zeros_in_a_zip": ("DatasetError", "unpacks to more than"),
     "zeros_in_a_tar": ("DatasetError", "unpacks to more than"),
+    "zeros_in_an_xz": ("DatasetError", "unpacks to more than"),
     "pixels": ("RejectedImage", "3600000000 pixels"),
     "text in a png": ("RejectedImage", "too large"),
     "aliases": ("ConfigError", "aliases"),

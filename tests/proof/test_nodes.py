@@ -13,7 +13,7 @@ import pytest
 
 from tests.digits import digits_config, ingest_some_digits, write_some_digits
 from tests.nodes import Nodes
-from tests.workbench import largest_difference, trained_in_one_process
+from tests.trained import largest_difference, trained_in_one_process
 from transfer.config import load_config
 from transfer.config.reference import render
 from transfer.demo import BASE_PATH

@@ -13,13 +13,14 @@ from tests.proof.amount import trials
 from tests.proof.driver import remember_as_checked
 from tests.proof.figures import kind_of, note
 from tests.proof.racing import race
+from tests.published import provenance_of
 from tests.sourcing import config_of, write_classes
 from transfer.catalog.model import ModelVersion
 from transfer.config import Config, StorageConfig
 from transfer.dataset.ingest import ingest
 from transfer.dataset.manifest import dataset_log
 from transfer.nights.records import list_nights, work_on_night
-from transfer.registry.serving import promote
+from transfer.registry.promote import promote
 from transfer.registry.versions import list_promotions, list_versions, publish_once, published_version, upload_version
 from transfer.storage import open_store
 
@@ -46,7 +47,7 @@ def publish(store, number, racer):
 def publish_files(store, model, *, run, content):
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "saved_model.pb").write_bytes(content)
-        version = upload_version(store, model, Path(folder), classes=["a", "b"], provenance={"run": run})
+        version = upload_version(store, model, Path(folder), classes=["a", "b"], provenance=provenance_of(run))
     return publish_once(store, version, run=run).number
 
 
@@ -68,14 +69,19 @@ def publish_runs(store, number, racer):
 def test_two_publishers_of_two_runs_make_two_versions(storage, races):
     store = open_store(storage)
     for number, outcomes in enumerate(race(publish_runs, storage, races=races)):
-        runs = {version.number: version.provenance["run"] for version in list_versions(store, f"model-{number}")}
+        runs = {version.number: version.provenance.run for version in list_versions(store, f"model-{number}")}
         assert runs == {outcome.answer: f"run-{racer}" for racer, outcome in enumerate(outcomes)}
     note(f"two publishers of two runs, {kind_of(storage)}", races=races, failures=0)
 
 
 def promote_own(store, number, racer):
     version = ModelVersion(
-        model=f"model-{number}", number=racer + 1, published_at="", files=(), classes=("a", "b"), provenance={}
+        model=f"model-{number}",
+        number=racer + 1,
+        published_at="",
+        files=(),
+        classes=("a", "b"),
+        provenance=provenance_of(),
     )
     yield promote(store, version, reason=f"racer {racer} found it better", after=0).version
 

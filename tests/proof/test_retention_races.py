@@ -12,9 +12,9 @@ from tests.published import MODEL, assert_all_intact, left_of, numbers, publish_
 from transfer.catalog import layout
 from transfer.errors import RegistryError
 from transfer.registry import retention as module
+from transfer.registry.promote import promote
 from transfer.registry.retention import pin_version, remove_old_versions
 from transfer.registry.retention_log import read_retention, retention_log
-from transfer.registry.serving import promote
 from transfer.registry.versions import current_promotion
 from transfer.storage import open_store
 from transfer.storage import store as store_module

@@ -1,6 +1,6 @@
 """Python in the documentation runs, page by page as in a notebook, in a folder with a small model and some photographs.
 
-Of a few pages this project's commands run, too.
+Of a few pages this project's commands run, too. The examples in docstrings run in the same folder.
 """
 
 import shlex
@@ -17,10 +17,11 @@ from keras.src.legacy.saving import legacy_h5_format
 from tests.digits import digits_config, write_some_digits
 from tests.documentation import NOT_RUN, ON_RAY, PAGES, blocks
 from tests.images import write_photographs
+from tests.public_face import examples, exported, run_examples
 from transfer import jobs
 from transfer.cli.main import app
 from transfer.config import load_config
-from transfer.registry.verify import fetch_version
+from transfer.registry.fetch import fetch_version
 from transfer.registry.versions import load_version
 from transfer.storage import open_store
 
@@ -36,6 +37,9 @@ def is_run(block):
 
 
 RUN = {page: found for page in PAGES if (found := list(filter(is_run, blocks(page))))}
+EXPORTS = {
+    name: found for name, found in exported() if not any(ON_RAY in example.source for example in examples(found))
+}
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +111,13 @@ def test_what_a_page_says_runs(page, folder, keras_home, monkeypatch, capfd):
             exec(compile(code, block.name, "exec"), names)  # noqa: S102 - that is the test
         else:
             call_commands(block.text, capfd)
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_the_examples_of_a_docstring_run(name, folder, keras_home, monkeypatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("keras.src.backend.config._KERAS_DIR", str(keras_home))
+    run_examples(name, EXPORTS[name])
 
 
 def call_commands(text, capfd):

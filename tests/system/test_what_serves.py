@@ -9,7 +9,7 @@ from transfer import jobs
 from transfer.catalog import layout
 from transfer.cli import summary
 from transfer.registry.describe import refusals_of
-from transfer.registry.serving import roll_back
+from transfer.registry.promote import roll_back
 from transfer.registry.versions import list_versions
 
 
@@ -49,8 +49,8 @@ def test_nothing_serves_that_was_not_chosen(tmp_path):
     }
     assert sorted(files) == [1, 2]
     # All began with the same base, and each ended with weights of its own.
-    assert len({version.provenance["base"]["sha256"] for version in versions.values()}) == 1
-    assert len({version.provenance["weights"]["sha256"] for version in versions.values()}) == 2
+    assert len({version.provenance.base.sha256 for version in versions.values()}) == 1
+    assert len({version.provenance.weights.sha256 for version in versions.values()}) == 2
     assert server.served == {1: [files[1]], 2: [files[2]], 3: [files[1]]}
 
     # A run on a later dataset version is set beside what serves on its own held-out images.

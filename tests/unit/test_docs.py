@@ -17,7 +17,7 @@ import yaml
 
 from tests.documentation import PAGES, ROOT, blocks, headings, inline_code, links
 from transfer.cli.main import app
-from transfer.config import Config, load_config, load_document, parse_config
+from transfer.config import Config, DatasetConfig, load_config, load_document, parse_config
 from transfer.config.explain import fields_at
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
@@ -228,3 +228,13 @@ def test_keys_in_the_text_exist(page):
         if parts[0] in Config.model_fields and parts[-1] != "keras":
             for place in range(len(parts)):
                 assert parts[place] in fields_at(Config, parts[:place]), key
+
+
+def test_each_layout_of_a_source_has_a_configuration_and_each_key_that_reads_one_a_layout():
+    found = [yaml.safe_load(code) for code in inline_code(ROOT / "docs/ingest.md") if "source: " in code]
+    for dataset in found:
+        parse_config({**MINIMAL, "dataset": dataset})
+    keys = {key for dataset in found for key in dataset}
+    of_images = {"validation", "test", "background", "transcode", "name", "rename_classes"}
+    limits = {key for key in DatasetConfig.model_fields if key.startswith(("max_", "min_")) or key.endswith("_bytes")}
+    assert keys == {*DatasetConfig.model_fields} - of_images - limits

@@ -11,7 +11,7 @@ from transfer.evaluation.predictions import Predictions
 from transfer.evaluation.report import Report
 from transfer.promotion import choose
 from transfer.registry.describe import describe_version, refusals_of
-from transfer.registry.serving import promote, read_serving, roll_back
+from transfer.registry.promote import promote, read_serving, roll_back
 from transfer.storage import open_store
 from transfer.training.run import Run
 

@@ -30,6 +30,8 @@ def test_what_is_written_loads_and_fits_the_folder(photos, tmp_path, monkeypatch
     # Images of 16 pixels, and few of them.
     assert config.base.image_size == 96
     assert [phase.unfreeze for phase in config.phases] == [0]
+    assert config.augmentation.views == 4
+    assert config.augmentation.flip == "none"
     text = output.read_text()
     assert "#   cat 3\n#   dog 4\n" in text
     assert "about 1 images" in text
@@ -54,6 +56,7 @@ def test_more_images_train_blocks_too_and_larger_ones_stay_larger(tmp_path, monk
     config = load_config(tmp_path / "some.yaml")
     assert config.base.image_size == 224
     assert [phase.unfreeze for phase in config.phases] == [0, 2]
+    assert not config.augmentation.is_active
     # A long listing is not read to its end, and says so.
     monkeypatch.setattr("transfer.starter.MOST_LISTED", 700)
     write_starter(str(folder), tmp_path / "part.yaml")

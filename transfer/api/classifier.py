@@ -25,24 +25,35 @@ from transfer.starter import training_for
 
 
 class ImageClassifier(ClassifierMixin, BaseEstimator):
-    """A pretrained network with a new head, for paths of images instead of a matrix of features.
+    """A scikit-learn estimator: a pretrained network with a new head, fitted to paths of images.
 
     Args:
-        model: The pretrained network, `base.model`.
-        image_size: Size in pixels of the images that the network takes: the side of a square, or height and width.
-        unfreeze: Depth of each phase: 0 trains the head, n the last n blocks too. Default: with the next two, what
-            `transfer init` would write for so many images, such as a head until validation stops improving.
-        epochs: Passes over the training images, for all phases or one for each.
-        learning_rate: Peak learning rate, likewise. Default: 1e-3 for the head, 1e-5 for blocks.
-        validation: Share of the images of `fit` that is kept for early stopping and for the history; above 0.
-        changes: Values by dotted key of the configuration, `{"training.batch_size": 16}`.
-        storage: Where datasets and runs are kept: then the frozen part is computed once an image for all fits, folds
-            and parameters. Default: a temporary folder, which goes with the classifier and cannot be pickled.
-        random_state: Decides initial weights, the order of images, dropout and augmentation.
+        model: String. The pretrained network, `base.model`.
+        image_size: Integer, or pair of integers. Size of the images that the network takes, in pixels: the side of a
+            square, or height and width.
+        unfreeze: Integer, `all`, name of a layer, or a list of them. Depth of each phase: 0 trains the head, n also the
+            last n blocks. Default: the phases that `transfer init` writes for this number of images (fewer than 1,000:
+            the head, until validation stops improving).
+        epochs: Integer or list of integers. Passes over the training images, for all phases or one for each. Default:
+            as for `unfreeze`.
+        learning_rate: Float or list of floats. Peak learning rate, for all phases or one for each. Default: as for
+            `unfreeze`; for phases that `unfreeze` makes 1e-3 for the head and 1e-5 for blocks.
+        validation: Float above 0 and below 1. Share of the images of `fit` that is held out for early stopping and for
+            the history.
+        changes: Mapping from dotted keys of the configuration to values, `{"training.batch_size": 16}`.
+        storage: Folder, `s3://bucket/prefix`, mapping or `StorageConfig`. Datasets, cached features and runs are stored
+            here, so the frozen part runs once for each image over all fits, folds and parameters. Default: a temporary
+            folder, which is removed with the fitted run; such a classifier cannot be pickled.
+        random_state: Integer. Seed of the head's initial weights, the order of images, dropout and augmentation.
 
     Example:
-        >>> classifier = transfer.ImageClassifier("ResNet50").fit(paths, labels)
-        >>> classifier.predict(["rose.jpg"]), classifier.score(other_paths, other_labels)
+        >>> from pathlib import Path
+        >>> paths = sorted(Path("flower_photos").glob("*/*.jpg"))
+        >>> labels = [path.parent.name for path in paths]
+        >>> classifier = transfer.ImageClassifier("MobileNetV2", image_size=96).fit(paths, labels)
+        >>> classifier.classes_
+        array(['flower', 'temple'], dtype='<U6')
+        >>> accuracy = classifier.score(paths, labels)
     """
 
     def __init__(
@@ -72,14 +83,22 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         """Train on images.
 
         Args:
-            X: Paths or `s3://` addresses of images [n].
-            y: Their labels [n].
+            X: Sequence of n paths or `s3://` addresses of images.
+            y: Sequence or array [n]. Label of each image, of any type whose texts differ.
 
         Returns:
-            The classifier: `classes_` are the labels [classes], `run_` is the finished run.
+            The classifier itself. `classes_` is an array [classes] of the labels, `run_` the finished run.
 
         Raises:
             DatasetError: X and y have different lengths, or images cannot be used.
+            TransferError: Any other kind, as `transfer.train` raises.
+
+        Example:
+            >>> from pathlib import Path
+            >>> paths = sorted(Path("flower_photos").glob("*/*.jpg"))
+            >>> labels = [path.parent.name for path in paths]
+            >>> classifier = transfer.ImageClassifier(image_size=96).fit(paths, labels)
+            >>> accuracy = classifier.run_.metrics.accuracy
         """
         paths, labels = [os.fspath(path) for path in X], np.asarray(y)
         if labels.ndim != 1 or len(paths) != len(labels):
@@ -107,13 +126,51 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def predict(self, X: Sequence[str | os.PathLike[str]]) -> np.ndarray:  # noqa: N803 - scikit-learn's name
-        """The most probable label of each image [n]; `X`: paths or `s3://` addresses [n]."""
+        """Predict the most probable label of each image.
+
+        Args:
+            X: Sequence of n paths or `s3://` addresses of images.
+
+        Returns:
+            Array [n] of labels, each an element of `classes_`.
+
+        Raises:
+            NotFittedError: `fit` was not called. It is an exception of scikit-learn.
+            DatasetError: An image cannot be read or decoded.
+
+        Example:
+            >>> from pathlib import Path
+            >>> paths = sorted(Path("flower_photos").glob("*/*.jpg"))
+            >>> labels = [path.parent.name for path in paths]
+            >>> classifier = transfer.ImageClassifier(image_size=96).fit(paths, labels)
+            >>> classifier.predict(paths[:3]).shape
+            (3,)
+        """
         best = self.predict_proba(X).argmax(axis=1)
         labels: np.ndarray = self.classes_[best]
         return labels
 
     def predict_proba(self, X: Sequence[str | os.PathLike[str]]) -> np.ndarray:  # noqa: N803 - scikit-learn's name
-        """Probabilities, float [n, classes], in the order of `classes_`; `X`: paths or `s3://` addresses [n]."""
+        """Predict the probability of each class for each image.
+
+        Args:
+            X: Sequence of n paths or `s3://` addresses of images.
+
+        Returns:
+            Array float64 [n, classes] of probabilities, columns in the order of `classes_`.
+
+        Raises:
+            NotFittedError: `fit` was not called. It is an exception of scikit-learn.
+            DatasetError: An image cannot be read or decoded.
+
+        Example:
+            >>> from pathlib import Path
+            >>> paths = sorted(Path("flower_photos").glob("*/*.jpg"))
+            >>> labels = [path.parent.name for path in paths]
+            >>> classifier = transfer.ImageClassifier(image_size=96).fit(paths, labels)
+            >>> classifier.predict_proba(paths[:3]).shape
+            (3, 2)
+        """
         check_is_fitted(self)
         found = self.run_.predict(list(X))
         return np.array([[each.probabilities[name] for name in self._names] for each in found])

@@ -1,4 +1,4 @@
-"""From what somebody writes in Python to a checked configuration."""
+"""From the arguments of a Python program to a checked configuration."""
 
 from __future__ import annotations
 
@@ -41,12 +41,29 @@ def configured(
     learning_rate: EachPhase | None = None,
     storage: Storage | None = None,
 ) -> Config:
-    """The configuration that `source` is or that suits the images in it, with everything that is given besides.
+    """Build the configuration of a job from a source and the arguments of `transfer.train`.
 
-    Images get the configuration that `transfer init` writes for them. `changes`: values by dotted key, as `--set`.
-    `unfreeze` replaces the phases: their learning rate is 1e-3 for the head and 1e-5 for blocks unless it is given.
-    `epochs` and `learning_rate` are for all phases, or one for each. Relative paths begin in the folder of a YAML file,
-    all others in the current folder. Raises ConfigError, and DatasetError for a folder without class folders.
+    Relative paths in a YAML file begin in the folder of that file, all others in the current folder.
+
+    Args:
+        source: `Config`, mapping, or path of a YAML file: the configuration. Any other path or address: the images, for
+            which this function builds the configuration that `transfer init` writes.
+        changes: Mapping from dotted keys to values, `{"training.batch_size": 16}`, applied last.
+        model: String. The pretrained network, `base.model`.
+        image_size: Integer. Side of the square that images are resized to, in pixels.
+        unfreeze: Integer, `all`, name of a layer, or a list of them. Depth of each phase. It replaces all phases of the
+            configuration.
+        epochs: Integer or list of integers. Passes over the training images, for all phases or one for each.
+        learning_rate: Float or list of floats. Peak learning rate, for all phases or one for each. Default for phases
+            that `unfreeze` makes: 1e-3 for the head, 1e-5 for blocks.
+        storage: Folder, `s3://bucket/prefix`, mapping or `StorageConfig`. It replaces the section `storage`.
+
+    Returns:
+        The checked configuration.
+
+    Raises:
+        ConfigError: The configuration is not valid; the message lists every problem.
+        DatasetError: The source is a folder without class folders.
     """
     document = _document_of(source, changes or {}, storage)
     if storage is not None:
@@ -68,7 +85,17 @@ def configured(
 
 
 def storage_config(storage: Storage) -> StorageConfig:
-    """The section `storage` of what somebody wrote for it. Raises ConfigError."""
+    """Build the section `storage` from its short forms.
+
+    Args:
+        storage: Folder, `s3://bucket/prefix`, mapping with the keys of the section, or `StorageConfig`.
+
+    Returns:
+        The section.
+
+    Raises:
+        ConfigError: The mapping has an unknown key or a value that is not valid.
+    """
     if isinstance(storage, StorageConfig):
         return storage
     section = {"uri": os.fspath(storage)} if isinstance(storage, str | os.PathLike) else dict(storage)
@@ -91,7 +118,7 @@ def _document_of(source: Source, changes: Mapping[str, Any], storage: Storage | 
         anchor(document, Path(place).parent.resolve())
         return document
     if is_source_path(place) and not is_packed(place):
-        # The images are looked at as the changes say.
+        # The keys `dataset.…` among the changes decide which images count.
         looked: dict[str, Any] = {"dataset": {"source": place}}
         for key, value in changes.items():
             if key.startswith("dataset."):
@@ -100,7 +127,7 @@ def _document_of(source: Source, changes: Mapping[str, Any], storage: Storage | 
         reached = None if storage is None else storage_config(storage)
         found: dict[str, Any] = yaml.safe_load(make_starter(place, place, dataset=dataset, storage=reached).text)
         return found
-    # How many images these have is known only when they are unpacked.
+    # The number of images in an archive, a table or TFDS is known only after it is read.
     name = model_name(place.removeprefix("tfds:"))
     return {"name": name, "storage": "./storage", "dataset": {"source": place}, "base": {"model": "MobileNetV2"}}
 

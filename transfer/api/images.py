@@ -1,4 +1,4 @@
-"""Images as a Python program has them, read and checked as an ingest does, in batches for a model."""
+"""Images in a Python program: paths, bytes, arrays or Pillow images, checked as in ingest, in batches for a model."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import ImageOps
@@ -15,6 +16,10 @@ from PIL.Image import fromarray
 
 from transfer.config import DatasetConfig, ImageInput, StorageConfig
 from transfer.errors import DatasetError
+
+if TYPE_CHECKING:
+    from transfer.dataset.manifest import Reject
+    from transfer.dataset.refusals import RejectedImage
 
 Image = str | os.PathLike[str] | bytes | np.ndarray | PillowImage
 """A path, an `s3://` address, the bytes of a file, an image of Pillow, or pixels: uint8 [height, width, 3], RGB."""
@@ -27,16 +32,26 @@ BATCH_SIZE = 32
 
 @dataclass(frozen=True)
 class Prediction:
-    """A model's answer for one image."""
+    """A model's prediction for one image.
+
+    Example:
+        >>> prediction = transfer.load_model("flowers").predict("photo.jpg")[0]
+        >>> prediction.image
+        'photo.jpg'
+        >>> prediction.probability == prediction.probabilities[prediction.label]
+        True
+    """
 
     image: str
-    """Its path or address, or its place among those that were asked about: `#0`."""
-    label: str
-    """The most probable class."""
-    probability: float
-    """Of that class, 0 to 1."""
+    """Path or address of the image. For bytes, arrays and Pillow images: the position in the call, `#0`."""
+    label: str | None
+    """Name of the most probable class; None for an image that cannot be read."""
+    probability: float | None
+    """Probability of that class, 0 to 1; None for an image that cannot be read."""
     probabilities: dict[str, float] = field(repr=False)
-    """Of each class; their sum is 1."""
+    """Probability of each class by name, 0 to 1; their sum is 1. Empty for an image that cannot be read."""
+    error: str | None = None
+    """Why the image cannot be read: `corrupt: …`."""
 
 
 def predictions(
@@ -48,27 +63,53 @@ def predictions(
     storage: StorageConfig,
     answer: Callable[[Iterator[Batch]], Iterable[np.ndarray]],
 ) -> list[Prediction]:
-    """Answer images in their order; a folder or prefix stands for the images in it.
+    """Predict images in their order. A folder or prefix stands for the images in it.
 
-    `classes`: names by index. `image_input`: what the network takes. `limits`: what an image may be,
-    and its background. `storage`: how a bucket is reached. `answer`: from batches to probabilities float32
-    [n, classes]. Raises DatasetError for the first image that cannot be answered, and StorageError.
+    Args:
+        images: One image or a sequence of images, of the kinds in `Image`.
+        classes: Sequence of strings. Names of the classes, by index.
+        image_input: The images that the network takes.
+        limits: The section `dataset`. Its limits of file size and pixels hold for each image; its background is put
+            under transparent pixels.
+        storage: The section `storage`, with which `s3://` addresses are read.
+        answer: Function from an iterator of batches to probabilities float32 [n, classes] of each batch.
+
+    Returns:
+        One Prediction for each image. That of an image that cannot be read has an `error`.
+
+    Raises:
+        DatasetError: An image that is given alone cannot be read or decoded.
+        StorageError: A bucket cannot be read.
     """
+    from transfer.dataset.manifest import Reject
+    from transfer.dataset.refusals import RejectedImage
+
     given = list(images) if isinstance(images, Iterable) and not isinstance(images, _KINDS) else [images]
     keys: list[str] = []
+    errors: dict[int, str] = {}
 
-    def checked() -> Iterator[tuple[bytes, np.ndarray]]:
+    def decoded() -> Iterator[tuple[bytes, np.ndarray]]:
         for key, data in _encoded(given, storage, limits):
-            keys.append(key)
-            yield _decoded(key, data, image_input, limits)
+            outcome = data if isinstance(data, Reject) else _decoded(key, data, image_input, limits)
+            if isinstance(outcome, Reject | RejectedImage):
+                if _is_alone(key, images):
+                    raise _unanswered(key, outcome.reason, outcome.detail)
+                errors[len(keys)] = f"{outcome.reason}: {outcome.detail}"
+                keys.append(key)
+            else:
+                keys.append(key)
+                yield outcome
 
     def batches() -> Iterator[Batch]:
-        images = checked()
+        images = decoded()
         while batch := list(islice(images, BATCH_SIZE)):
             yield [data for data, _ in batch], np.stack([pixels for _, pixels in batch])
 
-    rows = (row for probabilities in answer(batches()) for row in probabilities)
-    return [_prediction(keys[index], row, classes) for index, row in enumerate(rows)]
+    rows = iter([row for probabilities in answer(batches()) for row in probabilities])
+    return [
+        Prediction(key, None, None, {}, errors[index]) if index in errors else _prediction(key, next(rows), classes)
+        for index, key in enumerate(keys)
+    ]
 
 
 def _prediction(key: str, row: np.ndarray, classes: Sequence[str]) -> Prediction:
@@ -77,8 +118,16 @@ def _prediction(key: str, row: np.ndarray, classes: Sequence[str]) -> Prediction
     return Prediction(key, classes[best], float(row[best]), by_class)
 
 
-def _encoded(images: Sequence[Image], storage: StorageConfig, limits: DatasetConfig) -> Iterator[tuple[str, bytes]]:
-    from transfer.dataset.manifest import Reject
+def _is_alone(key: str, images: object) -> bool:
+    """Whether an image of this key is all that was asked about, not one of a list's or a folder's."""
+    if isinstance(images, str | os.PathLike):
+        return key == os.fspath(images)
+    return isinstance(images, _KINDS)
+
+
+def _encoded(
+    images: Sequence[Image], storage: StorageConfig, limits: DatasetConfig
+) -> Iterator[tuple[str, bytes | Reject]]:
     from transfer.registry.images import find_images
 
     for index, image in enumerate(images):
@@ -90,10 +139,7 @@ def _encoded(images: Sequence[Image], storage: StorageConfig, limits: DatasetCon
             yield f"#{index}", _from_pillow(image, f"#{index}")
         elif isinstance(image, str | os.PathLike):
             for found in find_images([os.fspath(image)], storage, alone=len(images) == 1):
-                data = found.read(max_size_bytes=limits.max_file_size_bytes)
-                if isinstance(data, Reject):
-                    raise _unanswered(found.key, data.reason, data.detail)
-                yield found.key, data
+                yield found.key, found.read(max_size_bytes=limits.max_file_size_bytes)
         else:
             raise DatasetError(
                 f"Image #{index} is a {type(image).__name__}.",
@@ -101,23 +147,21 @@ def _encoded(images: Sequence[Image], storage: StorageConfig, limits: DatasetCon
             )
 
 
-def _decoded(key: str, data: bytes, image_input: ImageInput, limits: DatasetConfig) -> tuple[bytes, np.ndarray]:
+def _decoded(
+    key: str, data: bytes, image_input: ImageInput, limits: DatasetConfig
+) -> tuple[bytes, np.ndarray] | RejectedImage:
     from transfer.dataset.batches import checked_and_decoded
-    from transfer.dataset.refusals import RejectedImage
 
-    # A program has the image in its hands already, in whatever format: what can be transcoded is.
-    outcome = checked_and_decoded(
+    # A program holds the image already, in whatever format, so every format that can be transcoded is accepted.
+    return checked_and_decoded(
         data, key=key, image_input=image_input, limits=limits, transcode=True, background=limits.background
     )
-    if isinstance(outcome, RejectedImage):
-        raise _unanswered(key, outcome.reason, outcome.detail)
-    return outcome
 
 
 def _unanswered(key: str, reason: str, detail: str) -> DatasetError:
     return DatasetError(
         f"{key} cannot be answered ({reason}): {detail.rstrip('.')}.",
-        advice="Leave it out; `transfer predict` lists such images with their reason and answers the others.",
+        advice="Give another one. In a list or a folder such an image is a prediction with its `error`.",
     )
 
 
@@ -132,7 +176,7 @@ def _from_pixels(pixels: np.ndarray, key: str) -> PillowImage:
 
 
 def _from_pillow(image: PillowImage, key: str) -> bytes:
-    """An image upright, as files are read, in colors that a PNG has."""
+    """Encode an image as PNG: upright by its EXIF orientation, as files are read, and in RGB or RGBA."""
     from transfer.dataset.pillow import is_deep
 
     upright = ImageOps.exif_transpose(image)
@@ -145,7 +189,7 @@ def _from_pillow(image: PillowImage, key: str) -> bytes:
 
 
 def _as_png(image: PillowImage) -> bytes:
-    """The very pixels as a file, which then goes the way of all files."""
+    """Encode the same pixels losslessly, so that they are checked and decoded like any file."""
     buffer = io.BytesIO()
     image.save(buffer, "png", compress_level=1)
     return buffer.getvalue()

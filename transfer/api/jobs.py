@@ -1,4 +1,4 @@
-"""The jobs as functions that are easy to call; what they do is in `transfer.jobs`."""
+"""The jobs as functions that are easy to call; `transfer.jobs` does their work."""
 
 from __future__ import annotations
 
@@ -45,29 +45,37 @@ def train(
     """Train, evaluate and publish a classifier. The same call again finds the finished run.
 
     Args:
-        source: A configuration (`Config`, a mapping, the path of a YAML file), or where the images are: a folder of
-            class folders, an `s3://` prefix of them, an archive, a table, `tfds:NAME`. Images get the configuration
-            that `transfer init` writes for them.
-        changes: Values by dotted key, `{"training.batch_size": 16}`, as `--set` on the command line.
-        model: The pretrained network, `base.model`.
-        image_size: Size in pixels of the images that the network takes: the side of a square, or height and width.
-        unfreeze: Depth of each phase: 0 trains the head, n the last n blocks too.
-        epochs: Passes over the training images, for all phases or one for each.
-        learning_rate: Peak learning rate, for all phases or one for each. Of phases that `unfreeze` makes: 1e-3 for the
-            head, 1e-5 for blocks.
-        storage: Where datasets, runs and models are kept. Default: that of the configuration; `./storage` for images.
-        run_id: A name for the run. Default: one that is decided by what is trained.
-        verbose: Show what happens on standard error, unless the program has set up logging itself.
+        source: The configuration (`Config`, mapping, or path of a YAML file), or the location of the images: a folder
+            or an `s3://` prefix of class folders, an archive, a table, or `tfds:NAME`. For images the configuration is
+            the one that `transfer init` writes.
+        changes: Mapping from dotted keys to values, `{"training.batch_size": 16}`, as `--set` on the command line.
+        model: String. The pretrained network, `base.model`.
+        image_size: Integer, or pair of integers. Size of the images that the network takes, in pixels: the side of a
+            square, or height and width.
+        unfreeze: Integer, `all`, name of a layer, or a list of them. Depth of each phase: 0 trains the head, n also the
+            last n blocks.
+        epochs: Integer or list of integers. Passes over the training images, for all phases or one for each.
+        learning_rate: Float or list of floats. Peak learning rate, for all phases or one for each. Default for phases
+            that `unfreeze` makes: 1e-3 for the head, 1e-5 for blocks.
+        storage: Folder, `s3://bucket/prefix`, mapping or `StorageConfig`. Datasets, runs and models are stored here.
+            Default: the storage of the configuration; `./storage` for images.
+        run_id: String. Id of the run. Default: an id that follows from the configuration and the images.
+        verbose: Boolean. Whether progress is shown on standard error. A program that has set up logging receives the
+            messages there instead.
 
     Returns:
-        The finished run: `metrics`, `history`, `predict`, `keras_model`; a notebook shows its report.
+        The finished run, with `metrics`, `history`, `predict` and `keras_model`. A notebook shows its report.
 
     Raises:
-        TransferError: One of its kinds, with what was found, what was expected, and what to do.
+        ConfigError: The configuration is not valid.
+        DatasetError: Images are missing, or cannot be used.
+        TrainingError: Training could not start or go on.
+        TransferError: Any other kind: storage, base network, memory, cluster, registry.
 
     Example:
         >>> run = transfer.train("flower_photos", model="MobileNetV2", unfreeze=[0, 2], epochs=[5, 5])
-        >>> run.metrics.accuracy, run.predict("rose.jpg")[0].label
+        >>> accuracy = run.metrics.accuracy
+        >>> label = run.predict("photo.jpg")[0].label
     """
     config = configured(
         source,
@@ -94,18 +102,21 @@ def sweep(
     storage: Storage | None = None,
     verbose: bool = True,
 ) -> Sweep:
-    """Search values of a configuration with Ray Tune; then train, evaluate and publish the best like a single run.
+    """Search values of a configuration with Ray Tune; then train, evaluate and publish the best.
 
-    The same call again goes on with an interrupted sweep, and finds a finished one.
+    The same call again continues an interrupted sweep, and finds a finished one. Methods: random search (Bergstra and
+    Bengio, 2012), Optuna's TPE (Bergstra et al., 2011), ASHA (Li et al., 2020), the median rule (Golovin et al., 2017),
+    population based training (Jaderberg et al., 2017).
 
     Args:
         source: As for `train`.
-        space: What is searched: for each dotted key a list of choices, `log_uniform(…)`, `uniform(…)` or
-            `integers(…)`. Default: what the section `sweep` of the configuration says.
-        changes: Values by dotted key, as `--set` on the command line.
-        trials: How many combinations are tried, `sweep.trials`.
-        search: `grid`, `random` or `optuna`.
-        scheduler: `none`, `asha`, `median` or `pbt`: who stops trials early.
+        space: Mapping from each searched key, dotted, to a list of choices, `log_uniform(…)`, `uniform(…)` or
+            `integers(…)`. Default: `sweep.space` of the configuration.
+        changes: Mapping from dotted keys to values, as `--set` on the command line.
+        trials: Integer. Number of combinations that are tried, `sweep.trials`. Not for `grid`, which tries all.
+        search: `grid`, `random` or `optuna`. Default: `sweep.search`, which is `random`.
+        scheduler: `none`, `asha`, `median` or `pbt`. The rule that stops trials early. Default: `sweep.scheduler`,
+            which is `none`.
         storage: As for `train`.
         verbose: As for `train`.
 
@@ -113,11 +124,13 @@ def sweep(
         The sweep: `trials` is a table, `best` the finished run of the winner.
 
     Raises:
-        TransferError: As `train`; ConfigError where there is nothing to search.
+        ConfigError: There is nothing to search, or the configuration is not valid.
+        TransferError: Any other kind, as `train` raises.
 
     Example:
-        >>> rates = {"phases.0.learning_rate": transfer.log_uniform(1e-5, 1e-1)}
-        >>> best = transfer.sweep("flowers.yaml", rates, trials=16).best
+        >>> rates = {"phases.0.learning_rate": transfer.log_uniform(1e-4, 1e-2)}
+        >>> found = transfer.sweep("flowers.yaml", rates, trials=2)
+        >>> accuracy = found.best.metrics.accuracy
     """
     given = {"space": space and dict(space), "trials": trials, "search": search, "scheduler": scheduler}
     section = {f"sweep.{key}": value for key, value in given.items() if value is not None}
@@ -134,22 +147,29 @@ def nightly(
     storage: Storage | None = None,
     verbose: bool = True,
 ) -> NightSummary:
-    """Do tonight's work: ingest what is new, check it, train, and promote what proves better than what serves.
+    """Run one night: ingest new images, check them, train, and promote the new model if it passes the gate.
+
+    The gate compares the new model with the one that serves on held-out images, by McNemar's exact test (1947) or by a
+    paired bootstrap interval (Efron and Tibshirani, 1993).
 
     Args:
         source: As for `train`.
-        changes: Values by dotted key, as `--set` on the command line.
+        changes: Mapping from dotted keys to values, as `--set` on the command line.
         storage: As for `train`.
         verbose: As for `train`.
 
     Returns:
-        What is known of the night: its outcome, the checks of its data, the comparison, the gate's rules.
+        The summary of the night. `outcome` is `promoted`, `kept`, `nothing new` or `refused`; `findings` are the checks
+        of the data, `comparison` compares the two models, `decision` has the rules of the gate.
 
     Raises:
-        TransferError: As `train`.
+        NightBusyError: Another process works on this night.
+        TransferError: Any other kind, as `train` raises.
 
     Example:
-        >>> transfer.nightly("flowers.yaml").outcome
+        >>> night = transfer.nightly("flowers.yaml")
+        >>> night.outcome in {"promoted", "kept", "nothing new", "refused"}
+        True
     """
     with _shown(verbose):
         summary, _page = jobs.nightly(configured(source, changes, storage=storage))
@@ -167,26 +187,33 @@ def find_learning_rate(
     storage: Storage | None = None,
     verbose: bool = True,
 ) -> LearningRates:
-    """Suggest a learning rate for a phase by a range test (Smith, 2017). No run and no model is changed.
+    """Suggest a learning rate for a phase by a range test. No run and no model is changed.
+
+    The learning rate grows geometrically from step to step (Smith, Cyclical Learning Rates, 2017). The suggestion is
+    the rate at which the smoothed loss falls fastest, as in fastai.
 
     Args:
         source: As for `train`.
-        changes: Values by dotted key, as `--set` on the command line.
-        phase: Which phase, counted from 0.
-        low: Learning rate of the first step.
-        high: Learning rate of the last step.
-        steps: Steps, one batch each.
+        changes: Mapping from dotted keys to values, as `--set` on the command line.
+        phase: Integer. Index of the phase, from 0.
+        low: Float. Learning rate of the first step.
+        high: Float. Learning rate of the last step.
+        steps: Integer. Number of steps; each trains on one batch.
         storage: As for `train`.
         verbose: As for `train`.
 
     Returns:
-        `suggestion`, and the `curve` of losses.
+        The result: `suggestion` is a learning rate, `curve` a table of the losses.
 
     Raises:
-        TransferError: As `train`.
+        ConfigError: There is no such phase, or the range or the number of steps makes no test.
+        TrainingError: The loss diverged in the first steps.
+        TransferError: Any other kind, as `train` raises.
 
     Example:
-        >>> rate = transfer.find_learning_rate("flowers.yaml").suggestion
+        >>> found = transfer.find_learning_rate("flowers.yaml", low=1e-5, high=1.0, steps=40)
+        >>> 1e-5 <= found.suggestion <= 1.0
+        True
     """
     config = configured(source, changes, storage=storage)
     with _shown(verbose):
@@ -195,20 +222,29 @@ def find_learning_rate(
 
 
 def inspect(network: str, *, image_size: int | tuple[int, int] = 224) -> pd.DataFrame:
-    """List the blocks of a pretrained network: what each `unfreeze` depth would train, and what it costs.
+    """List the blocks of a pretrained network: what each `unfreeze` depth trains, and its cost.
 
     Args:
-        network: A network of `keras.applications`, a `.keras` file or a SavedModel, as `base.model`.
-        image_size: Size in pixels of the images: the side of a square, or height and width.
+        network: String. Name of a network of `keras.applications`, a `.keras` file or a SavedModel, as `base.model`.
+        image_size: Integer, or pair of integers. Size of the images that the network takes, in pixels: the side of a
+            square, or height and width.
 
     Returns:
-        A row a block, from the input to the output, by `depth`: block, layers, parameters, flops, output_shape, …
+        DataFrame with one row for each block, from the input to the output. Its index is `depth`, the value of
+        `unfreeze` that trains this block and all blocks after it. Columns: block and layers (names), parameters, flops
+        (multiply-adds for one image), flops_share and trained_flops_share (0 to 1), output_shape (for one image),
+        feature_bytes (the block's output for one image, as float32), cached_bytes (the cached features of one image at
+        this depth).
 
     Raises:
         BackboneError: There is no such network, or it cannot serve as a base.
 
     Example:
-        >>> transfer.inspect("MobileNetV2", image_size=96)[["block", "parameters"]]
+        >>> blocks = transfer.inspect("MobileNetV2", image_size=96)
+        >>> list(blocks.index[-2:])
+        [2, 1]
+        >>> blocks.loc[1, "output_shape"]
+        [3, 3, 1280]
     """
     import pandas as pd
 
@@ -218,7 +254,7 @@ def inspect(network: str, *, image_size: int | tuple[int, int] = 224) -> pd.Data
 
     from transfer.backbone.load import describe, load_backbone
 
-    # Its structure does not depend on the weights, and random ones need no download.
+    # The blocks do not depend on the weights, and random weights need no download.
     base = BaseNetworkConfig(model=network, weights="none", image_size=image_size, accept_head=True)
     return pd.DataFrame(describe(load_backbone(base))).set_index("depth")
 
@@ -227,19 +263,20 @@ def load_model(name: str, storage: Storage = "./storage", *, version: int | None
     """Load a published model.
 
     Args:
-        name: Name of the model.
-        storage: Where it is kept.
-        version: Number of the version. Default: the one that serves.
+        name: String. Name of the model.
+        storage: Folder, `s3://bucket/prefix`, mapping or `StorageConfig`. The storage that it was published to.
+        version: Integer. Number of the version. Default: the version that serves.
 
     Returns:
-        The model, to be asked with `predict`.
+        The model; its method `predict` takes images.
 
     Raises:
-        RegistryError: There is no such model or version, or none serves.
-        StorageError: Storage cannot be read, or a file of it is damaged.
+        RegistryError: There is no such model or version, or no version serves.
+        StorageError: Storage cannot be read, or a file of the model is damaged.
 
     Example:
-        >>> transfer.load_model("flowers").predict(["rose.jpg", "tulip.jpg"])
+        >>> model = transfer.load_model("flowers", "./storage")
+        >>> labels = [prediction.label for prediction in model.predict("photo.jpg")]
     """
     section = storage_config(storage)
     store = open_store(section)
@@ -250,18 +287,20 @@ def load_run(run_id: str, storage: Storage = "./storage") -> TrainedRun:
     """Load a finished run that was evaluated, published or not.
 
     Args:
-        run_id: Its name, as `train` and `transfer runs list` show it.
-        storage: Where it is kept.
+        run_id: String. Id of the run, as `TrainedRun.id` and `transfer runs list` show it.
+        storage: Folder, `s3://bucket/prefix`, mapping or `StorageConfig`. The storage that it was trained in.
 
     Returns:
-        The run, as `train` returned it.
+        The run as `train` returned it; only `what_serves` is None.
 
     Raises:
         TrainingError: There is no such run, or it was not evaluated.
         StorageError: Storage cannot be read.
 
     Example:
-        >>> transfer.load_run("flowers-0b1c2d3e4f5a").history
+        >>> run_id = transfer.train("flowers.yaml").id
+        >>> transfer.load_run(run_id, "./storage").id == run_id
+        True
     """
     section = storage_config(storage)
     store = open_store(section)
@@ -279,7 +318,14 @@ def load_run(run_id: str, storage: Storage = "./storage") -> TrainedRun:
 
 
 def uniform(low: float, high: float) -> dict[str, list[float]]:
-    """Numbers between two ends, all equally likely, for the space of a sweep.
+    """Make a domain for the space of a sweep: numbers between two ends, all equally likely.
+
+    Args:
+        low: Float. Lower end.
+        high: Float. Upper end, above `low`.
+
+    Returns:
+        The domain as the configuration writes it.
 
     Example:
         >>> transfer.uniform(0.0, 0.5)
@@ -289,7 +335,14 @@ def uniform(low: float, high: float) -> dict[str, list[float]]:
 
 
 def log_uniform(low: float, high: float) -> dict[str, list[float]]:
-    """Numbers between two ends above 0, each order of magnitude equally likely, for the space of a sweep.
+    """Make a domain for the space of a sweep: positive numbers, each order of magnitude equally likely.
+
+    Args:
+        low: Float above 0. Lower end.
+        high: Float. Upper end, above `low`.
+
+    Returns:
+        The domain as the configuration writes it.
 
     Example:
         >>> transfer.log_uniform(1e-5, 1e-1)
@@ -299,7 +352,14 @@ def log_uniform(low: float, high: float) -> dict[str, list[float]]:
 
 
 def integers(low: int, high: int) -> dict[str, list[int]]:
-    """Whole numbers between two ends, both included, for the space of a sweep.
+    """Make a domain for the space of a sweep: whole numbers between two ends, both included.
+
+    Args:
+        low: Integer. Lowest value.
+        high: Integer. Highest value, above `low`.
+
+    Returns:
+        The domain as the configuration writes it.
 
     Example:
         >>> transfer.integers(0, 4)
@@ -316,7 +376,7 @@ def _trained(outcome: TrainOutcome) -> TrainedRun:
 
 @contextmanager
 def _shown(verbose: bool) -> Iterator[None]:
-    """Show what this project logs while the block runs, unless somebody listens already, and no talk of libraries."""
+    """Log this project's messages to standard error inside the block, unless logging is set up; libraries are quiet."""
     logger = logging.getLogger("transfer")
     with quiet_stderr(), nullcontext() if verbose else hidden():
         if not verbose or logger.hasHandlers():

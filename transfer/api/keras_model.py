@@ -1,4 +1,4 @@
-"""A trained run as one `keras.Model`, which any program with Keras can load, look at, and train on."""
+"""A trained run as one `keras.Model`, which any program with Keras can load, inspect and train further."""
 
 from __future__ import annotations
 
@@ -13,10 +13,20 @@ from transfer.training.model import MASKED_LOGIT, MaskedLogits, TransferModel
 
 
 def standalone_model(model: TransferModel, *, name: str) -> keras.Model:
-    """Pixels, float32 [batch, height, width, 3] in 0..255, to probabilities [batch, classes], with weights of its own.
+    """Build one `keras.Model` from pixels to probabilities, with a copy of the weights.
 
-    It is made of Keras's own layers only, so `save` writes a file that loads where this project is not installed.
-    Raises BackboneError for a base that is a SavedModel, which is no network of layers.
+    The model consists of Keras's own layers, so `save` writes a file that loads without this project.
+
+    Args:
+        model: The trained model: backbone and head.
+        name: String. Name of the new model.
+
+    Returns:
+        Model from pixels, float32 [batch, image_size, image_size, 3] in 0..255, to probabilities, float32
+        [batch, classes].
+
+    Raises:
+        BackboneError: The base is a SavedModel, which has no Keras layers.
     """
     network = model.backbone.network
     if any(isinstance(node.operation, SavedModelLayer) for node in nodes_in_order(network)):
@@ -38,7 +48,7 @@ def _copied(network: keras.Model) -> keras.Model:
 
 def _of_keras(layer: keras.layers.Layer) -> keras.layers.Layer:
     if isinstance(layer, KeyedDropout):
-        # In inference they are the same, and in training this one draws by itself.
+        # The two layers are the same in inference. In training Keras's layer draws from a generator of its own.
         return keras.layers.Dropout(layer.rate, name=layer.name)
     if isinstance(layer, MaskedLogits):
         untrained = np.isin(np.arange(layer.output.shape[-1]), layer.untrained)

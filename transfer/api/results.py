@@ -1,4 +1,4 @@
-"""What jobs leave behind, as objects to look at and to ask."""
+"""Results of jobs as objects: figures, tables, pages and predictions."""
 
 from __future__ import annotations
 
@@ -35,33 +35,41 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class TrainedRun:
-    """A finished run: its figures, its report, and its model."""
+    """A finished run: its figures, its report, and its model. `train` and `load_run` return it.
+
+    Example:
+        >>> run = transfer.train("flowers.yaml")
+        >>> run.confusion.shape == (len(run.classes), len(run.classes))
+        True
+        >>> losses = run.history[["loss", "validation_loss"]]
+    """
 
     run: Run
+    """The run in storage: `store` and `folder`."""
     dataset: Dataset
-    """The dataset version that it was trained on."""
+    """The dataset version that the run was trained on."""
     report: Report
-    """Everything that is known of it, as plain data."""
+    """Every figure of the report, as plain data."""
     report_uri: str
-    """Where its page is."""
+    """Path or address of the report's page."""
     published: ModelVersion | None
-    """The version that it was published as; None where `publish.enabled` is false."""
+    """The model version that the run was published as; None if `publish.enabled` is false."""
     what_serves: str | None
-    """Whether that version serves, and why, in sentences; None without one, and for a run that was loaded."""
+    """Whether that version serves, and why, in sentences. None if the run was not published, or was loaded."""
 
     @property
     def id(self) -> str:
-        """Its name in storage."""
+        """Id of the run, its name in storage."""
         return self.run.id
 
     @property
     def version(self) -> int | None:
-        """Number of the version that it was published as; None where `publish.enabled` is false."""
+        """Number of the version that the run was published as; None if `publish.enabled` is false."""
         return self.published.number if self.published else None
 
     @property
     def config(self) -> Config:
-        """What it was trained with."""
+        """Configuration that the run was trained with."""
         return self.run.config
 
     @property
@@ -71,19 +79,27 @@ class TrainedRun:
 
     @property
     def metrics(self) -> Metrics:
-        """Figures on the held-out images: `accuracy`, `accuracy_interval`, `loss`, `per_class`, `confusion`."""
+        """Figures on the held-out images: `accuracy`, `accuracy_interval`, `loss`, `per_class`, `confusion`.
+
+        `accuracy` is from 0 to 1, `accuracy_interval` its 95 % interval (Wilson, 1927), `loss` the mean cross-entropy
+        in nats.
+        """
         return self.report.metrics
 
     @property
     def history(self) -> pd.DataFrame:
-        """A row an epoch: phase, loss, accuracy, the same of validation, learning_rate, seconds, images_per_second."""
+        """One row for each epoch, by `epoch`, which counts from 0 over all phases.
+
+        Columns: phase, loss and accuracy (training), validation_loss and validation_accuracy, learning_rate, seconds,
+        images_per_second.
+        """
         import pandas as pd
 
         return pd.DataFrame(row.model_dump() for row in self.report.history).set_index("epoch")
 
     @property
     def confusion(self) -> pd.DataFrame:
-        """Images by true class (rows) and predicted class (columns)."""
+        """Number of images by true class (rows) and predicted class (columns), [classes, classes]."""
         import pandas as pd
 
         truth, predicted = (pd.Index(self.classes, name=name) for name in ("truth", "predicted"))
@@ -91,18 +107,34 @@ class TrainedRun:
 
     @property
     def mistakes(self) -> pd.DataFrame:
-        """The surest mistakes, the surest first: key, truth, predicted and their probabilities."""
+        """The most confident mistakes, at most 24, the most confident first.
+
+        Columns: key of the image, truth, truth_probability, predicted, predicted_probability.
+        """
         import pandas as pd
 
         columns = ["key", "truth", "truth_probability", "predicted", "predicted_probability"]
         return pd.DataFrame([each.model_dump() for each in self.report.mistakes], columns=columns)
 
     def predict(self, images: Image | Sequence[Image]) -> list[Prediction]:
-        """Answer images with the trained model, published or not.
+        """Predict images with the trained model, published or not.
 
-        `images`: one or several of a path, a folder, an `s3://` address, the bytes of a file, an image of Pillow, and
-        pixels uint8 [height, width, 3]. Returns a Prediction for each image, in order. Raises DatasetError for an image
-        that cannot be answered, StorageError.
+        Args:
+            images: One image or a sequence of images. An image is a path, an `s3://` address, the bytes of a file, a
+                Pillow image, or pixels uint8 [height, width, 3] in RGB. A folder or prefix stands for the images in it.
+
+        Returns:
+            One Prediction for each image, in order. That of an image that cannot be read has an `error`.
+
+        Raises:
+            DatasetError: An image that is given alone cannot be read or decoded.
+            StorageError: A bucket cannot be read.
+
+        Example:
+            >>> run = transfer.train("flowers.yaml")
+            >>> prediction = run.predict("photo.jpg")[0]
+            >>> prediction.label in run.classes
+            True
         """
         inference = self._inference
 
@@ -119,10 +151,20 @@ class TrainedRun:
         )
 
     def keras_model(self) -> keras.Model:
-        """The model as a `keras.Model` of Keras's own layers, with weights of its own.
+        """Build the model as a `keras.Model` of Keras's own layers, with a copy of the weights.
 
-        It takes float32 pixels [batch, height, width, 3] in 0..255 and answers probabilities [batch, classes].
-        Raises BackboneError where the base is a SavedModel.
+        Returns:
+            Model from pixels, float32 [batch, height, width, 3] in 0..255, to probabilities, float32
+            [batch, classes].
+
+        Raises:
+            BackboneError: The base is a SavedModel, which has no Keras layers.
+
+        Example:
+            >>> run = transfer.train("flowers.yaml")
+            >>> model = run.keras_model()
+            >>> model.output_shape == (None, len(run.classes))
+            True
         """
         import_tensorflow()
 
@@ -156,18 +198,31 @@ class TrainedRun:
 
 @dataclass(frozen=True, repr=False)
 class Sweep:
-    """A sweep that ended, and the run of its winner."""
+    """A finished sweep, and the run of its winner. `sweep` returns it.
+
+    Example:
+        >>> rates = {"phases.0.learning_rate": transfer.log_uniform(1e-4, 1e-2)}
+        >>> found = transfer.sweep("flowers.yaml", rates, trials=2)
+        >>> list(found.values)
+        ['phases.0.learning_rate']
+        >>> len(found.trials)
+        2
+    """
 
     result: SweepResult
-    """Everything that is known of it, as plain data."""
+    """The sweep's records, as plain data."""
     best: TrainedRun
-    """The run of the trial that won, trained to its end and evaluated."""
+    """The run of the winning trial, trained to its end and evaluated."""
     page_uri: str
-    """Where its page is."""
+    """Path or address of the sweep's page."""
 
     @property
     def trials(self) -> pd.DataFrame:
-        """A row a trial: number, what it tried by dotted key, value (the sweep's metric), status, epochs, seconds."""
+        """One row for each trial, by `number`, which counts from 1.
+
+        Columns: each searched key (dotted), value (the sweep's metric on the validation split), status, epochs,
+        seconds.
+        """
         import pandas as pd
 
         rows = (
@@ -179,7 +234,7 @@ class Sweep:
 
     @property
     def values(self) -> dict[str, Any]:
-        """What the winner tried, by dotted key."""
+        """Values of the winning trial, by dotted key."""
         winner = next(trial for trial in self.result.trials if trial.number == self.result.winner)
         return winner.values  # noqa: PD011 - no pandas
 
@@ -189,20 +244,27 @@ class Sweep:
 
 @dataclass(frozen=True, repr=False)
 class LearningRates:
-    """What a learning-rate range test found."""
+    """The result of a learning-rate range test. `find_learning_rate` returns it.
+
+    Example:
+        >>> found = transfer.find_learning_rate("flowers.yaml", low=1e-5, high=1.0, steps=40)
+        >>> list(found.curve.columns)
+        ['learning_rate', 'loss']
+    """
 
     found: FoundRate
+    """The test as plain data: what was tested, and its curve."""
     page_uri: str
-    """Where its page is."""
+    """Path or address of the test's page."""
 
     @property
     def suggestion(self) -> float:
-        """The rate at which the smoothed loss falls fastest."""
+        """Learning rate at which the smoothed loss falls fastest."""
         return self.found.suggestion
 
     @property
     def curve(self) -> pd.DataFrame:
-        """The loss at each rate."""
+        """One row for each step. Columns: learning_rate, and loss of the step's batch, not smoothed."""
         import pandas as pd
 
         return pd.DataFrame({"learning_rate": self.found.curve.rates, "loss": self.found.curve.losses})
@@ -212,13 +274,31 @@ class LearningRates:
 
 
 class Model:
-    """A published version of a model, whose files are on this machine."""
+    """A published version of a model, fetched to this machine. `load_model` returns it.
+
+    Example:
+        >>> model = transfer.load_model("flowers", "./storage")
+        >>> model.name, model.version
+        ('flowers', 1)
+        >>> sorted(model.predict("photo.jpg")[0].probabilities) == sorted(model.classes)
+        True
+    """
 
     def __init__(self, store: Store, version: ModelVersion, storage: StorageConfig) -> None:
-        """Fetch the files of `version`, each verified. Raises CorruptObjectError, RegistryError when it is removed."""
+        """Fetch the files of a version and verify each one.
+
+        Args:
+            store: The opened storage.
+            version: The version, as the registry lists it.
+            storage: The section `storage`, with which `s3://` addresses of images are read.
+
+        Raises:
+            CorruptObjectError: A file does not have its digest.
+            RegistryError: The version was removed.
+        """
         import_tensorflow()
 
-        from transfer.registry.served import PublishedModel
+        from transfer.registry.published_model import PublishedModel
 
         self._version = version
         self._storage = storage
@@ -241,13 +321,28 @@ class Model:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """Where it comes from: the run, the dataset version, digests, versions of packages."""
-        return self._version.provenance
+        """Origin of the version: its run, its dataset version, digests, versions of packages."""
+        return self._version.provenance.model_dump(mode="json")
 
     def predict(self, images: Image | Sequence[Image]) -> list[Prediction]:
-        """Answer images, as `TrainedRun.predict` does."""
+        """Predict images.
+
+        Args:
+            images: One image or a sequence of images, as for `TrainedRun.predict`.
+
+        Returns:
+            One Prediction for each image, in order.
+
+        Raises:
+            DatasetError: An image cannot be read or decoded.
+            StorageError: A bucket cannot be read.
+
+        Example:
+            >>> model = transfer.load_model("flowers", "./storage")
+            >>> probabilities = model.predict("photo.jpg")[0].probabilities
+        """
         model = self._published
-        trained = self._version.provenance["config"]["dataset"]
+        trained = self._version.provenance.config["dataset"]
         kept = {key: trained[key] for key in ("max_pixels", "max_file_size_bytes") if key in trained}
         limits = DatasetConfig(source="images", background=model.background, **kept)
         return predictions(
@@ -264,12 +359,19 @@ class Model:
 
 
 def folder_of(owner: object) -> Path:
-    """A new temporary folder, which goes when its owner does."""
+    """Make a temporary folder that is removed with an object.
+
+    Args:
+        owner: Any object. The folder is removed when it is garbage collected.
+
+    Returns:
+        Path of the folder.
+    """
     folder = tempfile.mkdtemp(prefix="transfer-")
     weakref.finalize(owner, shutil.rmtree, folder, ignore_errors=True)
     return Path(folder)
 
 
 def _framed(page: str) -> str:
-    """A whole page in a frame of its own: its styles stay away from the notebook's."""
+    """A page in an `iframe`, so that its styles do not change the notebook."""
     return f'<iframe srcdoc="{html.escape(page)}" width="100%" height="800" style="border:0"></iframe>'

@@ -1,5 +1,5 @@
-"""Pretrained networks: where they come from, how they see pixels, and where they can be cut.
+"""Pretrained networks: reading them, their preprocessing, and the places where they can be cut.
 
-Import `transfer.backbone.load` for `load_backbone` and `transfer.backbone.load` for `describe`: both need
-TensorFlow, which this package itself does not import.
+`load_backbone` and `describe` are in `transfer.backbone.load`, which needs TensorFlow; this package itself does not
+import it.
 """

@@ -1,6 +1,6 @@
-"""Any network of `keras.applications`, by the name of its function.
+"""Any network of `keras.applications`, by the name of its function, and EfficientNetLite0 beside them.
 
-Which networks exist, what their constructors take and how they preprocess is read from the installed Keras.
+The networks, the arguments of their constructors and their preprocessing are read from the installed Keras.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 import keras
 
+from transfer.backbone.efficientnet_lite import EfficientNetLite0
 from transfer.backbone.files import (
     RANGES,
     LoadedNetwork,
@@ -40,22 +41,23 @@ OWN_ARGUMENTS = {
     "weights": "they are configured in `base.weights`",
     "name": "the network keeps its own",
 }
-# The option that turns off what a network preprocesses inside, and the networks that then expect -1..1. Keras documents
-# that for all EfficientNetV2, but B0 to B3 normalise by ImageNet's mean and deviation, as ConvNeXt does.
+# The option that turns off a network's built-in preprocessing, and the networks that then expect -1..1. Keras documents
+# this for all EfficientNetV2, but B0 to B3 normalise by ImageNet's mean and deviation, as ConvNeXt does.
 INNER_PREPROCESSING = "include_preprocessing"
 SIGNED_WITHOUT_IT = {"MobileNetV3Large", "MobileNetV3Small", "EfficientNetV2S", "EfficientNetV2M", "EfficientNetV2L"}
 WEIGHTS_SUFFIXES = (".weights.h5", ".h5", ".keras")
 
 
 def known_networks() -> dict[str, Callable[..., keras.Model]]:
-    """The constructors of `keras.applications` by name."""
-    return dict(inspect.getmembers(keras.applications, inspect.isfunction))
+    """The constructors of `keras.applications` and of EfficientNetLite0, by name."""
+    return dict(inspect.getmembers(keras.applications, inspect.isfunction)) | {"EfficientNetLite0": EfficientNetLite0}
 
 
 def load_application(config: BaseNetworkConfig, *, storage: StorageConfig | None) -> LoadedNetwork:
-    """The network that `config.model` names, without its classification head.
+    """Build the network that `config.model` names, without its classification head.
 
-    Raises BackboneError for options it does not take, an image size it refuses, and weights that cannot be had.
+    Raises BackboneError for options that it does not accept, an image size that it refuses, and weights that cannot be
+    loaded.
     """
     constructor = known_networks()[config.model]
     _check_options(config, constructor)
@@ -75,10 +77,12 @@ def load_application(config: BaseNetworkConfig, *, storage: StorageConfig | None
 
 
 def _preprocessing(config: BaseNetworkConfig, constructor: Callable[..., keras.Model]) -> Preprocessing:
-    """The function beside the constructor in its module; networks that preprocess inside have one that does nothing.
+    """The preprocessing function in the module of the constructor; it does nothing for networks with built-in layers.
 
-    Raises BackboneError where an option turns the preprocessing inside off and no range says what it did.
+    Raises BackboneError if an option turns the built-in preprocessing off and no range replaces it.
     """
+    if constructor is EfficientNetLite0:
+        return RANGES["0..255"]
     if not config.options.get(INNER_PREPROCESSING, True):
         if config.model in SIGNED_WITHOUT_IT:
             return RANGES["-1..1"]
@@ -112,14 +116,10 @@ def _construct(
     config: BaseNetworkConfig, constructor: Callable[..., keras.Model], *, weights: str | None
 ) -> keras.Model:
     try:
-        # Keras announces downloads on stdout, which belongs to the command's own output.
+        # Keras prints downloads on stdout, which is reserved for the output of the command.
         with redirect_stdout(sys.stderr), fresh_layer_names(), fixed_seed():
             return constructor(
-                include_top=False,
-                pooling=None,
-                weights=weights,
-                input_shape=config.image_input().shape,
-                **config.options,
+                include_top=False, weights=weights, input_shape=config.image_input().shape, **config.options
             )
     except Exception as error:
         if target := download_target(error):
@@ -167,7 +167,7 @@ def _load_weights(network: keras.Model, config: BaseNetworkConfig, storage: Stor
 def _refuse_efficientnet_of_imagenet(config: BaseNetworkConfig, path: Path) -> None:
     """Raise BackboneError for the file that Keras downloads for an EfficientNet (not V2) with `weights: imagenet`.
 
-    The network that these weights fit divides pixels once more, in a layer that Keras builds only for `imagenet`.
+    These weights fit a network that divides pixels once more, in a layer that Keras builds only for `imagenet`.
     """
     known = WEIGHTS_HASHES.get(config.model.removeprefix("EfficientNet").lower())
     if known is None:

@@ -1,8 +1,7 @@
 """A pretrained network that can be cut in two at its blocks.
 
-Names of layers are left out: Keras numbers unnamed layers by what else the process has built, so the same network
-could get another digest tomorrow. Initialisers and `trainable` are left out too, for they do not change what the
-network answers.
+Its digest omits names of layers: Keras numbers unnamed layers by what else the process has built, so the digest of the
+same network could change. It also omits initialisers and `trainable`, which do not change the outputs.
 """
 
 from __future__ import annotations
@@ -33,19 +32,19 @@ HALF = {"float16", "bfloat16"}
 
 
 def set_precision(mixed_precision: str) -> None:
-    """Choose the dtype that layers built from now on compute in; variables stay float32."""
+    """Set the dtype in which layers compute that are built from now on; variables stay float32."""
     keras.mixed_precision.set_dtype_policy("float32" if mixed_precision == "off" else f"mixed_{mixed_precision}")
 
 
 def precision() -> str:
-    """What `set_precision` chose: `off`, `bfloat16` or `float16`."""
+    """The precision that `set_precision` set: `off`, `bfloat16` or `float16`."""
     policy = keras.mixed_precision.dtype_policy()
     return str(policy.compute_dtype) if policy.compute_dtype in HALF else "off"
 
 
 def computes_in_half(network: keras.Model) -> bool:
     """Whether any layer of a network, nested ones too, computes in float16 or bfloat16."""
-    # Models and inputs only hand on what they are given, whatever their policy says.
+    # Models and input layers only pass tensors on, whatever their policy is.
     return any(
         layer.compute_dtype in HALF
         for layer in inner_layers(network)
@@ -54,22 +53,22 @@ def computes_in_half(network: keras.Model) -> bool:
 
 
 def in_chosen_precision(network: keras.Model) -> keras.Model:
-    """The network with each layer computing as `set_precision` chose, whatever it was saved with; weights are kept.
+    """The network with the precision of `set_precision` in all layers, and the same weights.
 
-    The same network where nothing differs. Raises ValueError for layers that cannot change, which are quantised ones.
+    If nothing differs, the network itself is returned. Raises ValueError for quantised layers, which cannot change.
     """
     config = network.get_config()
     wanted = _with_policy(config, keras.mixed_precision.dtype_policy())
     if wanted == config:
         return network
-    # A layer takes its type when it is made, and those inside it take theirs from it: so all are made anew.
+    # A layer gets its dtype when it is built and passes it to the layers inside, so all layers are built again.
     changed: keras.Model = type(network).from_config(wanted)
     changed.set_weights(network.get_weights())
     return changed
 
 
 def _with_policy(config: Any, policy: keras.DTypePolicy) -> Any:
-    """The configuration of layers with another policy for all that compute with floating point."""
+    """The configuration of layers, with another policy for all layers that compute in floating point."""
     if isinstance(config, list | tuple):
         return type(config)(_with_policy(value, policy) for value in config)
     if not isinstance(config, dict):
@@ -88,9 +87,9 @@ def _with_policy(config: Any, policy: keras.DTypePolicy) -> Any:
 
 
 def pooled(backbone: Backbone, pooling: Literal["average", "max", "flatten"]) -> Backbone:
-    """The base with global pooling behind its feature map; as it is where it answers vectors, or for `flatten`.
+    """The base with global pooling after its feature map; unchanged if its output is a vector, and for `flatten`.
 
-    Everything after it sees vectors [batch, channels] instead of maps: they are fifty times smaller to keep.
+    The output becomes vectors [batch, channels], which take a fiftieth of the storage of feature maps.
     """
     features = backbone.network.outputs[0]
     if len(features.shape) == 2 or pooling == "flatten":
@@ -106,11 +105,11 @@ def pooled(backbone: Backbone, pooling: Literal["average", "max", "flatten"]) ->
 
 
 class Backbone:
-    """A pretrained network, how it sees pixels, and its blocks.
+    """A pretrained network, its preprocessing, and its blocks.
 
     `network` maps preprocessed float32 images [batch, height, width, 3], made as `image_input` says, to features,
     [batch, height, width, channels] or [batch, channels]. `preprocess` maps float32 pixels 0..255
-    [batch, height, width, 3] to what `network` expects. `blocks` run from the input to the output.
+    [batch, height, width, 3] to what `network` expects. `blocks` are ordered from the input to the output.
     """
 
     def __init__(self, *, name: str, image_input: ImageInput, network: keras.Model, preprocess: Preprocessing) -> None:
@@ -125,12 +124,12 @@ class Backbone:
         self._ends = [end for _, end in grouped]
 
     def cut(self, unfreeze: int | str) -> tuple[keras.Model | None, keras.Model | None]:
-        """The frozen and the unfrozen part for a phase's `unfreeze`; they share the weights of `network`.
+        """Cut the network into its frozen and its unfrozen part for a phase's `unfreeze`. Both share its weights.
 
-        `0` gives (network, None), `"all"` or the number of blocks (None, network), `n` puts the last n blocks into
-        the second part. A layer's name cuts at the nearest valid place at or before it, a block's name before the
-        block. One part after the other computes exactly what `network` does. Whether variables are trainable is left
-        as it is. Raises BackboneError when there are fewer blocks, no such layer or block, or nothing to train in the
+        `0` returns (network, None); `"all"`, or the number of blocks, (None, network); for `n` the second part is the
+        last n blocks. The name of a layer cuts at the nearest valid place at or before it, the name of a block before
+        the block. One part after the other computes exactly what `network` computes. `trainable` of variables is not
+        changed. Raises BackboneError if there are fewer blocks, no such layer or block, or nothing to train in the
         second part.
         """
         cut = self._find_cut(unfreeze)
@@ -148,7 +147,7 @@ class Backbone:
     def digest(self) -> str:
         """SHA-256 over the network's graph, configuration and weights, how an image is fitted, and the preprocessing.
 
-        The same in every process, and for the same network from another file. Changes as soon as a weight does.
+        It is the same in every process, and for the same network from another file. It changes with any weight.
         """
         parts = (
             json.dumps(self.image_input.describe(), sort_keys=True),
@@ -158,7 +157,7 @@ class Backbone:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def _find_cut(self, unfreeze: int | str) -> Cut | None:
-        """Where the frozen part ends; None when nothing is frozen."""
+        """The cut at the end of the frozen part; None if nothing is frozen."""
         if unfreeze == "all":
             return None
         if isinstance(unfreeze, str):
@@ -197,9 +196,9 @@ class Backbone:
 
 
 def network_digest(network: keras.Model) -> str:
-    """SHA-256 of a functional network, or of either half that a cut made of it, as 64 hexadecimal digits.
+    """SHA-256 of a functional network, or of one part of a cut network, as 64 hexadecimal digits.
 
-    Equal for two networks that compute the same from the same weights, whatever they are called, in any process.
+    It is equal for two networks with the same graph and the same weights, whatever their names, in any process.
     """
     digest = hashlib.sha256()
     _add_network(digest, network)
@@ -231,7 +230,7 @@ def _add_operation(digest: hashlib._Hash, node: Node) -> None:
 
 
 def _arguments(node: Node, tensors: dict[int, str]) -> Any:
-    """What the layer was called on: tensors by where they come from, anything else as it is."""
+    """The arguments of a layer's call: tensors by the node that made them, other values unchanged."""
 
     def replaced(argument: Any) -> Any:
         return tensors[id(argument)] if isinstance(argument, keras.KerasTensor) else argument
@@ -244,7 +243,7 @@ def _without_names(config: Any) -> Any:
         return [_without_names(value) for value in config]
     if not isinstance(config, dict):
         return config
-    # A dtype policy has a name that matters; only the configuration of a layer has both of these.
+    # The name of a dtype policy must stay. Only the configuration of a layer has both of these keys.
     dropped = {"name", "trainable"} if {"name", "trainable"} <= config.keys() else set()
     if config.keys() & {"batch_shape", "batch_input_shape"}:
         dropped = {"name"}
@@ -260,7 +259,7 @@ def _canonical(value: Any) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """Constants of bare operations (`x[:, 1:]`, `x * scale`): arrays by value, the rest without its address."""
+    """Constants of bare operations (`x[:, 1:]`, `x * scale`): arrays by value, other objects without their address."""
     if hasattr(value, "__array__"):
         return np.asarray(value).tolist()
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))

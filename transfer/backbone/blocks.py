@@ -2,13 +2,13 @@
 
 A node is one call of a layer (or of a bare operation such as `a + b`). A model nested in the network is one layer.
 
-Between two neighbouring cuts a stretch of the network cannot be divided. Such stretches are put
-together by the names that authors gave their layers, and where names say nothing, by the shape of the graph:
+Between two neighbouring cuts, a stretch of the network cannot be divided. Stretches are joined into blocks by the names
+of their layers, and without usable names by the shape of the graph:
 
 - stretches whose layers share a block's name, such as `conv4_block3_…` or `block6d_…`, are that block;
 - without a name, a stretch with parallel paths is a block, named after its last layer (`mixed7`);
 - without a name, in a plain chain, each layer with weights that is not a normalisation starts a block;
-- what holds only normalisation, activation or pooling belongs to the block before it, or opens the first one.
+- a stretch with only normalisation, activation or pooling belongs to the block before it, or begins the first one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from transfer.runtime.keras_private import call_of, inner_layers, own_trainable_
 
 @dataclass(frozen=True)
 class Node:
-    """One call of a layer: who was called, on which tensors, and what came out."""
+    """One call of a layer: the layer, its arguments, and its output tensors."""
 
     operation: Any
     inputs: tuple[Any, ...]
@@ -39,7 +39,7 @@ class Node:
 
     @property
     def is_input(self) -> bool:
-        """Whether this is where images enter the network."""
+        """Whether this is the input layer of the images."""
         return isinstance(self.operation, keras.layers.InputLayer)
 
     @property
@@ -50,17 +50,17 @@ class Node:
 
 @dataclass(frozen=True)
 class Cut:
-    """A tensor that carries everything: all nodes up to `position` feed it, all later ones depend on nothing else."""
+    """A tensor where the network can be cut: all nodes up to `position` feed it, all later nodes depend only on it."""
 
     position: int
     tensor: Any
 
 
 def nodes_in_order(network: keras.Model) -> list[Node]:
-    """The nodes of `network` from its input to its output, each after all that it depends on.
+    """The nodes of `network` from its input to its output, in topological order.
 
-    The order is depth first along each node's arguments, so it depends on the graph alone and not on the names of
-    layers or on what was built before.
+    The order is depth first along each node's arguments, so it depends only on the graph, not on names of layers or on
+    what was built before.
     """
     order: list[Node] = []
     seen: set[int] = set()
@@ -78,24 +78,24 @@ def nodes_in_order(network: keras.Model) -> list[Node]:
 
 
 def has_trainable_weights(network: keras.Model) -> bool:
-    """Whether training could change any weight of the network, also where layers are marked as frozen now."""
+    """Whether training can change any weight of the network, including layers that are frozen now."""
     return any(own_trainable_variables(layer) for layer in inner_layers(network))
 
 
 def trainable_parameters(network: keras.Model) -> int:
-    """How many numbers training could change, also where layers are marked as frozen now."""
-    # A layer that is called twice has its weights once.
+    """Number of parameters that training can change, including layers that are frozen now."""
+    # A layer that is called twice counts once.
     found = {id(weight): weight for layer in inner_layers(network) for weight in own_trainable_variables(layer)}
     return sum(prod(weight.shape) for weight in found.values())
 
 
 def has_batch_norms(network: keras.Model) -> bool:
-    """Whether a BatchNorm is in the network, those inside nested models included."""
+    """Whether the network has a BatchNorm, also inside nested models."""
     return any(isinstance(layer, keras.layers.BatchNormalization) for layer in inner_layers(network))
 
 
 def called_on(network: keras.Model, *shapes: tuple[int | None, ...]) -> keras.Model:
-    """The same layers, called again on inputs of other shapes (batch first): all shapes are then as known as these."""
+    """The same layers, called again on inputs of these shapes (batch first), so that all shapes are as definite."""
     inputs = [
         keras.Input(batch_shape=shape, name=entry.name, dtype=entry.dtype)
         for entry, shape in zip(network.inputs, shapes, strict=True)
@@ -107,10 +107,10 @@ def called_on(network: keras.Model, *shapes: tuple[int | None, ...]) -> keras.Mo
 def cut_points(nodes: list[Node], output: Any) -> list[Cut]:
     """All places where the network can be cut, from the input (first) to `output` (last).
 
-    A tensor is a cut when it is alone alive: everything before it was needed only to make it. Any order of the nodes
-    finds the same ones, because each node of the graph lies on a path from the input to the output, and so either
-    before or after such a tensor. A layer with weights that is called on both sides would be frozen and trained at
-    once, so no cut is made between its calls.
+    A tensor is a cut if it is the only live tensor: later nodes use nothing else that was computed before. Any order of
+    the nodes finds the same cuts, because each node is on a path from the input to the output, and so either before or
+    after such a tensor. A layer with weights that is called on both sides would be frozen and trained at once, so there
+    is no cut between its calls.
     """
     last_use = {id(tensor): position for position, node in enumerate(nodes) for tensor in node.inputs}
     last_use[id(output)] = len(nodes)
@@ -139,7 +139,7 @@ def multiply_adds(node: Node) -> int:
     """
     layer = node.operation
     if isinstance(layer, keras.Model) and layer.inputs:
-        # A nested model may be open to any image size, and is called on one here.
+        # A nested model may accept any image size; here it is called on a definite one.
         is_open = any(None in entry.shape[1:] for entry in layer.inputs)
         return network_flops(called_on(layer, *(tensor.shape for tensor in node.inputs)) if is_open else layer)
     if isinstance(layer, keras.layers.SeparableConv2D):
@@ -156,11 +156,11 @@ def _size(kernel: keras.Variable) -> int:
 
 
 def _positions(tensor: keras.KerasTensor) -> int:
-    """Places of a tensor [batch, …, channels]: all but the batch and the channels."""
+    """Number of positions in a tensor [batch, …, channels], without batch and channels."""
     return int(prod(tensor.shape[1:-1]))
 
 
-# How the families name blocks. Longer forms stand before the shorter ones that they contain.
+# Patterns of the names of blocks, by family. Longer patterns precede shorter ones that they contain.
 BLOCK_NAME = re.compile(
     r"""
       stage_\d+_block_\d+           # ConvNeXt
@@ -175,7 +175,7 @@ BLOCK_NAME = re.compile(
     """,
     re.VERBOSE,
 )
-# Layers whose weights adjust another layer's output; they never open a block.
+# Layers whose weights only adjust another layer's output. They never begin a block.
 ADJUSTING_LAYERS = (
     keras.layers.BatchNormalization,
     keras.layers.GroupNormalization,
@@ -196,31 +196,30 @@ class Block:
     flops: int
     """Multiply-adds for one image.
 
-    Counted are Conv2D, DepthwiseConv2D, SeparableConv2D, Conv2DTranspose and Dense, also inside nested models. All else
-    counts 0: additions, activations, pooling, normalisation (merged into a convolution when a network is served), and
-    the inside of a SavedModel, which cannot be seen.
-    """
+    Conv2D, DepthwiseConv2D, SeparableConv2D, Conv2DTranspose and Dense count, also inside nested models. Everything
+    else counts 0: additions, activations, pooling, normalisation (merged into a convolution for serving), and the
+    inside of a SavedModel, which is unknown. """
     output_shape: tuple[int | None, ...]
-    """Of its last layer, batch first."""
+    """Output shape of the last layer, batch first."""
     feature_bytes: int
     """Size of the output for one image as float32."""
 
 
 @dataclass
 class Stretch:
-    """Neighbouring nodes that are kept together, ending in a cut."""
+    """Neighbouring nodes that cannot be divided, up to a cut."""
 
     nodes: list[Node]
     cut: Cut
     name: str | None = None
     opens: bool = field(init=False)
-    """Whether it has weights of its own to train, beyond adjusting another layer's output."""
+    """Whether the stretch has trainable weights that do more than adjust another layer's output."""
 
     def __post_init__(self) -> None:
         self.opens = any(_opens_block(node) for node in self.nodes)
 
     def append(self, other: Stretch) -> None:
-        """Take in the stretch that follows."""
+        """Append the following stretch."""
         self.nodes += other.nodes
         self.cut = other.cut
         self.opens = self.opens or other.opens
@@ -250,7 +249,7 @@ def _indivisible(nodes: list[Node], cuts: list[Cut]) -> list[Stretch]:
 
 
 def _shared_name(nodes: list[Node]) -> str | None:
-    """The block's name that the layers agree on; where several are mixed, none of them fits."""
+    """The block name that the layers share; without one, the name of the last of several layers, else None."""
     names = {found for node in nodes if (found := _block_name(node.name))}
     if len(names) == 1:
         return names.pop()
@@ -274,10 +273,10 @@ def _join_by_name(stretches: list[Stretch]) -> list[Stretch]:
 
 
 def _merge(stretches: list[Stretch]) -> list[Stretch]:
-    """Give stretches that open no block to the block before them, and a leading one to the block after it."""
+    """Join stretches that begin no block to the block before them, and a leading one to the block after it."""
     merged: list[Stretch] = []
     for stretch in stretches:
-        if merged and not merged[-1].opens:  # only the first can be like this
+        if merged and not merged[-1].opens:  # only the first can begin no block
             stretch.nodes = merged.pop().nodes + stretch.nodes
         if merged and not stretch.opens:
             merged[-1].append(stretch)
@@ -291,7 +290,7 @@ def _opens_block(node: Node) -> bool:
 
 
 def _own_name(stretch: Stretch) -> str:
-    """A chain is named after the layer that opens it."""
+    """Name of a stretch without a block name; a chain is named after the layer that begins it."""
     return next((node.name for node in stretch.nodes if _opens_block(node)), stretch.nodes[-1].name)
 
 

@@ -1,12 +1,11 @@
-"""Bases that end in a classifier.
+"""Detection of bases that end in a classifier.
 
-The answers of a classifier tell its own classes apart and little else. As features they make a model that works, and is
-far worse than one on the layer before them, so such a base is refused unless the configuration accepts it.
+The outputs of a classifier separate its own classes and little else. A model on them works, but is far worse than a
+model on the layer before them. So such a base is refused unless the configuration accepts it.
 
-Inside a Keras network the end is looked at: a softmax or sigmoid is a classifier's. A linear Dense layer is one where
-its width looks like a number of classes: below 64, or no multiple of 16, as the widths of features are (64, 512, 1280)
-and the numbers of classes seldom (10, 100, 1000, 21843). The inside of a SavedModel cannot be seen: its outputs are
-counted, and looked at for two images.
+In a Keras network, a final softmax or sigmoid means a classifier. So does a final linear Dense layer whose width looks
+like a number of classes (10, 100, 1000, 21843): below 64, or no multiple of 16, unlike usual widths of features (64,
+512, 1280). The inside of a SavedModel is unknown, so its outputs are counted, and computed for two images.
 """
 
 from __future__ import annotations
@@ -23,15 +22,15 @@ from transfer.backbone.hub import SavedModelLayer
 from transfer.errors import ClassifierBaseError
 
 IMAGENET_CLASSES = {1000, 1001, 21841, 21843}
-"""ImageNet and all of its 21,000 classes, each with and without a class for the background."""
+"""Numbers of classes of ImageNet-1k and ImageNet-21k, each with and without a background class."""
 FEWEST_FEATURES = 64
 FEATURES_MULTIPLE = 16
 PROBABILITY_TOLERANCE = 1e-3
-"""Largest distance from 1 of a sum of probabilities, which modules in half precision round."""
+"""Largest distance of a sum of probabilities from 1, as modules in half precision round."""
 
-# By the name of a layer's class or of its activation function, in small letters and without underscores.
+# Names of a layer's class or of its activation function, in lower case without underscores.
 _PROBABILITIES = {"softmax", "sparsemax", "logsoftmax", "sigmoid", "logsigmoid", "hardsigmoid"}
-# What does not change the numbers in inference, or only averages each of them over the map.
+# Layers that do nothing in inference, or only average each channel over the map.
 _PASSING_ON = {
     "dropout",
     "spatialdropout2d",
@@ -51,7 +50,7 @@ _ACCEPT = "Or set base.accept_head to true, where these outputs are the features
 
 
 def refuse_classifier(name: str, network: keras.Model) -> None:
-    """Raise ClassifierBaseError when `network`, read from a user's file or folder, answers classes and not features."""
+    """Raise ClassifierBaseError if `network`, from a user's file or folder, outputs classes instead of features."""
     last = nodes_in_order(network)[-1].operation
     if isinstance(last, SavedModelLayer):
         _refuse_saved_model(name, last, network)
@@ -66,21 +65,21 @@ def refuse_classifier(name: str, network: keras.Model) -> None:
 
 @dataclass(frozen=True)
 class Classifier:
-    """The end of a network, found to be a classifier."""
+    """A classifier at the end of a network."""
 
     layer: str
-    """The layer that weighs the classes."""
+    """The layer that computes the logits."""
     outputs: int
     probabilities: bool
     """Whether a softmax or sigmoid follows."""
     before: str | None
-    """The last layer before it, of the network itself or of the one that `inside` names; None: the input."""
+    """The layer before the logits, in the network or in the nested model `inside`; None: the input."""
     inside: str | None = None
-    """The nested model in which both of them are."""
+    """The nested model that contains both layers; None: the network itself."""
 
 
 def find_classifier(network: keras.Model) -> Classifier | None:
-    """The classifier that a functional network ends in; None where it ends in features."""
+    """The classifier at the end of a functional network; None if it ends in features."""
     nodes = nodes_in_order(network)
     made_by = {id(tensor): node for node in nodes for tensor in node.outputs}
     node = made_by[id(network.outputs[0])]
@@ -95,7 +94,7 @@ def find_classifier(network: keras.Model) -> Classifier | None:
             return Classifier(node.name, _width(node), True, before) if kinds & _PROBABILITIES else None
         probabilities = nested.probabilities or bool(kinds & _PROBABILITIES)
         if nested.before is None or any(earlier.weights for earlier in nodes[: nodes.index(node)]):
-            # The nested model is a head, and not the whole network.
+            # The nested model is only a head, not the whole network.
             return Classifier(nested.layer, nested.outputs, probabilities, before)
         return Classifier(nested.layer, nested.outputs, probabilities, nested.before, nested.inside or node.name)
     probabilities = bool((kinds | _kinds(node)) & _PROBABILITIES)
@@ -105,7 +104,7 @@ def find_classifier(network: keras.Model) -> Classifier | None:
 
 
 def _counts_classes(node: Node, behind: set[str]) -> bool:
-    """Whether a layer is linear up to the network's output, and as wide as there are classes."""
+    """Whether only linear layers follow a layer, and its width looks like a number of classes."""
     convolves = isinstance(node.operation, keras.layers.Conv2D)
     if not convolves and not isinstance(node.operation, keras.layers.Dense):
         return False
@@ -118,11 +117,11 @@ def _counts_classes(node: Node, behind: set[str]) -> bool:
 
 
 def _kinds(node: Node) -> set[str]:
-    """What a layer is, as in the sets above; of a nested model all that is in it."""
+    """Names of a layer as in the sets above; for a nested model those of all its layers."""
     operation = node.operation
     if isinstance(operation, keras.Model) and operation.inputs:
         return {kind for inner in nodes_in_order(operation) if not inner.is_input for kind in _kinds(inner)}
-    # A layer that only applies a function is as that function.
+    # A layer that only applies a function counts as that function.
     names = [] if isinstance(operation, keras.layers.Activation) else [type(operation).__name__]
     activation = getattr(operation, "activation", None)
     if activation is not None:
@@ -131,7 +130,7 @@ def _kinds(node: Node) -> set[str]:
 
 
 def _before(node: Node, made_by: dict[int, Node]) -> str | None:
-    """The layer whose output a layer works on, behind what passes it on."""
+    """The layer before a layer, without layers that only pass their input on."""
     while len(node.inputs) == 1:
         node = made_by[id(node.inputs[0])]
         if node.is_input:
@@ -180,7 +179,7 @@ def _answers_probabilities(network: keras.Model) -> bool:
 
     @tf.function
     def answer() -> Any:
-        # Under a strategy, a module finds its variables only on a replica.
+        # Under a distribution strategy, a module can read its variables only on a replica.
         return strategy.run(lambda: network(images, training=False))
 
     answers = strategy.experimental_local_results(answer())[0].numpy()

@@ -1,4 +1,4 @@
-"""What the readers of networks share: their result, and files that may lie in S3 or in an archive."""
+"""Common code of the readers of networks: their result, and files in S3 or in archives."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Preprocessing:
     function: Callable[[Any], Any] = field(compare=False)
 
     def __call__(self, images: Any) -> Any:
-        """The images as the network expects them, float32 of the same shape."""
+        """Preprocess images; returns float32 of the same shape."""
         return self.function(images)
 
 
@@ -57,7 +57,7 @@ RANGES = {
 INITIAL_WEIGHTS_SEED = 0
 HDF5_SUFFIXES = (".h5", ".hdf5")
 
-# Bounds on what one archive or S3 prefix may bring. The largest image networks are below 3 GB.
+# Limits of one archive or S3 prefix. The largest image networks are below 3 GB.
 MAX_MODULE_BYTES = 8 * 1024**3
 MAX_MODULE_FILES = 10_000
 
@@ -82,12 +82,12 @@ class LoadedNetwork:
 
 @contextmanager
 def all_weights_or_none() -> Iterator[None]:
-    """Raise ValueError, in a sentence that begins with what does not fit, unless a file has the weights of all layers.
+    """Raise ValueError, with the first mismatch, unless the file that the block loads has the weights of all layers.
 
-    Where it has none for layers inside of others, Keras only warns, and goes on with fresh ones.
+    For missing weights of nested layers Keras only warns, and leaves them at their initial values.
     """
     with warnings.catch_warnings(record=True) as caught:
-        # Not raised at once: of a file of another network, Keras says later which layers do not fit.
+        # Not raised at once: for a file of another network, Keras says later which layers do not fit.
         warnings.filterwarnings("always", message=_FRESH_WEIGHTS, category=UserWarning)
         try:
             yield
@@ -100,7 +100,7 @@ def all_weights_or_none() -> Iterator[None]:
 
 
 def _what_does_not_fit(said: str) -> str:
-    """What Keras said of a file of weights, which takes it a page where several layers do not fit."""
+    """The first mismatch in Keras's message about a file of weights, which can take a page."""
     found = _UNFIT_LAYERS.match(said)
     if found is None:
         return said
@@ -111,9 +111,9 @@ def _what_does_not_fit(said: str) -> str:
 
 @contextmanager
 def fixed_seed() -> Iterator[None]:
-    """Initialise what is built in the block alike in every process: each worker must start from the same base.
+    """Give layers that are built in the block the same initial weights in every process, so that workers agree.
 
-    Keras draws the seeds of its initialisers from Python's generator, which is left as it was.
+    Keras draws the seeds of its initialisers from Python's generator, whose state is restored afterwards.
     """
     state = random.getstate()
     random.seed(INITIAL_WEIGHTS_SEED)
@@ -129,7 +129,7 @@ def is_s3(uri: str) -> bool:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The known names that look most like `name`, as the end of a piece of advice; empty when none does."""
+    """The known names most similar to `name`, as the end of an advice; empty if none is similar."""
     by_lower = {candidate.lower(): candidate for candidate in known}
     close = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)
     return f" Nearest: {', '.join(by_lower[match] for match in close)}." if close else ""
@@ -138,7 +138,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 def local_file(uri: str, *, directory: Path, storage: StorageConfig | None) -> Path:
     """A local path to the file at `uri`: the path itself, or a copy in `directory` of an `s3://` object.
 
-    Raises BackboneError when there is no such file, StorageError when S3 cannot be read.
+    Raises BackboneError if there is no such file, StorageError if S3 cannot be read.
     """
     if not is_s3(uri):
         path = path_here(uri)
@@ -155,9 +155,9 @@ def local_file(uri: str, *, directory: Path, storage: StorageConfig | None) -> P
 
 
 def local_folder(uri: str, *, directory: Path, storage: StorageConfig | None) -> Path:
-    """A copy in `directory` of all objects under the `s3://` prefix `uri`, with their relative names.
+    """Copy all objects under the `s3://` prefix `uri` into `directory`, with their relative names.
 
-    Raises BackboneError when nothing is there, when it is too much, or when a name leaves the prefix.
+    Raises BackboneError if there are none, if they are too many or too large, or if a name leads out of the prefix.
     """
     store = open_at(uri, storage)
     objects = list(store.list())
@@ -172,7 +172,7 @@ def local_folder(uri: str, *, directory: Path, storage: StorageConfig | None) ->
 
 
 def saved_model_in(folder: Path) -> Path | None:
-    """The folder of the SavedModel that a folder is, or has a level down, as archives do; None where there is none."""
+    """The folder of the SavedModel: the folder itself or, as in archives, one a level down; None if there is none."""
     inner = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     return next((path for path in [folder, *inner] if (path / "saved_model.pb").is_file()), None)
 
@@ -180,8 +180,8 @@ def saved_model_in(folder: Path) -> Path | None:
 def unpack_tar(archive: Path, *, directory: Path, shown_as: str) -> Path:
     """Unpack a `.tar.gz` of a module into the empty `directory` and return it.
 
-    Only plain files and folders inside the archive's own root are accepted, up to MAX_MODULE_FILES files and
-    MAX_MODULE_BYTES. Raises BackboneError otherwise, and when the archive is damaged.
+    Only plain files and folders inside the root of the archive are accepted, up to MAX_MODULE_FILES files and
+    MAX_MODULE_BYTES. Raises BackboneError otherwise, and if the archive is damaged.
     """
     bounds = Bounds(MAX_MODULE_FILES, MAX_MODULE_BYTES, "a module may have", hard_links=False)
     try:
@@ -210,7 +210,7 @@ def _safe_relative(where: str, name: str) -> PurePosixPath:
 
 
 def check_bounds(where: str, *, files: int, size_bytes: int) -> None:
-    """Raise BackboneError for more than one SavedModel has."""
+    """Raise BackboneError for more files or bytes than a SavedModel may have."""
     if files > MAX_MODULE_FILES or size_bytes > MAX_MODULE_BYTES:
         raise BackboneError(
             f"{where} holds more than {MAX_MODULE_FILES:,} files or {MAX_MODULE_BYTES:,} bytes.",

@@ -2,7 +2,7 @@
 
 A reusable SavedModel is a folder whose loaded object can be called on images. It may list its `variables`,
 `trainable_variables` and `regularization_losses`. It may be a folder, a `.tar.gz`, either of them in S3, or a handle
-that tensorflow-hub resolves. Its inside cannot be seen, so such a base has one block: `unfreeze` is 0 or `all`.
+that tensorflow-hub resolves. Its inside is unknown, so such a base has one block: `unfreeze` is 0 or `all`.
 
 A SavedModel is a program: it may read and write files when it runs. Use only those that you trust.
 """
@@ -29,19 +29,19 @@ from transfer.errors import BackboneError
 from transfer.storage import sha256_of_file
 
 ARCHIVE_SUFFIXES = (".tar.gz", ".tgz")
-# Where a module answers several tensors by name: the names that stand for its main one, first match wins.
+# Names of the main output of a module with several named outputs; the first match wins.
 MAIN_OUTPUTS = ("default", "logits")
 
 
 class SavedModelLayer(keras.layers.Layer):
     """A reusable SavedModel as a layer: float32 images [batch, size, size, 3] to the module's main output.
 
-    Its variables are the module's own, so that gradients and checkpoints reach what the module computes with. While
-    it is trainable, the module's regularisation losses are among the layer's `losses`. It computes in the types of the
-    module's graph under any precision policy. Make it in the distribution strategy's scope.
+    Its variables are those of the module, so gradients and checkpoints reach the variables that the module uses. While
+    the layer is trainable, the module's regularisation losses are among its `losses`. It computes in the types of the
+    module's graph under any precision policy. Build it in the scope of the distribution strategy.
 
-    The configuration identifies the module by the SHA-256 of its files; a layer is made from a folder, never from a
-    configuration. Raises BackboneError when the folder is no such module or does not take images of that size.
+    The layer's configuration identifies the module by the SHA-256 of its files. A layer is built from a folder, never
+    from a configuration. Raises BackboneError if the folder is no such module or does not accept images of that size.
     """
 
     def __init__(self, folder: Path, *, image_shape: tuple[int, ...], shown_as: str) -> None:
@@ -50,15 +50,15 @@ class SavedModelLayer(keras.layers.Layer):
         self.module = _load_module(folder, shown_as)
         self._takes_training = "training" in inspect.signature(self.module.__call__).parameters
         self.output_key = self._choose_output(image_shape, shown_as)
-        """Key or index of the output that is used; None where the module answers a single tensor."""
+        """Key or index of the output that is used; None if the module has a single output tensor."""
         trained, fixed = _float_variables(self.module)
-        # Keras tracks variables that it finds in an attribute. It calls this the layer's weights.
+        # Keras tracks variables in attributes, and counts these as the layer's weights.
         self.module_variables = [_adopt(v, trainable=True) for v in trained] + [
             _adopt(v, trainable=False) for v in fixed
         ]
         losses = list(getattr(self.module, "regularization_losses", []))
         if losses and trained:
-            # Keras asks a variable's regulariser only while the variable is trained, which is when these count.
+            # Keras calls the regulariser of a variable only while the variable is trainable, as it should be here.
             self.module_variables[0].regularizer = ModuleRegularizer(losses)
         self.built = True
 
@@ -69,7 +69,7 @@ class SavedModelLayer(keras.layers.Layer):
         return output if self.output_key is None else output[self.output_key]
 
     def get_config(self) -> dict[str, Any]:
-        """What identifies the module, besides its weights."""
+        """The configuration, which identifies the module by its files."""
         return {**super().get_config(), "files_sha256": self._files_sha256, "output": self.output_key}
 
     def _choose_output(self, image_shape: tuple[int, ...], shown_as: str) -> str | int | None:
@@ -97,7 +97,7 @@ class SavedModelLayer(keras.layers.Layer):
 
 
 class ModuleRegularizer(keras.Regularizer):
-    """The sum of a module's own regularisation losses. The module knows which variables they are about."""
+    """The sum of a module's regularisation losses; the module applies them to its variables itself."""
 
     def __init__(self, losses: list[Any]) -> None:
         self._losses = losses
@@ -113,9 +113,9 @@ def is_remote_handle(model: str) -> bool:
 
 
 def load_saved_model(config: BaseNetworkConfig, *, storage: StorageConfig | None) -> LoadedNetwork:
-    """The module that `config.model` leads to, as a network of one layer.
+    """Load the module at `config.model` as a network of one layer.
 
-    Raises BackboneError when it cannot be fetched or unpacked, or is not a reusable SavedModel for such images.
+    Raises BackboneError if it cannot be fetched or unpacked, or is not a reusable SavedModel for such images.
     """
     if config.weights == "none":
         raise BackboneError(
@@ -144,7 +144,7 @@ def load_saved_model(config: BaseNetworkConfig, *, storage: StorageConfig | None
 
 
 def _fetch(model: str, scratch: Path, storage: StorageConfig | None) -> Path:
-    """A local folder with the module in it."""
+    """Bring the module to a local folder, and return the folder."""
     if is_remote_handle(model):
         return _resolve(model)
     if model.endswith(ARCHIVE_SUFFIXES):
@@ -159,7 +159,7 @@ def _fetch(model: str, scratch: Path, storage: StorageConfig | None) -> Path:
 
 def _resolve(handle: str) -> Path:
     with warnings.catch_warnings():
-        # Importing it warns about pkg_resources and loads tf_keras, which warns too: nothing a user can act on.
+        # The import warns about pkg_resources and loads tf_keras, which warns, too. Users can do nothing about it.
         warnings.simplefilter("ignore")
         import tensorflow_hub
     try:
@@ -173,9 +173,10 @@ def _resolve(handle: str) -> Path:
 
 
 def _files_sha256(folder: Path, shown_as: str) -> str:
-    """SHA-256 of all that TensorFlow reads of a module: the graph, the values of its variables, and its assets.
+    """SHA-256 of all files of a module that TensorFlow reads: the graph, the values of its variables, and its assets.
 
-    Values that no variable of ours stands for (tables, integers, what the module does not list) are in it, too.
+    It includes values that the layer has no variable for: tables, integers, and variables that the module does not
+    list.
     """
     graph = folder / "saved_model.pb"
     if not graph.is_file():
@@ -204,10 +205,11 @@ def _load_module(folder: Path, shown_as: str) -> Any:
 
 
 def _float_variables(module: Any) -> tuple[list[Any], list[Any]]:
-    """The module's variables of floating point: those that may be trained, and the others.
+    """The module's floating-point variables: the trainable ones, and the others.
 
-    They are what its function computes with, whether or not the module lists it as `variables`. Where the module says
-    nothing of `trainable_variables`, each variable itself does. Others (counters, words) are left to the module.
+    These are the variables that its function uses, whether or not the module lists them in `variables`. If the module
+    has no `trainable_variables`, the attribute of each variable decides. Other variables (counters, words) are left to
+    the module.
     """
     captured = [variable for function in module.__call__.concrete_functions for variable in function.variables]
     listed = getattr(module, "trainable_variables", None)
@@ -224,7 +226,7 @@ def _adopt(variable: Any, *, trainable: bool) -> keras.Variable:
 
 
 def _short_name(model: str) -> str:
-    """What messages call the module: `feature_vector`, or `feature_vector/5` where the handle ends in a version."""
+    """Name of the module in messages: `feature_vector`, or `feature_vector/5` if the handle ends in a version."""
     parts = [part for part in model.partition("?")[0].split("/") if part]
     name = "/".join(parts[-2:]) if parts[-1].isdigit() else parts[-1]
     for suffix in ARCHIVE_SUFFIXES:

@@ -1,7 +1,7 @@
-"""SHA-256 of the files that a base is read from, so that a replaced file counts as another base.
+"""SHA-256 of the files of a base, so that a replaced file counts as another base.
 
-Needs no TensorFlow: a driver names runs by it. What can only be known of a base by loading it (the weights behind
-`imagenet`, a handle that tensorflow-hub resolves) `training/run.py` compares.
+It needs no TensorFlow, because the driver derives ids of runs from it. Bases that are known only after loading (the
+weights behind `imagenet`, a handle that tensorflow-hub resolves) are compared by `training/run.py`.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from transfer.errors import BackboneError
 from transfer.storage import Store, StoredObject, sha256_of_file
 
 _FILE_SUFFIXES = (".keras", ".h5", ".tar.gz", ".tgz")
-"""What names one object in a bucket; any other name is the prefix of a SavedModel."""
+"""Suffixes of single objects in a bucket; any other name is the prefix of a SavedModel."""
 _SETTLED_NS = 2 * 10**9
-"""A file that was changed less than this before it was read may change again within its clock's tick."""
+"""A file that changed less than this before it was read may change again within the resolution of its times."""
 _READ_SIZE_BYTES = 8 * 1024**2
 
 _known: dict[tuple[object, ...], str] = {}
-"""SHA-256 of what was read in this process, by all that changes with the content."""
+"""SHA-256 of the files that this process has read, by path or name, size and times or stamp."""
 
 
 def base_digests(config: BaseNetworkConfig, *, storage: StorageConfig | None) -> dict[str, str]:
-    """SHA-256 of what the keys `model` and `weights` name: of a file, or of all files of a SavedModel with their names.
+    """SHA-256 of the files of the keys `model` and `weights`; for a SavedModel of all files and their names.
 
-    A key that names no file has no entry: a network of keras.applications, its weights `imagenet` or `none`, a handle
-    that tensorflow-hub resolves. Neither has one whose file is not there: loading it says so. `storage` says how to
-    reach `s3://` files. Raises BackboneError for a folder that is too large for one SavedModel, StorageError from S3.
+    A key without a file has no entry: a network of keras.applications, its weights `imagenet` or `none`, a handle that
+    tensorflow-hub resolves. A missing file has no entry either; loading it will raise the error. `storage`: how `s3://`
+    files are reached. Raises BackboneError for a folder that is too large for a SavedModel, StorageError from S3.
     """
     named = {"model": config.model if is_model_file(config.model) else None, "weights": config.weights_file}
     digests = {key: _digest(name, storage) for key, name in named.items() if name is not None}
@@ -42,10 +42,10 @@ def base_digests(config: BaseNetworkConfig, *, storage: StorageConfig | None) ->
 
 
 def base_identity(config: BaseNetworkConfig, *, storage: StorageConfig | None) -> dict[str, Any]:
-    """The section `base` for what is named by it: files by their SHA-256, for the same file has another path elsewhere.
+    """The section `base` for ids, with the SHA-256 of files instead of their paths, which differ between machines.
 
-    A permission is left out: `accept_head` decides whether a base is refused, and not what is learned on it. Raises
-    what `base_digests` raises.
+    `accept_head` is left out: it decides whether a base is refused, not what is learned on it. Raises what
+    `base_digests` raises.
     """
     files = base_digests(config, storage=storage)
     return config.model_dump(mode="json", exclude={"accept_head"}) | {
@@ -81,7 +81,7 @@ def _sha256(path: Path) -> str:
             return _known[stamp]
         started_ns = time.time_ns()
         digest = sha256_of_file(path)
-        # `ctime` is the one time that nobody can set.
+        # `ctime` is the only time that programs cannot set.
         settled = started_ns - path.stat().st_ctime_ns > _SETTLED_NS and _stamp(path) == stamp
     except OSError as error:
         raise BackboneError(f"{path} cannot be read: {error}.", advice="It is a file of the base network.") from error
@@ -99,7 +99,7 @@ def _digest_in_bucket(uri: str, storage: StorageConfig | None) -> str | None:
     if uri.endswith(_FILE_SUFFIXES):
         parent, _, name = uri.rpartition("/")
         store = open_at(parent, storage)
-        # Listed, and not asked for alone: only a listing has the stamp. It begins with the name itself.
+        # A listing, because only it has the stamp. The object with exactly this name comes first.
         first = next(iter(store.list(name)), None)
         return _object_sha256(store, first, storage) if first is not None and first.name == name else None
     store = open_at(uri, storage)
@@ -114,16 +114,16 @@ def _object_sha256(store: Store, item: StoredObject, storage: StorageConfig | No
         return _known[stamp]
     digest = hashlib.sha256()
     with store.open(item.name) as file:
-        # Each read is a request: hashlib's own `file_digest` would make thirty times as many.
+        # Each read is a request; hashlib's `file_digest` would make thirty times as many.
         while piece := file.read(_READ_SIZE_BYTES):
             digest.update(piece)
-    # A service that says nothing that changes with the content is asked again.
+    # Without a stamp the object is read again each time.
     if item.stamp:
         _known[stamp] = digest.hexdigest()
     return digest.hexdigest()
 
 
 def combined_sha256(files: Iterable[tuple[str, str]]) -> str:
-    """SHA-256 of several files, whatever order they come in: their relative names and the SHA-256 of each."""
+    """SHA-256 over the relative names and digests of several files, independent of their order."""
     lines = sorted(f"{digest} {name}\n" for name, digest in files)
     return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()

@@ -14,17 +14,16 @@ from transfer.backbone.files import MAX_MODULE_BYTES, RANGES, LoadedNetwork, all
 from transfer.config import BaseNetworkConfig, StorageConfig
 from transfer.errors import BackboneError
 
-# Keras reads the description of the layers whole. That of a network of thousands of layers has a few megabytes.
+# Keras reads the description of the layers into memory. For thousands of layers it has a few megabytes.
 MAX_DESCRIPTION_BYTES = 64 * 1024**2
 
 
 def load_keras_file(config: BaseNetworkConfig, *, storage: StorageConfig | None) -> LoadedNetwork:
-    """The functional or sequential model in the file, from one image to one output.
+    """Load the functional or sequential model in the file, from one image to one output.
 
-    `weights: none` starts it with random weights, the same in every process. A model whose height and width are open
-    is fixed to `config.image_size`. It computes in the precision that is set, whatever it was saved with. Code in the
-    file (Lambda layers, classes of other packages) is never run. Raises BackboneError when the file cannot be used
-    like this.
+    With `weights: none` it has random weights, the same in every process. If its height and width are open, they become
+    `config.image_size`. It computes in the precision of `set_precision`, whatever it was saved with. Code in the file
+    (Lambda layers, classes of other packages) is never run. Raises BackboneError if the file cannot be used.
     """
     model = _in_chosen_precision(config, _as_functional(config, _read(config, storage)))
     if config.weights == "none":
@@ -52,7 +51,7 @@ def _read(config: BaseNetworkConfig, storage: StorageConfig | None) -> keras.Mod
 
 
 def _check_sizes(path: Path) -> None:
-    """Raise ValueError where the archive unpacks to more than any network has. It unpacks to no more than it says."""
+    """Raise ValueError if the archive unpacks to more than any network has. Its headers limit what it unpacks to."""
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
             limit = MAX_DESCRIPTION_BYTES if member.filename.endswith(".json") else MAX_MODULE_BYTES
@@ -61,7 +60,7 @@ def _check_sizes(path: Path) -> None:
 
 
 def _as_functional(config: BaseNetworkConfig, model: keras.Model) -> keras.Model:
-    """One plain tensor in, one out; also for sequential models and dictionaries of a single tensor."""
+    """The model as a functional one with one input and one output tensor; dictionaries of one tensor are unwrapped."""
     inputs = getattr(model, "inputs", None)
     outputs = getattr(model, "outputs", None)
     if not inputs or not outputs or len(inputs) != 1 or len(outputs) != 1:

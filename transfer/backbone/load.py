@@ -1,4 +1,4 @@
-"""Finding, reading and checking the pretrained network that a configuration names."""
+"""Find, read and check the pretrained network of a configuration."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from transfer.runtime.numerics import use_own_keras
 def describe(backbone: Backbone) -> list[dict[str, Any]]:
     """One row a block, from the input to the output, of JSON's own types.
 
-    depth: the `unfreeze` that trains this block and all above it. block: its name. layers: names, in order.
-    parameters. flops: multiply-adds for one image (which layers count: `network_flops`). flops_share: of the whole
-    network. trained_flops_share: of the part that would be trained. output_shape: for one image.
-    feature_bytes: of the block's output for one image, as float32. cached_bytes: of the cached features of one image
-    when this depth is trained, which are the output of the block before; 0 where nothing is frozen.
+    depth: the `unfreeze` that trains this block and all blocks after it. block: its name. layers: their names, in
+    order. parameters: their number. flops: multiply-adds for one image (`network_flops`). flops_share: share of the
+    block in the whole network, 0 to 1. trained_flops_share: share of the trained part. output_shape: for one image.
+    feature_bytes: size of the block's output for one image, as float32. cached_bytes: size of the cached features of
+    one image at this depth, the output of the block before; 0 if nothing is frozen.
     """
     total = sum(block.flops for block in backbone.blocks)
     rows: list[dict[str, Any]] = []
@@ -53,9 +53,9 @@ def describe(backbone: Backbone) -> list[dict[str, Any]]:
 
 
 def build_backbone(config: Config) -> Backbone:
-    """The pretrained base of a configuration, pooled as its head wants it, for images as its dataset has them.
+    """Load the base of a configuration, pooled as its head wants it, in the scope of the current strategy.
 
-    In the current distribution strategy's scope. Raises what `load_backbone` raises.
+    It sees images as the dataset of the configuration has them. Raises what `load_backbone` raises.
     """
     depth = config.dataset.image_depth
     return pooled(load_backbone(config.base, storage=config.storage, depth=depth), config.head.pooling)
@@ -64,10 +64,10 @@ def build_backbone(config: Config) -> Backbone:
 def load_backbone(
     config: BaseNetworkConfig, *, storage: StorageConfig | None = None, depth: Depth = "reject"
 ) -> Backbone:
-    """The network that `config` names, in the current distribution strategy's scope.
+    """Load the network of `config` in the scope of the current distribution strategy.
 
-    `storage` says how to reach `s3://` files (endpoint and region); credentials come from the environment. `depth`: how
-    images of 16 bits a channel become its input. Raises BackboneError when the network is unknown, cannot be read, or
+    `storage`: how `s3://` files are reached (endpoint and region); credentials come from the environment. `depth`: how
+    images of 16 bits a channel become its input. Raises BackboneError if the network is unknown, cannot be read, or
     cannot serve as a base; StorageError from S3.
     """
     use_own_keras()

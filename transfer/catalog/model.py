@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, field_validator
 
 from transfer.catalog import layout
 from transfer.catalog.layout import Number, check_name
+from transfer.catalog.run import DatasetVersion
 
 
 class ModelFile(BaseModel):
@@ -25,6 +26,70 @@ class ModelFile(BaseModel):
         return check_name(name)
 
 
+class BaseDigest(BaseModel):
+    """The network that a model was trained on: `base.model`, and the SHA-256 of what it was pretrained to be."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    sha256: str
+
+
+class TrainedWeights(BaseModel):
+    """The number of a run's checkpoint, and the SHA-256 of its weights."""
+
+    model_config = ConfigDict(frozen=True)
+
+    checkpoint: int
+    sha256: str
+
+
+class ReportedMetrics(BaseModel):
+    """What a version's report says, on which split."""
+
+    model_config = ConfigDict(frozen=True)
+
+    loss: float
+    accuracy: float
+    split: str
+
+
+class Parity(BaseModel):
+    """How far the exported model's probabilities were from the evaluated ones, on so many images."""
+
+    model_config = ConfigDict(frozen=True)
+
+    images: int
+    largest_difference: float
+    by_loader: dict[str, float]
+
+
+class Provenance(BaseModel):
+    """Where a model version comes from."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run: str
+    """Id of the run that was published."""
+    dataset: str
+    """Reference of the dataset version that it was trained on: `flowers/00000003`."""
+    base: BaseDigest
+    weights: TrainedWeights
+    report: Number
+    """Of the run's reports, the one that the version was published with."""
+    metrics: ReportedMetrics
+    config: dict[str, Any]
+    """The run's configuration, as the release that trained it had it, without the section `storage`."""
+    parity: Parity | None = None
+    """None before the proof: inside of the exported model."""
+
+    @property
+    def dataset_version(self) -> DatasetVersion:
+        """Name and number of the dataset version."""
+        name, _, number = self.dataset.rpartition("/")
+        return DatasetVersion(name=name, number=int(number))
+
+
 class ModelVersion(BaseModel):
     """A published version: whole, verified, never changed."""
 
@@ -37,7 +102,7 @@ class ModelVersion(BaseModel):
     classes: tuple[str, ...]
     untrained_classes: tuple[str, ...] = ()
     """Those without training images, which it never answers; a version of an earlier release names none."""
-    provenance: dict[str, Any]
+    provenance: Provenance
     published_after: int | None = None
     """Number of the promotion in force when it was published; 0 when there was none, None in earlier releases."""
 

@@ -1,4 +1,4 @@
-"""What all commands have in common: options, and how answers and errors are printed."""
+"""Common parts of all commands: options, and printing answers and errors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transfer.config import Config
     from transfer.storage import Store
 
-# What temporary files meet: no error of the program, whose own files a store answers for.
+# Errors of temporary files, such as a full disk; errors of storage are StorageErrors.
 _OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 GOES_ON = "What is done is kept: the same command goes on"
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML configuration.")]
@@ -37,14 +37,14 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout,
 
 
 def load(path: Path, overrides: list[str] | None) -> Config:
-    """The configuration with its overrides."""
+    """Load the configuration with its overrides."""
     from transfer.config import load_config
 
     return load_config(path, overrides or [])
 
 
 def opened(path: Path, overrides: list[str] | None) -> tuple[Config, Store]:
-    """The configuration with its overrides, and its storage."""
+    """Load the configuration with its overrides, and open its storage."""
     from transfer.storage import open_store
 
     loaded = load(path, overrides)
@@ -52,7 +52,7 @@ def opened(path: Path, overrides: list[str] | None) -> tuple[Config, Store]:
 
 
 def opened_to_write(path: Path, overrides: list[str] | None) -> tuple[Config, Store]:
-    """The same, found fit to decide between two who write at once."""
+    """The same, and probe that the storage is safe with several writers."""
     from transfer.storage import probe
 
     loaded, store = opened(path, overrides)
@@ -61,17 +61,17 @@ def opened_to_write(path: Path, overrides: list[str] | None) -> tuple[Config, St
 
 
 def with_promote(overrides: list[str] | None, promote: str | None) -> list[str]:
-    """The overrides with the option `--promote` among them."""
+    """The overrides, including the option `--promote`."""
     return [*(overrides or []), *([] if promote is None else [f"publish.promote={promote}"])]
 
 
 def run(work: Callable[[], dict[str, Any]], as_json: bool, *, interrupted: str = "") -> None:
-    """Do a command's work, then print what came out of it; an error that a user can act on ends the process.
+    """Do a command's work and print its answer. A TransferError ends the process.
 
     Args:
-        work: Does it, and returns the answer: values of JSON's own types, by their names.
+        work: Does the work and returns the answer: values of JSON's own types by name.
         as_json: Print the answer as one JSON object; else as lines and tables.
-        interrupted: What to say after Ctrl-C, without a full stop.
+        interrupted: Sentence to print after Ctrl-C, without a full stop.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with _log_on_stderr(), _interrupt_explained(interrupted), errors_explained(), _stdout_kept_clean() as stdout:
@@ -89,7 +89,7 @@ def run(work: Callable[[], dict[str, Any]], as_json: bool, *, interrupted: str =
 
 @contextmanager
 def _log_on_stderr() -> Iterator[None]:
-    """Show what this project logs, and warnings of libraries; the logging of the process is its own again after."""
+    """Log this project's messages and warnings of libraries to stderr; restore the process's logging afterwards."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     root, own = logging.getLogger(), logging.getLogger("transfer")
@@ -105,7 +105,7 @@ def _log_on_stderr() -> Iterator[None]:
 
 @contextmanager
 def _interrupt_explained(what_then: str) -> Iterator[None]:
-    """End the process after Ctrl-C with a sentence about what is kept, as far as the work noted it."""
+    """End the process after Ctrl-C with a sentence about the work that is not lost."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
@@ -116,7 +116,7 @@ def _interrupt_explained(what_then: str) -> Iterator[None]:
 
 @contextmanager
 def errors_explained() -> Any:
-    """End the process with the error's message, advice and exit code, when there is one that a user can act on."""
+    """If the block raises a TransferError, end the process with its message, advice and exit code."""
     try:
         with memory_explained("The command"):
             yield
@@ -144,9 +144,9 @@ def end_with(error: TransferError) -> NoReturn:
 
 @contextmanager
 def _stdout_kept_clean() -> Any:
-    """Send what libraries and Ray's workers print to stderr; the answer alone goes to stdout.
+    """Send the output of libraries and of Ray's workers to stderr; only the answer goes to stdout.
 
-    Done on the file descriptor: TensorFlow and Ray print from C++ and from other processes, too.
+    The file descriptor is redirected, because TensorFlow and Ray also print from C++ and from other processes.
     """
     sys.stdout.flush()
     kept = os.dup(1)

@@ -30,7 +30,7 @@ _SPLITS = ("train", "validation", "test")
 
 @datasets_app.command("list")
 def list_(config: ConfigPath, overrides: Overrides = None, json: AsJson = False) -> None:
-    """List the versions: when each was made, its images of each class and split, and its bytes."""
+    """List the versions: time of creation, number of images in each class and split, and size."""
 
     def work() -> dict[str, Any]:
         from transfer.dataset.decisions import read_decided
@@ -63,7 +63,7 @@ def list_(config: ConfigPath, overrides: Overrides = None, json: AsJson = False)
 def drop_class(
     config: ConfigPath, name: ClassName, reason: Reason, overrides: Overrides = None, json: AsJson = False
 ) -> None:
-    """Have the next version be one without a class. Others get new indices in it; versions that there are stay."""
+    """Leave a class out of the next version, in which the other classes get new indices. Existing versions stay."""
 
     def decide(store: Store, dataset: str) -> Decided:
         from transfer.dataset import decisions
@@ -77,7 +77,7 @@ def drop_class(
 def restore_class(
     config: ConfigPath, name: ClassName, reason: Reason, overrides: Overrides = None, json: AsJson = False
 ) -> None:
-    """Want a dropped class again: the next ingest takes the images that the source has of it."""
+    """Restore a dropped class: the next ingest takes its images from the source again."""
 
     def decide(store: Store, dataset: str) -> Decided:
         from transfer.dataset import decisions
@@ -89,7 +89,7 @@ def restore_class(
 
 @datasets_app.command("start-over")
 def start_over(config: ConfigPath, reason: Reason, overrides: Overrides = None, json: AsJson = False) -> None:
-    """Have the next version be one without history: classes get indices from scratch. Versions that there are stay."""
+    """Let the next version start over: all classes get new indices. Existing versions stay."""
 
     def decide(store: Store, dataset: str) -> Decided:
         from transfer.dataset import decisions
@@ -100,7 +100,7 @@ def start_over(config: ConfigPath, reason: Reason, overrides: Overrides = None, 
 
 
 def _decide(decide: Callable[[Store, str], Decided], config: Path, overrides: list[str] | None, json: bool) -> None:
-    """Take a decision about the configuration's dataset, and say what holds then."""
+    """Take a decision about the configuration's dataset, and return the resulting state."""
 
     def work() -> dict[str, Any]:
         loaded, store = opened_to_write(config, overrides)
@@ -111,7 +111,7 @@ def _decide(decide: Callable[[Store, str], Decided], config: Path, overrides: li
 
 
 def _told(store: Store, dataset: str, decided: Decided, *, json: bool) -> dict[str, Any]:
-    """What holds for the next version, and whether `transfer ingest` will make one for it."""
+    """The decisions for the next version, and whether `transfer ingest` will make one."""
     from transfer.dataset.decisions import is_pending
 
     dropped = [each.model_dump() if json else f"{each.name} ({each.reason})" for each in decided.dropped]
@@ -127,7 +127,7 @@ cache_app = typer.Typer(help="See, clean up and verify cached features.", no_arg
 
 @cache_app.command("ls")
 def ls(config: ConfigPath, overrides: Overrides = None, json: AsJson = False) -> None:
-    """Show the cached features in the configuration's storage, for which networks, and how much of them is in use."""
+    """Show the cached features in the configuration's storage: networks, sizes, and how much is in use."""
 
     def work() -> dict[str, Any]:
         from transfer.maintenance.features import summarize
@@ -162,7 +162,7 @@ def gc(
     ] = 30,
     json: AsJson = False,
 ) -> None:
-    """Find what no live dataset and no unfinished run needs, and remove it if asked to."""
+    """Find cached features that no live dataset and no unfinished run needs; `--remove` removes them."""
 
     def work() -> dict[str, Any]:
         from transfer.cli.output import removal
@@ -192,7 +192,7 @@ def verify(
     remove: Annotated[bool, typer.Option("--remove", help="Remove what is damaged.")] = False,
     json: AsJson = False,
 ) -> None:
-    """Read all cached features and compare them with their digests. Fails when something damaged is left."""
+    """Read all cached features and compare them with their digests. Fails if damaged features are left."""
     damaged: list[Damage] = []
 
     def work() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The commands that start jobs; `nights`, which lists what `nightly` did; `submit`, which starts one on a cluster."""
+"""The commands that start jobs; `nights`, which lists nights; `submit`, which starts a job on a cluster."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def publish(
     promote: Promote = None,
     json: AsJson = False,
 ) -> None:
-    """Export an evaluated run, prove that it answers the same, and publish it."""
+    """Export an evaluated run, check that the export predicts the same, and publish it."""
 
     def work() -> dict[str, Any]:
         from transfer import jobs
@@ -121,7 +121,7 @@ def publish(
 
 @jobs_app.command()
 def sweep(config: ConfigPath, overrides: Overrides = None, promote: Promote = None, json: AsJson = False) -> None:
-    """Search the space in section `sweep`, and publish what wins. Repeat it to go on with an interrupted sweep."""
+    """Search the space in section `sweep`, and publish the winner. Repeat it to continue an interrupted sweep."""
 
     def work() -> dict[str, Any]:
         from transfer import jobs
@@ -155,7 +155,7 @@ def lr_find(
     steps: Annotated[int, typer.Option(help="Steps; one batch each.")] = 200,
     json: AsJson = False,
 ) -> None:
-    """Suggest a learning rate for a phase: a few steps at rising rates. Changes no run and no model."""
+    """Suggest a learning rate for a phase, by some steps at increasing rates. Changes no run and no model."""
 
     def work() -> dict[str, Any]:
         from transfer import jobs
@@ -181,7 +181,7 @@ def nightly(
     ] = False,
     json: AsJson = False,
 ) -> None:
-    """Ingest what is new, check it, train, and promote what proves better. Repeat it to go on with a night cut short.
+    """Ingest new images, check them, train, and promote a better model. Repeat it to continue an interrupted night.
 
     Exit codes: 0 promoted, kept or nothing new; 10 another process works on the night; 11 the data was refused; others
     as for `transfer train`.
@@ -191,7 +191,7 @@ def nightly(
     def work() -> dict[str, Any]:
         from transfer import jobs
         from transfer.nights.message import for_people, message_of
-        from transfer.registry.serving import read_serving
+        from transfer.registry.promote import read_serving
         from transfer.storage import open_store
 
         loaded = load(config, overrides)
@@ -215,7 +215,7 @@ def nights(
     last: Annotated[int, typer.Option(min=1, help="How many.")] = 14,
     json: AsJson = False,
 ) -> None:
-    """List the latest nights: how each ended, and why."""
+    """List the latest nights: their outcomes and reasons."""
 
     def work() -> dict[str, Any]:
         from transfer.nights.records import list_nights
@@ -247,7 +247,7 @@ def predict(
     version: Annotated[int | None, typer.Option(help="Version to use. Default: the promoted one.")] = None,
     json: AsJson = False,
 ) -> None:
-    """Answer images with the published model."""
+    """Predict images with the published model."""
     outcomes: list[PredictOutcome] = []
 
     def work() -> dict[str, Any]:
@@ -275,7 +275,7 @@ def predict(
 
 
 def _in_short(row: dict[str, Any], *, errors: bool) -> dict[str, Any]:
-    """A prediction in one line. `errors`: whether there is a column for them."""
+    """A prediction as one row. `errors`: whether the table has a column of errors."""
     confidence = percent(row["confidence"]) if row["error"] is None else ""
     shown = {"path": row["key"], "class": row["class_name"] or "", "confidence": confidence}
     return shown | ({"error": row["error"] or ""} if errors else {})
@@ -302,7 +302,7 @@ def submit(
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the job until it ends.")] = True,
     json: AsJson = False,
 ) -> None:
-    """Run a job on a Ray cluster and follow it. Repeat it to follow a job that is there already."""
+    """Run a job on a Ray cluster and follow it. Repeat it to follow a job that was submitted before."""
     ended: list[Submission] = []
 
     def work() -> dict[str, Any]:

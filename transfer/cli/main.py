@@ -104,7 +104,7 @@ def inspect(
     ] = "224",
     json: AsJson = False,
 ) -> None:
-    """List a network's blocks: what each `unfreeze` depth would train, and what it costs."""
+    """List a network's blocks: what each `unfreeze` depth trains, and its cost."""
 
     def work() -> dict[str, Any]:
         import_tensorflow()
@@ -118,13 +118,13 @@ def inspect(
             loaded = load(Path(network), overrides)
             base, storage = loaded.base, loaded.storage
         else:
-            # Its structure does not depend on the weights, and random ones need no download.
+            # The blocks do not depend on the weights, and random weights need no download.
             base = BaseNetworkConfig(model=network, weights="none", image_size=_image_size(image_size))
         warning = None
         try:
             backbone = load_backbone(base, storage=storage)
         except ClassifierBaseError as refusal:
-            # Its blocks are listed all the same: who chooses the layer to tap has to see them.
+            # The blocks of a classifier are listed, too, because users choose the layer to tap from them.
             warning = str(refusal)
             backbone = load_backbone(base.model_copy(update={"accept_head": True}), storage=storage)
         rows = describe(backbone)
@@ -138,7 +138,7 @@ def inspect(
 
 
 def _for_people(row: dict[str, Any]) -> dict[str, Any]:
-    """A block in one line: what training from here up costs, and the cached bytes of an image below it."""
+    """A block as one row: the cost of training from here on, and the size of the cached features of one image below."""
     return {
         "unfreeze": row["depth"],
         "block": row["block"],
@@ -173,7 +173,7 @@ def demo(
 
 @config_app.command("check")
 def config_check(config: ConfigPath, overrides: Overrides = None, json: AsJson = False) -> None:
-    """Check a configuration, its sweep, storage, source, weights and unfreeze depths, and say what a job would do."""
+    """Check a configuration, its sweep, storage, source, weights and unfreeze depths; show what a job would do."""
 
     def work() -> dict[str, Any]:
         from transfer import jobs
@@ -208,7 +208,7 @@ def config_schema() -> None:
 
 
 def main(*arguments: str) -> None:
-    """Entry point of the command: the process's own arguments, after these."""
+    """Entry point of the command: these arguments, then those of the process."""
     try:
         own_process()
         with quiet_stderr() as shown, redirect_stderr(shown):
@@ -220,8 +220,8 @@ def main(*arguments: str) -> None:
 
 
 def _end_at_once(code: int) -> NoReturn:
-    """End the process without freeing what TensorFlow and Keras hold, object by object: that takes a second."""
-    # Those of Ray, and of pools of processes.
+    """End the process at once: freeing the objects of TensorFlow and Keras one by one takes a second."""
+    # The exit handlers of Ray and of process pools.
     atexit._run_exitfuncs()  # noqa: SLF001 - Python has no public way
     sys.stdout.flush()
     sys.stderr.flush()

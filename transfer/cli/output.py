@@ -1,4 +1,4 @@
-"""Answers of the commands for people: names and values, and tables for lists of rows."""
+"""Printing answers of the commands for people: names and values, and tables for lists of rows."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from rich.text import Text
 
 
 def show(answer: dict[str, Any], stream: TextIO) -> None:
-    """Print a command's answer: one line a value, a table for a list of rows."""
-    # Off a terminal nothing is folded or cut: whoever reads it there may want to copy a path.
+    """Print a command's answer: one line for a value, a table for a list of rows."""
+    # Outside of a terminal nothing is wrapped or cut, so that paths can be copied.
     console = Console(file=stream, highlight=False, width=None if stream.isatty() else 10_000)
     width = max(map(len, answer), default=0)
     tables = []
@@ -26,9 +26,9 @@ def show(answer: dict[str, Any], stream: TextIO) -> None:
 
 
 def removal(what: str, *, removed: bool) -> dict[str, str]:
-    """What was removed, or would be with the option `--remove`, in a line.
+    """One line on what was removed, or would be with the option `--remove`.
 
-    `what`: with numbers and bytes; empty where there is nothing to remove.
+    `what`: objects with numbers and sizes; empty if there is nothing to remove.
     """
     if not what:
         return {"removed": "nothing: there is nothing to remove"}
@@ -41,7 +41,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
         number = isinstance(rows[0][column], int | float)
         table.add_column(column.replace("_", " "), justify="right" if number else "left", overflow="fold")
     for row in rows:
-        # No markup: paths and reasons may have brackets.
+        # No markup, because paths and reasons may contain brackets.
         table.add_row(*(Text(_text(value)) for value in row.values()))
     return table
 

@@ -28,7 +28,7 @@ Version = Annotated[int, typer.Argument(metavar="VERSION", min=1, help="Number o
 
 @registry_app.command("list")
 def list_(config: ConfigPath, overrides: Overrides = None, json: AsJson = False) -> None:
-    """List the versions: from which run and dataset, how good, how large, which one serves, which are pinned."""
+    """List the versions: run, dataset, accuracy, size, which one serves, and which are pinned."""
 
     def work() -> dict[str, Any]:
         from transfer.registry.describe import describe_versions
@@ -55,7 +55,7 @@ def show(
     overrides: Overrides = None,
     json: AsJson = False,
 ) -> None:
-    """Show a version: its files, where it came from, and what the promotion log says about it."""
+    """Show a version: its files, its origin, and its entries of the promotion log."""
 
     def work() -> dict[str, Any]:
         from transfer.registry.describe import describe_version, promotions_about, refusals_of
@@ -66,7 +66,7 @@ def show(
         answer = {"model": f"{store.uri}/{shown.version.folder}", **_in_full(shown)}
         refusals = refusals_of(store, shown.version)
         if json:
-            answer |= {"classes": shown.version.classes, "provenance": shown.version.provenance}
+            answer |= {"classes": shown.version.classes, "provenance": shown.version.provenance.model_dump(mode="json")}
             answer |= {"refusals": [each.model_dump() for each in refusals]}
         promotions = [
             {"promotion": number, **entry.model_dump()} for number, entry in promotions_about(store, shown.version)
@@ -92,7 +92,7 @@ def promote_(
     overrides: Overrides = None,
     json: AsJson = False,
 ) -> None:
-    """Make a version serve, once all its bytes were verified: one more entry of the promotion log."""
+    """Verify all bytes of a version, and let it serve: adds an entry to the promotion log."""
     _serve(config, overrides, version, reason, json)
 
 
@@ -106,13 +106,13 @@ def rollback(
     ] = None,
     json: AsJson = False,
 ) -> None:
-    """Serve an earlier version again, once all its bytes were verified: one more entry of the promotion log."""
+    """Verify all bytes of an earlier version, and let it serve again: adds an entry to the promotion log."""
     _serve(config, overrides, to, reason, json)
 
 
 def _serve(config: Path, overrides: list[str] | None, version: int | None, reason: str, json: bool) -> None:
     def work() -> dict[str, Any]:
-        from transfer.registry.serving import roll_back
+        from transfer.registry.promote import roll_back
 
         loaded, store = opened_to_write(config, overrides)
         model = loaded.name
@@ -133,11 +133,11 @@ def fetch(
     overrides: Overrides = None,
     json: AsJson = False,
 ) -> None:
-    """Bring what serves, or a version, to this machine's disk, verified, for programs that read no bucket."""
+    """Copy the version that serves, or another one, to this machine's disk and verify it: for programs without S3."""
 
     def work() -> dict[str, Any]:
-        from transfer.registry.serving import read_serving
-        from transfer.registry.verify import fetch_version, higher_number
+        from transfer.registry.fetch import fetch_version, higher_number
+        from transfer.registry.promote import read_serving
         from transfer.registry.versions import load_version
 
         loaded, store = opened(config, overrides)
@@ -162,7 +162,7 @@ def verify(
     overrides: Overrides = None,
     json: AsJson = False,
 ) -> None:
-    """Read all bytes of the versions, and ask each by every loader of SavedModels. Fails when one is wrong."""
+    """Read all bytes of the versions, and run each with every loader of SavedModels. Fails if one is damaged."""
     wrong: list[int] = []
 
     def work() -> dict[str, Any]:
@@ -174,7 +174,7 @@ def verify(
         for each, problem in problems_of_versions(store, model, version):
             wrong.extend([each.number] if problem else [])
             fine = None if json else "-"
-            rows.append({"version": each.number, "run": each.provenance.get("run"), "problem": problem or fine})
+            rows.append({"version": each.number, "run": each.provenance.run, "problem": problem or fine})
         return {"model": model, "storage": store.uri, "wrong": len(wrong), "versions": rows}
 
     run(work, json)
@@ -197,7 +197,7 @@ def pin(
     overrides: Overrides = None,
     json: AsJson = False,
 ) -> None:
-    """Keep a version until it is unpinned, whatever `gc` is told."""
+    """Keep a version until it is unpinned: `gc` does not remove it."""
 
     def work() -> dict[str, Any]:
         from transfer.registry.retention import pin_version
@@ -217,7 +217,7 @@ def unpin(
     overrides: Overrides = None,
     json: AsJson = False,
 ) -> None:
-    """Take a version's pin away."""
+    """Remove the pin of a version."""
 
     def work() -> dict[str, Any]:
         from transfer.registry.retention import unpin_version
@@ -238,7 +238,7 @@ def gc(
     remove: Annotated[bool, typer.Option("--remove", help="Remove them, rather than say what would go.")] = False,
     json: AsJson = False,
 ) -> None:
-    """Find old versions that nothing needs, and remove them if asked to. What serves is never touched."""
+    """Find old versions that nothing needs; `--remove` removes them. The version that serves is never removed."""
 
     def work() -> dict[str, Any]:
         from transfer.cli.output import removal
@@ -262,7 +262,7 @@ def gc(
             **(summed if json else removal(", ".join(parts), removed=remove)),
             "unfinished": list(cleaning.unfinished),
             "copies": list(cleaning.served),
-            "going": [{number: version.number, **_origin(version)} for version in going],
+            "going": [_described(version, number) for version in going],
             "left_alone": [{number if json else "left alone": each.version.number, why: each.why} for each in kept],
         }
 
@@ -285,9 +285,8 @@ def _no_model(store: Store, model: str) -> TransferError:
 def _in_full(described: DescribedVersion) -> dict[str, Any]:
     pin = described.pin
     return {
-        "version": described.version.number,
-        **_origin(described.version),
-        "metrics": described.version.provenance.get("metrics"),
+        **_described(described.version),
+        "metrics": described.version.provenance.metrics.model_dump(),
         "untrained_classes": list(described.version.untrained_classes),
         "promoted": described.is_promoted,
         "pinned": pin.model_dump() if pin else None,
@@ -296,33 +295,31 @@ def _in_full(described: DescribedVersion) -> dict[str, Any]:
 
 
 def _in_short(described: DescribedVersion) -> dict[str, Any]:
-    metrics = described.version.provenance.get("metrics", {})
-    accuracy = metrics.get("accuracy")
+    metrics = described.version.provenance.metrics
     return {
-        "version": described.version.number,
-        **_origin(described.version),
-        "split": metrics.get("split", "-"),
-        "accuracy": "-" if accuracy is None else percent(accuracy),
-        "loss": metrics.get("loss", "-"),
+        **_described(described.version),
+        "split": metrics.split,
+        "accuracy": percent(metrics.accuracy),
+        "loss": metrics.loss,
         "promoted": described.is_promoted,
         "pinned": described.pin.reason if described.pin else "-",
         "refused by": ", ".join(rule["name"] for rule in described.refusal.failed) if described.refusal else "-",
     }
 
 
-def _metrics_text(version: ModelVersion) -> str | None:
-    metrics = version.provenance.get("metrics")
-    return metrics and f"accuracy {percent(metrics['accuracy'])} on {metrics['split']}, loss {metrics['loss']:.4f}"
+def _metrics_text(version: ModelVersion) -> str:
+    metrics = version.provenance.metrics
+    return f"accuracy {percent(metrics.accuracy)} on {metrics.split}, loss {metrics.loss:.4f}"
 
 
 def _rules(evidence: dict[str, Any] | None, promotion: int) -> list[dict[str, Any]]:
-    """What a gate decided on, a row a rule."""
+    """The rules of a gate, one row for each."""
     rules = (evidence or {}).get("rules", [])
     return [{"promotion": promotion, "passed": rule["passed"], "rule": rule["text"]} for rule in rules]
 
 
 def _refused_by(refusal: Refusal) -> list[dict[str, Any]]:
-    """What a gate asked when it refused, a row a rule."""
+    """The rules of a gate that refused, one row for each."""
     evidence = refusal.evidence
     by = f"night {evidence['night']}" if "night" in evidence else f"run {evidence['run']}"
     beside = f"version {refusal.champion}" if refusal.champion else "nothing"
@@ -330,10 +327,12 @@ def _refused_by(refusal: Refusal) -> list[dict[str, Any]]:
     return [{**about, "passed": rule["passed"], "rule": rule["text"]} for rule in evidence["rules"]]
 
 
-def _origin(version: ModelVersion) -> dict[str, Any]:
+def _described(version: ModelVersion, name: str = "version") -> dict[str, Any]:
+    """How a row about a version begins. `name`: of the version's number."""
     return {
+        name: version.number,
         "published_at": version.published_at,
-        "run": version.provenance.get("run"),
-        "dataset": version.provenance.get("dataset"),
+        "run": version.provenance.run,
+        "dataset": version.provenance.dataset,
         "size_bytes": version.size_bytes,
     }

@@ -1,4 +1,4 @@
-"""The commands `transfer runs …` and `transfer open`: what training has left in storage, as lists and as pages."""
+"""The commands `transfer runs …` and `transfer open`: runs in storage as lists, and pages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ runs_app = typer.Typer(help="List a model's runs, look at one, remove old ones."
 
 @runs_app.command("list")
 def list_(config: ConfigPath, overrides: Overrides = None, json: AsJson = False) -> None:
-    """List the runs: when each was started, on what, how far it is, how good, which versions came of it, its bytes."""
+    """List the runs: start, dataset version, progress, accuracy, published versions, and size."""
 
     def work() -> dict[str, Any]:
         from transfer.maintenance.runs import accuracies, list_runs, versions_from
@@ -100,7 +100,7 @@ def gc(
     remove: Annotated[bool, typer.Option("--remove", help="Remove them, rather than say what would go.")] = False,
     json: AsJson = False,
 ) -> None:
-    """Find old runs that nothing needs, and checkpoints that no finished run needs; remove them if asked to."""
+    """Find old runs that nothing needs, and checkpoints that no finished run needs; `--remove` removes them."""
 
     def work() -> dict[str, Any]:
         from transfer.cli.output import removal
@@ -111,10 +111,7 @@ def gc(
         found = remove_old_runs(store, model, keep=keep, at_work=timedelta(days=at_work_days), remove=remove)
         name, why = ("run", "why") if json else ("removed run" if remove else "would go", "because it is")
         nothing = None if json else "-"
-        going = []
-        for each in found.going:
-            row = {name: each.id, **_described(each, nothing), "size_bytes": each.size_bytes}
-            going.append({key: value for key, value in row.items() if key != "run" or json})
+        going = [{**_described(each, nothing, name), "size_bytes": each.size_bytes} for each in found.going]
         parts = [
             *([many(len(going), "run")] if going else []),
             *([f"what is left of {many(len(found.unfinished), 'run')}"] if found.unfinished else []),
@@ -142,9 +139,10 @@ def gc(
     run(work, json)
 
 
-def _described(stored: StoredRun, nothing: str | None) -> dict[str, Any]:
+def _described(stored: StoredRun, nothing: str | None, name: str = "run") -> dict[str, Any]:
+    """How a row about a run begins. `nothing`: what stands for what is not known. `name`: of the run's id."""
     return {
-        "run": stored.id,
+        name: stored.id,
         "started": stored.start.started or nothing,
         "dataset": stored.dataset,
         "state": stored.state,
@@ -152,7 +150,7 @@ def _described(stored: StoredRun, nothing: str | None) -> dict[str, Any]:
 
 
 def _flat(value: Any, key: str = "") -> list[tuple[str, Any]]:
-    """A configuration's keys, dotted as `--set` takes them, with what is not the same as nothing."""
+    """Dotted keys of a configuration, as `--set` takes them, with their values; empty values are left out."""
     if isinstance(value, dict) and value:
         return [pair for name, inner in value.items() for pair in _flat(inner, f"{key}.{name}" if key else name)]
     if isinstance(value, list) and value and isinstance(value[0], dict):
@@ -208,7 +206,7 @@ def open_(
 
 
 def _opened(config: Path | None, storage: str | None, overrides: list[str] | None) -> tuple[Store, str]:
-    """The storage, and the model whose nights are meant; none where only the storage is named."""
+    """The storage, and the model whose nights are shown; empty if only the storage is given."""
     from transfer.config import StorageConfig
     from transfer.config.paths import path_here
     from transfer.errors import ConfigError

@@ -1,4 +1,4 @@
-"""What `train` and `sweep` came to: for programs as an object, for people in words."""
+"""The outcome of `train` and `sweep`: as an object for programs, in words for people."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def for_people(outcome: TrainOutcome) -> dict[str, Any]:
 
 
 def version_for_people(choice: PromotionChoice | None) -> dict[str, Any]:
-    """A published version, and in sentences what serves now, since when, and why the version waits if it does."""
+    """A published version; in sentences what serves now, since when, and why the version waits, if it does."""
     if choice is None:
         return {}
     return {
@@ -75,7 +75,7 @@ def version_for_people(choice: PromotionChoice | None) -> dict[str, Any]:
 
 
 def version_for_programs(choice: PromotionChoice | None) -> dict[str, Any]:
-    """The same with a value for each question."""
+    """The same as separate values."""
     if choice is None:
         return {"version": None, "model": None}
     return {
@@ -105,7 +105,7 @@ def _validated(outcome: TrainOutcome) -> str | None:
 
 
 def _validation_accuracy(outcome: TrainOutcome) -> float | None:
-    """Of the weights that the run ended with, as training measured it."""
+    """Validation accuracy in training of the weights with which the run ended."""
     return final_row(outcome.report.history, outcome.run.config.phases).validation_accuracy
 
 
@@ -123,7 +123,7 @@ def _never_answered(classes: Sequence[str]) -> str | None:
 
 
 def _rejected(dataset: Dataset) -> str | None:
-    # What was meant to be left out is no news.
+    # Files that the configuration leaves out are not reported.
     counts = {reason: count for reason, count in dataset.reject_counts.items() if reason not in {IGNORED, DROPPED}}
     if not counts:
         return None

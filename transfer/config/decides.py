@@ -1,4 +1,4 @@
-"""What follows from what the keys of the configuration state: which keys make up an id, and which may be searched."""
+"""Consequences of the statements of keys: which keys are part of an id, and which may be searched."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transfer.config.explain import section_in
 from transfer.config.section import Decides, NotSearched, Section, Varies
 
 LEARNED = frozenset({Decides.DATA, Decides.FEATURES, Decides.LEARNING})
-"""Whatever decides one of these decides what a run learns."""
+"""A key that decides one of these decides what a run learns."""
 _WHY_NOT_SEARCHED = {
     Decides.DATA: "trials can only be compared on the same images",
     Decides.SEARCH: "a sweep does not search itself",
@@ -24,16 +24,22 @@ Statement = TypeVar("Statement", Decides, Varies, NotSearched)
 
 
 def deciding(section: Section, *kinds: Decides, but: Varies = Varies(0)) -> dict[str, Any]:  # noqa: B008 - a constant
-    """The keys of a section that decide one of `kinds`, with their values, of JSON's own types.
+    """Select the keys of a section by what they decide.
 
-    `but`: keys that may vary there are left out.
+    Args:
+        section: The section.
+        kinds: A key is selected if it decides one of these.
+        but: Keys that may vary there are left out.
+
+    Returns:
+        The selected keys with their values, of JSON's own types.
     """
     return section.model_dump(mode="json", exclude=_others(type(section), frozenset(kinds), but))
 
 
 @cache
 def _others(model: type[Section], kinds: frozenset[Decides], but: Varies) -> dict[str, Any]:
-    """What pydantic is to exclude, so that only such keys are left, and no section without any."""
+    """Keys for pydantic to exclude, so that only selected keys are left, and no empty section."""
     excluded: dict[str, Any] = {}
     for name, field in model.model_fields.items():
         section = section_in(field.annotation)
@@ -46,7 +52,7 @@ def _others(model: type[Section], kinds: frozenset[Decides], but: Varies) -> dic
 
 @cache
 def decided_by(model: type[Section], name: str) -> frozenset[Decides]:
-    """What a key decides; if it is a section, what the keys in it do. Empty: nobody stated it."""
+    """What a key decides; for a section, what its keys decide. Empty: it has no statement."""
     field = model.model_fields[name]
     section = section_in(field.annotation)
     if section is not None:
@@ -56,7 +62,15 @@ def decided_by(model: type[Section], name: str) -> frozenset[Decides]:
 
 
 def keys_that_vary(model: type[Section], where: Varies) -> tuple[str, ...]:
-    """Dotted keys that may vary there, with `*` for the place in a list: `phases.*.learning_rate`."""
+    """List the keys that may have several values although everything else stays the same.
+
+    Args:
+        model: The section's class.
+        where: In which respect they may vary.
+
+    Returns:
+        Dotted keys, with `*` for the index in a list: `phases.*.learning_rate`.
+    """
     return tuple(key for key, field in _keys(model, "") if _varies(field) & where)
 
 
@@ -95,5 +109,5 @@ def _varies(field: FieldInfo) -> Varies:
 
 
 def _stated(field: FieldInfo, kind: type[Statement]) -> Statement | None:
-    """What a field's annotation states of that kind."""
+    """The statement of this kind in a field's annotation; None without one."""
     return next((each for each in field.metadata if isinstance(each, kind)), None)

@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, in sentences, whether it came from a file or was built in Python."""
+"""Problems of a configuration in sentences, whether it came from a file or was built in Python."""
 
 from __future__ import annotations
 
@@ -13,12 +13,17 @@ from pydantic import BaseModel, ValidationError
 from transfer.config.section import Section
 
 _SHOWN = 50
+# Keys of earlier releases, and how they are called now. A near name would lead to another key.
+_RENAMED = {
+    "activations": "it is called `features`, and its `keep` is called `cache`",
+    "features.keep": "it is called `cache`",
+}
 
 
 def explain(error: ValidationError, model: type[BaseModel], *, name: str) -> str:
-    """All problems of a document that is no `model`, a line each, with the nearest known name for an unknown key.
+    """List all problems of a document, a line for each, with the nearest known name for an unknown key.
 
-    `name`: what the document is called, a file's path for example.
+    `name`: name of the document, for example the path of its file.
     """
     lines = [f"  {line}" for line in islice(_problems(error, model), _SHOWN)]
     if error.error_count() > _SHOWN:
@@ -27,7 +32,7 @@ def explain(error: ValidationError, model: type[BaseModel], *, name: str) -> str
 
 
 def fields_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
-    """Names of the keys that are known at a place of a document."""
+    """Names of the known keys at a place of a document."""
     for part in location:
         if isinstance(part, str) and part in model.model_fields:
             found = section_in(model.model_fields[part].annotation)
@@ -38,25 +43,28 @@ def fields_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str
 def _problems(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
     for problem in error.errors(include_url=False):
         is_unknown = problem["type"] == "extra_forbidden"
-        # An unknown key may be called as anything.
+        # An unknown key may have any name, even that of a union tag.
         named = problem["loc"][-1:] if is_unknown else ()
         tagged = problem["loc"][: -len(named) or None]
         location = [*(part for part in tagged if not _is_union_tag(part)), *named]
         path = ".".join(str(part) for part in location)
         if is_unknown:
-            known = list(fields_at(model, location[:-1]))
-            nearest = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
-            hint = f"did you mean `{nearest[0]}`?" if nearest else f"known here: {', '.join(known)}"
-            yield f"{path}: unknown key; {hint}"
+            yield f"{path}: unknown key; {_RENAMED.get(path) or _hint(model, location)}"
         elif problem["type"] == "missing":
             yield f"{path}: is missing and has no default"
         else:
             message = problem["msg"].removeprefix("Value error, ")
             found = problem["input"]
-            # Where the name of a variable is asked for, what was found may be the secret itself.
+            # A key that expects the name of a variable may have received the secret itself.
             is_shown = isinstance(found, str | int | float) and not path.endswith("_env")
             shown = f" (found `{found}`)" if is_shown else ""
             yield f"{path}: {message}{shown}" if path else f"{message}{shown}"
+
+
+def _hint(model: type[BaseModel], location: Sequence[int | str]) -> str:
+    known = fields_at(model, location[:-1])
+    nearest = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+    return f"did you mean `{nearest[0]}`?" if nearest else f"known here: {', '.join(known)}"
 
 
 def _is_union_tag(part: int | str) -> bool:
@@ -66,7 +74,7 @@ def _is_union_tag(part: int | str) -> bool:
 
 
 def section_in(annotation: Any) -> type[Section] | None:
-    """The section that a field holds: alone, in a list, in a mapping, or as one of several types."""
+    """The section class in a field's annotation: alone, in a list, in a mapping, or as one of several types."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation
     if get_origin(annotation) in (list, dict, Union, types.UnionType):

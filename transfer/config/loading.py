@@ -39,25 +39,47 @@ class _Loader(yaml.SafeLoader):
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = (), *, folder: Path | None = None) -> Config:
-    """Read a configuration file; each override is `dotted.key=value`, the value in YAML (`phases.0.epochs=3`).
+    """Read and check a configuration file.
 
-    Relative paths in the file begin in its folder, those of overrides in `folder` (default: the current one). Raises
-    ConfigError that lists everything that is wrong, with the nearest known name for an unknown key.
+    Args:
+        path: Path of a YAML file in UTF-8, at most 128 KiB. Relative paths in it begin in the folder of this file.
+        overrides: Sequence of strings `dotted.key=value`, the value in YAML: `phases.0.epochs=3`.
+        folder: Path. Folder in which relative paths of overrides begin. Default: the current folder.
+
+    Returns:
+        The checked configuration.
+
+    Raises:
+        ConfigError: The file cannot be read or is not valid. The message lists every problem, and the nearest known
+            name for an unknown key.
+
+    Example:
+        >>> config = transfer.load_config("flowers.yaml", ["phases.0.epochs=3"])
+        >>> config.phases[0].epochs
+        3
     """
     path = Path(path)
     document = _read(path)
     anchor(document, path.parent.resolve())
     if overrides:
         _apply_all(document, overrides)
-        # What is relative still, an override brought.
+        # Paths that are still relative come from overrides.
         anchor(document, folder or Path.cwd())
     return parse_config(document, name=str(path))
 
 
 def load_document(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """What stands in a configuration file and its overrides, as it was written, relative paths included.
+    """Read a configuration file without checking it; relative paths stay as they were written.
 
-    Raises ConfigError when the file cannot be read, or an override does not fit.
+    Args:
+        path: Path of a YAML file in UTF-8, at most 128 KiB.
+        overrides: Sequence of strings `dotted.key=value`, the value in YAML.
+
+    Returns:
+        The document, of JSON's own types.
+
+    Raises:
+        ConfigError: The file cannot be read, or an override names a place that does not exist.
     """
     document = _read(path)
     _apply_all(document, overrides)
@@ -82,7 +104,18 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def parse_config(document: Mapping[str, Any], *, name: str = "This") -> Config:
-    """Check a parsed document. Raises ConfigError as `load_config` does."""
+    """Check a document.
+
+    Args:
+        document: Mapping of JSON's own types. Its relative paths begin in the current folder.
+        name: String. Name of the document in messages, for example the path of its file.
+
+    Returns:
+        The checked configuration.
+
+    Raises:
+        ConfigError: The document is not valid; the message lists every problem.
+    """
     return Config.model_validate(document, context={"name": name})
 
 
@@ -96,7 +129,7 @@ def _parse(text: str, name: str) -> Any:
 
 
 def _check_plain(value: Any) -> None:
-    """Raise ValueError for what YAML knows and JSON does not: a configuration is stored and shown as JSON, too."""
+    """Raise ValueError for values that YAML has and JSON lacks, because a configuration is also stored as JSON."""
     if isinstance(value, dict):
         for key, inside in value.items():
             if not isinstance(key, str):
@@ -126,9 +159,16 @@ def _check_plain_scalar(value: Any) -> None:
 
 
 def set_key(document: dict[str, Any], key: str, value: Any, *, name: str) -> None:
-    """Put a value into a configuration's document at a dotted key (`phases.0.epochs`), in place.
+    """Set a value in a document, in place.
 
-    Raises ConfigError, which begins with `name`, where the key leads nowhere: into a value, or past a list's end.
+    Args:
+        document: The document, of JSON's own types.
+        key: String. Dotted key, `phases.0.epochs`.
+        value: The value, of JSON's own types.
+        name: String. Name of the setting, with which messages begin.
+
+    Raises:
+        ConfigError: The key leads into a value, or beyond the end of a list.
     """
     *parents, last = _parts(key)
     target: Any = document

@@ -42,10 +42,10 @@ class StorageConfig(Section, decides=Decides.PLACEMENT):
     """Accept a store that does not honour conditional writes. Then two writers at once can overwrite each other's
     dataset versions, model versions and promotions; only use it where a single job writes at a time."""
     cache_folder: str | None = None
-    """Folder on each machine's own disk where objects of a bucket are kept once they were fetched; `~` is the home on
-    that machine. Default: `$XDG_CACHE_HOME/transfer`, or `~/.cache/transfer`."""
+    """Folder on each machine's own disk in which objects of a bucket are cached; `~` is the home on that machine.
+    Default: `$XDG_CACHE_HOME/transfer`, or `~/.cache/transfer`."""
     cache_size_bytes: Annotated[int, Field(ge=0)] = 20 * 1024**3
-    """Most that is kept there; beyond it, what was not used for longest is given up. 0: nothing is kept."""
+    """Largest size of that cache; beyond it the least recently used objects are removed. 0: nothing is cached."""
 
     @field_validator("uri")
     @classmethod
@@ -95,60 +95,63 @@ class DatasetConfig(Section, decides=Decides.DATA):
     name: Name | None = None
     """Name of the dataset in storage. Default: the configuration's own name."""
     path_column: str = "path"
-    """Column of a table that holds paths, relative to the table, or absolute, or `s3://`; or of a Parquet table that
-    holds the images themselves. The only column of images is found where none has this name."""
+    """Column of a table with paths, relative to the table, absolute, or `s3://`; or column of a Parquet table with the
+    images themselves. If no column has this name, the only column of images is used."""
     label_column: str = "label"
     """Column of a table that holds class names."""
     exclude: list[str] = Field(default_factory=list)
-    """Patterns of what to leave out, for example `[masks, "*_thumb.*", "cat/old/*"]`. One without a slash is compared
-    with each part of an image's path, one with slashes with the path from the source on; `*` stands for anything, `?`
-    for one character. What a folder holds goes with it."""
+    """Patterns of files and folders to leave out, for example `[masks, "*_thumb.*", "cat/old/*"]`. A pattern without a
+    slash is compared with each part of an image's path, a pattern with slashes with the path from the source on. `*`
+    matches anything, `?` one character. A folder is left out with its content."""
     classes: list[str] | None = None
     """The classes to take, by their names after `rename_classes`; images of others are left out. Default: all."""
     subfolder: str | None = None
-    """Folder inside the source (a folder, an `s3://` prefix or an archive) that holds the class folders. What lies
-    beside it is not looked at."""
+    """Folder inside the source (a folder, an `s3://` prefix or an archive) that holds the class folders. Files beside
+    it are not read."""
     validation: Fraction = 0.15
-    """Share of the images kept for choosing (early stopping, sweeps), drawn by each image's own content. Not used where
-    the source gives a validation split."""
+    """Share of the images that is held out for choosing (early stopping, sweeps), drawn by each image's content. It is
+    not used if the source gives a validation split."""
     test: Fraction = 0.15
-    """Share of the images kept for the report, never trained on. Drawn, and not used, in the same way."""
+    """Share of the images that is held out for the report and never trained on, drawn in the same way. It is not used
+    if the source gives a test split."""
     splits: dict[Literal["train", "validation", "test"], str] | None = None
     """Folders of the source that hold the class folders of each split, `{train: train, validation: val, test: test}`.
     A split that is not named is drawn from train. Default: folders with the usual names are taken as splits where no
     others are beside them and all have the same class folders. `{}`: folders are classes, whatever their names are."""
     split_column: str | None = None
     """Column of a table that holds each image's split: `train`, `val`, `test` and the like. A split that no row names
-    is drawn from train, and so are images without a word."""
+    is drawn from train. Images with an empty cell count as train."""
     tfds_splits: Literal["merge", "keep"] = "merge"
-    """Of `tfds:NAME`. `keep`: its own splits are the splits; one that it lacks is drawn from train. `merge`: all its
-    images are split like those of any source."""
+    """Splits of a `tfds:NAME` source. `keep`: its own splits are used; a split that it lacks is drawn from train.
+    `merge`: all its images are split like those of any source."""
     group_column: str | None = None
     """Column of a table that holds each image's group: a patient, a camera, a burst. All images of a group are in the
     same split, by a hash of the group's name. Images without a group are split by their own content."""
     group_pattern: str | None = None
-    """The same for any source: a regular expression that is looked for in each image's key, which is its path in the
-    source. The group is what the expression's one `(…)` matches, or all that it matches where it has none."""
+    """Groups for any source: a regular expression that is searched in each image's key, its path in the source. The
+    group is the match of the expression's one `(…)`, or the whole match if it has none."""
     prefer: Literal["test"] | None = None
     """What to do with identical images in several given splits. Default: refuse them. `test`: keep the copy in the
     test split, or the one in validation where test has none."""
     min_images_per_class: Annotated[int, Field(ge=1)] = 2
-    """A class with fewer accepted images is an error. A class of an earlier version that has none any more is not."""
+    """A class with fewer accepted images is an error. A class of an earlier version may lose all of
+    its images."""
     max_reject_share: Fraction = 0.01
     """Ingest fails when a larger share of the images is refused. The share is rounded up to a whole image, so one odd
-    file does not end the ingest of a small folder; `0` bears none."""
+    file does not end the ingest of a small folder; `0` allows none."""
     max_pixels: Annotated[int, Field(ge=1)] = 50_000_000
     """Images with more pixels are refused from their header, before they are decoded."""
     max_file_size_bytes: Annotated[int, Field(ge=1)] = 64 * 1024**2
     """Larger files are refused unread."""
     rename_classes: dict[str, str] = Field(default_factory=dict)
-    """Names that changed, `{old: new}`: labels of the source and classes of earlier versions take the new name. Two old
+    """Names that changed, `{old: new}`: labels of the source and classes of earlier versions get the new name. Two old
     names may become one, unless both have an index already. No name may be both old and new."""
     transcode: bool = False
     """Turn formats that the serving graph cannot decode (TIFF, AVIF, HEIC, …) into PNG instead of refusing them."""
     background: str | None = None
-    """Color under transparent pixels: `black`, `white` or `"#rrggbb"`, in quotes. Images that have some are stored on
-    it, and the published model puts them on it. Default: the color that a file has under them. A GIF's are black."""
+    """Color under transparent pixels: `black`, `white` or `"#rrggbb"`, in quotes. Images with transparent pixels
+    are stored on it, and the published model puts them on it. Default: the color that the file has under them.
+    Transparent pixels of a GIF are black."""
     depth: Literal["reject", "scale"] | WindowConfig = "reject"
     """How images of 16 bits a channel become 0..255, in training and in the published model. `reject`: their upper 8
     bits; an image whose largest value is below 4096 would be nearly black, and is refused. `scale`: each image's own
@@ -270,21 +273,22 @@ class BaseNetworkConfig(Section, decides=Decides.FEATURES):
     """The pretrained network."""
 
     model: str
-    """A network of `keras.applications` by name (`MobileNetV2`), a `.keras` file, or a TF Hub style SavedModel
-    (folder, `.tar.gz`, `s3://…`, or a handle that tensorflow-hub resolves). Files may be local or `s3://`. A folder is
-    written with a slash, `./module`: a plain word names a network."""
+    """A network of `keras.applications` by name (`MobileNetV2`) or `EfficientNetLite0`, a `.keras` file, or a TF Hub
+    style SavedModel (folder, `.tar.gz`, `s3://…`, or a handle that tensorflow-hub resolves). Files may be local or
+    `s3://`. A folder is written with a slash, `./module`: a plain word names a network."""
     weights: str = "imagenet"
-    """For `keras.applications`: `imagenet`, `none` (random), or a weights file (`.weights.h5`, local or `s3://`).
-    `.keras` files and SavedModels bring their own weights, and a file beside them is refused; with `none` a `.keras`
-    file starts with random ones. On random weights with BatchNorms hardly anything can be learned."""
-    image_size: Side | tuple[Side, Side] = 224
+    """For a network by name: `imagenet`, `none` (random), or a weights file (`.weights.h5`, local or `s3://`). Keras
+    downloads `imagenet`; that of `EfficientNetLite0` comes with the extra `demo`. `.keras` files and SavedModels bring
+    their own weights, and a file beside them is refused; with `none` a `.keras` file starts with random ones. On random
+    weights with BatchNorms hardly anything can be learned."""
+    image_size: Annotated[Side | tuple[Side, Side], Varies.IN_WARM_START] = 224
     """Size in pixels of the images that the network takes: the side of a square, or `[height, width]`."""
-    fit: Fit = "stretch"
+    fit: Annotated[Fit, Varies.IN_WARM_START] = "stretch"
     """How an image becomes that size. `stretch`: resized whole, whatever its shape. `crop`: the largest part of the
     right shape around the center, resized. `pad`: resized as it is, with black bars where something is missing."""
-    crop_share: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    crop_share: Annotated[float, Field(gt=0.0, le=1.0), Varies.IN_WARM_START] = 1.0
     """With `fit: crop`: share of that part that is taken, a side. Many networks of ImageNet were tested with 0.875."""
-    antialias: bool = False
+    antialias: Annotated[bool, Varies.IN_WARM_START] = False
     """Average over all pixels of an image that is made smaller. Without it, pixels between the ones that bilinear
     interpolation reads do not count."""
     channels: Literal[1, 3] = 3
@@ -292,9 +296,10 @@ class BaseNetworkConfig(Section, decides=Decides.FEATURES):
     weights of a network that was built so; the imagenet weights of `keras.applications` take 3."""
     tap: str | None = None
     """Name of an inner layer whose output is used instead of the network's last one, for example `mixed7`."""
-    accept_head: bool = False
-    """Take the outputs of a `.keras` file or SavedModel as features also where it ends in a classifier, which is
-    otherwise refused: the answers about its own classes say little of other images. Better: `tap` the layer before."""
+    # A permission, which the ids of runs leave out (`base_identity`). Those of nights and packs have it.
+    accept_head: Annotated[bool, Varies.IN_WARM_START] = False
+    """Accept a `.keras` file or SavedModel that ends in a classifier. It is refused otherwise, because predictions of
+    its own classes are poor features of other images. Better: `tap` the layer before."""
     preprocessing: Literal["auto", "0..255", "0..1", "-1..1"] = "auto"
     """Range of pixel values that the network expects. `auto`: what `keras.applications` documents for the network, also
     with `include_preprocessing: false` (refused where no range stands for that); `0..1` for SavedModels, the TF Hub
@@ -328,7 +333,7 @@ class BaseNetworkConfig(Section, decides=Decides.FEATURES):
 
     @property
     def weights_title(self) -> str:
-        """Where the weights come from, in words: `imagenet`, `none`, or what the file that brings them is called."""
+        """Origin of the weights in words: `imagenet`, `none`, or the name of their file."""
         # A file brings its own, whatever the key's default says.
         brought = self.model if is_model_file(self.model) and self.weights == "imagenet" else self.weights
         is_address = "://" in brought and not brought.startswith("s3://")
@@ -339,11 +344,11 @@ class HeadConfig(Section, decides=Decides.LEARNING):
     """The new layers on top of the base."""
 
     pooling: Annotated[Literal["average", "max", "flatten"], Decides.FEATURES] = "average"
-    """How a feature map becomes a vector. Bases that answer a vector already are left as they are."""
+    """How a feature map becomes a vector. It has no effect on bases whose output is a vector."""
     hidden: list[Annotated[int, Field(ge=1)]] = Field(default_factory=list)
     """Units of each hidden layer, with ReLU."""
     dropout: Annotated[Fraction, Varies.IN_TRAINING | Varies.IN_PACK] = 0.2
-    """Share of the units dropped before each dense layer in training."""
+    """Share of the units that training drops before each dense layer (Srivastava et al., 2014)."""
     l2: Annotated[float, Field(ge=0.0), Varies.IN_TRAINING | Varies.IN_PACK] = 0.0
     """Weight of the L2 penalty on the head's kernels."""
     output: Literal["softmax", "sigmoid"] = "softmax"
@@ -377,7 +382,7 @@ class AugmentationConfig(Section, decides=Decides.FEATURES):
 
     @property
     def is_active(self) -> bool:
-        """Whether any image would be changed."""
+        """Whether any image is changed."""
         return self != AugmentationConfig(fill_mode=self.fill_mode, views=self.views)
 
 
@@ -387,13 +392,15 @@ class FeaturesConfig(Section, decides=Decides.LEARNING):
     cache: Literal["auto", "always", "never"] = "auto"
     """`auto` caches, for each phase, features that are vectors, that are smaller than the encoded images, or that take
     much arithmetic for their size. `always` caches them wherever a phase's frozen part is still the pretrained one;
-    `never` trains from pixels."""
+    `never` trains from pixels. Another value is another run, which learns the same up to rounding, unless the split is
+    larger than `training.shuffle_window_bytes`: pixels then come in another order."""
     map_dtype: Annotated[Literal["float32", "float16"], Decides.FEATURES] = "float32"
     """Feature maps are cached in this type; pooled vectors always in float32. `float16` halves the size and rounds to
     three digits."""
     engine: Literal["auto", "tensorflow", "openvino"] = "auto"
-    """What runs the frozen part. `auto`: on CPUs OpenVINO, where the extra `openvino` is installed and its answers
-    agree with TensorFlow's; else TensorFlow."""
+    """Library that runs the frozen part. `auto`: on CPUs OpenVINO, if the extra `openvino` is installed and its outputs
+    agree with those of TensorFlow; else TensorFlow. Another value is another run, which learns the same up to
+    rounding."""
 
 
 ServingGraph = Literal["merged", "plain"]
@@ -403,30 +410,41 @@ Promote = Literal["first", "gate", "always", "never"]
 
 
 class PublishConfig(Section, decides=Decides.OUTPUT):
-    """What happens with a finished run."""
+    """Publishing and promoting a finished run."""
 
     enabled: bool = True
     """Export the model and add it to the registry."""
     promote: Promote = "first"
-    """Whether a new version serves. `first`: where nothing serves yet, if it is better than always answering the
-    commonest class; later ones wait for `transfer registry promote`. `gate`: if it passes the rules of `nightly.gate`
-    against the version that serves. `always`; `never`. A night asks its gate, unless `never`."""
+    """Whether a new version serves. `first`: if nothing serves yet and it is better than always predicting the
+    commonest class; later versions wait for `transfer registry promote`. `gate`: if it passes the rules of
+    `nightly.gate` against the version that serves. `always`; `never`. A night asks its gate, unless `never`."""
     graph: ServingGraph = "merged"
-    """`merged`: BatchNorms are merged into the layers before them, which answers sooner and rounds otherwise. `plain`:
-    the layers as they were trained."""
+    """`merged`: BatchNorms are merged into the layers before them, which is faster and rounds differently. `plain`: the
+    layers as they were trained."""
     parity_images: Annotated[int, Field(ge=1)] = 64
-    """Held-out images on which a fresh process compares the exported model with the evaluated one. An export goes wrong
-    in a layer, a weight or a format of images, which a few show: more cost time and tell nothing new."""
+    """Held-out images on which a fresh process compares the exported model with the evaluated one. An error of an
+    export is in a layer, a weight or a format of images, which a few images show."""
 
     @field_validator("promote", mode="before")
     @classmethod
     def _from_earlier_releases(cls, value: object) -> object:
-        """They knew only true and false."""
+        """Earlier releases had only true and false."""
         return {True: "always", False: "never"}[value] if isinstance(value, bool) else value
 
 
 class Config(Section):
-    """One training job: images in, a published model out."""
+    """One training job: images in, a published model out.
+
+    Example:
+        >>> config = transfer.Config(
+        ...     name="flowers",
+        ...     storage="./storage",
+        ...     dataset={"source": "./flower_photos", "test": 0.2},
+        ...     base={"model": "MobileNetV2", "image_size": 96},
+        ... )
+        >>> config.dataset.test, config.training.batch_size
+        (0.2, 32)
+    """
 
     name: Annotated[Name, Decides.LEARNING, NotSearched("all trials belong to one model")]
     """Name of the job, and of the model it publishes."""
@@ -512,7 +530,7 @@ class Config(Section):
     def _errors_explained(
         cls, document: Any, validate: ModelWrapValidatorHandler[Config], info: ValidationInfo
     ) -> Config:
-        """Raise ConfigError that lists everything that is wrong, also for a `Config(…)` in Python."""
+        """Raise ConfigError that lists every problem, also for a `Config(…)` in Python."""
         try:
             return validate(document)
         except ValidationError as error:

@@ -41,7 +41,7 @@ class VanishedCheck(CheckConfig):
     action: Action = "refuse"
     """What happens beyond the limit."""
     limit: Annotated[int, Field(ge=0)] = 0
-    """So many classes may vanish."""
+    """Largest number of classes that may vanish."""
 
 
 class FloodCheck(CheckConfig):
@@ -50,7 +50,7 @@ class FloodCheck(CheckConfig):
     action: Action = "warn"
     """What happens beyond the limit."""
     limit: Share = 0.8
-    """Largest share of the new images that one class may have that had a smaller share before."""
+    """Largest share of the new images that one class may have, where its share was smaller before."""
 
 
 class RejectsCheck(CheckConfig):
@@ -63,7 +63,7 @@ class RejectsCheck(CheckConfig):
 
 
 class LabelShiftCheck(CheckConfig):
-    """Other classes among the new images than among those before."""
+    """New images whose classes are distributed differently from those of the earlier images."""
 
     action: Action = "warn"
     """What happens beyond the limit."""
@@ -72,28 +72,31 @@ class LabelShiftCheck(CheckConfig):
 
 
 class DriftCheck(CheckConfig):
-    """New images that look different: how well a classifier tells them from those before by the base's features."""
+    """New images that look different: how well a classifier tells new images from earlier ones by the base's features.
+
+    A classifier two-sample test (Lopez-Paz and Oquab, 2017).
+    """
 
     action: Action = "warn"
     """What happens beyond the limit."""
     limit: Share = 0.8
-    """Largest area under the ROC curve. 0.5: they cannot be told apart."""
+    """Largest area under the ROC curve. At 0.5 new and earlier images cannot be told apart."""
 
 
 class AgreementCheck(CheckConfig):
-    """Labels of new images that the champion contradicts: mislabelled, or a new world."""
+    """Labels of new images that the champion contradicts: the labels are wrong, or the images are of a new kind."""
 
     action: Action = "warn"
     """What happens beyond the limit."""
     limit: Share = 0.25
-    """By so much may the champion's accuracy on new images be below that on held-out ones."""
+    """Largest drop of the champion's accuracy from the held-out images to the new ones."""
 
 
 class ChecksConfig(Section, decides=Decides.OUTPUT):
     """Checks of the data before a night trains. They compare with the dataset that the champion was trained on."""
 
     min_new_images: Annotated[int, Field(ge=1)] = 20
-    """With fewer new images, what compares distributions or features is not asked."""
+    """With fewer new images, the checks that compare distributions or features are skipped."""
     volume: VolumeCheck = VolumeCheck()
     vanished: VanishedCheck = VanishedCheck()
     flood: FloodCheck = FloodCheck()
@@ -107,11 +110,11 @@ class GateConfig(Section, decides=Decides.OUTPUT):
     """What a challenger must show, on images that neither model was trained on, before it replaces the champion."""
 
     require: Literal["better", "not_worse"] = "better"
-    """`better`: its accuracy is higher by `margin` or more, and by McNemar's exact test that it is higher at all is no
-    accident. `not_worse`: the lower end of a paired bootstrap's interval says that it is not lower by more than
-    `margin`; fresh data is then reason enough to replace the champion."""
+    """`better`: the challenger's accuracy is at least `margin` higher, and significant in a one-sided exact McNemar
+    test (1947) at `confidence`. `not_worse`: the lower end of the paired bootstrap interval (Efron and Tibshirani,
+    1993) of the difference is not below minus `margin`; fresh data is then reason enough to replace the champion."""
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
-    """One-sided."""
+    """Confidence level of the test and of each end of the interval, one-sided."""
     margin: Fraction = 0.0
     """Difference in accuracy."""
     min_images: Annotated[int, Field(ge=1)] = 30

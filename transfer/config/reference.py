@@ -19,7 +19,7 @@ from transfer.config.section import Decides, Section
 
 def json_schema() -> str:
     """JSON Schema of the configuration file, for editors."""
-    return json.dumps(Config.model_json_schema(), indent=2) + "\n"
+    return json.dumps(Config.model_json_schema() | {"description": _about(Config)}, indent=2) + "\n"
 
 
 def render(config: Config) -> str:
@@ -50,11 +50,11 @@ def reference_page() -> str:
         "",
     ]
     for path, model in _sections(Config, ""):
-        lines += [f"## `{path}`" if path else "## Top level", "", _text(model.__doc__), ""]
+        lines += [f"## `{path}`" if path else "## Top level", "", _about(model), ""]
         lines += ["| key | type | default | decides | meaning |", "|---|---|---|---|---|"]
         for name, field in model.model_fields.items():
             default = _default(field)
-            meaning = _text(field.description or _text((section_in(field.annotation) or BaseModel).__doc__))
+            meaning = _text(field.description) or _about(section_in(field.annotation) or BaseModel)
             decides = ", ".join(kind.value for kind in Decides if kind in decided_by(model, name))
             lines.append(f"| `{name}` | {_type(field.annotation)} | {default} | {decides} | {meaning} |")
         lines.append("")
@@ -108,6 +108,11 @@ def _type_names(schema: dict[str, Any]) -> list[str]:
     if schema.get("type") == "array":
         return [f"list of {' | '.join(_type_names(schema['items']))}"]
     return [{"object": "map"}.get(schema.get("type", "any"), schema.get("type", "any"))]
+
+
+def _about(model: type[BaseModel]) -> str:
+    """The docstring of a section, without its example in Python."""
+    return _text((model.__doc__ or "").partition("Example:")[0])
 
 
 def _text(text: str | None) -> str:

@@ -1,4 +1,4 @@
-"""What every part of the configuration is made of, and what a key states beside its type."""
+"""The base class of all sections of the configuration, and the statements of a key besides its type."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 
 
 class Decides(Enum):
-    """What a key decides first. What comes after that depends on it, too: other images make another run."""
+    """The first result that a key decides. Later results depend on it, too: other images make another run."""
 
     DATA = "data"
-    """Which images there are, and in which splits: the dataset version."""
+    """The images and their splits: the dataset version."""
     FEATURES = "features"
-    """What the frozen part sees and answers: the digest of cached features, and a run's id."""
+    """The input and output of the frozen part: the digest of cached features, and a run's id."""
     LEARNING = "learning"
-    """What is learned on them: a run's id."""
+    """What is learned from the features: a run's id."""
     SEARCH = "search"
-    """What a sweep tries, and which trial wins: a sweep's id."""
+    """The trials of a sweep and its winner: a sweep's id."""
     PLACEMENT = "placement"
-    """Where and how fast it is computed, and where it is kept; never what is learned."""
+    """Where and how fast results are computed, and where they are stored; never what is learned."""
     OUTPUT = "output"
-    """What becomes of a trained model: how it is judged, published and announced."""
+    """How a trained model is judged, published and announced."""
 
 
 class Varies(Flag):
-    """Where a key that decides what is learned may have several values although all else stays as it is."""
+    """Where a key that decides what is learned may have several values while all other keys stay the same."""
 
     IN_TRAINING = auto()
     """Between two epochs of one training, as in population based training."""
@@ -39,11 +39,13 @@ class Varies(Flag):
     """Between trials that are trained as one program."""
     IN_PROGRAM = auto()
     """Between two uses of one compiled program."""
+    IN_WARM_START = auto()
+    """Between a run and the one whose head it begins with, of keys that decide features."""
 
 
 @dataclass(frozen=True)
 class NotSearched:
-    """Stated by a key that a sweep may not search. Keys that decide nothing of what is learned need not state it."""
+    """Statement of a key that a sweep may not search. Keys that do not decide what is learned need no statement."""
 
     why: str
 
@@ -60,6 +62,6 @@ class Section(BaseModel):
     decides: ClassVar[Decides | None] = None
 
     def __init_subclass__(cls, *, decides: Decides | None = None, **options: Any) -> None:
-        """Take what the class statement says. A subclass that says nothing decides what its parent does."""
+        """Take `decides` from the class statement. A subclass without it decides what its parent decides."""
         super().__init_subclass__(**options)
         cls.decides = decides or cls.decides

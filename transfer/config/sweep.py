@@ -72,9 +72,10 @@ class SchedulerConfig(Section, decides=Decides.SEARCH):
     """Who stops trials early. A plain string is short for `{kind: …}`; options of another kind are refused."""
 
     kind: Literal["none", "asha", "median", "pbt"] = "none"
-    """`none`: every trial runs all its epochs. `asha`: asynchronous successive halving. `median`: a trial ends when its
-    best is below the median of the others' running means. `pbt`: population based training, where the worst trials go
-    on from the weights of the best with changed values."""
+    """`none`: every trial runs all its epochs. `asha`: asynchronous successive halving (Li et al., 2020). `median`: a
+    trial ends when its best is below the median of the others' running means (Golovin et al., 2017). `pbt`: population
+    based training (Jaderberg et al., 2017), where the worst trials go on from the weights of the best with changed
+    values."""
     grace_epochs: Annotated[int, Field(ge=1)] | None = None
     """`asha` and `median`: no trial is stopped before so many epochs. Default: 1."""
     reduction_factor: Annotated[int, Field(ge=2)] | None = None
@@ -106,8 +107,8 @@ class SweepConfig(Section, decides=Decides.SEARCH):
     space: Annotated[dict[str, DomainConfig], Field(min_length=1)]
     """What is searched: for each dotted key of this configuration (`phases.0.learning_rate`) its values."""
     search: Literal["grid", "random", "optuna"] = "random"
-    """`grid`: every combination. `random`: combinations drawn by `seed`. `optuna`: drawn by Optuna's TPE sampler from
-    the results so far (needs the extra `optuna`)."""
+    """`grid`: every combination. `random`: combinations drawn by `seed`. `optuna`: drawn by Optuna's TPE sampler
+    (Bergstra et al., 2011) from the results so far (needs the extra `optuna`)."""
     trials: Annotated[int, Field(ge=1, le=MAX_TRIALS)] | None = None
     """How many combinations `random` and `optuna` try. Default: 16. Not for `grid`, which tries all."""
     scheduler: SchedulerConfig = SchedulerConfig()

@@ -47,7 +47,7 @@ class WorkersConfig(Section, decides=Decides.PLACEMENT):
 
     @property
     def replicas(self) -> int:
-        """Copies of the model that are trained together."""
+        """Number of copies of the model that are trained together."""
         return max(self.count, 1) * max(self.gpus_per_worker, 1)
 
 
@@ -55,7 +55,8 @@ class ScheduleConfig(Section, decides=Decides.LEARNING):
     """How the learning rate moves within a phase."""
 
     kind: Literal["constant", "cosine", "exponential"] = "constant"
-    """`cosine` falls to `final_share` of the learning rate along half a cosine, `exponential` geometrically."""
+    """`cosine` falls to `final_share` of the learning rate along half a cosine (Loshchilov and Hutter, SGDR, 2017,
+    without restarts), `exponential` geometrically."""
     warmup_epochs: Annotated[float, Field(ge=0.0)] = 0.0
     """Rise linearly from zero over this many epochs first."""
     final_share: Annotated[float, Field(gt=0.0, le=1.0)] = 0.01
@@ -66,19 +67,19 @@ class OptimizerConfig(Section, decides=Decides.LEARNING):
     """The optimiser. A plain string is short for `{name: …}`."""
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
-    """Adam, AdamW (decoupled weight decay), or SGD."""
+    """Adam (Kingma and Ba, 2015), AdamW (Loshchilov and Hutter, 2019: decoupled weight decay), or SGD."""
     momentum: Annotated[Fraction, Varies.IN_TRAINING] = 0.9
     """Momentum of SGD."""
     nesterov: bool = False
-    """Nesterov momentum for SGD."""
+    """Nesterov momentum for SGD (Sutskever et al., 2013)."""
     weight_decay: Annotated[float, Field(ge=0.0), Varies.IN_TRAINING | Varies.IN_PACK] = 0.004
     """Decoupled weight decay of AdamW."""
     clip_norm: Annotated[PositiveFloat | None, Varies.IN_TRAINING] = None
-    """Scale gradients down so that their global norm, over all replicas, stays below this."""
+    """Scale gradients down so that their global norm, over all replicas, is at most this (Pascanu et al., 2013)."""
 
 
 class EarlyStoppingConfig(Section, decides=Decides.LEARNING):
-    """End a phase when validation stops improving, and go back to its best epoch."""
+    """End a phase when validation stops improving, and go back to its best epoch (Prechelt, 1998)."""
 
     metric: Literal["loss", "accuracy"] = "loss"
     """Validation metric that is watched."""
@@ -89,7 +90,14 @@ class EarlyStoppingConfig(Section, decides=Decides.LEARNING):
 
 
 def unfreeze_title(unfreeze: int | str) -> str:
-    """What a phase trains, in words: `head`, `last 2 blocks`, `all blocks`, `from block4_conv1 up`."""
+    """Describe what a phase trains: `head`, `last 2 blocks`, `all blocks`, `from block4_conv1 up`.
+
+    Args:
+        unfreeze: Integer, `all`, or name of a layer: the phase's `unfreeze`.
+
+    Returns:
+        A few words in lower case.
+    """
     match unfreeze:
         case 0:
             return "head"
@@ -124,7 +132,7 @@ class PhaseConfig(Section, decides=Decides.LEARNING):
 
     @property
     def title(self) -> str:
-        """What it trains, in words."""
+        """What the phase trains, in words."""
         return unfreeze_title(self.unfreeze)
 
     @field_validator("optimizer", mode="before")
@@ -148,13 +156,14 @@ class TrainingConfig(Section, decides=Decides.LEARNING):
     seed: Annotated[int, Field(ge=0, lt=2**31), Decides.FEATURES, Varies.IN_PACK | Varies.IN_PROGRAM] = 0
     """Decides initial weights of the head, the order of images, dropout and augmentation."""
     class_weights: Literal["none", "balanced"] | dict[str, PositiveFloat] = "none"
-    """`balanced` weighs classes by the inverse of their frequency; or a weight for each class by name."""
+    """`balanced` weighs classes by the inverse of their frequency (King and Zeng, 2001); or a weight for each class by
+    name."""
     label_smoothing: Annotated[Fraction, Varies.IN_TRAINING | Varies.IN_PACK] = 0.0
-    """Share of each label spread over all classes that have training images."""
+    """Share of each label that is spread over all classes with training images (Szegedy et al., 2016)."""
     mixed_precision: Annotated[Literal["off", "bfloat16", "float16"], Decides.FEATURES] = "off"
-    """Compute in half precision where the device has it; variables stay float32. Holds for all layers of any base,
-    whatever a `.keras` file was saved with. SavedModels are refused, for their graphs say in which types they compute.
-    """
+    """Compute in half precision where the device has it; variables stay float32 (Micikevicius et al., 2018). This holds
+    for all layers of any base, whatever a `.keras` file was saved with. SavedModels are refused, because
+    their graphs fix the types in which they compute."""
     checkpoint_steps: Annotated[Annotated[int, Field(ge=1)] | None, Decides.PLACEMENT] = None
     """Also write a checkpoint every this many steps. One is always written at the end of an epoch."""
     warm_start: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}/[0-9]+$")] | None = None

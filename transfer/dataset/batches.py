@@ -1,8 +1,11 @@
 """Shards → decoded images, as tensors: in batches of an epoch, or in the order in which they are stored.
 
-For the passes that see every image once: tracing and starting a pipeline takes longer than decoding hundreds of images.
+The order of an epoch is a pure function of (shards, seed, epoch), not of the number of workers. Shards are shuffled and
+grouped into windows that fit in memory; the rows of each window are permuted. Every worker computes the same order and
+takes its slice of each global batch, so 1 worker and 64 workers train on the same batches.
+The two-level shuffle is the usual one for sharded data (compare mosaicml/streaming's `py1b`).
 
-Each batch is a dict:
+Each batch of an epoch is a dict:
 
 - `images`: float32 [batch, height, width, 3], pixel values in 0..255
 - `labels`: int32 [batch]
@@ -17,6 +20,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import accumulate, islice
 from typing import Any
 
@@ -28,12 +32,73 @@ from transfer.config import DatasetConfig, ImageInput
 from transfer.dataset.check import check_image
 from transfer.dataset.decode import load_image, load_plain_jpeg
 from transfer.dataset.manifest import Shard
-from transfer.dataset.order import Window, WorkerSlice, windows
 from transfer.dataset.orientation import is_plain_jpeg
 from transfer.dataset.refusals import RejectedImage
 from transfer.dataset.shards import read_shard
 from transfer.runtime.parallel import in_order
 from transfer.storage import Store
+
+
+@dataclass(frozen=True)
+class Window:
+    """Rows that are in memory together."""
+
+    shards: tuple[Shard, ...]
+    start: int
+    """Position of the window's first row in the epoch."""
+    order: np.ndarray
+    """int64 [rows]: the k-th row visited is row `order[k]` of the window's shards, concatenated."""
+
+
+@dataclass(frozen=True)
+class WorkerSlice:
+    """The part of each global batch that one worker takes."""
+
+    index: int = 0
+    count: int = 1
+
+    def positions(self, batch_size: int) -> range:
+        """Positions of this worker in a global batch of `batch_size` rows, which `count` divides."""
+        share = batch_size // self.count
+        return range(self.index * share, (self.index + 1) * share)
+
+
+def windows(
+    shards: Sequence[Shard], *, window_size_bytes: int | None, seed: int | None = None, epoch: int = 0
+) -> Iterator[Window]:
+    """Yield the windows of one epoch. `seed` None visits the rows as they are stored.
+
+    Without `window_size_bytes` all shards are one window with one global permutation. Any window size that holds all
+    shards gives the same order.
+    """
+    generator = None if seed is None else np.random.default_rng([seed, epoch])
+    visited = list(shards) if generator is None else [shards[i] for i in generator.permutation(len(shards))]
+    start = 0
+    for group in _groups(visited, window_size_bytes):
+        rows = sum(shard.rows for shard in group)
+        order = np.arange(rows) if generator is None else generator.permutation(rows)
+        yield Window(shards=tuple(group), start=start, order=order)
+        start += rows
+
+
+def _groups(shards: Sequence[Shard], size_bytes: int | None) -> Iterator[list[Shard]]:
+    """Consecutive shards of together at most `size_bytes`, at least one each."""
+    group: list[Shard] = []
+    group_size_bytes = 0
+    for shard in shards:
+        if group and size_bytes is not None and group_size_bytes + shard.size_bytes > size_bytes:
+            yield group
+            group, group_size_bytes = [], 0
+        group.append(shard)
+        group_size_bytes += shard.size_bytes
+    if group:
+        yield group
+
+
+def steps_per_epoch(rows: int, batch_size: int) -> int:
+    """Number of batches in an epoch; the last one may be short."""
+    return -(-rows // batch_size)
+
 
 BATCHES_AHEAD = 2
 """Batches that are decoded while the reader still works on the one before."""
@@ -42,8 +107,9 @@ BATCHES_AHEAD = 2
 def stored_images(
     store: Store, shards: Sequence[Shard], *, image_input: ImageInput, batch_size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """All images of some shards as they are stored, and their labels.
+    """All images of some shards as they are stored, and their labels: for the passes that see every image once.
 
+    Without tf.data: tracing and starting a pipeline takes longer than decoding hundreds of images.
     Yields float32 [n, height, width, 3] in 0..255 and int32 [n], n below `batch_size` at the very end only.
     Holds at most three shards in memory. Raises CorruptObjectError, ObjectNotFoundError, StorageError.
     """

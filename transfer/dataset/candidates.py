@@ -1,6 +1,6 @@
 """The images of a source before any of them is stored: listed, checked, and selected for a version.
 
-Ingest makes a version of what is selected here; `rehearsal.py` says of it beforehand what ingest would say.
+Ingest makes a version from the selected images; `rehearsal.py` predicts its outcome without writing anything.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import numpy as np
@@ -20,7 +20,8 @@ from transfer.dataset.file_cache import SeenLog, digest_of_check
 from transfer.dataset.ingest_tasks import Candidate, Limits, check_batch
 from transfer.dataset.listing import CheckedColumns, Listing, batches, list_source
 from transfer.dataset.manifest import MISSING, UNREADABLE, Dataset, Reject, Splitting, check_reject_share, counted
-from transfer.dataset.shards import Images, unique_images
+from transfer.dataset.shards import Images, ParentShard, unique_images
+from transfer.dataset.small_classes import place_images
 from transfer.dataset.sources import Source
 from transfer.dataset.sources.table import none_there
 from transfer.dataset.sources.tabular import is_table
@@ -38,7 +39,7 @@ BATCH_SIZE_BYTES = 32 * 1024**2
 
 @dataclass(frozen=True)
 class Candidates:
-    """What a source lists, and what is decided about its classes."""
+    """The listing of a source, and the decisions about its classes."""
 
     config: Config
     store: Store
@@ -48,27 +49,27 @@ class Candidates:
 
     @property
     def limits(self) -> Limits:
-        """What an image may be."""
+        """Limits that an image must keep."""
         return Limits.of(self.config.dataset)
 
     @property
     def bytes_travel(self) -> bool:
-        """Whether tasks carry images, judged by the first."""
+        """Whether tasks carry the bytes of images, judged by the first image."""
         return on_cluster() and len(self.listing) > 0 and self.source.is_local(self.listing.key(0))
 
     @property
     def uri(self) -> str:
-        """Where the images are."""
+        """Path or address of the images."""
         return str(self.source.description["uri"])
 
     @property
     def seen_log(self) -> SeenLog:
-        """What earlier ingests found in the same files."""
+        """Log of the results of earlier ingests for the same files."""
         check = digest_of_check(self.limits._asdict())
         return SeenLog(self.store, self.config.dataset_name, source=self.uri, check=check)
 
     def known_classes(self, parent: Dataset | None) -> list[str]:
-        """Classes of the parent that the new version has, too: the first ones."""
+        """Classes of the parent version that remain; they are the first classes of the new version."""
         return self.decided.known_classes(parent, renames=self.config.dataset.rename_classes)
 
     def class_order(self, known: Sequence[str], *, labels: Sequence[str] | None = None) -> list[str]:
@@ -79,7 +80,7 @@ class Candidates:
 
     @cached_property
     def splitting(self) -> Splitting:
-        """How the images come to be in their splits."""
+        """How images are assigned to splits."""
         options = self.config.dataset
         named = self.listing.given.split_names | set(options.splits or {})
         by_column = f"the column `{options.split_column}`"
@@ -94,7 +95,7 @@ class Candidates:
         )
 
     def check_given(self) -> None:
-        """Raise DatasetError where what the source gives of splits and groups contradicts itself, told by names."""
+        """Raise DatasetError if the splits and groups that the source gives contradict each other; no image is read."""
         listing = self.listing
         self.check_given_classes(np.arange(len(listing)))
         if rows := group_in_two_splits(listing.given):
@@ -112,14 +113,14 @@ class Candidates:
             )
 
     def check_given_classes(self, rows: np.ndarray) -> None:
-        """Raise DatasetError where, of the images in those rows, a class has none that may be trained on."""
+        """Raise DatasetError if a class has no training images among those rows."""
         # The last column is NONE_GIVEN.
         table = np.zeros((len(self.listing.labels), len(SPLITS) + 1), np.int64)
         np.add.at(table, (self.listing.label_codes[rows], self.listing.given.splits[rows]), 1)
         check_given(dict(zip(self.listing.labels, table.tolist(), strict=True)))
 
     def carried(self, key: str, size_bytes: int = -1) -> bytes | Reject | None:
-        """Read what only this machine can read, for a worker of the cluster; None where the worker reads for itself."""
+        """Read an image that only this machine can read, for a worker; None if the worker can read it itself."""
         limit = self.limits.max_file_size_bytes
         if not on_cluster() or not self.source.is_local(key) or size_bytes > limit:
             return None
@@ -141,7 +142,7 @@ def list_candidates(config: Config, store: Store, source: Source, *, most: int |
 
 
 def check_images(candidates: Candidates, checked: CheckedColumns, rows: np.ndarray) -> None:
-    """Read and decode the images in those rows of the listing, and add what is found in them to `checked`."""
+    """Read and decode the images in those rows of the listing, and add the results to `checked`."""
     sizes_bytes, most = candidates.listing.sizes_bytes[rows], candidates.limits.max_file_size_bytes
     answers = parallel_map(
         partial(check_batch, source=candidates.source, limits=candidates.limits),
@@ -172,13 +173,14 @@ def _batches(candidates: Candidates, rows: np.ndarray) -> Iterator[list[Candidat
 
 @dataclass(frozen=True)
 class Selection:
-    """What a version would be made of, and what it would leave out."""
+    """The images of a new version, and the files that it leaves out."""
 
     candidates: Candidates
     known: list[str]
     """Classes of the parent version."""
     classes: list[str]
     images: Images
+    splitting: Splitting
     rejects: list[Reject]
 
     @cached_property
@@ -188,7 +190,7 @@ class Selection:
 
     @property
     def vanished(self) -> list[str]:
-        """Classes of the parent version that have no images any more."""
+        """Classes of the parent version that have lost all of their images."""
         return vanished_classes(self.counts, self.known)
 
     @property
@@ -197,7 +199,7 @@ class Selection:
         return {name: sum(of_split[name] for of_split in self.counts.values()) for name in self.classes}
 
     def check(self, *, ledger: str | None) -> None:
-        """Raise DatasetError where no version may be made of it. `ledger`: where the rejects are listed."""
+        """Raise DatasetError if these images cannot be a version. `ledger`: name of the list of rejects in storage."""
         accepted, options = len(self.images), self.candidates.config.dataset
         refused = counted(self.rejects)
         if is_table(options.source) and not accepted and {each.reason for each in refused} <= {MISSING, UNREADABLE}:
@@ -217,7 +219,7 @@ class Selection:
 
     @property
     def warnings(self) -> list[str]:
-        """What a user should know of the classes, the splits and the groups, in sentences."""
+        """Warnings about classes, splits and groups, in sentences."""
         return [
             *warnings_of(self.counts, self.classes, vanished=self.vanished),
             *self._group_warnings(),
@@ -240,21 +242,41 @@ class Selection:
 
 
 def shares_of(splitting: Splitting) -> dict[str, float]:
-    """The share of what is drawn that each split has, train among them."""
+    """Each split's share of the drawn images, train included."""
     shares = {VALIDATION: splitting.validation, TEST: splitting.test}
     return {TRAIN: 1 - splitting.validation - splitting.test, **shares}
 
 
-def select(candidates: Candidates, checked: CheckedColumns, *, known: list[str], classes: list[str]) -> Selection:
-    """Keep each image in `checked` once, give it its class and its split, and gather what is left out."""
-    splitting = candidates.splitting
+def select(
+    candidates: Candidates,
+    checked: CheckedColumns,
+    *,
+    known: list[str],
+    classes: list[str],
+    latest: Dataset | None,
+    recorded: Sequence[ParentShard],
+) -> Selection:
+    """Select each image in `checked` once, with its class and its split, and collect the files that are left out.
+
+    `latest` is the latest version of the dataset, `recorded` its shards.
+    """
+    splitting, listing = candidates.splitting, candidates.listing
     images, left_out = unique_images(
-        candidates.listing,
+        listing,
         checked,
-        np.array([classes.index(label) for label in candidates.listing.labels], np.int32),
+        np.array([classes.index(label) for label in listing.labels], np.int32),
         validation=splitting.validation,
         test=splitting.test,
         may_straddle=candidates.config.dataset.prefer == TEST,
     )
-    rejects = [*candidates.listing.rejects, *checked.refused.values(), *left_out]
-    return Selection(candidates, known, classes, images, rejects)
+    if splitting.groups_by is None:
+        splits, placed = place_images(
+            images,
+            listing.given.splits[images.rows] <= SPLITS.index(TRAIN),
+            shares=shares_of(splitting),
+            placed=latest.splitting.placed if latest and latest.splitting else {},
+            recorded=recorded,
+        )
+        images, splitting = replace(images, splits=splits), splitting.model_copy(update={"placed": placed})
+    rejects = [*listing.rejects, *checked.refused.values(), *left_out]
+    return Selection(candidates, known, classes, images, splitting, rejects)

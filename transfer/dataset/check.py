@@ -1,7 +1,7 @@
-"""Whether an image can be used, told from its bytes before it gets into a dataset.
+"""The check of an image by its bytes, before it enters a dataset.
 
-An accepted image has been decoded here by the very function that training and serving use, so it cannot fail there.
-What happens to each format and oddity is written in docs/images.md.
+An accepted image was decoded here by the same function that training and serving use, so it cannot fail there.
+docs/images.md says what happens to each format and each defect.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from transfer.dataset.pillow import (
 from transfer.dataset.refusals import RefusedError, RejectedImage, RejectReason
 from transfer.runtime.startup import import_tensorflow
 
-CHECK_VERSION = 4
-"""Counted up when another image is accepted, stored or described than before, so that what was found earlier is not
-relied on."""
+CHECK_VERSION = 5
+"""Version of this check. It is raised when the check accepts, stores or describes images differently, so that results
+of earlier ingests are not reused."""
 # A progressive JPEG has about ten scans. Each costs a pass over all pixels, however few bytes it has.
 _MAX_JPEG_SCANS = 100
-# Pillow's words for compressed texts and profiles beyond its limit.
+# Pillow's messages for compressed texts and profiles beyond its limit.
 _UNPACKS_TO_MUCH = "Decompressed data too large"
-# Pillow and TensorFlow convert print colors a little differently; the wrong way round is far beyond, in 0..255.
+# Largest difference in 0..255. Pillow and TensorFlow convert CMYK slightly differently; inverted colors are far beyond.
 _MAX_MEAN_DIFFERENCE_OF_JPEG = 8
 # The other decoders agree exactly; versions of the WebP library may round differently one day.
 _MAX_DIFFERENCE = 8
@@ -56,7 +56,7 @@ class AcceptedImage:
 
 
 class _UndecodableError(Exception):
-    """TensorFlow does not decode the image, or to another picture than Pillow does."""
+    """TensorFlow cannot decode the image, or decodes it to other pixels than Pillow does."""
 
 
 class _Wanted(NamedTuple):
@@ -80,11 +80,11 @@ def check_image(
 ) -> AcceptedImage | RejectedImage:
     """Check one image file by decoding it; never raises because of what is in `data`.
 
-    `key` is the file's name: the content alone decides, a name that promises another format is mentioned. Images of
-    more than `max_pixels` pixels are refused from their header. With `transcode`, what TensorFlow does not decode right
-    becomes an upright PNG of the first frame where Pillow can read it; the same bytes always give the same PNG. So does
-    an image with transparent pixels where there is a `background`, `#rrggbb`, to put it on. `depth`: what becomes of
-    16 bits a channel; the bytes do not depend on it, unless by that background.
+    `key`: name of the file. The content alone decides; a name that promises another format is mentioned. Images with
+    more than `max_pixels` pixels are refused by their header. With `transcode`, a file that TensorFlow does not decode
+    correctly becomes an upright PNG of its first frame if Pillow can read it; the same bytes always give the same PNG.
+    `background`, `#rrggbb`: an image with transparent pixels is put on this color and becomes a PNG, too.
+    `depth`: what becomes of 16 bits a channel; the bytes depend on it only with a background.
     """
     if not data:
         return RejectedImage(RejectReason.EMPTY, "The file has no bytes.")
@@ -96,7 +96,7 @@ def check_image(
         detail = f"The file starts with {data[:12]!r}, which no known image format does."
         return RejectedImage(RejectReason.NOT_AN_IMAGE, detail)
     try:
-        # Pillow's warnings say what is decided here; they would come thousands of times.
+        # Pillow warns of what this function decides anyway, and would warn thousands of times.
         with _no_warnings():
             return _check(data, kind, kind.named(key), _Wanted(max_pixels, transcode, background, depth))
     except RefusedError as refused:
@@ -105,7 +105,7 @@ def check_image(
 
 def _check(data: bytes, kind: Format, label: str, wanted: _Wanted) -> AcceptedImage:
     if not kind.is_decodable and not wanted.transcode:
-        # It would be no help to recommend what does not help.
+        # Recommend transcoding only if it would help.
         refuse_pixels(data, kind, label)
         tool = f" (with {kind.package} installed)" if kind.package else ""
         raise RefusedError(
@@ -149,9 +149,9 @@ def _check_with_pillow(data: bytes, kind: Format, label: str, wanted: _Wanted) -
 
 
 def _decoded_alone(data: bytes, kind: Format, refused: RefusedError, label: str, wanted: _Wanted) -> AcceptedImage:
-    """Accept a JPEG or PNG that is decoded although Pillow finds it corrupt: damage beside the picture is no matter.
+    """Accept a JPEG or PNG that TensorFlow decodes although Pillow finds it corrupt: the damage is outside the pixels.
 
-    Raises `refused` where TensorFlow does not decode it either, and where a text would unpack to very much.
+    Raises `refused` if TensorFlow cannot decode it either, or if a compressed text in it is too large.
     """
     if _UNPACKS_TO_MUCH in refused.rejected.detail:
         raise refused
@@ -168,7 +168,7 @@ def _decoded_alone(data: bytes, kind: Format, refused: RefusedError, label: str,
 
 
 def _on_background(data: bytes, label: str, wanted: _Wanted) -> AcceptedImage:
-    """An image on the background, if there is one, as PNG of 8 bits a channel; one of 16 bits as it is."""
+    """Encode an image as PNG of 8 bits a channel, on the background if there is one; one of 16 bits stays as it is."""
     from PIL import Image
 
     if wanted.depth != "reject" and formats.is_deep_png(data):
@@ -186,15 +186,15 @@ def _on_background(data: bytes, label: str, wanted: _Wanted) -> AcceptedImage:
 
 
 def _decode_as_pillow(data: bytes, kind: Format, image: Any, label: str, wanted: _Wanted) -> tuple[int, int]:
-    """Decode with TensorFlow and see that it is the picture that Pillow shows; height and width in pixels.
+    """Decode with TensorFlow and compare with Pillow's pixels. Returns height and width in pixels.
 
-    TensorFlow makes room for as many pixels as the header says that Pillow has read, and for BMP no more than the file
-    has bytes. Only a GIF's frames may be larger than its header says.
+    TensorFlow allocates as many pixels as the header says, which Pillow has read before; for BMP at most as many as the
+    file has bytes. Only frames of a GIF can be larger than its header says.
     """
     _limit_scans(data, kind, label)
     if kind is formats.GIF:
         _limit_gif_frames(data, image.size, wanted.max_pixels)
-    # JPEG, the most frequent, has one way to be read unless it is for print; Pillow need not decode it as well.
+    # JPEG, the most frequent format, can be read in one way only, except CMYK. So Pillow need not decode it, too.
     is_compared = kind is not formats.JPEG or image.mode not in {"RGB", "L"}
     if is_compared:
         load_pixels(image, label)
@@ -225,10 +225,10 @@ def _limit_scans(data: bytes, kind: Format, label: str) -> None:
 
 
 def _limit_gif_frames(data: bytes, screen: tuple[int, int], max_pixels: int) -> None:
-    """TensorFlow keeps a byte a pixel of all frames at once, and takes the largest frame for the picture's size."""
+    """Limit the frames of a GIF: TensorFlow holds all frames in memory, each in the size of the largest."""
     frames = list(formats.gif_frames(data))
     pixels = sum(width * height for width, height in frames)
-    # As much memory as decoding a still image of max_pixels takes.
+    # The limit is the memory for decoding one image of max_pixels.
     if pixels > 3 * max_pixels:
         raise _UndecodableError(f"its {len(frames):,} frames have {pixels:,} pixels, more than thrice max_pixels")
     if not frames or (max(width for width, _ in frames), max(height for _, height in frames)) != screen:
@@ -242,7 +242,7 @@ def _compare(pixels: np.ndarray, image: Any, kind: Format) -> None:
         raise _UndecodableError(f"it becomes {pixels.shape[1]}×{pixels.shape[0]}, not {shown.width}×{shown.height}")
     difference = np.abs(pixels.astype(np.int16) - reference)
     if shown.has_transparency_data:
-        # Nothing says what color a pixel has that is not seen.
+        # The color of a fully transparent pixel is undefined.
         difference = difference[np.asarray(shown.convert("RGBA"))[..., 3] > 0]
     if kind is formats.JPEG:
         is_other = difference.mean() > _MAX_MEAN_DIFFERENCE_OF_JPEG
@@ -253,14 +253,14 @@ def _compare(pixels: np.ndarray, image: Any, kind: Format) -> None:
 
 
 def _compare_deep(values: np.ndarray, image: Any) -> None:
-    """The same for a PNG of 16 bits a channel, its values uint16 [height, width, 3]: of colors Pillow has 8 bits."""
+    """Compare a PNG of 16 bits a channel, its values uint16 [height, width, 3]; of colors Pillow has the upper 8."""
     _compare((values >> 8).astype(np.uint8), image, formats.PNG)
     if is_deep(image) and not np.array_equal(values[..., 0], np.asarray(upright(image))):
         raise _UndecodableError("it gets other values than in Pillow")
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int]:
-    """Height and width by the header, as the decoder itself reads it."""
+    """Height and width from the header, as the decoder reads it."""
     import_tensorflow()
     import tensorflow as tf
 

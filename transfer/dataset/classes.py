@@ -1,4 +1,4 @@
-"""Class names and their indices, and what is wrong with them."""
+"""Class names and their indices, and the checks of both."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from transfer.errors import DatasetError
 def places_among(
     classes: Sequence[str], others: Sequence[str], *, same_indices: bool, renames: Mapping[str, str]
 ) -> list[int | None]:
-    """For each of `classes`, those of an earlier version or of a model, its index among `others`.
+    """The index among `others` of each of `classes`, which are those of an earlier version or of a model.
 
-    A renamed class is the same class. None where a class is not one of the others; two classes that have become one
-    have one index. `same_indices`: both are classes of versions between which no index moved, while names may have
+    None for a class that is not among `others`. A renamed class is the same class; two classes that were merged have
+    one index. `same_indices`: both are classes of versions between which no index moved, although names may have
     changed (`Dataset.has_indices_of`). Otherwise names decide, after `renames`: `{old: new}`, dataset.rename_classes.
     """
     if same_indices:
@@ -27,9 +27,9 @@ def places_among(
 def names_among(
     classes: Sequence[str], others: Sequence[str], *, same_indices: bool, renames: Mapping[str, str]
 ) -> list[str]:
-    """For each of `classes` the name that it has among `others`, and its own one where it is not one of them.
+    """The name of each of `classes` among `others`; its own name if it is not among them.
 
-    Arguments: as in `places_among`. An own name is the new one where `renames` has one.
+    Arguments: as for `places_among`. If `renames` has the own name, its new name is returned.
     """
     places = places_among(classes, others, same_indices=same_indices, renames=renames)
     own = classes if same_indices else [renames.get(name, name) for name in classes]
@@ -40,7 +40,7 @@ _SHOWN = 12
 
 
 def no_classes(source: str, *, beside: str) -> DatasetError:
-    """The error for a source without any class. `beside`: what else is there, in words."""
+    """The error for a source without any class. `beside`: what else the source contains, in words."""
     return DatasetError(
         f"There are no images with a class in {source}{f'; {beside}' if beside else ''}.",
         advice="Put the images into one folder a class, <source>/<class>/<image>; in a table fill its labels.",
@@ -48,13 +48,13 @@ def no_classes(source: str, *, beside: str) -> DatasetError:
 
 
 def class_order(labels: Sequence[str], known: Sequence[str], *, source: str, may_be_splits: bool = False) -> list[str]:
-    """Order the classes: those `known` from the parent version come first, in its order, then new ones, sorted.
+    """Order the classes: the `known` classes of the parent version first, in its order, then new classes, sorted.
 
-    Raises DatasetError for fewer than two labels, for names of splits unless classes `may_be_splits`, where none of the
-    known ones is among the labels, and for names that people would take for the same.
+    Raises DatasetError for fewer than two labels, for names of splits (unless `may_be_splits`), if no known class is
+    among the labels, and for names that people would take for the same.
     """
     splits = {} if may_be_splits else {name: split for name in labels if (split := split_named(name))}
-    # One class may well be called `train` or `test`.
+    # A single class may be called `train` or `test`.
     if splits and (len(splits) == len(labels) or (TRAIN in splits.values() and len({*splits.values()}) > 1)):
         folders = ", ".join(f"`{name}`" for name in splits)
         others = [name for name in labels if name not in splits]
@@ -90,7 +90,7 @@ def class_order(labels: Sequence[str], known: Sequence[str], *, source: str, may
 
 
 def renamed(parent: Sequence[str], renames: Mapping[str, str]) -> list[str]:
-    """The classes of an earlier version by their new names. Raises DatasetError where two would become one."""
+    """The classes of an earlier version by their new names. Raises DatasetError if two classes would become one."""
     old_name_of: dict[str, str] = {}
     for old in parent:
         new = renames.get(old, old)
@@ -109,7 +109,7 @@ def _folded(name: str) -> str:
 
 
 def vanished_classes(counts: dict[str, dict[str, int]], known: Sequence[str]) -> list[str]:
-    """Which of the classes of an earlier version have no images any more. `counts[split][class]` are images."""
+    """Classes of an earlier version that lost all of their images. `counts[split][class]`: number of images."""
     return [name for name in known if not any(counts[split][name] for split in SPLITS)]
 
 
@@ -123,11 +123,11 @@ def check_counts(
     given: Collection[str] = (),
     groups_by: str | None = None,
 ) -> None:
-    """Check that each class has `min_images` accepted images, and each split that is wanted any at all.
+    """Check that each class has `min_images` accepted images, and that no wanted split is empty. Raises DatasetError.
 
-    Wanted are those with a share above 0 in `shares`, and those that are `given`. Classes that vanished need none, but
-    two classes must have training images. `counts[split][class]` are images. `groups_by`: what makes groups that share
-    a split. Raises DatasetError.
+    A split is wanted if its share in `shares` is above 0, or if it is among the `given` splits. Vanished classes need
+    no images, but two classes must have training images. `counts[split][class]`: number of images. `groups_by`: the
+    column or pattern of groups that share a split.
     """
     totals = {name: sum(counts[split][name] for split in SPLITS) for name in classes if name not in vanished}
     few = [f"`{name}` has {total}" for name, total in totals.items() if total < min_images]
@@ -162,9 +162,9 @@ def check_counts(
 
 
 def check_given(images: Mapping[str, Sequence[int]]) -> None:
-    """Raise DatasetError where all images of a class are given to validation or test.
+    """Raise DatasetError if the source puts all images of a class into validation or test.
 
-    `images`: of each class, how many are given to train, validation and test, and how many to none.
+    `images`: by class, the number of images that are given to train, validation and test, and to no split.
     """
     untrained = [name for name, (train, *held_out, free) in images.items() if any(held_out) and not train + free]
     if untrained:
@@ -181,7 +181,7 @@ def check_given(images: Mapping[str, Sequence[int]]) -> None:
 def warnings_of(
     counts: Mapping[str, Mapping[str, int]], classes: Sequence[str], *, vanished: Sequence[str]
 ) -> Iterator[str]:
-    """Name the classes that a split lacks, in sentences; of splits that have images. `counts[split][class]`."""
+    """Warn of classes without images in a split that has images. `counts[split][class]`: number of images."""
     if vanished:
         yield f"Without images now, with their indices kept: {named(vanished)}."
     for split in SPLITS:

@@ -1,7 +1,7 @@
-"""What was decided about a dataset's classes, besides what its images say.
+"""Decisions of users about a dataset's classes: classes that are dropped or restored, and starting over.
 
-An entry of the log says what was done and why, and all that holds from then on; the highest number counts.
-Versions that there are never change. The next ingest does as what holds then says.
+An entry of the log has one decision, its reason, and the resulting state; the entry with the highest number counts. The
+next ingest follows it. Existing versions never change.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from transfer.storage import Log, Store, as_model, now_utc
 
 
 class DroppedClass(BaseModel):
-    """A class that no version is to have until it is restored."""
+    """A class that new versions leave out until it is restored."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -29,24 +29,24 @@ class DroppedClass(BaseModel):
 
 
 class Decided(BaseModel):
-    """What holds at one time."""
+    """The state after a decision."""
 
     model_config = ConfigDict(frozen=True)
 
     dropped: tuple[DroppedClass, ...] = ()
     starts_over_after: int = 0
-    """Versions up to this number are no history of later ones."""
+    """Later versions do not continue the classes of versions up to this number."""
 
     def history(self, latest: Dataset | None) -> Dataset | None:
-        """The latest version, unless the dataset is to start over after it."""
+        """The latest version, or None if the dataset starts over after it."""
         if latest is None:
             return None
-        # An ingest that had begun before it was decided may have added a version since, derived from one of these.
+        # An ingest that began before the decision may have added a version after it, derived from one of these.
         numbers = {latest.number, latest.parent or latest.number, latest.indices_from}
         return latest if min(numbers) > self.starts_over_after else None
 
     def known_classes(self, parent: Dataset | None, *, renames: Mapping[str, str]) -> list[str]:
-        """Classes of a parent version that the next version has, too: its first ones. Raises DatasetError."""
+        """Classes of a parent version that are the first classes of the next version. Raises DatasetError."""
         dropped = {each.name for each in self.dropped}
         names = renamed(parent.classes if parent else [], renames)
         return [name for name in names if name not in dropped]
@@ -64,15 +64,15 @@ class Decision(BaseModel):
 
 
 def read_decided(store: Store, dataset: str) -> Decided:
-    """What holds now. Raises CorruptObjectError, StorageError."""
+    """Read the current state. Raises CorruptObjectError, StorageError."""
     return _latest(store, dataset)[1]
 
 
 def drop_class(store: Store, dataset: str, name: str, *, reason: str) -> Decided:
-    """Have the next version be one without a class; nothing changes where it was dropped before.
+    """Leave a class out of the next version. If the class is dropped already, nothing changes.
 
-    Its images in the source are left out, and listed as `dropped`. Raises DatasetError when the latest version has no
-    such class, or fewer than two others.
+    The ledger lists the images of the class as `dropped`. Raises DatasetError if the latest version has no such class,
+    or fewer than two others.
     """
     latest = load_dataset(store, dataset)
 
@@ -97,10 +97,10 @@ def drop_class(store: Store, dataset: str, name: str, *, reason: str) -> Decided
 
 
 def restore_class(store: Store, dataset: str, name: str, *, reason: str) -> Decided:
-    """Want a dropped class again: images of the source with that label become the class.
+    """Restore a dropped class: the next version has its images again.
 
-    Its index is a new one, or the same as before where no version was made without it. Raises DatasetError when it was
-    not dropped.
+    The class gets a new index, or its former one if no version was made without it. Raises DatasetError if the class
+    was not dropped.
     """
 
     def decide(now: Decided) -> Decided:
@@ -116,9 +116,9 @@ def restore_class(store: Store, dataset: str, name: str, *, reason: str) -> Deci
 
 
 def start_over(store: Store, dataset: str, *, reason: str) -> Decided:
-    """Have the next version be one without history: classes get their indices from scratch. What is dropped stays so.
+    """Let the next version start over: classes get new indices. Dropped classes stay dropped.
 
-    Nothing changes where no version was added since it was last decided. Raises DatasetError when there is no version.
+    Nothing changes if no version was added since the last start over. Raises DatasetError if there is no version.
     """
     latest = load_dataset(store, dataset)
 
@@ -129,7 +129,7 @@ def start_over(store: Store, dataset: str, *, reason: str) -> Decided:
 
 
 def is_pending(store: Store, dataset: str, decided: Decided) -> bool:
-    """Whether the latest version is not yet as it was decided, so that the next ingest may make one."""
+    """Whether the latest version does not follow the decisions yet, so that the next ingest may make a new one."""
     latest = latest_dataset(store, dataset)
     if latest is None:
         return False
@@ -139,7 +139,7 @@ def is_pending(store: Store, dataset: str, decided: Decided) -> bool:
 
 
 def _restored_since(store: Store, dataset: str, created: str) -> set[str]:
-    """Classes that were wanted again after a version of that time was made."""
+    """Classes that were restored after the version created at that time."""
     log = _log(store, dataset)
     restored: set[str] = set()
     dropped: set[str] = set()
@@ -158,7 +158,7 @@ def _decide(
     reason: str,
     decide: Callable[[Decided], Decided],
 ) -> Decided:
-    """Add an entry, decided anew as long as others come first; none where nothing changes."""
+    """Add an entry; if another writer was first, decide again from its state. No entry is added if nothing changes."""
     while True:
         number, now = _latest(store, dataset)
         then = decide(now)

@@ -1,8 +1,8 @@
-"""What an ingest found in each file, kept so that the next one does not read those again that did not change.
+"""Results of an ingest for each file, so that the next ingest reads only files that changed.
 
-An entry of a dataset's log names a table with a row for each file that the source's listing tells apart from a changed
-one. Only the latest entry counts. It spares work
-and decides nothing: where it is missing, damaged, of another source or of another check, all files are read.
+An entry of a dataset's log names a table. The table has a row for each file whose change would show in the source's
+listing. Only the latest entry counts. It only saves work: if it is missing or damaged, or of another source or check,
+all files are read.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from transfer.storage import Log, Store, put_content, sha256_hex, sha256_of_file
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-"""Counted up when the columns or the way to make marks change."""
+"""Version of the columns and of the marks."""
 _SCHEMA = pa.schema(
     [
         ("mark", pa.binary(MARK_SIZE_BYTES)),
@@ -43,7 +43,7 @@ _SCHEMA = pa.schema(
         ("detail", pa.string()),
     ]
 )
-# Another right, another network, and the same file can be read: nothing in its listing would change.
+# Permission and network errors are not cached: they can go away without the file's size or mtime changing.
 _NOT_OF_THE_FILE = frozenset({MISSING, UNREADABLE})
 _GROUP_ROWS = 65_536
 _DECODERS = ("numpy", "pillow", "pillow-heif", "pillow-jxl-plugin", "tensorflow")
@@ -54,24 +54,24 @@ class _Entry(BaseModel):
 
     source: str
     check: str
-    """Digest of what decides what the check finds."""
+    """Digest of the limits, the code and the packages on which the results depend."""
     files: str
     sha256: str
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What was found in files. Columns, sorted by mark."""
+    """Results for files, as columns that are sorted by mark."""
 
     marks: np.ndarray
-    """uint64 [n, 2], as in a Listing."""
+    """uint64 [n, 2]: marks, as in a Listing."""
     digests: np.ndarray
-    """uint8 [n, 32]: SHA-256 of the bytes to be stored, 0 for files that are refused."""
+    """uint8 [n, 32]: SHA-256 of the bytes to be stored, 0 for refused files."""
     widths: np.ndarray
     heights: np.ndarray
     sizes_bytes: np.ndarray
     refused: dict[int, tuple[str, str]]
-    """Reason and detail of those that are refused, by row."""
+    """Reason and detail of each refused file, by row."""
 
     def recall(self, listing: Listing) -> tuple[CheckedColumns, np.ndarray]:
         """What is known of the images of a listing, and the rows of those that must be read: int64 [k], rising."""
@@ -91,13 +91,13 @@ class Seen:
 
 
 def nothing_seen() -> Seen:
-    """Nothing is known of any file."""
+    """Results for no file."""
     return _from_table(_SCHEMA.empty_table())
 
 
 @dataclass(frozen=True)
 class SeenLog:
-    """The entries of one dataset; those for this source and this way to check can be used."""
+    """The entries of one dataset. Only entries of the same source and the same check are used."""
 
     store: Store
     name: str
@@ -105,7 +105,7 @@ class SeenLog:
     check: str
 
     def read(self) -> Seen:
-        """Read what the latest ingest found, verified by its digest; nothing where that cannot be used.
+        """Read the results of the latest ingest and verify their digest; no results if they cannot be used.
 
         Raises StorageError.
         """
@@ -123,7 +123,7 @@ class SeenLog:
         return self.read().recall(listing)
 
     def add(self, listing: Listing, checked: CheckedColumns) -> None:
-        """Keep what was found in the files of a listing, unless the latest entry says the same. Raises StorageError."""
+        """Store the results for the files of a listing, unless the latest entry equals them. Raises StorageError."""
         with TemporaryDirectory(prefix="transfer-seen-") as folder:
             path = Path(folder) / "seen.parquet"
             if not _write_parquet(path, listing, checked):
@@ -133,7 +133,7 @@ class SeenLog:
             with suppress(CorruptObjectError, ObjectNotFoundError):
                 if self._latest() == entry and self.store.exists(entry.files):
                     return
-            # Nothing is overwritten: what is damaged there stays so, with a warning each time, until files change.
+            # Nothing is overwritten: a damaged table stays, with a warning each time, until files change.
             with suppress(AlreadyExistsError):
                 put_content(self.store, layout.seen_files, path)
                 self._log.append(entry.model_dump())
@@ -153,7 +153,7 @@ class SeenLog:
 
 
 def digest_of_check(limits: Mapping[str, object]) -> str:
-    """Name what decides what checking a file finds: the limits, the code, and the packages that decode."""
+    """Digest of everything on which the check of a file depends: the limits, the code, and the packages that decode."""
     deciding = {"format": FORMAT, "check": CHECK_VERSION, "limits": dict(limits), "packages": _versions()}
     return sha256_hex(json.dumps(deciding, sort_keys=True).encode())
 
@@ -167,7 +167,7 @@ def _versions() -> dict[str, str]:
 
 
 def _write_parquet(path: Path, listing: Listing, checked: CheckedColumns) -> int:
-    """Write a row for each file with a mark, sorted by it, in groups that are gathered one by one; returns how many."""
+    """Write a row for each file with a mark, sorted by mark, row group by row group. Returns the number of rows."""
     refused = {row: reject for row, reject in checked.refused.items() if reject.reason not in _NOT_OF_THE_FILE}
     marks = listing.marks[np.concatenate([np.array(checked.rows, np.int64), np.array(list(refused), np.int64)])]
     order = np.lexsort(marks.T[::-1])

@@ -1,4 +1,4 @@
-"""Image formats told from their first bytes, and what can be done with each."""
+"""Image formats, recognized by their first bytes, and which library decodes each."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 @dataclass(frozen=True)
 class Format:
-    """A format: its name, Pillow's name for it, and whether `decode_image` takes it, and reads alpha from it.
+    """A format: its name, Pillow's name for it, and whether `decode_image` decodes it, and its alpha.
 
-    Where Pillow alone cannot read it, `plugin` is the module whose import teaches it, from the package `package`.
+    `plugin`: module of the package `package` whose import lets Pillow read the format; None if Pillow can by itself.
     """
 
     name: str
@@ -68,7 +68,7 @@ _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b
 
 
 def recognize(data: bytes) -> Format | None:
-    """The format that the content says, whatever the file's name is; None when it is no known image format."""
+    """The format of a file by its content, not by its name; None for an unknown format."""
     if data[4:8] == b"ftyp":
         # A box: size, "ftyp", major brand, version, compatible brands. `mif1` alone does not say which codec it is.
         brands = {data[start : start + 4] for start in range(8, min(int.from_bytes(data[:4]), 256), 4)}
@@ -82,7 +82,7 @@ def recognize(data: bytes) -> Format | None:
 
 
 def png_size(data: bytes) -> tuple[int, int]:
-    """Height and width of a PNG by its header, which always comes first; 0 where the file is shorter."""
+    """Height and width of a PNG from its header, which always comes first; 0 if the file is shorter."""
     width, height = struct.unpack(">II", data[16:24].ljust(8, b"\0"))
     return height, width
 
@@ -101,7 +101,7 @@ class TiffLayout(NamedTuple):
 
     @property
     def is_usual(self) -> bool:
-        """Whether Pillow reads such pixels, if the rest of the file is whole."""
+        """Whether Pillow reads such pixels, if the rest of the file is intact."""
         return self.bits <= 8 and self.channels <= 4 and self.sample_format == 1
 
     def __str__(self) -> str:
@@ -110,7 +110,7 @@ class TiffLayout(NamedTuple):
 
 
 def tiff_layout(data: bytes) -> TiffLayout | None:
-    """The layout that the first directory of a classic TIFF says; None where it cannot be read, or is no TIFF."""
+    """The layout in the first directory of a classic TIFF; None if it cannot be read or is no TIFF."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(data[:4])
     if order is None:
         return None
@@ -128,7 +128,7 @@ def tiff_layout(data: bytes) -> TiffLayout | None:
 
 
 def gif_frames(data: bytes) -> Iterator[tuple[int, int]]:
-    """Width and height in pixels of each frame of a GIF, up to the first thing in it that is not GIF."""
+    """Width and height in pixels of each frame of a GIF, up to the first bytes that are not GIF."""
     position = 13 + _color_table_size(data[10:11])
     with suppress(struct.error, IndexError):
         while data[position] in b"!,":

@@ -1,19 +1,18 @@
 """From a source to an immutable dataset version, in two parallel passes.
 
-1. Check: each image is read and decoded once, those excepted that an earlier ingest has seen and that are unchanged
-   (`file_cache.py`). Only what is known about it comes back.
-2. Plan: which images are kept, in which split and shard, and which shards of the latest version stay (`shards.py`).
+1. Check: each image is read and decoded once, except unchanged images of an earlier ingest (`file_cache.py`). Only the
+   results return, not the images.
+2. Plan: which images are selected, in which split and shard, and which shards of the latest version stay (`shards.py`).
 3. Write: each new shard is built from the source where it is written.
 
-Then the ledger of rejects, and last the version itself. Nothing exists for a reader before that; what a failed ingest
-has written is found by the next one under its content's name.
+Then it writes the ledger of rejects, and the version itself last. Readers see nothing before that. The next ingest
+reuses the shards of a failed one, because shards are named by their content.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 
@@ -26,9 +25,9 @@ from transfer.dataset.decisions import read_decided
 from transfer.dataset.ingest_tasks import ChangedError, Row, ShardTask, build_shard
 from transfer.dataset.listing import CheckedColumns
 from transfer.dataset.manifest import Dataset, Shard, count_rejects, dataset_log, latest_dataset, write_ledger
-from transfer.dataset.shards import Images, ParentShard, PlannedShard, moved_images, plan_shards, read_columns
+from transfer.dataset.shards import Images, ParentShard, PlannedShard, moved_images, plan_shards, read_recorded
 from transfer.dataset.sources import Source, open_source
-from transfer.dataset.splits import NONE_GIVEN, TRAIN, group_hashes
+from transfer.dataset.splits import NONE_GIVEN, TRAIN
 from transfer.errors import AlreadyExistsError, DatasetError
 from transfer.runtime.parallel import parallel_map, process_count
 from transfer.runtime.progress import progress
@@ -36,16 +35,13 @@ from transfer.storage import Store, now_utc
 
 logger = logging.getLogger(__name__)
 
-PARENT_READERS = 8
-
 
 def ingest(config: Config, store: Store) -> Dataset:
-    """Bring the images of `config.dataset` into `store`, which is the one that `config.storage` describes.
+    """Bring the images of `config.dataset` into `store`, the opened `config.storage`.
 
-    Returns the new version, or the latest one when it has the same images with the same labels in the same splits
-    and on the same background, seen with the same depth.
-    Runs on the Ray cluster when Ray is initialized, else in local processes. Raises DatasetError when the source or its
-    images cannot be used as asked, AlreadyExistsError when others keep adding versions meanwhile, StorageError.
+    Returns the new version, or the latest version if it has the same images with the same labels, splits,
+    background and depth. Runs on the Ray cluster if Ray is initialized, else in local processes. Raises DatasetError if
+    the source or its images cannot be used, AlreadyExistsError if other processes keep adding versions, StorageError.
     """
     with open_source(config.dataset, config.storage) as source:
         while True:
@@ -56,11 +52,11 @@ def ingest(config: Config, store: Store) -> Dataset:
 
 
 class _DecidedMeanwhileError(Exception):
-    """Somebody dropped or restored a class, or had the dataset start over, since the source was listed."""
+    """A class was dropped or restored, or the dataset started over, since the source was listed."""
 
 
 def _ingest_as_decided(config: Config, store: Store, source: Source) -> Dataset:
-    """List, check and add a version as it is decided now. Raises _DecidedMeanwhileError when that changes."""
+    """List, check and add a version by the current decisions. Raises _DecidedMeanwhileError if they change."""
     candidates = list_candidates(config, store, source)
     _check_before_reading(candidates)
     known, unknown = candidates.seen_log.recall(candidates.listing)
@@ -74,7 +70,7 @@ def _ingest_as_decided(config: Config, store: Store, source: Source) -> Dataset:
 
 
 def _ingest(candidates: Candidates, checked: CheckedColumns, unknown: np.ndarray) -> Dataset:
-    """Check the rows of the listing of which nothing is known, and add a version of what is in `checked` then."""
+    """Check the rows `unknown` of the listing, and add a version of the images in `checked`."""
     check_images(candidates, checked, unknown)
     candidates.seen_log.add(candidates.listing, checked)
     try:
@@ -86,7 +82,7 @@ def _ingest(candidates: Candidates, checked: CheckedColumns, unknown: np.ndarray
 
 
 def _check_before_reading(candidates: Candidates) -> None:
-    """Find what names alone tell before hours are spent on reading."""
+    """Raise the errors that names alone show, before hours are spent on reading."""
     if not candidates.listing.labels:
         ledger = write_ledger(candidates.store, candidates.listing.rejects)
         left_out = f"the {len(candidates.listing.rejects)} other things there are listed in {ledger}" if ledger else ""
@@ -103,22 +99,23 @@ def _check_still_decided(candidates: Candidates) -> None:
 
 def _add_version(candidates: Candidates, checked: CheckedColumns) -> Dataset:
     """Plan against the latest version, write what is missing, and add the version."""
-    # Hours may have passed since it was read, and more pass while shards are written.
+    # Hours may have passed since the decisions were read, and writing shards takes more.
     _check_still_decided(candidates)
     store, options, name = candidates.store, candidates.config.dataset, candidates.config.dataset_name
     latest = latest_dataset(store, name)
     parent = candidates.decided.history(latest)
     known = candidates.known_classes(parent)
     classes = candidates.class_order(known)
-    selection = select(candidates, checked, known=known, classes=classes)
+    recorded = read_recorded(store, latest)
+    selection = select(candidates, checked, known=known, classes=classes, latest=latest, recorded=recorded)
     images = selection.images
     ledger = write_ledger(store, selection.rejects)
     selection.check(ledger=ledger)
     for warning in selection.warnings:
         logger.warning("%s", warning)
 
-    splitting = None if candidates.splitting.is_by_content else candidates.splitting
-    parent_shards = _read_parent(store, parent)
+    splitting = None if selection.splitting.is_by_content else selection.splitting
+    parent_shards = recorded if parent else []
     if parent is not None:
         _warn_of_moved(candidates, images, parent_shards, since=parent.reference)
     plan = plan_shards(images, parent_shards, shard_size_bytes=options.shard_size_bytes)
@@ -151,26 +148,11 @@ def _add_version(candidates: Candidates, checked: CheckedColumns) -> Dataset:
     )
     _check_still_decided(candidates)
     dataset_log(store, name).append(dataset.model_dump(), number=dataset.number)
-    logger.info("Splits: %s.", candidates.splitting.title)
+    logger.info("Splits: %s.", selection.splitting.title)
     logger.info(
         "%s: %d images, %d of %d shards new.", dataset.reference, len(images), len(plan.new), len(dataset.shards)
     )
     return dataset
-
-
-def _read_parent(store: Store, parent: Dataset | None) -> list[ParentShard]:
-    """Read which images the shards of the parent version hold, not the images."""
-    has_groups = parent is not None and parent.splitting is not None and parent.splitting.groups_in_shards
-
-    def read(shard: Shard) -> ParentShard:
-        table = read_columns(store, shard, ["sha256", "label", *(["group"] if has_groups else [])])
-        groups = group_hashes(table["group"].to_pylist() if has_groups else [None] * len(table))
-        digests = bytes.fromhex("".join(table["sha256"].to_pylist()))
-        words = np.frombuffer(digests, ">u8").reshape(-1, 4).astype(np.uint64)
-        return ParentShard(shard, words, table["label"].to_numpy(), groups)
-
-    with ThreadPoolExecutor(PARENT_READERS) as pool:
-        return list(pool.map(read, parent.shards if parent else []))
 
 
 def _warn_of_moved(candidates: Candidates, images: Images, parent: Sequence[ParentShard], *, since: str) -> None:
@@ -185,7 +167,7 @@ def _warn_of_moved(candidates: Candidates, images: Images, parent: Sequence[Pare
 
 
 def _write_shards(candidates: Candidates, images: Images, planned: Sequence[PlannedShard]) -> list[Shard]:
-    """Pass 2."""
+    """Write the planned shards in parallel."""
     total = sum(len(shard.images) for shard in planned)
     size_bytes = sum(int(images.sizes_bytes[shard.images].sum()) for shard in planned)
     answers = parallel_map(
@@ -223,7 +205,7 @@ def _shard_task(candidates: Candidates, images: Images, planned: PlannedShard) -
 
 
 def _check_arrived(store: Store, shard: Shard) -> None:
-    """A worker on another machine may have written to a folder of its own by the same name."""
+    """Raise StorageError if a shard is missing: a worker on another machine may have its own folder of that name."""
     if not store.exists(shard.name):
         raise DatasetError(
             f"A worker wrote {shard.name}, and it is not in {store.uri}.",

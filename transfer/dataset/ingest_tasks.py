@@ -1,7 +1,6 @@
-"""What runs in parallel: checking a batch of images, and building a shard. Images stay in the workers.
+"""The parallel tasks of ingest: checking a batch of images, and building a shard. Images stay in the workers.
 
-Both read the images where they run. Only where workers are on other machines than the source do the bytes travel with
-the task.
+Both tasks read the images themselves. Only if a worker cannot reach the source do the bytes travel with the task.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ from transfer.storage import sha256_hex
 
 
 class ChangedError(DatasetError):
-    """An image is no longer what was checked."""
+    """An image changed after it was checked."""
 
 
 class Limits(NamedTuple):
-    """What an image may be, from the configuration."""
+    """Limits of the configuration that an image must keep."""
 
     max_pixels: int
     max_file_size_bytes: int
@@ -44,7 +43,7 @@ class Limits(NamedTuple):
 
 
 class Candidate(NamedTuple):
-    """An image to check, with its bytes when the worker cannot read them itself."""
+    """An image to check, with its bytes if the worker cannot read them itself."""
 
     key: str
     size_bytes: int
@@ -52,7 +51,7 @@ class Candidate(NamedTuple):
 
 
 class Row(NamedTuple):
-    """An image to store, with its bytes when the worker cannot read them itself."""
+    """An image to store, with its bytes if the worker cannot read them itself."""
 
     key: str
     label: int
@@ -65,7 +64,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class ShardTask:
-    """A shard to build. `grouped`: of a dataset whose images are in groups."""
+    """A shard to build. `grouped`: whether the images of the dataset are in groups."""
 
     split: str
     rows: list[Row]
@@ -73,7 +72,7 @@ class ShardTask:
 
 
 def check_batch(batch: list[Candidate], *, source: Source, limits: Limits) -> list[Checked | Reject]:
-    """Check images by decoding each; one answer an image, in their order. Raises StorageError."""
+    """Check images by decoding them. Returns one result for each image, in order. Raises StorageError."""
     return [_check(candidate, source, limits) for candidate in batch]
 
 
@@ -98,9 +97,9 @@ def _check(candidate: Candidate, source: Source, limits: Limits) -> Checked | Re
 
 
 def build_shard(task: ShardTask, *, source: Source, limits: Limits, storage: StorageConfig) -> Shard:
-    """Read the images of a shard again and put it into storage.
+    """Read the images of a shard again and put the shard into storage.
 
-    Raises ChangedError when an image is no longer what was checked, StorageError.
+    Raises ChangedError if an image changed after it was checked, StorageError.
     """
     return write_shard(
         store_of(storage), _stored_rows(task.rows, source, limits), split=task.split, grouped=task.grouped

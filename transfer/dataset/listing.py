@@ -1,7 +1,7 @@
-"""All images of a source, and what was found in them: columns, so that a million of them stay small.
+"""All images of a source and the results of their check, in columns, which stay small for a million images.
 
-An image takes its key's length and 32 bytes when it is listed, and 56 more when it is checked; planning doubles that
-for a moment.
+A listed image takes the length of its key and 32 bytes, a checked image 56 bytes more. Planning doubles that for a
+moment.
 """
 
 from __future__ import annotations
@@ -29,21 +29,20 @@ class Listing:
     """The images of a source, in its order, before any was read."""
 
     keys: pa.ChunkedArray
-    """string [n]"""
+    """string [n]: keys."""
     label_codes: np.ndarray
     """int32 [n], indices into `labels`."""
     sizes_bytes: np.ndarray
-    """int64 [n], -1 where the source does not know without reading."""
+    """int64 [n]: sizes in bytes; -1 if the source does not know the size without reading."""
     marks: np.ndarray
-    """uint64 [n, 2]: a hash of key, size and stamp, by which an unchanged file is known again; 0 where the source gave
-    no stamp."""
+    """uint64 [n, 2]: hash of key, size and stamp, which identifies an unchanged file; 0 if the source gave no stamp."""
     labels: list[str]
-    """Classes in the order of their first appearance, those without images included."""
+    """Classes in the order of their first appearance, including classes without images."""
     rejects: list[Reject]
     given: Given
-    """Splits and groups of the images, where the source gives any."""
+    """Splits and groups of the images, as far as the source gives them."""
     is_whole: bool = True
-    """False: it ends at as many files as were asked for, and the source has more."""
+    """False if the listing ends at the requested number of files and the source has more."""
 
     def __len__(self) -> int:
         return len(self.label_codes)
@@ -62,10 +61,10 @@ def list_source(
     group_pattern: str | None = None,
     most: int | None = None,
 ) -> Listing:
-    """Ask a source for all it has, and give labels their new names by `renames`; no image is checked.
+    """List all images of a source, with labels renamed by `renames`. No image is checked.
 
-    `dropped`: classes, by those names, whose images are rejects, with the reason for each. `group_pattern`: the regular
-    expression that finds an image's group in its key. `most`: files to list.
+    `dropped`: classes (new names) whose images become rejects, with the reason for each. `group_pattern`: regular
+    expression that finds the group of an image in its key. `most`: largest number of files to list.
     """
     dropped = dropped or {}
     pattern = None if group_pattern is None else re.compile(group_pattern)
@@ -119,7 +118,7 @@ def list_source(
 
 
 def _match(pattern: re.Pattern[str], key: str) -> str | None:
-    """What a pattern's one group matches in a key, or all of it where the pattern has none."""
+    """The text that the pattern's group matches in a key, or the whole match if the pattern has no group."""
     found = pattern.search(key)
     return found and found[pattern.groups]
 
@@ -127,20 +126,20 @@ def _match(pattern: re.Pattern[str], key: str) -> str | None:
 def _mark(entry: Entry) -> bytes:
     if not entry.stamp:
         return bytes(MARK_SIZE_BYTES)
-    # A key has no character that does not print.
+    # Keys contain only printable characters.
     text = f"{entry.key}\0{entry.size_bytes}\0{entry.stamp}"
     return hashlib.blake2b(text.encode(), digest_size=MARK_SIZE_BYTES).digest()
 
 
 def as_words(digests: bytes | bytearray, size_bytes: int) -> np.ndarray:
-    """Turn digests of that size, one behind the other, into numbers that sort like them: uint64 [n, size / 8]."""
+    """Turn consecutive digests of `size_bytes` into numbers with the same order: uint64 [n, size_bytes / 8]."""
     return np.frombuffer(digests, ">u8").reshape(-1, size_bytes // 8).astype(np.uint64)
 
 
 def find_words(words: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Places of digests among sorted ones (uint64 [n, k] both), -1 where there is none.
+    """Indices of digests among sorted digests (uint64 [n, k] both), -1 for a missing one.
 
-    Looks up the first 64 bits and compares the rest. Of two digests that share those only one is found.
+    The first 64 bits are looked up and the rest is compared. If two digests share the first 64 bits, only one is found.
     """
     if not len(words):
         return np.full(len(wanted), -1)
@@ -150,7 +149,7 @@ def find_words(words: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 
 def batches(sizes_bytes: np.ndarray, *, max_images: int, max_size_bytes: int) -> Iterator[tuple[int, int]]:
-    """Cut images of these sizes into runs [start, stop) of at most so many and, where sizes are known, bytes."""
+    """Cut images into runs [start, stop) of at most `max_images` and `max_size_bytes`, as far as sizes are known."""
     start, size_bytes = 0, 0
     for row, image_size_bytes in enumerate(sizes_bytes):
         size_bytes += max(int(image_size_bytes), 0)
@@ -163,10 +162,10 @@ def batches(sizes_bytes: np.ndarray, *, max_images: int, max_size_bytes: int) ->
 
 @dataclass(frozen=True)
 class Checked:
-    """What was found in one image that is accepted."""
+    """The result for one accepted image."""
 
     sha256: bytes
-    """Of the bytes to be stored."""
+    """SHA-256 of the bytes to be stored."""
     width: int
     height: int
     size_bytes: int
@@ -174,23 +173,23 @@ class Checked:
 
 @dataclass
 class CheckedColumns:
-    """What was found in the images of a listing, in any order."""
+    """Results for the images of a listing, in any order."""
 
     rows: array[int] = field(default_factory=lambda: array("q"))
-    """Which rows of the listing are accepted."""
+    """Rows of the accepted images in the listing."""
     digests: bytearray = field(default_factory=bytearray)
-    """32 bytes each."""
+    """SHA-256 of the accepted images, 32 bytes each."""
     widths: array[int] = field(default_factory=lambda: array("i"))
     heights: array[int] = field(default_factory=lambda: array("i"))
     sizes_bytes: array[int] = field(default_factory=lambda: array("q"))
     refused: dict[int, Reject] = field(default_factory=dict)
-    """Those that are not, by their rows of the listing."""
+    """Refused images, by their rows in the listing."""
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def add(self, row: int, outcome: Checked | Reject) -> None:
-        """Add what was found in the image of a row of the listing."""
+        """Add the result for the image in a row of the listing."""
         if isinstance(outcome, Reject):
             self.refused[row] = outcome
             return
@@ -201,5 +200,5 @@ class CheckedColumns:
         self.sizes_bytes.append(outcome.size_bytes)
 
     def words(self) -> np.ndarray:
-        """Digests as numbers that sort like them: uint64 [n, 4]."""
+        """Digests as numbers with the same order: uint64 [n, 4]."""
         return as_words(self.digests, 32)

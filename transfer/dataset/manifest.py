@@ -1,6 +1,6 @@
-"""Dataset versions: which shards, which classes, where they came from, and what was refused or left out.
+"""Dataset versions: their shards, classes and source, and the files that were refused or left out.
 
-A version's document is written last, when everything it names is in storage, and never changes.
+The document of a version is written last, after every object that it names, and never changes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, ValidationError, model_serializer
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from transfer.catalog import layout
 from transfer.catalog.layout import Number
@@ -32,7 +32,7 @@ DUPLICATE = "duplicate"
 CONFLICTING_LABELS = "conflicting_labels"
 DROPPED = "dropped"
 
-# Not mistakes of the kind that `max_reject_share` is there to notice.
+# Reasons that `max_reject_share` does not count, because they are no defects of the data.
 NOT_COUNTED = frozenset({IGNORED, DUPLICATE, DROPPED})
 SHOWN = 5
 
@@ -48,7 +48,7 @@ class Reject(NamedTuple):
 
 
 def write_ledger(store: Store, rejects: Sequence[Reject]) -> str | None:
-    """Put the ledger, sorted, and return its name; None when there is nothing in it."""
+    """Put the sorted ledger and return its name; None if there are no rejects."""
     if not rejects:
         return None
     columns = [pa.array(column, pa.string()) for column in zip(*sorted(rejects), strict=True)]
@@ -59,7 +59,7 @@ def write_ledger(store: Store, rejects: Sequence[Reject]) -> str | None:
 
 
 def read_ledger(store: Store, name: str) -> pa.Table:
-    """Read a ledger, verified by the digest in its name: columns `key`, `reason`, `detail`.
+    """Read a ledger and verify the digest in its name. Columns: `key`, `reason`, `detail`.
 
     Raises CorruptObjectError, ObjectNotFoundError, StorageError.
     """
@@ -72,22 +72,22 @@ def count_rejects(rejects: Sequence[Reject]) -> dict[str, int]:
 
 
 def rejects_text(counts: Mapping[str, int]) -> str:
-    """How many files, and why: `3 files refused: 1 no label, 2 unreadable`."""
+    """Describe rejects by reason: `3 files refused: 1 no label, 2 unreadable`."""
     total = sum(counts.values())
     reasons = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in counts.items())
     return f"{total:,} file{'' if total == 1 else 's'} refused: {reasons}"
 
 
 def counted(rejects: Sequence[Reject]) -> list[Reject]:
-    """Those that `dataset.max_reject_share` limits."""
+    """The rejects that `dataset.max_reject_share` counts."""
     return [reject for reject in rejects if reject.reason not in NOT_COUNTED]
 
 
 def check_reject_share(rejects: Sequence[Reject], *, accepted: int, max_share: float, ledger: str | None) -> None:
-    """Raise DatasetError, naming the first rejects and the ledger, when a larger share than `max_share` is refused.
+    """Raise DatasetError, with the first rejects and the ledger, if a larger share than `max_share` is refused.
 
-    The share is refused / (refused + accepted); copies and ignored files count on neither side. One refused image is
-    borne in any number of them, unless `max_share` is 0. `ledger`: None where none was written.
+    The share is refused / (refused + accepted); copies and ignored files do not count. One refused image is always
+    accepted, unless `max_share` is 0. `ledger`: None if none was written.
     """
     refused = sorted(counted(rejects))
     if not is_too_many(len(refused), len(refused) + accepted, max_share=max_share):
@@ -105,7 +105,7 @@ def check_reject_share(rejects: Sequence[Reject], *, accepted: int, max_share: f
 
 
 def is_too_many(refused: int, images: int, *, max_share: float) -> bool:
-    """Whether more of so many images are refused than `dataset.max_reject_share` bears: its share, rounded up."""
+    """Whether the number of refused images is above `max_share` of all images, rounded up."""
     return refused > math.ceil(round(max_share * images, 6))
 
 
@@ -115,7 +115,7 @@ class Shard(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
-    """Its name in storage."""
+    """Name of the object in storage."""
     sha256: str
     split: str
     rows: int
@@ -124,39 +124,50 @@ class Shard(BaseModel):
 
 
 class Splitting(BaseModel):
-    """How the images of a version came to be in their splits."""
+    """How the images of a version were assigned to splits."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     given: tuple[str, ...] = ()
-    """Splits that the source gives. The others are drawn from train."""
+    """Splits that the source gives. The others are drawn from the images in train."""
     given_by: str | None = None
-    """What gives them, in words."""
+    """Column or folders that give them, in words."""
     groups_by: str | None = None
-    """What says which images are a group, in words; None where each image is on its own."""
+    """Column or pattern that groups images, in words; None if images are not grouped."""
     groups_in_shards: bool = False
-    """Whether the shards have the images' groups. Those of earlier releases do not."""
+    """Whether the shards have a column of groups. Shards of earlier releases do not."""
     validation: float
     """Share that is drawn; 0 for a split that is given."""
     test: float
+    placed: dict[str, str] = Field(default_factory=dict)
+    """Images of small classes, by their SHA-256, that are in this split and not in the drawn one."""
+
+    @model_serializer(mode="wrap")
+    def _as_earlier_releases_read_it(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        document: dict[str, Any] = serialize(self)
+        if not self.placed:
+            document.pop("placed", None)
+        return document
 
     @property
     def is_by_content(self) -> bool:
-        """Whether each image's own content alone decided."""
-        return not self.given and self.groups_by is None
+        """Whether only the content of each image decided its split."""
+        return not self.given and self.groups_by is None and not self.placed
 
     @property
     def drawn(self) -> dict[str, float]:
-        """Shares of the splits that are drawn, train left out, those of 0 too."""
+        """Shares of the drawn splits, without train and without shares of 0."""
         shares = {"validation": self.validation, "test": self.test}
         return {split: share for split, share in shares.items() if share > 0}
 
     @property
     def title(self) -> str:
-        """The same in a line of words."""
+        """How images were assigned to splits, in one line."""
         shares = ", ".join(f"{split} {100 * share:g} %" for split, share in self.drawn.items())
         by = f"group ({self.groups_by})" if self.groups_by else "each image's content"
-        drawn = f"{shares} drawn by {by}" if shares else ""
+        images = f"{len(self.placed):,} image{'' if len(self.placed) == 1 else 's'}"
+        placed = f" ({images} of small classes placed)" if self.placed else ""
+        drawn = f"{shares} drawn by {by}{placed}" if shares else ""
         if not self.given:
             return drawn or "all images are in train"
         given = f"{', '.join(self.given)} as given by {self.given_by}"
@@ -172,30 +183,30 @@ class Dataset(BaseModel):
     name: str
     number: Number
     parent: Number | None
-    """The version this one was derived from, whose unchanged shards it keeps."""
+    """The version from which this one was derived, and whose unchanged shards it contains."""
     created: str | None = None
-    """When it was made, in UTC; None for versions of earlier releases."""
+    """Time of creation in UTC; None for versions of earlier releases."""
     indices_from: Number = 1
-    """The first of the versions in a row that have the same indices for the same classes. A later one begins where
-    classes were dropped, or where the dataset was started over."""
+    """Number of the version since which classes have kept their indices. It changes if classes are dropped, or the
+    dataset starts over."""
     label_kind: Literal["class"] = "class"
     """Each image has exactly one class."""
     classes: list[str]
-    """A class's index is its place here. Later versions with the same `indices_from` only append."""
+    """Names of the classes, by index. Later versions with the same `indices_from` only append classes."""
     shards: list[Shard]
     counts: dict[str, dict[str, int]]
     """Images of each split and class: `counts["train"]["daisy"]`."""
     rejects: str | None
-    """Name of the ledger of everything that was refused or left out; None when there was nothing."""
+    """Name of the ledger of all files that were refused or left out; None if there were none."""
     reject_counts: dict[str, int]
-    """Ledger rows by reason."""
+    """Number of ledger rows, by reason."""
     source: dict[str, Any]
     background: str | None = None
-    """Color, `#rrggbb`, that images with transparent pixels were put on; None: their alpha was dropped."""
+    """Color, `#rrggbb`, under transparent pixels; None: alpha was dropped."""
     depth: Depth = "reject"
     """How its images of 16 bits a channel are seen; which of them are refused depends on it."""
     splitting: Splitting | None = None
-    """How images came to be in their splits; None: each by its own content, as in versions of earlier releases."""
+    """How images were assigned to splits; None: by the content of each image, as in versions of earlier releases."""
 
     @model_serializer(mode="wrap")
     def _as_earlier_releases_read_it(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -208,25 +219,25 @@ class Dataset(BaseModel):
 
     @property
     def reference(self) -> str:
-        """How a version is named for people: `flowers/00000003`."""
+        """Name and number of the version for people: `flowers/00000003`."""
         return f"{self.name}/{self.number:08d}"
 
     @property
     def held_out_split(self) -> str:
-        """The split that models are judged on: test, or validation where there is no test split."""
+        """The split on which models are evaluated: test, or validation if there is no test split."""
         return "test" if self.rows("test") else "validation"
 
     @property
     def untrained_classes(self) -> list[str]:
-        """Classes without training images, in the order of their indices: no model answers them."""
+        """Classes without training images, by index; no model predicts them."""
         return [name for name in self.classes if not self.counts["train"].get(name)]
 
     def has_indices_of(self, other: Dataset) -> bool:
-        """Whether an index is the same class in both, whatever its name; else names decide."""
+        """Whether an index is the same class in both versions, whatever its name."""
         return self.name == other.name and self.indices_from == other.indices_from
 
     def rows(self, split: str) -> int:
-        """Images in a split; 0 for a split that there is not."""
+        """Number of images in a split; 0 if there is no such split."""
         return sum(shard.rows for shard in self.shards_of(split))
 
     def shards_of(self, split: str) -> list[Shard]:
@@ -237,8 +248,8 @@ class Dataset(BaseModel):
 def load_dataset(store: Store, name: str, number: int | None = None) -> Dataset:
     """Load a version of a dataset, the latest unless `number` says which.
 
-    Raises DatasetError when there is no version, ObjectNotFoundError when there is not this one, CorruptObjectError
-    when it is damaged or of a format that this release does not know.
+    Raises DatasetError if there is no version, ObjectNotFoundError if there is no version with this number,
+    CorruptObjectError if it is damaged or of a format that this release does not know.
     """
     if number is not None:
         return parse_dataset(dataset_log(store, name).read(number), uri=store.uri)
@@ -255,7 +266,7 @@ def latest_dataset(store: Store, name: str) -> Dataset | None:
 
 
 def dataset_names(store: Store) -> list[str]:
-    """Names of the datasets that have versions, by name. One listing."""
+    """Sorted names of the datasets that have versions. It takes one listing."""
     matches = (
         re.fullmatch(layout.entry_pattern(layout.dataset_log), item.name) for item in store.list(f"{layout.DATASETS}/")
     )
@@ -268,7 +279,7 @@ def dataset_log(store: Store, name: str) -> Log:
 
 
 def parse_dataset(document: dict[str, Any], *, uri: str) -> Dataset:
-    """Read a version's document, as storage gives it. Raises CorruptObjectError when it is not one."""
+    """Parse the document of a version. Raises CorruptObjectError if it is not one."""
     try:
         return Dataset.model_validate(document)
     except ValidationError as error:

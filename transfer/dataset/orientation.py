@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-# Each step moves forward in the file, so a walk ends anyway; the bounds keep a hostile file from making it a long one.
+# Each step moves forward in the file, so a walk ends anyway. The bounds limit its length for hostile files.
 # 1,000 JPEG segments are 64 MB of metadata; 100,000 PNG chunks of libpng's usual 8 KiB are 800 MB.
 _MAX_SEGMENTS = 1_000
 _MAX_CHUNKS = 100_000
@@ -26,7 +26,7 @@ Block = tuple[tf.Tensor, tf.Tensor]  # start and length in bytes, int64 []; leng
 
 @tf.autograph.experimental.do_not_convert
 def exif_orientation(image_bytes: tf.Tensor) -> tf.Tensor:
-    """Orientation of an encoded image, 1 to 8 as int32 [], from string []; 1 when there is none or it is broken.
+    """Orientation of an encoded image, string [], as int32 [] from 1 to 8; 1 if it is missing or broken.
 
     Never raises, whatever the bytes are. 1 is upright; 6 is the usual portrait photo, to be turned clockwise.
     """
@@ -37,7 +37,7 @@ def exif_orientation(image_bytes: tf.Tensor) -> tf.Tensor:
 def apply_orientation(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
     """Turn an image upright: [height, width, channels] of any type and int32 [] in 1..8 to [height', width', channels].
 
-    Height and width change places for orientations 5 to 8. Any other number leaves the image as it is.
+    Orientations 5 to 8 swap height and width. Any other number leaves the image as it is.
     """
     is_turned = (orientation > 1) & (orientation <= 8)
     turned = tf.cond(is_turned, lambda: _turn(image, orientation), lambda: image)
@@ -74,9 +74,9 @@ def _turn(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
 
 
 def _may_be_turned(image_bytes: tf.Tensor) -> tf.Tensor:
-    """False for a JPEG that plainly has no EXIF: most images of most data sets, for the price of a few small ops.
+    """False for a JPEG that obviously has no EXIF, which a few small ops find out for most images of most datasets.
 
-    Such a file goes from a JFIF header of the usual 16 bytes straight to its tables.
+    In such a file the tables follow directly after a JFIF header of the usual 16 bytes.
     """
     head = tf.strings.substr(image_bytes, 0, _PLAIN_HEADER_BYTES)
     octets = tf.io.decode_raw(tf.strings.substr(head, 0, 22), tf.uint8, fixed_length=22)
@@ -86,19 +86,19 @@ def _may_be_turned(image_bytes: tf.Tensor) -> tf.Tensor:
 
 
 def is_plain_jpeg(image_bytes: bytes) -> bool:
-    """The opposite of `_may_be_turned` in Python, for bytes that never were a tensor: such a JPEG is upright."""
+    """The negation of `_may_be_turned` in Python, for bytes that are not in a tensor: such a JPEG is upright."""
     head = image_bytes[:_PLAIN_HEADER_BYTES]
     goes_straight = (head[:6], head[20:22]) == (_JFIF_START, _TABLES)
     return goes_straight and _EXIF not in head
 
 
 def _contains(text: tf.Tensor, part: bytes) -> tf.Tensor:
-    # Splitting once is TensorFlow's fastest search: regular expressions took three times as long and read UTF-8 only.
+    # Splitting is TensorFlow's fastest search: regular expressions took three times as long, and read only UTF-8.
     pieces = tf.raw_ops.StringSplitV2(input=[text], sep=part, maxsplit=1).values
     return tf.size(pieces) > 1
 
 
-# Not inlined: otherwise each image that needs no look pays for passing over these hundred ops one by one.
+# Not inlined: otherwise the executor visits these hundred ops also for images that skip them.
 @tf.function(
     input_signature=[tf.TensorSpec([], tf.string)], autograph=False, experimental_attributes={"_noinline": True}
 )
@@ -188,7 +188,7 @@ def _chunk(
         position, window = tf.while_loop(
             goes_on, step, [start, read_bytes(image_bytes, start, 8)], maximum_iterations=_MAX_CHUNKS
         )
-        # Some writers keep the prefix that belongs to JPEG.
+        # Some writers also write JPEG's prefix.
         has_prefix = tf.reduce_all(read_bytes(image_bytes, position + 8, 6) == list(_EXIF))
         prefix = tf.where(has_prefix, tf.constant(6, tf.int64), 0)
         return position + 8 + prefix, tf.where(is_named(window), length_of(window) - prefix, 0)
@@ -203,7 +203,7 @@ def _places(*values: int) -> tf.Tensor:
 
 
 def _tiff_orientation(image_bytes: tf.Tensor, start: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
-    """Orientation in the first directory (IFD0) of the TIFF block at that place, 1 when it says nothing usable."""
+    """Orientation in the first directory (IFD0) of the TIFF block at that place, 1 if it has no valid value."""
     block = tf.strings.substr(image_bytes, tf.minimum(start, _size(image_bytes)), length)
     header = read_bytes(block, 0, 8)
     is_little = tf.reduce_all(header[:2] == list(b"II"))
@@ -219,7 +219,7 @@ def _tiff_orientation(image_bytes: tf.Tensor, start: tf.Tensor, length: tf.Tenso
     octets = tf.cast(tf.io.decode_raw(tf.strings.substr(block, entries_at, entry_count * 12), tf.uint8), tf.int64)
     entries = tf.reshape(octets[: tf.size(octets) // 12 * 12], [-1, 12])
     matches = entries[tf.reduce_sum(entries[:, :2] * places_of_2, axis=1) == _ORIENTATION_TAG]
-    # The last one counts where the tag stands twice, as in Pillow.
+    # If the tag occurs twice, the last one counts, as in Pillow.
     entry = tf.concat([tf.zeros([1, 12], tf.int64), matches], axis=0)[-1]
 
     kind = tf.reduce_sum(entry[2:4] * places_of_2)

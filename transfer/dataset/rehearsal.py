@@ -1,7 +1,7 @@
-"""What ingest would say of a source: the same listing, checks and selection, and nothing is written.
+"""A prediction of what ingest would do with a source: the same listing, checks and selection, without writing.
 
-A small source is read as a whole, so the answer is ingest's own. Of a large one every k-th file is read: what is
-refused then is certain, and `unknown` names what only ingest can tell.
+A small source is read completely, so the result is that of ingest. Of a large source every k-th file is read:
+ingest will refuse the files that are refused here, and `unknown` names what only ingest can find out.
 """
 
 from __future__ import annotations
@@ -17,42 +17,43 @@ from transfer.config import Config, DatasetConfig
 from transfer.dataset.candidates import Candidates, Selection, check_images, list_candidates, select, shares_of
 from transfer.dataset.classes import check_counts, no_classes, vanished_classes
 from transfer.dataset.manifest import check_reject_share, count_rejects, counted, latest_dataset
+from transfer.dataset.shards import read_recorded
 from transfer.dataset.sources import is_packed, open_source
 from transfer.dataset.splits import SPLITS, TRAIN
 from transfer.runtime.numbers import percents_apart
 from transfer.storage import Store
 
 MOST_LISTED = 100_000
-"""Objects that are listed under a bucket's prefix, a request a thousand. Other sources are listed as a whole."""
+"""Largest number of objects that are listed under a prefix (one request a thousand). Other sources are listed fully."""
 MOST_READ = 2_000
 MOST_READ_SIZE_BYTES = 256 * 1024**2
 _SHOWN = 3
-# A split is named when, of a thousand datasets of that size, more than one would have it empty.
+# A split is named if it would be empty in more than one of a thousand datasets of that size.
 _LIKELY_EMPTY = 1e-3
 
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What ingest would make of a source.
+    """The predicted result of an ingest.
 
-    Where `unknown` is not empty, `classes` has the most images that there can be, `splits` what is expected of them.
+    If `unknown` is not empty, `classes` are upper bounds and `splits` are expected values.
     """
 
     files: int
-    """Listed in class folders, or with a label."""
+    """Number of files in class folders, or with a label."""
     known: int
-    """Of those, how many were read: now, or by an earlier ingest."""
+    """Number of these files that were read, now or by an earlier ingest."""
     classes: dict[str, int]
     """Images of each class."""
     splits: dict[str, int]
     rejected: dict[str, int]
-    """Files that are left out, by reason."""
+    """Number of files that are left out, by reason."""
     split_by: str
-    """How images come to be in their splits."""
+    """How images are assigned to splits."""
     warnings: list[str]
-    """What to know of classes, splits and groups, in sentences; only where all images were read."""
+    """Warnings about classes, splits and groups, in sentences; only if all images were read."""
     unknown: list[str]
-    """What only ingest can tell, in sentences."""
+    """What only ingest can find out, in sentences."""
 
     @property
     def images(self) -> int:
@@ -62,9 +63,9 @@ class Rehearsal:
 
 @contextmanager
 def listed_candidates(config: Config, store: Store) -> Iterator[Candidates | None]:
-    """What the source lists, which can be read while the block runs.
+    """The listed images of the source, which can be read inside the block.
 
-    None for an archive and for TFDS, whose content is known when it is unpacked. Raises DatasetError for a source
+    None for an archive and for TFDS, whose content is known only after unpacking. Raises DatasetError for a source
     without classes, StorageError.
     """
     if is_packed(config.dataset.source):
@@ -82,7 +83,7 @@ def listed_candidates(config: Config, store: Store) -> Iterator[Candidates | Non
 
 
 def known_classes(candidates: Candidates) -> list[str]:
-    """Classes of the latest version that the next one has, too. Raises CorruptObjectError, StorageError."""
+    """Classes of the latest version that remain in the next one. Raises CorruptObjectError, StorageError."""
     latest = latest_dataset(candidates.store, candidates.config.dataset_name)
     return candidates.known_classes(candidates.decided.history(latest))
 
@@ -91,23 +92,27 @@ def classes_of(candidates: Candidates, known: Sequence[str]) -> list[str]:
     """The classes of the next version, as far as they are listed. Raises DatasetError as ingest does."""
     if candidates.listing.is_whole:
         return candidates.class_order(known)
-    # A class that stands behind the end of the listing is no missing one.
+    # The listing may end before a class, which is not missing then.
     labels = sorted({*candidates.listing.labels, *known})
     return labels if len(labels) == 1 else candidates.class_order(known, labels=labels)
 
 
 def rehearse(candidates: Candidates, *, known: list[str], classes: list[str]) -> Rehearsal:
-    """Read images, a limited number of them, and select from what was read. Raises DatasetError as ingest does.
+    """Read a limited number of images, and select among them. Raises DatasetError as ingest does.
 
-    `known`: as `known_classes` gives them. `classes`: as `classes_of` does.
+    `known`: the result of `known_classes`. `classes`: that of `classes_of`.
     """
     listing, options = candidates.listing, candidates.config.dataset
     checked, unread = candidates.seen_log.recall(listing)
     step = _step(candidates, unread)
     check_images(candidates, checked, unread[::step])
     left = np.delete(unread, np.s_[::step])
-    selection = select(candidates, checked, known=known, classes=classes)
-    if listing.is_whole and not len(left):
+    is_all = listing.is_whole and not len(left)
+    latest = latest_dataset(candidates.store, candidates.config.dataset_name)
+    # Where not all was read, nobody asks for the splits.
+    recorded = read_recorded(candidates.store, latest) if is_all else []
+    selection = select(candidates, checked, known=known, classes=classes, latest=latest, recorded=recorded)
+    if is_all:
         selection.check(ledger=None)
         images, unknown, warnings = selection.totals, list[str](), selection.warnings
         splits = {split: sum(of_split.values()) for split, of_split in selection.counts.items()}
@@ -125,14 +130,14 @@ def rehearse(candidates: Candidates, *, known: list[str], classes: list[str]) ->
         classes=images,
         splits=splits,
         rejected=count_rejects(selection.rejects),
-        split_by=candidates.splitting.title,
+        split_by=(selection if is_all else candidates).splitting.title,
         warnings=warnings,
         unknown=unknown,
     )
 
 
 def _step(candidates: Candidates, unread: np.ndarray) -> int:
-    """Every how many of the unread files one is read: each of them where they are few, and small together."""
+    """The k of "every k-th unread file is read"; 1 if the files are few and small in total."""
     sizes_bytes = candidates.listing.sizes_bytes[unread]
     is_read = (sizes_bytes > 0) & (sizes_bytes <= candidates.limits.max_file_size_bytes)
     size_bytes = int(sizes_bytes[is_read].sum())
@@ -140,7 +145,7 @@ def _step(candidates: Candidates, unread: np.ndarray) -> int:
 
 
 def _expected_splits(candidates: Candidates, rows: np.ndarray) -> dict[str, int]:
-    """How many images of those rows each split has: as given, and of the others as many as its share."""
+    """Expected number of images in each split for those rows: given images, and its share of the others."""
     given = candidates.listing.given.splits[rows]
     held_out = {split: int(np.count_nonzero(given == SPLITS.index(split))) for split in SPLITS if split != TRAIN}
     drawn = len(rows) - sum(held_out.values())
@@ -150,7 +155,7 @@ def _expected_splits(candidates: Candidates, rows: np.ndarray) -> dict[str, int]
 
 
 def _check_at_best(selection: Selection, classes: dict[str, int], options: DatasetConfig) -> None:
-    """Raise DatasetError where ingest refuses the source even if each file that was not read is a good image."""
+    """Raise DatasetError if ingest would refuse the source even if every unread file were a valid image."""
     accepted = sum(classes.values())
     check_reject_share(selection.rejects, accepted=accepted, max_share=options.max_reject_share, ledger=None)
     counts = {split: classes if split == TRAIN else dict.fromkeys(classes, 0) for split in SPLITS}

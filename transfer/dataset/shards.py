@@ -1,19 +1,20 @@
-"""Shards: which images become which of them, and the Parquet objects that hold these.
+"""Shards: which image goes into which shard, and the Parquet objects of the shards.
 
-Rows are sorted by the images' own SHA-256, which is a shuffle with respect to class, name and age. Columns are stored
+Rows are sorted by the SHA-256 of the images, which is a random order of classes, names and ages. Columns are stored
 uncompressed (encoded images do not compress), without dictionaries and statistics, so that the same rows give the same
-bytes. A row group holds about 8 MiB of images: that much a reader or writer needs in memory at once. Pages carry
-checksums, for those who read a few columns and cannot verify the object's digest.
+bytes. A row group holds about 8 MiB of images, which a reader or writer needs in memory at once. Pages have checksums,
+for readers of a few columns, which cannot verify the digest of the object.
 
-Byte-identical images with one label are kept once, the first in the source's order; with several labels all of them
-are refused, since nobody can say which is right. A shard of the parent version stays if every row of it is still wanted
-with that label and group in that split. All other images go to new shards, sorted by digest.
+Of byte-identical images with one label only the first in the source's order is stored. If they have several labels, all
+of them are refused, because no label is known to be right. A shard of the parent version stays if the new version has
+all of its rows with the same label, group and split. All other images go to new shards, sorted by digest.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -24,9 +25,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from transfer.catalog import layout
-from transfer.dataset.listing import CheckedColumns, Listing, find_words
-from transfer.dataset.manifest import CONFLICTING_LABELS, DUPLICATE, Reject, Shard
-from transfer.dataset.splits import NONE_GIVEN, SPLITS, decide_splits
+from transfer.dataset.listing import CheckedColumns, Listing, as_words, find_words
+from transfer.dataset.manifest import CONFLICTING_LABELS, DUPLICATE, Dataset, Reject, Shard
+from transfer.dataset.splits import NONE_GIVEN, SPLITS, decide_splits, group_hashes
 from transfer.errors import CorruptObjectError, DatasetError
 from transfer.storage import Store, put_content
 
@@ -41,16 +42,16 @@ SHARD_SCHEMA = pa.schema(
     ]
 )
 GROUPED_SHARD_SCHEMA = SHARD_SCHEMA.append(pa.field("group", pa.string()))
-"""Of datasets whose images are in groups: null for an image that is in none."""
+"""Schema for datasets with groups; null for an image without a group."""
 ROW_GROUP_SIZE_BYTES = 8 * 1024**2
+READERS = 8
 
 
 def write_shard(store: Store, rows: Iterable[dict[str, Any]], *, split: str, grouped: bool = False) -> Shard:
     """Put rows (dicts of the schema's columns) as one shard, and return its description.
 
-    `grouped`: the rows have a `group`.
-
-    The shard is built in a temporary file; memory holds one row group. Raises StorageError.
+    `grouped`: whether the rows have a `group`. The shard is built in a temporary file; memory holds one row group.
+    Raises StorageError.
     """
     with tempfile.TemporaryDirectory(prefix="transfer-shard-") as folder:
         path, schema = Path(folder) / "shard.parquet", GROUPED_SHARD_SCHEMA if grouped else SHARD_SCHEMA
@@ -85,10 +86,10 @@ def _row_groups(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]
 
 
 def read_shard(store: Store, shard: Shard, *, columns: list[str] | None = None) -> pa.Table:
-    """Read a whole shard, its bytes verified by their digest: a table with `shard.rows` rows.
+    """Read a whole shard and verify its digest. Returns a table with `shard.rows` rows.
 
-    It has the columns of SHARD_SCHEMA, or the named ones of them: making those of text costs ten times as much as
-    making the images'.
+    It has the columns of SHARD_SCHEMA, or only those in `columns`: columns of text take ten times as long to decode as
+    the images.
 
     Raises CorruptObjectError, ObjectNotFoundError, StorageError.
     """
@@ -103,14 +104,14 @@ def read_shard(store: Store, shard: Shard, *, columns: list[str] | None = None) 
 
 
 def read_columns(store: Store, shard: Shard, columns: list[str]) -> pa.Table:
-    """Read a few columns of a shard by ranges, without its images: verified by the checksums of their pages.
+    """Read a few columns of a shard by ranges, without its images, and verify the checksums of their pages.
 
     Raises CorruptObjectError, ObjectNotFoundError, StorageError.
     """
     with store.open(shard.name) as file:
         try:
             table = pq.read_table(file, columns=columns, page_checksum_verification=True)
-        except (pa.ArrowException, OSError, ValueError) as error:  # Whatever a damaged page or footer leads Arrow to.
+        except (pa.ArrowException, OSError, ValueError) as error:  # Arrow raises these for damaged pages and footers.
             raise _unreadable(store, shard, str(error)) from error
     _check_table(store, shard, table, columns)
     return table
@@ -138,7 +139,7 @@ class Images:
     rows: np.ndarray
     """int64 [n]: each image's row in the listing."""
     words: np.ndarray
-    """uint64 [n, 4]: each image's SHA-256, as numbers that sort like it."""
+    """uint64 [n, 4]: each image's SHA-256, as numbers with the same order."""
     labels: np.ndarray
     """int32 [n]: class index."""
     splits: np.ndarray
@@ -161,7 +162,7 @@ class Images:
 
 @dataclass(frozen=True)
 class ParentShard:
-    """What a shard of the parent version holds: `words` uint64 [n, 4], `labels` int32 [n], `groups` uint64 [n]."""
+    """The rows of a shard of the parent version: `words` uint64 [n, 4], `labels` int32 [n], `groups` uint64 [n]."""
 
     shard: Shard
     words: np.ndarray
@@ -169,9 +170,26 @@ class ParentShard:
     groups: np.ndarray
 
 
+def read_recorded(store: Store, dataset: Dataset | None) -> list[ParentShard]:
+    """Read which images the shards of a version hold, not the images; nothing of None.
+
+    Raises CorruptObjectError, ObjectNotFoundError, StorageError.
+    """
+    has_groups = dataset is not None and dataset.splitting is not None and dataset.splitting.groups_in_shards
+
+    def read(shard: Shard) -> ParentShard:
+        table = read_columns(store, shard, ["sha256", "label", *(["group"] if has_groups else [])])
+        groups = group_hashes(table["group"].to_pylist() if has_groups else [None] * len(table))
+        words = as_words(bytes.fromhex("".join(table["sha256"].to_pylist())), 32)
+        return ParentShard(shard, words, table["label"].to_numpy(), groups)
+
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(read, dataset.shards if dataset else []))
+
+
 @dataclass(frozen=True)
 class PlannedShard:
-    """A shard to be written: the places of its images in `Images`."""
+    """A shard to be written: the indices of its images in `Images`."""
 
     split: str
     images: np.ndarray
@@ -185,7 +203,7 @@ class ShardPlan:
     new: list[PlannedShard]
 
     def leaves_as_it_is(self, shards: Sequence[Shard]) -> bool:
-        """Whether these shards are all there is to be."""
+        """Whether the plan is to keep exactly these shards."""
         return not self.new and self.kept == list(shards)
 
 
@@ -198,16 +216,16 @@ def unique_images(
     test: float,
     may_straddle: bool = False,
 ) -> tuple[Images, list[Reject]]:
-    """Keep each image once and give it its split; returns what was left out, too.
+    """Select each image once, with its split. Also returns the rejects.
 
-    `label_indices` int32 [labels of the listing] gives each label's class index. `validation` and `test` are the shares
-    that are drawn. Raises DatasetError for copies in several given splits, unless they `may_straddle`.
+    `label_indices`: int32 [labels of the listing], the class index of each label. `validation`, `test`: shares that are
+    drawn. Raises DatasetError for copies in several given splits, unless they `may_straddle`.
     """
     words = checked.words()
     rows = np.array(checked.rows, np.int64)
     labels = label_indices[listing.label_codes[rows]]
     given = listing.given.splits[rows]
-    # Rows last, so that copies stay in the source's order; before them, those in test, then in validation.
+    # Rows are the last sort key, so that copies stay in the source's order; before it, test first, then validation.
     order = np.lexsort((rows, -given, *words.T[::-1]))
     first_of_group, group = _groups(words[order])
     is_conflict = _has_several(labels[order], first_of_group)[group]
@@ -236,7 +254,7 @@ def unique_images(
 
 
 def _groups(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Find equal neighbors: the place where each group starts, and the group of each place."""
+    """Find groups of equal neighbors: the index at which each group starts, and the group of each index."""
     starts = np.ones(len(words), bool)
     starts[1:] = (words[1:] != words[:-1]).any(axis=1)
     return np.flatnonzero(starts), np.cumsum(starts) - 1
@@ -251,7 +269,7 @@ def _has_several(labels: np.ndarray, first_of_group: np.ndarray) -> np.ndarray:
 
 
 def _check_given_once(listing: Listing, rows: np.ndarray, group: np.ndarray) -> None:
-    """Raise DatasetError where copies are given several splits; `rows` are sorted by group, a group by its splits."""
+    """Raise DatasetError if copies are given several splits; `rows` are sorted by group, and by split inside it."""
     splits = listing.given.splits[rows]
     is_given = splits[1:] != NONE_GIVEN
     places = np.flatnonzero((group[1:] == group[:-1]) & (splits[1:] != splits[:-1]) & is_given)
@@ -297,7 +315,7 @@ def plan_shards(images: Images, parent: Sequence[ParentShard], *, shard_size_byt
     is_covered = np.zeros(len(images), bool)
     kept = []
     for shard in parent:
-        # An image that is not found although it is there only costs writing a shard anew.
+        # A false miss (two digests sharing 64 bits) is harmless: the shard is written again.
         places = find_words(images.words, shard.words)
         if (places >= 0).all() and _fits(images, places, shard):
             is_covered[places] = True
@@ -317,7 +335,7 @@ def _fits(images: Images, places: np.ndarray, shard: ParentShard) -> bool:
 
 
 def moved_images(images: Images, parent: Sequence[ParentShard]) -> dict[tuple[str, str], np.ndarray]:
-    """Images that are in another split than in the parent version, by both splits: their places in `Images`."""
+    """Images whose split differs from that in the parent version: indices in `Images`, by both splits."""
     moved: dict[tuple[str, str], list[np.ndarray]] = {}
     for shard in parent:
         places = find_words(images.words, shard.words)

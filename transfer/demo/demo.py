@@ -1,7 +1,7 @@
 """The whole of the project on real data, offline: handwritten digits, a small base pretrained on printed letters.
 
 The digits are scikit-learn's (1,797 images of 8 × 8 pixels, from UCI's Optical Recognition of Handwritten Digits). Most
-of them are held out, so that few labels are left: that is where a pretrained base has to show what it is worth.
+of them are held out, so training has few labels, the case in which a pretrained base helps most.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ HELD_OUT_SHOWN = 12
 
 
 def run_demo(folder: Path) -> dict[str, Any]:
-    """Ingest, train, evaluate, publish, reload in a fresh process and predict; returns the summary.
+    """Ingest, train, evaluate, publish, reload in a new process and predict. Returns the summary.
 
-    Everything it makes is below `folder`. Raises TransferError when a step fails.
+    All files are below `folder`. Raises TransferError if a step fails.
     """
     folder = folder.absolute()
     images = folder / "digits"
@@ -68,7 +68,7 @@ def _configuration(folder: Path, images: Path) -> dict[str, Any]:
 
 
 def _from_scratch(config: Config) -> Config:
-    """The same network on the same labels, for as many epochs, with random weights instead of pretrained ones."""
+    """The same configuration with random weights instead of pretrained ones."""
     epochs = sum(phase.epochs for phase in config.phases)
     whole = config.phases[-1].model_copy(update={"unfreeze": "all", "epochs": epochs, "learning_rate": 1e-3})
     return config.model_copy(
@@ -83,7 +83,7 @@ def _from_scratch(config: Config) -> Config:
 
 
 def _predict_held_out(config_path: Path, outcome: jobs.TrainOutcome, folder: Path) -> list[dict[str, Any]]:
-    """Write some held-out images as files, and have another process answer them with the published model."""
+    """Write some held-out images as files, and let another process predict them with the published model."""
     held_out = folder / "held-out"
     truths: dict[str, str] = {}
     shard = outcome.dataset.shards_of("test")[0]

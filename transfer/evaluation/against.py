@@ -1,4 +1,4 @@
-"""A run beside the version that serves: what both answered for the same held-out images."""
+"""Comparison of a run with the version that serves, on the same held-out images."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ _NAMED = 5
 
 @dataclass(frozen=True, eq=False)
 class SameImages:
-    """What the version that serves answered for the images that a run is evaluated on.
+    """Predictions of the version that serves for the images on which a run is evaluated.
 
-    `comparable`: bool [n], False for images that it may have been trained on. `unknown`: classes that are new to it.
+    `comparable`: bool [n], False for images that the version may have been trained on. `unknown`: classes that the
+    version does not know.
     """
 
     predictions: Predictions
@@ -27,9 +28,9 @@ class SameImages:
 
 @dataclass(frozen=True, eq=False)
 class ServingAnswers:
-    """The version that serves: its accuracy when its own run was evaluated, on `split` of `dataset`, and its answers.
+    """The version that serves: its predictions, and its accuracy on `split` of `dataset` by the report of its own run.
 
-    `answers`: for the images of the run that it is set beside, or why there are none, in words that go on a sentence.
+    `answers`: predictions for the images of the evaluated run, or the reason why there are none, as a clause.
     """
 
     version: int
@@ -42,12 +43,12 @@ class ServingAnswers:
 class AgainstServing(Figures):
     """The version that served when a run was evaluated.
 
-    `accuracy`: the version's, on `split` of `dataset`. Where both answered the same `images`, these are of that split,
-    and `run_accuracy` is the run's on them; `gained` and `lost` are images that only the run, only the version has
-    right, and `p_value` that of McNemar's exact test, one-sided, that the run is better. `left_out`: more images of the
-    split, which the version may have been trained on. `unknown`: classes that are new to it. All five are None or empty
-    where there was no comparison; `why_not` says why then. Reports of earlier releases have neither `images` nor
-    `run_accuracy`.
+    `accuracy`: accuracy of the version on `split` of `dataset`. If both were compared on the same images of that split,
+    `images` is their number and `run_accuracy` the accuracy of the run on them. `gained`, `lost`: numbers of images
+    that only the run, or only the version, predicts correctly. `p_value`: one-sided exact McNemar test that the run is
+    better. `left_out`: number of images that the version may have been trained on. `unknown`: classes that the version
+    does not know. Without a comparison these are None or empty, and `why_not` has the reason. Reports of earlier
+    releases have neither `images` nor `run_accuracy`.
     """
 
     version: int
@@ -65,7 +66,7 @@ class AgainstServing(Figures):
 
     @property
     def text(self) -> str:
-        """In sentences."""
+        """The comparison in sentences."""
         here = f"Version {self.version} served when this run was evaluated, with accuracy {percent(self.accuracy)}"
         if self.gained is None or self.p_value is None:
             why = f": {self.why_not}" if self.why_not else ""
@@ -84,7 +85,7 @@ class AgainstServing(Figures):
 
 
 def compare_with_serving(predictions: Predictions, dataset: str, split: str, serving: ServingAnswers) -> AgainstServing:
-    """Set a run's predictions on a split of a dataset version beside the answers of the version that serves."""
+    """Compare a run's predictions on a split of a dataset version with those of the version that serves."""
     if isinstance(serving.answers, str):
         return AgainstServing(
             version=serving.version,

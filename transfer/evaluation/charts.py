@@ -1,4 +1,4 @@
-"""The report's charts, as SVG: curves of the training, and the confusion matrix."""
+"""Charts of the report, as SVG: training curves and the confusion matrix."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from transfer.reports.figures import (
 )
 from transfer.runtime.numbers import percent_tick
 
-# Up to this many classes every cell of the confusion matrix is drawn and every class named.
+# Up to this many classes the confusion matrix has every cell and every class name.
 MAX_NAMED_CLASSES = 30
 _MAX_COUNTED_CLASSES = 20
 _MAX_LABEL_LENGTH = 18
 
-# Pixels of the large heat map cannot be variables; these two stand out on white and on near-black.
+# Pixels of the large heat map cannot use CSS variables; these two colors are visible on white and on near-black.
 _RIGHT_PIXEL, _WRONG_PIXEL = (0.25, 0.50, 0.91), (0.90, 0.38, 0.14)
 
 
 Titles = Mapping[int, str]
-"""What each phase trains, in words, by its number."""
+"""What each phase trains, in words, by number of the phase."""
 
 
 def loss_chart(history: Sequence[EpochRow], titles: Titles) -> str:
@@ -60,7 +60,7 @@ def accuracy_chart(history: Sequence[EpochRow], titles: Titles) -> str:
 
 
 def learning_rate_chart(history: Sequence[EpochRow], titles: Titles) -> str:
-    """Draw the learning rate at the end of each epoch, as SVG, on a logarithmic axis; a rate of 0 lies below it."""
+    """Draw the learning rate at the end of each epoch, as SVG, on a logarithmic axis; a rate of 0 is drawn below it."""
 
     def scale(axes: Axes, rates: list[float]) -> None:
         above = [rate for rate in rates if rate > 0]
@@ -76,7 +76,7 @@ def learning_rate_chart(history: Sequence[EpochRow], titles: Titles) -> str:
 def confusion_chart(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
     """Draw the confusion matrix (rows: truth) as SVG, shaded by the share of each class's images.
 
-    Up to 30 classes are named; more become a compact picture, one pixel a cell, with class indices at the edges.
+    Up to 30 classes are named. With more, the matrix is a picture with one pixel for each cell and class indices.
     """
     counts = np.asarray(confusion)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -128,7 +128,7 @@ def _mark_phases(axes: Axes, history: Sequence[EpochRow], titles: Titles) -> Non
     for start, end in zip(starts, ends, strict=True):
         edge = start.epoch + 0.5
         room = (end - start.epoch) * pixels_per_epoch
-        # A layer's name is the user's: `$` in it is not a formula.
+        # The name of a layer comes from the user: `$` in it does not begin a formula.
         names = [printable(titles.get(start.phase, f"phase {start.phase}"), length=24), f"{start.phase}"]
         label = next((f" {name}" for name in names if 6 * (len(name) + 1) < room), "")
         if start is not starts[0]:
@@ -139,7 +139,7 @@ def _mark_phases(axes: Axes, history: Sequence[EpochRow], titles: Titles) -> Non
 def _named_matrix(counts: np.ndarray, shares: np.ndarray, names: list[str]) -> str:
     size = len(names)
     cell = float(np.clip(450 / size, 22, 84))
-    # Fonts are as wide as the browser has them: room for wide ones.
+    # Leave room for wide fonts: the browser chooses the font.
     longest = max(40.0, 6.6 * max(len(name) for name in names))
     upright = longest < cell
     left, bottom = 14 + longest, 44 if upright else 34 + longest
@@ -161,7 +161,7 @@ def _named_matrix(counts: np.ndarray, shares: np.ndarray, names: list[str]) -> s
             axes.text(predicted, truth, f"{counts[truth, predicted]:,}", color=ink, fontsize=11, **where)
     axes.set_xlim(-0.5, size - 0.5)
     axes.set_ylim(size - 0.5, -0.5)
-    # Class names are the user's: `$` in them is not a formula.
+    # Class names come from the user: `$` in them does not begin a formula.
     axes.set_xticks(range(size), names, rotation=0 if upright else 90, parse_math=False, color=INK)
     axes.set_yticks(range(size), names, parse_math=False, color=INK)
     name_axes(axes, "predicted", "")

@@ -1,4 +1,4 @@
-"""Evaluate a finished run on held-out images and keep the report."""
+"""Evaluation of a finished run on held-out images, and its stored report."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from transfer.evaluation.against import ServingAnswers, compare_with_serving
 from transfer.evaluation.metrics import compute_metrics, worst_mistakes
 from transfer.evaluation.predictions import Predictions
 from transfer.evaluation.report import Report
-from transfer.features.batches import CachedSplit
 from transfer.features.extract import Extractor
 from transfer.features.forward import forward_of
 from transfer.features.frozen import frozen_part_of
@@ -32,20 +31,21 @@ from transfer.training.history import final_row, kept_epoch
 from transfer.training.inference import InferenceWork, rounds_coarsely, trace_inference
 from transfer.training.model import TransferModel
 from transfer.training.run import Run
+from transfer.training.samples import CachedSplit
 from transfer.training.shared_models import restore_model
 
 HEAD_ROWS = 1024
-"""Rows that a head answers at a time."""
+"""Batch size of the head on cached features."""
 
 
 def probabilities_of(
     run: Run, dataset: Dataset, split: str, model: TransferModel, *, exactly: bool
 ) -> tuple[np.ndarray, bool]:
-    """What a run's trained model answers for a split, and whether the very graph that is exported answered.
+    """Predict a split with a run's trained model. Also returns whether the exported graph itself computed it.
 
-    Probabilities float32 [images, classes], in stored order. `exactly` asks for that graph. Other ways round otherwise,
-    within what a forward pass is checked for: the head on cached features, if no phase trained the base, and OpenVINO.
-    Raises what extraction and a forward pass raise.
+    The probabilities are float32 [images, classes], in stored order. `exactly`: use the exported graph. Otherwise
+    faster ways are allowed, which differ by rounding: the head on cached features, if no phase trained the base, and
+    OpenVINO. Raises what extraction and a forward pass raise.
     """
     shards = dataset.shards_of(split)
     if not exactly and (features := _features(run, model, shards)):
@@ -54,9 +54,9 @@ def probabilities_of(
 
 
 def _features(run: Run, model: TransferModel, shards: list[Shard]) -> CachedSplit | None:
-    """The cached features of some shards, computed now where there are none; None where they are not to be cached."""
+    """The cached features of some shards, computed now if they are missing; None if they are not to be cached."""
     config = run.config
-    # Features are those of merged BatchNorms, which a plain graph does not have.
+    # Cached features were computed with merged BatchNorms, which a plain graph lacks.
     if not config.trains_head_only or config.features.cache == "never" or config.publish.graph == "plain":
         return None
     frozen_part = frozen_part_of(model.backbone, 0, map_dtype=config.features.map_dtype)
@@ -65,7 +65,7 @@ def _features(run: Run, model: TransferModel, shards: list[Shard]) -> CachedSpli
         return None
     Extractor(run.store, engine=config.features.engine).extract_all([(shards, [frozen_part])])
     rows = FeatureStore(run.store, frozen_part).open_all(shards)
-    # One may have been damaged, or removed just now.
+    # An object may be damaged, or have been removed just now.
     found = [each for each in rows if each is not None]
     return CachedSplit(shards, found) if len(found) == len(shards) else None
 
@@ -111,11 +111,11 @@ def evaluate_run(
     exactly: bool = False,
     serving: ServingAnswers | None = None,
 ) -> int:
-    """Evaluate a finished run and store the report; returns its number in the run's log of reports.
+    """Evaluate a finished run and store the report. Returns its number in the run's log of reports.
 
-    `split`: default is the test split, or validation where there is no test split. `exactly`: by the very graph that is
-    exported; else by the fastest way to the same answers, but for rounding. `serving`: what the version that serves
-    answered, to be set beside. Raises TrainingError when the run is not finished, DatasetError when the split is empty,
+    `split`: default is the test split, or validation if there is no test split. `exactly`: use the exported graph;
+    otherwise the fastest way, whose predictions differ only by rounding. `serving`: predictions of the version that
+    serves, for comparison. Raises TrainingError if the run is not finished, DatasetError if the split is empty,
     OutOfMemoryError.
     """
     split = split or dataset.held_out_split
@@ -156,7 +156,7 @@ def evaluate_run(
         weights=run.config.base.weights_title,
         serving=compare_with_serving(predictions, dataset.reference, split, serving) if serving else None,
     )
-    # Late: matplotlib costs a second that reading a report need not pay.
+    # Imported late: matplotlib takes a second, which reading a report does not need.
     from transfer.evaluation.page import render_html
 
     thumbnails = _images_of(run.store, dataset.shards_of(split), {mistake.key for mistake in mistakes})
@@ -176,7 +176,7 @@ def evaluate_run(
 
 
 def _free_number(run: Run) -> int:
-    """The next number that nobody has written to: one who was killed halfway may have left other bytes under his."""
+    """The next number without any object: a process that was killed may have left objects under its number."""
     folder = layout.reports_log(run.folder)
     return max((int(layout.below(folder, item.name)[0][:8]) for item in run.store.list(f"{folder}/")), default=0) + 1
 
@@ -188,7 +188,7 @@ def _keys_and_labels(store: Store, shards: list[Shard]) -> tuple[list[str], np.n
 
 
 def load_report(run: Run, number: int) -> tuple[Report, Predictions]:
-    """Read a stored report and its predictions. Raises CorruptObjectError for a wrong byte."""
+    """Read a stored report and its predictions. Raises CorruptObjectError if they are damaged."""
     entry = run.reports.read_as(ReportEntry, number)
 
     def read(name: str) -> bytes:
@@ -202,7 +202,7 @@ def load_report(run: Run, number: int) -> tuple[Report, Predictions]:
 
 
 def held_out_images(run: Run, dataset: Dataset, split: str, count: int) -> list[bytes]:
-    """Encoded bytes of the first `count` images of a split, in the order of its predictions."""
+    """Read the encoded bytes of the first `count` images of a split, in the order of its predictions."""
     images: list[bytes] = []
     for shard in dataset.shards_of(split):
         if len(images) >= count:

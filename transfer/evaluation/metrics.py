@@ -1,4 +1,4 @@
-"""How good predictions are, in numbers, and whether one model is better than another or was lucky."""
+"""Metrics of predictions, their confidence intervals, and tests whether one model is better than another."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ _RESAMPLES = 10_000
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """One-sided p-value of McNemar's test in its exact form, that the challenger is the better one.
+    """One-sided p-value of McNemar's exact test that the challenger is better.
 
-    `gained`: images that only the challenger has right, `lost`: those that only the champion has right. Images on which
-    both agree say nothing. Were both equally good, each of the others would fall to either side like a coin; the answer
-    is how likely at least `gained` of them would fall to the challenger. Without any, 1.
+    `gained`: number of images that only the challenger predicts correctly; `lost`: that only the champion does. Other
+    images do not matter. If both models were equally good, `gained` would be binomial with `gained + lost` trials and
+    probability 1/2; the p-value is the probability of at least `gained`. It is 1 if both numbers are 0.
 
     McNemar, Note on the sampling error of the difference between correlated proportions or percentages, 1947.
     """
-    # Late: reading a summary need not pay for it. The binomial of scipy.stats is this function and half a second more.
+    # Imported late, because reading a summary does not need it. scipy.stats.binom calls this function, and takes half a
+    # second more to import.
     from scipy.special import bdtrc
 
     return float(bdtrc(gained - 1, gained + lost, 0.5))
@@ -32,9 +33,9 @@ def mcnemar(gained: int, lost: int) -> float:
 def bootstrap_interval(differences: np.ndarray, *, confidence: float, seed: int) -> Interval:
     """Interval of the mean difference between two models on the same images, by the paired percentile bootstrap.
 
-    `differences`: int8 [n], n above 0: 1 where only the challenger is right, -1 where only the champion is, else 0.
-    `confidence`: one-sided, of each end by itself. Images are drawn anew with replacement, 10,000 times; as only three
-    values occur, how often each is drawn is a multinomial, whatever the number of images.
+    `differences`: int8 [n], n above 0: 1 if only the challenger is right, -1 if only the champion is, else 0.
+    `confidence`: one-sided, for each end. The images are resampled with replacement 10,000 times. Only three values
+    occur, so their counts in a resample are drawn from a multinomial distribution, for any number of images.
 
     Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
     """
@@ -48,12 +49,12 @@ def bootstrap_interval(differences: np.ndarray, *, confidence: float, seed: int)
 
 _TOP_K = (3, 5)
 _CONFIDENCE = 0.95
-# So often one class may be taken for the same other one among the worst mistakes, before others get their place.
+# Largest number of mistakes of one pair of classes among the worst, as long as there are mistakes of other pairs.
 _MOST_ALIKE = 6
 
 
 class Figures(BaseModel):
-    """Results as they are stored: immutable, finite, no unknown keys."""
+    """Base of stored results: immutable, finite numbers, no unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -66,7 +67,7 @@ class Interval(Figures):
 
 
 class Averages(Figures):
-    """Means over the classes that have images in the split, each class counting the same."""
+    """Macro averages: unweighted means over the classes with images in the split."""
 
     precision: float
     recall: float
@@ -74,7 +75,7 @@ class Averages(Figures):
 
 
 class ClassMetrics(Figures):
-    """One class. Precision, recall and F1 are None for a class without images in the split: nothing was measured."""
+    """Metrics of one class. Precision, recall and F1 are None for a class without images in the split."""
 
     name: str
     support: int
@@ -87,8 +88,8 @@ class ClassMetrics(Figures):
 class Metrics(Figures):
     """All figures of one split.
 
-    `loss`: mean cross-entropy in nats. `top_k`: share of images whose true class is among the k most probable, for k of
-    3 and 5 where there are more classes than that. `per_class`: in the order of class indices. `confusion`: counts
+    `loss`: mean cross-entropy in nats. `top_k`: share of images whose true class is among the k most probable, for k =
+    3 and 5 if there are more than k classes. `per_class`: by class index. `confusion`: number of images
     [truth][predicted].
     """
 
@@ -103,22 +104,22 @@ class Metrics(Figures):
 
     @property
     def right(self) -> int:
-        """Images that the model has right."""
+        """Number of correct predictions."""
         return sum(row[index] for index, row in enumerate(self.confusion))
 
     @property
     def commonest_class(self) -> ClassMetrics:
-        """The class with the most images; of several, the first."""
+        """The class with the most images; in a tie the first one."""
         return max(self.per_class, key=lambda row: row.support)
 
     @property
     def commonest_class_accuracy(self) -> float:
-        """How often it would be right always to answer the commonest class of the split."""
+        """Accuracy of always predicting the commonest class of the split."""
         return self.commonest_class.support / self.images
 
 
 class Mistake(Figures):
-    """An image for which the model preferred a wrong class."""
+    """An image with a wrong prediction."""
 
     key: str
     truth: str
@@ -128,7 +129,7 @@ class Mistake(Figures):
 
 
 def compute_metrics(predictions: Predictions) -> Metrics:
-    """Every figure of the report, from the predictions of one split."""
+    """Compute all metrics of the report from the predictions of one split."""
     labels, classes = predictions.labels, predictions.classes
     of_truth = np.take_along_axis(predictions.probabilities, labels[:, None], axis=1)[:, 0].astype(np.float64)
     ranks = _ranks_of_truth(predictions)
@@ -148,20 +149,20 @@ def compute_metrics(predictions: Predictions) -> Metrics:
 
 
 def beats_commonest_class(metrics: Metrics) -> bool:
-    """Whether a network is right more often than one that always answers the commonest class of the split.
+    """Whether the accuracy is above that of always predicting the commonest class of the split.
 
-    By the accuracies themselves, not by the interval: on few images that would also fail networks that have learned.
+    The accuracies are compared, not the interval, which on few images would also fail networks that have learned.
     """
     return metrics.accuracy > metrics.commonest_class_accuracy
 
 
 def wilson_interval(successes: int, trials: int) -> Interval:
-    """Wilson's score interval of a share, at 95 %. It stays within 0 to 1 and is sound for few trials."""
+    """Wilson's score interval of a share (1927) at 95 %. It stays within 0 to 1 and is reliable for few trials."""
     z = NormalDist().inv_cdf((1 + _CONFIDENCE) / 2)
     share = successes / trials
     center = (share + z**2 / (2 * trials)) / (1 + z**2 / trials)
     margin = z / (1 + z**2 / trials) * np.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
-    # The ends of all wrong and all right are exact; rounding would leave 0.9999999999999999.
+    # If all trials fail or succeed, the end is exact; rounding would give 0.9999999999999999.
     return Interval(
         low=0.0 if successes == 0 else float(center - margin),
         high=1.0 if successes == trials else float(center + margin),
@@ -171,8 +172,8 @@ def wilson_interval(successes: int, trials: int) -> Interval:
 def worst_mistakes(predictions: Predictions, count: int) -> list[Mistake]:
     """Return `count` confident mistakes, the most confident first.
 
-    At most 6 are of one class taken for the same other one, unless there are too few others. Equal confidence is
-    decided by the lower probability of the truth, then by key, so that the order never varies.
+    At most 6 have the same true and predicted class, unless there are too few others. Ties are broken by the lower
+    probability of the truth, then by key, so the order is deterministic.
     """
     predicted = predictions.predicted
     rows = np.flatnonzero(predicted != predictions.labels)
@@ -202,11 +203,11 @@ def _surest_first(mistake: Mistake) -> tuple[float, float, str]:
 
 
 def _ranks_of_truth(predictions: Predictions) -> np.ndarray:
-    """How many classes stand before the true one, int [n]: 0 where the prediction is right.
+    """Rank of the true class, int [n]: 0 if the prediction is correct.
 
-    Among equal probabilities the lower index stands first, as for `argmax`. scikit-learn's top-k puts the higher index
-    first, by which an image could be right and yet not among the first three. A class of probability 0 is behind all
-    others: it was not answered, however few classes were.
+    Among equal probabilities the lower index is first, as for `argmax`. scikit-learn's top-k puts the higher index
+    first, so a correct prediction might not count among the first three. A class with probability 0 is ranked last,
+    because the model did not predict it at all.
     """
     probabilities, labels = predictions.probabilities, predictions.labels[:, None]
     of_truth = np.take_along_axis(probabilities, labels, axis=1)
@@ -218,7 +219,7 @@ def _ranks_of_truth(predictions: Predictions) -> np.ndarray:
 
 def _confusion(predictions: Predictions) -> np.ndarray:
     """Images by true class (row) and predicted class (column), int64 [classes, classes]."""
-    # Importing scikit-learn for it would take longer than all the rest of an evaluation; a test compares with it.
+    # The import of scikit-learn would take longer than the rest of an evaluation; a test compares the results.
     count = len(predictions.classes)
     pairs = predictions.labels.astype(np.int64) * count + predictions.predicted
     return np.bincount(pairs, minlength=count**2).reshape(count, count)

@@ -1,4 +1,4 @@
-"""The report as one HTML page: what the template shows, in the order in which it is shown."""
+"""The report as one HTML page: the values of the template, in the order of the page."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from transfer.reports.templates import page_environment
 from transfer.reports.thumbnails import Thumbnail, make_thumbnail
 from transfer.training.history import SMALLEST_PROBABILITY
 
-# Longer tables continue in a part that is folded away.
+# Longer tables continue in a collapsed part.
 _OPEN_ROWS = 30
 _MAX_PAIRS = 12
-# A matrix with more named classes needs the page's full width to stay readable.
+# With more named classes the matrix needs the full width of the page.
 _MAX_NARROW_CLASSES = 14
 _SPLIT_ORDER = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
 class ConfusedPair:
-    """How often images of one class were taken for another. `share`: of the images of the true class."""
+    """Number of images of one class that were predicted as another. `share`: share of the true class's images."""
 
     truth: str
     predicted: str
@@ -40,7 +40,7 @@ class ConfusedPair:
 
 @dataclass(frozen=True)
 class MistakeGroup:
-    """Mistakes that are shown together: of one pair, or (`pair` None) of all pairs that have one picture each."""
+    """Mistakes that are shown together: of one pair, or (`pair` None) of all pairs with one picture each."""
 
     pair: ConfusedPair | None
     mistakes: tuple[tuple[Mistake, Thumbnail | None], ...]
@@ -48,7 +48,7 @@ class MistakeGroup:
 
 @dataclass(frozen=True)
 class PhaseFacts:
-    """A phase that was trained: what of, for how many epochs, and how, as far as the configuration tells."""
+    """A trained phase: what it trained, for how many epochs, and how, as far as the configuration has it."""
 
     title: str
     epochs: int
@@ -58,30 +58,30 @@ class PhaseFacts:
 
 @dataclass(frozen=True)
 class ClassCounts:
-    """Images of one class in each split, in the order of the splits."""
+    """Number of images of one class in each split, in the order of the splits."""
 
     name: str
     counts: tuple[int, ...]
 
     @property
     def total(self) -> int:
-        """Images in all splits."""
+        """Number of images in all splits."""
         return sum(self.counts)
 
 
 def render_html(
     report: Report, *, thumbnails: Mapping[str, bytes], storage: str | None = None, depth: Depth = "reject"
 ) -> str:
-    """One self-contained HTML page: no script, nothing loaded from anywhere, the same text for the same report.
+    """Render one self-contained HTML page: no script, no external resource, the same text for the same report.
 
     Args:
-        report: What it shows.
+        report: The report.
         thumbnails: Encoded images (JPEG, PNG, …) by the keys of the report's mistakes. A mistake without a readable
             image gets a placeholder.
-        storage: Address of where the model is published, for the lines that use it; None: without.
+        storage: Address of the storage of the published model, for the lines that load it; None: without these lines.
         depth: How the model sees images of 16 bits a channel.
     """
-    # What comes from the user is escaped by Jinja or, inside charts, by matplotlib.
+    # Texts of the user are escaped by Jinja or, inside charts, by matplotlib.
     metrics = report.metrics
     names = [row.name for row in metrics.per_class]
     splits = _splits(report.counts)
@@ -125,7 +125,7 @@ def render_html(
 
 
 def _validation_interval(report: Report) -> Interval | None:
-    """Of the validation accuracy, where it is known and on how many images."""
+    """Confidence interval of the validation accuracy; None if it or the number of images is unknown."""
     images = sum(report.counts.get("validation", {}).values())
     if report.validation_accuracy is None or not images:
         return None
@@ -133,7 +133,7 @@ def _validation_interval(report: Report) -> Interval | None:
 
 
 def _phases(report: Report) -> dict[int, PhaseFacts]:
-    """The phases that were trained, by their numbers. Configurations of other releases may say less of them."""
+    """The trained phases, by number. Configurations of other releases may have fewer of their keys."""
     told = report.config.get("phases")
     found = {}
     for number in dict.fromkeys(row.phase for row in report.history):
@@ -150,7 +150,7 @@ def _phases(report: Report) -> dict[int, PhaseFacts]:
 
 
 def _shown(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration; where a file brings the weights, without the default of `base.weights`: nothing reads it."""
+    """The configuration without the default of `base.weights` if a file brings the weights, because it is not used."""
     base = dict(_section(config, "base"))
     if base.get("weights") == "imagenet" and is_model_file(str(base.get("model"))):
         del base["weights"]
@@ -185,7 +185,7 @@ def _confused_pairs(metrics: Metrics) -> list[ConfusedPair]:
         )
         for truth, predicted in np.argwhere(counts)
     ]
-    # Sorting is stable: equal pairs stay in the order of class indices.
+    # Sorting is stable, so equal pairs stay in the order of class indices.
     return sorted(pairs, key=lambda pair: (-pair.count, -pair.share))
 
 
@@ -204,7 +204,7 @@ def _grouped(
 
 
 def _worst_first(metrics: Metrics) -> list[tuple[int, ClassMetrics]]:
-    """Classes with their indices, by rising F1; those without images in the split last."""
+    """Classes with their indices, by increasing F1; classes without images in the split are last."""
     rows = list(enumerate(metrics.per_class))
     return sorted(rows, key=lambda row: (row[1].f1 is None, row[1].f1 or 0.0))
 

@@ -1,4 +1,4 @@
-"""What a model answered for the images of one split, beside the truth."""
+"""Predictions of a model for the images of one split, with the true labels."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 
 from transfer.errors import DatasetError
 
-# Softmax in half precision is off by up to a few thousandths; logits passed by mistake are off by far more.
+# Softmax in half precision deviates by up to a few thousandths; logits passed by mistake deviate far more.
 _SUM_TOLERANCE = 1e-2
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """Answers of a model in the order of the split's rows. Raises DatasetError when the parts do not fit together.
+    """Predictions of a model in the order of the split's rows. Raises DatasetError if shapes or values are not valid.
 
-    `keys`: n names of images. `labels`: int32 [n], the true class indices. `probabilities`: float32 [n, classes], each
-    row sums to 1. `classes`: the classes' names in the order of their indices.
+    `keys`: n names of images. `labels`: int32 [n], true class indices. `probabilities`: float32 [n, classes], each row
+    sums to 1. `classes`: names of the classes, by index.
     """
 
     keys: list[str]
@@ -33,7 +33,7 @@ class Predictions:
 
     @property
     def predicted(self) -> np.ndarray:
-        """The most probable class of each image, int64 [n]; the lower index where two are equal."""
+        """The most probable class of each image, int64 [n]; in a tie the lower index."""
         predicted: np.ndarray = self.probabilities.argmax(axis=1)
         return predicted
 
@@ -63,7 +63,7 @@ class Predictions:
             )
 
     def _check_probabilities(self) -> None:
-        # A NaN fails every comparison, so this asks what is right instead of what is wrong.
+        # NaN fails every comparison, so the condition tests for valid values instead of invalid ones.
         within = np.all((self.probabilities >= 0) & (self.probabilities <= 1 + _SUM_TOLERANCE), axis=1)
         sums = self.probabilities.sum(axis=1, dtype=np.float64)
         wrong = np.flatnonzero(~(within & (np.abs(sums - 1) <= _SUM_TOLERANCE)))
@@ -79,15 +79,15 @@ class Predictions:
 def in_classes(
     probabilities: np.ndarray, outputs: Sequence[str], classes: Sequence[str]
 ) -> tuple[list[str], np.ndarray]:
-    """A model's answers float32 [n, outputs] in the classes of a dataset: the names, and float32 [n, names].
+    """Convert a model's probabilities float32 [n, outputs] to the classes of a dataset: names and float32 [n, names].
 
-    `outputs`: the classes that the model tells apart, named as in the dataset. A class that it does not know has
-    probability 0. What only the model knows follows at the end, so that an image taken for it counts as wrong.
+    `outputs`: classes of the model, named as in the dataset. Classes that the model does not know have probability 0.
+    Classes that only the model knows are appended, so that a prediction of such a class counts as wrong.
     """
     names = list(dict.fromkeys([*classes, *outputs]))
     place = {name: index for index, name in enumerate(names)}
     found = np.zeros((len(probabilities), len(names)), np.float32)
-    # Added up: two classes of an older model may have become one since.
+    # Probabilities are added, because two classes of an older model may have been merged since.
     for output, name in enumerate(outputs):
         found[:, place[name]] += probabilities[:, output]
     return names, found

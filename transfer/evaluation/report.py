@@ -1,4 +1,4 @@
-"""The report of one evaluation, as JSON, and its verdict in words. `page.py` makes it one HTML file."""
+"""The report of one evaluation, as JSON, and its summary in words. `page.py` renders it as HTML."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from transfer.training.history import FinalEpoch
 
 
 def headline(report: Report) -> str:
-    """The verdict, in one sentence."""
+    """The result in one sentence."""
     if not beats_commonest_class(report.metrics):
         return "No better than the commonest class."
     return f"{_right(report)}."
 
 
 def beside(report: Report) -> list[str]:
-    """What the verdict is set beside: its interval, the commonest class, the version that served then."""
+    """Values to compare the result with: its interval, the commonest class, the version that served then."""
     metrics = report.metrics
     interval = f"{percent(metrics.accuracy_interval.low)} to {percent(metrics.accuracy_interval.high)}"
     commonest = (
@@ -38,7 +38,7 @@ def beside(report: Report) -> list[str]:
 
 
 def final_epoch_text(kept: FinalEpoch) -> str:
-    """Which epoch's weights a run ended with, and why."""
+    """The epoch whose weights a run ended with, and why."""
     place = f"epoch {kept.epoch} of {kept.of} of phase {kept.phase}"
     if kept.best_by is None or kept.value is None:
         return f"{place}, the last one"
@@ -56,16 +56,15 @@ class Report(Figures):
     """What is known about a run after its evaluation on one split.
 
     `dataset`: reference of the dataset version, `name/00000001`. `base`: the pretrained network, in words. `mistakes`:
-    the most confident ones, worst first. `counts`: images of each class in each split, {split: {class: n}}. `config`:
-    the resolved configuration. `validation_accuracy`: of the evaluated weights, as training measured it; None where
-    there is no validation split, where it is the one that was evaluated, and in reports of earlier releases. `graph`:
-    the `publish.graph` that answered; None in reports of earlier releases. `is_exact`: whether it was that very graph,
-    and not a faster way that rounds otherwise. `rounds_coarsely`: whether it computed in half precision somewhere, or
-    on a GPU in TF32. `kept`: the epoch whose weights were evaluated. `weights`: where those of the base came from, in
-    words. Both are None in reports of earlier releases. `serving`: the version that served then, None where none did,
-    or one of this very run. `untrained_classes`: those without training images, which are never answered; a network of
-    an earlier release answered them, too, and its report names none. `split_by`: how images came to be in their
-    splits, in words; None in reports of earlier releases.
+    the most confident mistakes first. `counts`: number of images, {split: {class: n}}. `config`: the resolved
+    configuration. `validation_accuracy`: accuracy of the evaluated weights in training; None without a validation
+    split, or if that split was evaluated. `graph`: the `publish.graph` that computed the predictions. `is_exact`:
+    whether that graph itself computed them, not a faster way with other rounding. `rounds_coarsely`: whether some of it
+    was computed in half precision, or in TF32 on a GPU. `kept`: the epoch whose weights were evaluated. `weights`:
+    origin of the weights of the base, in words. `serving`: the version that served then; None if none did, or one of
+    this run. `untrained_classes`: classes without training images, which the model never predicts; networks of earlier
+    releases predicted them, and their reports name none. `split_by`: how images were assigned to splits, in words.
+    Reports of earlier releases have None for the fields that their release lacked.
     """
 
     name: str
@@ -89,13 +88,13 @@ class Report(Figures):
     split_by: str | None = None
 
     def to_json(self) -> bytes:
-        """UTF-8 JSON: the same report always gives the same bytes, and every number in it is finite."""
+        """Encode as UTF-8 JSON. The same report always gives the same bytes, and every number is finite."""
         document = self.model_dump(mode="json")
         return (json.dumps(document, allow_nan=False, ensure_ascii=False, separators=(",", ":")) + "\n").encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> Report:
-        """Read what `to_json` wrote. Raises DatasetError when it is something else."""
+        """Read what `to_json` wrote. Raises DatasetError for anything else."""
         try:
             return cls.model_validate_json(data)
         except ValidationError as error:

@@ -15,13 +15,12 @@ import numpy as np
 import tensorflow as tf
 
 from transfer.augmentation import Augmentation, StepRandomness, step_randomness
-from transfer.backbone.backbone import Backbone
-from transfer.config import AugmentationConfig, Config, ImageInput
+from transfer.config import AugmentationConfig, ImageInput
 from transfer.dataset.batches import stored_images
 from transfer.dataset.manifest import Shard
 from transfer.features.forward import Forward, build_forward
-from transfer.features.frozen import FrozenPart, View, frozen_part_of
-from transfer.features.layout import Extraction, Request
+from transfer.features.frozen import FrozenPart, View
+from transfer.features.layout import Extraction
 from transfer.features.store import FeatureStore, Inventory, Stream
 from transfer.runtime.progress import progress
 from transfer.storage import Store
@@ -32,24 +31,6 @@ VIEW_BLOCK_ROWS = 32
 Engine = Literal["auto", "tensorflow", "openvino"]
 Item = TypeVar("Item")
 Outputs: TypeAlias = "tuple[Piece, list[np.ndarray]]"
-
-
-def frozen_parts_of(config: Config, backbone: Backbone, requests: Iterable[Request]) -> dict[str, list[FrozenPart]]:
-    """The frozen parts that are asked for, by the split whose images they see.
-
-    `backbone` ends in pooled features. A request that freezes nothing is left out. Raises BackboneError for a bad
-    depth.
-    """
-    found: dict[str, list[FrozenPart]] = {}
-    plain = functools.cache(functools.partial(frozen_part_of, backbone, map_dtype=config.features.map_dtype))
-    for request in requests:
-        frozen_part = plain(request.unfreeze)
-        if frozen_part is not None:
-            view = None
-            if request.view is not None:
-                view = View(config.augmentation, seed=config.training.seed, index=request.view)
-            found.setdefault(request.split, []).append(frozen_part.seen_as(view))
-    return found
 
 
 class Extractor:
@@ -305,16 +286,11 @@ def seen_as(view: View, batches: Iterator[RowBatch]) -> Iterator[RowBatch]:
             for block in np.unique(rows // VIEW_BLOCK_ROWS).tolist():
                 positions = rows[rows // VIEW_BLOCK_ROWS == block] % VIEW_BLOCK_ROWS
                 images = batch.values[done : done + len(positions)]
-                seed = _seed(view, piece.shard, block)
+                digest = hashlib.sha256(f"{view.seed} {view.index} {piece.shard.sha256} {block}".encode()).digest()
+                seed = np.frombuffer(digest[:8], "<i4").astype(np.int32)
                 values.append(augment(tf.constant(images), tf.constant(seed), tf.constant(positions, tf.int32)).numpy())
                 done += len(positions)
         yield RowBatch(np.concatenate(values), batch.pieces)
-
-
-def _seed(view: View, shard: Shard, block: int) -> np.ndarray:
-    """Seed of a block of rows, int32 [2]."""
-    digest = hashlib.sha256(f"{view.seed} {view.index} {shard.sha256} {block}".encode()).digest()
-    return np.frombuffer(digest[:8], "<i4").astype(np.int32)
 
 
 @functools.lru_cache(maxsize=4)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
@@ -15,7 +17,8 @@ import tensorflow as tf
 
 from transfer.backbone.backbone import Backbone, network_digest
 from transfer.backbone.files import Preprocessing
-from transfer.config import AugmentationConfig, Decides, ImageInput, deciding
+from transfer.config import AugmentationConfig, Config, Decides, ImageInput, deciding
+from transfer.features.layout import Request
 from transfer.runtime.keras_private import call_of
 
 FEATURE_CODE_VERSION = 2
@@ -117,3 +120,21 @@ def frozen_part_of(
         network=frozen,
         dtype="float32" if is_vector else map_dtype,
     )
+
+
+def frozen_parts_of(config: Config, backbone: Backbone, requests: Iterable[Request]) -> dict[str, list[FrozenPart]]:
+    """The frozen parts that are asked for, by the split whose images they see.
+
+    `backbone` ends in pooled features. A request that freezes nothing is left out. Raises BackboneError for a bad
+    depth.
+    """
+    found: dict[str, list[FrozenPart]] = {}
+    plain = functools.cache(functools.partial(frozen_part_of, backbone, map_dtype=config.features.map_dtype))
+    for request in requests:
+        frozen_part = plain(request.unfreeze)
+        if frozen_part is not None:
+            view = None
+            if request.view is not None:
+                view = View(config.augmentation, seed=config.training.seed, index=request.view)
+            found.setdefault(request.split, []).append(frozen_part.seen_as(view))
+    return found

@@ -21,7 +21,6 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from transfer.catalog import layout
-from transfer.config import Config, PhaseConfig
 from transfer.errors import CorruptObjectError, ObjectNotFoundError
 from transfer.storage import PARALLEL, Store, read_document
 
@@ -36,16 +35,6 @@ class Request:
     unfreeze: int | str
     view: int | None = None
     """Which augmented view of the images it sees; None: the images as they are. Validation has no views."""
-
-
-def requests_of(config: Config, phase: PhaseConfig) -> list[Request]:
-    """The features that a phase trains and validates on, and maybe is evaluated on, if they are cached."""
-    augmented = phase.augment and config.augmentation.is_active
-    views = range(config.augmentation.views) if augmented else [None]
-    train = [Request("train", phase.unfreeze, view) for view in views]
-    requests = [*train, Request("validation", phase.unfreeze)]
-    # A base that no phase trains is evaluated on cached features, too: one pass over the images does for all of it.
-    return [*requests, Request("test", phase.unfreeze)] if config.trains_head_only else requests
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ class ExtractionActor:
 
         from transfer.backbone.backbone import set_precision
         from transfer.backbone.load import build_backbone
-        from transfer.features.extract import frozen_parts_of
+        from transfer.features.frozen import frozen_parts_of
 
         config = self._config
         set_precision(config.training.mixed_precision)
@@ -159,7 +159,12 @@ class _Crew:
             is_working = any(shard for _, shard in self._awaited.values())
             ready, _ = ray.wait(list(self._awaited), timeout=None if is_working else self._workers.start_timeout_s)
             if not ready:
-                raise self._not_started()
+                workers = self._workers
+                raise FeaturesError(
+                    f"No worker to compute the frozen part started in {workers.start_timeout_s:g} s.",
+                    advice=f"It needs {workers.cpus_per_worker:g} CPU and {workers.gpus_per_worker} GPU for each "
+                    "worker (see `ray status`), or set workers.start_timeout_s higher.",
+                )
             actor, shard = self._awaited.pop(ready[0])
             try:
                 answer = ray.get(ready[0])
@@ -185,11 +190,3 @@ class _Crew:
             self._queue.appendleft(shard)
         self._start()
         self._hand_out()
-
-    def _not_started(self) -> FeaturesError:
-        workers = self._workers
-        return FeaturesError(
-            f"No worker to compute the frozen part started in {workers.start_timeout_s:g} s.",
-            advice=f"It needs {workers.cpus_per_worker:g} CPU and {workers.gpus_per_worker} GPU for each worker (see "
-            "`ray status`), or set workers.start_timeout_s higher.",
-        )

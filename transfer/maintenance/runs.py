@@ -158,12 +158,27 @@ def accuracies(store: Store, runs: Iterable[StoredRun]) -> dict[str, tuple[float
         return dict(pool.map(lambda run: (run.id, _accuracy(store, run)), runs))
 
 
+def reported_accuracy(store: Store, run_id: str, number: int, entry: ReportEntry) -> float | None:
+    """What a run's report of that number says; None where it is damaged, or of another release. One request.
+
+    Raises StorageError.
+    """
+    # Late: reports load what measures, which nothing else here needs.
+    from transfer.evaluation.report import Report
+
+    name = layout.report_file(layout.run_folder(run_id), number, layout.REPORT)
+    try:
+        return Report.from_json(store.read_verified(name, entry.files[layout.REPORT])).metrics.accuracy
+    except (DatasetError, CorruptObjectError, ObjectNotFoundError):
+        return None
+
+
 def versions_from(store: Store) -> dict[str, tuple[str, ...]]:
     """The versions, as in `flowers/3`, that were published from each run, of all models."""
     found: dict[str, list[str]] = defaultdict(list)
     for model in model_names(store):
         for version in list_versions(store, model):
-            found[version.provenance["run"]].append(f"{model}/{version.number}")
+            found[version.provenance.run].append(f"{model}/{version.number}")
     return {run_id: tuple(versions) for run_id, versions in found.items()}
 
 
@@ -223,18 +238,9 @@ def _newest(kind: type[Document], log: Log, objects: Sequence[StoredObject]) -> 
 
 
 def _accuracy(store: Store, run: StoredRun) -> tuple[float | None, str | None]:
-    # Late: reports load what measures, which nothing else here needs.
-    from transfer.evaluation.report import Report
-
-    folder = layout.run_folder(run.id)
-    latest = Log(store, layout.reports_log(folder)).latest_as(ReportEntry)
+    latest = Log(store, layout.reports_log(layout.run_folder(run.id))).latest_as(ReportEntry)
     if latest is not None:
         number, entry = latest
-        name = layout.report_file(folder, number, layout.REPORT)
-        try:
-            report = Report.from_json(store.read_verified(name, entry.files[layout.REPORT]))
-        except (DatasetError, CorruptObjectError, ObjectNotFoundError):  # Of another release, or damaged.
-            return None, entry.split
-        return report.metrics.accuracy, report.split
+        return reported_accuracy(store, run.id, number, entry), entry.split
     known = run.progress.history[-1].validation_accuracy if run.progress.history else None
     return known, None if known is None else "validation"

@@ -126,10 +126,19 @@ def _nothing_before(change: DataChange) -> str | None:
     return None if any(each.before for each in change.classes) else _NO_IMAGES
 
 
-def look_from_driver(config: Config, *, run_id: str, champion: int | None) -> list[Finding]:
-    """`look_at_new` in a process with TensorFlow, after a cluster has computed what it looks at as for training.
+def look_at_new(config: Config, *, run_id: str, champion: int | None) -> list[Finding]:
+    """The checks `drift` and `agreement` of what is new since the champion's dataset, for a run that was opened.
 
-    Raises what `look_at_new` and `extract_before_training` raise.
+    For `drift`, the features that the run will train on are computed and cached here, where they are to be and are not
+    yet: by the workers, if there are any.
+
+    Args:
+        config: Its `nightly.checks` has the limits.
+        run_id: Id of the run that the night will train.
+        champion: Number of the version that serves; None where none does.
+
+    Raises:
+        TransferError: What reading, computing and asking meet.
     """
     checks = config.nightly.checks
     if champion is None or checks.drift.action == checks.agreement.action == "off":
@@ -138,22 +147,12 @@ def look_from_driver(config: Config, *, run_id: str, champion: int | None) -> li
         from transfer.training.distributed import extract_before_training
 
         extract_before_training(load_run(open_store(config.storage), run_id, config))
-    return run_where(config.workers, _look_at_new, config, run_id, champion)
+    return run_where(config.workers, _look, config, run_id, champion)
 
 
-def _look_at_new(config: Config, run_id: str, champion: int | None) -> list[Finding]:
-    return look_at_new(config, run_id=run_id, champion=champion)
-
-
-def look_at_new(config: Config, *, run_id: str, champion: int | None) -> list[Finding]:
-    """The checks `drift` and `agreement` of what is new since the champion's dataset, for a run that was opened.
-
-    For `drift`, the features that the run will train on are computed and cached here, where they are to be and are not
-    yet. Raises the TransferError that this meets.
-    """
+def _look(config: Config, run_id: str, champion: int) -> list[Finding]:
+    """`look_at_new` where TensorFlow may be loaded."""
     checks = config.nightly.checks
-    if champion is None or checks.drift.action == checks.agreement.action == "off":
-        return _without_looking(checks)
     store = open_store(config.storage)
     run = load_run(store, run_id, config)
     now = load_dataset(store, run.dataset_name, run.dataset_number)
@@ -239,7 +238,7 @@ def _agreement(run: Run, version: ModelVersion, now: Dataset, difference: Differ
         return not_asked("agreement", why, checks)
     right = _right_answers(run.store, version, asked, np.array(names), np.array(now.classes))
     # On its own test split, which it was not trained on either.
-    expected = version.provenance["metrics"]["accuracy"]
+    expected = version.provenance.metrics.accuracy
     return check_agreement(right / images, expected, images=images, checks=checks)
 
 
@@ -247,7 +246,7 @@ def _right_answers(
     store: Store, version: ModelVersion, asked: list[ShardRows], names: np.ndarray, classes: np.ndarray
 ) -> int:
     """For how many of these images the champion answers their class. `names` [its class], `classes` [label]."""
-    from transfer.registry.served import BATCH_SIZE, load_answers
+    from transfer.registry.published_model import BATCH_SIZE, load_answers
 
     right = 0
     with tempfile.TemporaryDirectory(prefix="transfer-champion-") as folder:

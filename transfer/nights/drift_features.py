@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from transfer.dataset.manifest import Dataset
-from transfer.features.batches import CachedSplit
 from transfer.nights.drift import ShardRows
 from transfer.training.feature_plan import FeaturePlan
 from transfer.training.run import Run
-from transfer.training.shared_models import own_workbench, untrained_model
+from transfer.training.samples import CachedSplit
+from transfer.training.shared_models import process_models, untrained_model
 
 _TAKE_SIZE_BYTES = 32 * 1024**2
 """Of features, copied out of the maps at a time."""
@@ -27,7 +27,7 @@ def cached_features(
     where they are not yet. None where no phase has cached features. Raises what `untrained_model` and
     `FeaturePlan` raise.
     """
-    with own_workbench().strategy.scope():
+    with process_models().strategy.scope():
         inputs = FeaturePlan(run, dataset, untrained_model(run, dataset))
         inputs.extract()
     phase = next((index for index, choice in enumerate(inputs.choices) if choice.cached), None)

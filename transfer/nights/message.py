@@ -15,8 +15,15 @@ from transfer.config import NightlyConfig
 from transfer.dataset.manifest import rejects_text
 from transfer.nights.summary import DataChange, NightSummary
 from transfer.registry.comparison import Comparison
-from transfer.registry.serving import Serving
+from transfer.registry.promote import Serving
 from transfer.runtime.numbers import duration, many, p_text, percent, points
+
+logger = logging.getLogger(__name__)
+
+_KEYS_SHOWN = 5
+# Of the request to the webhook.
+_ATTEMPTS = 3
+_TIMEOUT_S = 10.0
 
 
 def seconds(summary: NightSummary) -> float:
@@ -62,9 +69,6 @@ def verdict(comparison: Comparison) -> str:
     )
 
 
-_KEYS_SHOWN = 5
-
-
 def other_settings(summary: NightSummary) -> str | None:
     """That the champion was trained with other settings than the night, if so."""
     keys = summary.other_settings
@@ -85,14 +89,8 @@ def why(summary: NightSummary) -> str:
     return summary.reason
 
 
-logger = logging.getLogger(__name__)
-
-_ATTEMPTS = 3
-_TIMEOUT_S = 10.0
-
-
 def message_of(summary: NightSummary, *, page: str | None) -> dict[str, Any]:
-    """The figures that people ask for first; `page` is where the rest is."""
+    """The figures of a night that people ask for first, of JSON's own types; `page` is where the rest is."""
     compared, change = summary.comparison, summary.change
     champion = compared.champion if compared else None
     return {
@@ -143,7 +141,7 @@ def for_people(summary: NightSummary, *, serving: Serving, page: str) -> dict[st
 
 
 def send(told: dict[str, Any], config: NightlyConfig) -> None:
-    """Send a night's digest as JSON to the configured webhook. That it fails is logged, and fails nothing else."""
+    """Send what `message_of` tells of a night as JSON to the configured webhook. A failure is only logged."""
     if config.webhook_env is None:
         return
     url = os.environ.get(config.webhook_env, "")

@@ -19,7 +19,7 @@ from transfer.catalog.model import ModelVersion
 from transfer.config import Config, Decides, deciding
 from transfer.dataset.ingest import ingest
 from transfer.dataset.manifest import Dataset, load_dataset
-from transfer.ensure import compared, evaluated, fit, published, writable_storage
+from transfer.ensure import evaluated, fit, published, writable_storage
 from transfer.errors import (
     BaseChangedError,
     ConfigError,
@@ -31,15 +31,15 @@ from transfer.errors import (
 )
 from transfer.maintenance.old_runs import remove_old_nights
 from transfer.nights.claim import HeldClaim
-from transfer.nights.data_checks import check_change, look_from_driver, refusals
+from transfer.nights.data_checks import check_change, look_at_new, refusals
 from transfer.nights.dataset_diff import data_change
 from transfer.nights.message import message_of, send
 from transfer.nights.records import Night, NightPlan, earlier_summaries, judged_by, work_on_night
 from transfer.nights.summary import Finding, NightSummary, Outcome, Step
 from transfer.preflight import check_source_and_files
+from transfer.promotion import judge
 from transfer.registry.describe import record_refusal, trained_on
-from transfer.registry.gate import decide
-from transfer.registry.serving import complete_serving_folder, promote, read_serving
+from transfer.registry.promote import complete_serving_folder, promote, read_serving
 from transfer.registry.versions import load_version
 from transfer.storage import Store, now_utc
 from transfer.training.run import Run, differing_keys, identity, open_run, read_start, run_id_for
@@ -170,7 +170,7 @@ class _Work:
                 "nothing new", f"Night {judged} already judged this configuration on {dataset.reference}."
             )
         if plan.champion is not None:
-            run = load_version(self.store, self.night.name, plan.champion).provenance["run"]
+            run = load_version(self.store, self.night.name, plan.champion).provenance.run
             if run == run_id_for(self.config, dataset):
                 found = f"The serving version {plan.champion} was trained on {dataset.reference}"
                 raise _EndedError("nothing new", f"{found} with this configuration.")
@@ -186,7 +186,7 @@ class _Work:
     def _look(self, run_id: str, champion: int | None) -> None:
         """Check what only the images themselves tell; what that computes is cached for training."""
         with self._step("look at new images") as step:
-            found = look_from_driver(self.config, run_id=run_id, champion=champion)
+            found = look_at_new(self.config, run_id=run_id, champion=champion)
             step("%d checks.", len(found))
         self._found(found)
 
@@ -208,22 +208,20 @@ class _Work:
                 f"({challenger.published_at})."
             )
         with self._step("compare models") as step:
-            comparison, self.thumbnails = compared(run, champion=plan.champion, challenger=challenger.number)
-            step("%d held-out images.", comparison.images)
-        decision = decide(self.config.nightly.gate, comparison)
-        self.known |= {"comparison": comparison, "decision": decision}
-        failed = " ".join(rule.text for rule in decision.rules if not rule.passed)
-        evidence = {"night": self.night.number, **decision.model_dump(mode="json")}
+            judged = judge(run, challenger, champion=plan.champion, asked_by={"night": self.night.number})
+            step("%d held-out images.", judged.comparison.images)
+        decision, self.thumbnails = judged.decision, judged.thumbnails
+        self.known |= {"comparison": judged.comparison, "decision": decision}
         if not decision.promote:
             self.claim.check()
-            record_refusal(self.store, challenger, champion=plan.champion, evidence=evidence)
-            return "kept", failed
+            record_refusal(self.store, challenger, champion=plan.champion, evidence=judged.evidence)
+            return "kept", decision.failed
         passed = " ".join(rule.text for rule in decision.rules if rule.name in _REASONS)
         if self.config.publish.promote == "never":
             return "kept", f"Version {challenger.number} passed the gate, and publish.promote is `never`. {passed}"
         self.claim.check()
         try:
-            promoted = self._promote(plan, challenger, reason=passed, evidence=evidence)
+            promoted = self._promote(plan, challenger, reason=passed, evidence=judged.evidence)
         except PromotionConflictError as conflict:
             return "kept", conflict.message
         self.known["promotion"] = promoted
@@ -295,7 +293,7 @@ def _other_settings(store: Store, config: Config, dataset: Dataset, champion: Mo
     if champion is None:
         return ()
     try:
-        trained = read_start(store, champion.provenance["run"]).identity
+        trained = read_start(store, champion.provenance.run).identity
     except (CorruptObjectError, ObjectNotFoundError):
         return ()
     # The night decides anew which images it trains on and where the head begins.

@@ -1,1 +1,1 @@
-"""All of a storage at a glance: its models and what serves, nights, sweeps and runs, linked with each other."""
+"""An index of a whole storage: its models and the versions that serve, nights, sweeps and runs, with links."""

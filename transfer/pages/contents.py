@@ -1,6 +1,6 @@
-"""What a storage has for people to look at, of all its models: the newest of each kind.
+"""The contents of a storage for its index: the newest models, nights, sweeps, runs and range tests.
 
-What there is, and what is newest, is told by listings. Only the documents of rows that are shown are read.
+Listings show which exist and which are newest. Only the documents of the shown rows are read.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ from typing import Generic, TypeVar
 
 from transfer.catalog import layout
 from transfer.catalog.model import ModelVersion
+from transfer.catalog.run import ReportEntry
 from transfer.config import unfreeze_title
 from transfer.errors import ObjectNotFoundError, RegistryError
-from transfer.maintenance.runs import objects_of_runs
+from transfer.maintenance.runs import objects_of_runs, reported_accuracy
 from transfer.nights.records import read_night
 from transfer.pages.page import Page, night_page, rate_page, run_page, sweep_page
 from transfer.registry.describe import DescribedVersion, describe_version
 from transfer.registry.versions import Promotion, current_promotion
-from transfer.storage import PARALLEL, Store, StoredObject
+from transfer.storage import PARALLEL, Log, Store, StoredObject
 from transfer.training.run import read_start
 from transfer.tuning.records import metric_text, value_text
 
 ROWS = 50
-"""Most rows of a table. What is older is counted."""
+"""Largest number of rows of a table. Older ones are only counted."""
 
 Key = TypeVar("Key")
 Row = TypeVar("Row")
@@ -43,7 +44,7 @@ class Rows(Generic[Row]):
 
 @dataclass(frozen=True)
 class ModelRow:
-    """A model, how many versions it has, and which of them serves by which promotion."""
+    """A model: the number of its versions, the version that serves, and its promotion."""
 
     name: str
     versions: int
@@ -53,24 +54,30 @@ class ModelRow:
 
 @dataclass(frozen=True)
 class RunRow:
-    """A run that was evaluated. `started_by`: folder of the sweep or the night. `page`: of its newest report."""
+    """An evaluated run.
+
+    `accuracy` and `split`: of its newest report; `accuracy` is None if that cannot be read. `started_by`: folder of the
+    sweep or the night. `page`: page of that report.
+    """
 
     id: str
     model: str
     dataset: str
+    accuracy: float | None
+    split: str
     started_by: str
     page: Page
 
     @property
     def origin(self) -> str:
-        """What started it, in words: the id of a sweep, or `night 3`."""
+        """What started the run, in words: the id of a sweep, or `night 3`."""
         kind, _, name = self.started_by.partition("/")
         return f"night {int(name.rpartition('/')[2])}" if kind == layout.NIGHTS else name
 
 
 @dataclass(frozen=True)
 class SweepRow:
-    """A sweep that ended. `winner`: run id of the trial that won, `best`: its metric in words."""
+    """A finished sweep. `winner`: run id of the winning trial, `best`: its metric in words."""
 
     id: str
     model: str
@@ -97,7 +104,7 @@ class RateRow:
 
 @dataclass(frozen=True)
 class NightRow:
-    """A night. One that is not over has neither an end nor a page."""
+    """A night. An unfinished night has neither an end nor a page."""
 
     model: str
     number: int
@@ -110,10 +117,10 @@ class NightRow:
 
 @dataclass(frozen=True)
 class Contents:
-    """All of a storage. Models go by their names, all else is the newest first.
+    """The contents of a storage. Models are sorted by name, everything else has the newest first.
 
-    `not_evaluated`: runs that were not evaluated, such as most trials of a sweep. `run_pages`: by the ids of runs, of
-    those that any row names and that were evaluated.
+    `not_evaluated`: number of runs that were not evaluated, such as most trials of a sweep. `run_pages`: pages of the
+    evaluated runs that a row names, by id.
     """
 
     storage: str
@@ -139,7 +146,7 @@ class Contents:
 
 
 def read_contents(store: Store) -> Contents:
-    """Read it. Raises CorruptObjectError, StorageError."""
+    """Read the contents of a storage. Raises CorruptObjectError, StorageError."""
     runs = {
         run_id: objects
         for run_id, objects in objects_of_runs(store).items()
@@ -174,7 +181,7 @@ def read_contents(store: Store) -> Contents:
     wanted = {
         *(run.id for run in evaluated.shown),
         *(sweep.winner for sweep in sweeps.shown),
-        *(each.version.provenance["run"] for each in published.shown),
+        *(each.version.provenance.run for each in published.shown),
     }
     return Contents(
         storage=store.uri,
@@ -194,20 +201,20 @@ def _all(store: Store, folder: str) -> Iterator[StoredObject]:
 
 
 def _numbered(objects: Iterable[StoredObject], log: Callable[[str], str]) -> dict[tuple[str, int], StoredObject]:
-    """The objects that are entries of such logs, by the id that names the log, and the entry's number."""
+    """The objects that are entries of such logs, by the id in the log's name and the number of the entry."""
     pattern = re.compile(layout.entry_pattern(log))
     matches = ((pattern.fullmatch(item.name), item) for item in objects)
     return {(match[1], int(match[2])): item for match, item in matches if match}
 
 
 def _last_of_each(entries: Mapping[tuple[str, int], StoredObject]) -> dict[tuple[str, int], StoredObject]:
-    """Of the entries with one id only that of the highest number."""
+    """For each id only the entry with the highest number."""
     last = {id_: (id_, number) for id_, number in sorted(entries)}
     return {key: entries[key] for key in last.values()}
 
 
 def _unless_removed(read: Callable[[Store, Key], Row], store: Store, key: Key) -> Row | None:
-    """A row; None for what was removed since it was listed."""
+    """Read a row; None if its object was removed since it was listed."""
     try:
         return read(store, key)
     except (ObjectNotFoundError, RegistryError):
@@ -227,8 +234,16 @@ def _version(store: Store, key: tuple[str, int]) -> DescribedVersion:
 def _run(store: Store, key: tuple[str, int]) -> RunRow:
     run_id, report = key
     start = read_start(store, run_id)
-    model = str(start.config["name"])
-    return RunRow(run_id, model, start.dataset.reference, start.started_by or "", run_page(run_id, report))
+    entry = Log(store, layout.reports_log(layout.run_folder(run_id))).read_as(ReportEntry, report)
+    return RunRow(
+        id=run_id,
+        model=str(start.config["name"]),
+        dataset=start.dataset.reference,
+        accuracy=reported_accuracy(store, run_id, report, entry),
+        split=entry.split,
+        started_by=start.started_by or "",
+        page=run_page(run_id, report),
+    )
 
 
 def _sweep(store: Store, key: tuple[str, int]) -> SweepRow:

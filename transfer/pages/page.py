@@ -1,4 +1,4 @@
-"""Pages in storage, and what they are called where people read them."""
+"""Pages in storage, and the names of their copies on this machine."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from transfer.tuning.records import StoredResult, SweepResult
 
 @dataclass(frozen=True)
 class Page:
-    """A page in storage. `name`: of the object. `file`: how it is called where people read it."""
+    """A page in storage. `name`: name of the object. `file`: name of the copy on this machine."""
 
     name: str
     file: str
 
 
 def run_page(run_id: str, report: int) -> Page:
-    """The page of a run's report of that number."""
+    """The page of a run's report with this number."""
     return Page(layout.report_file(layout.run_folder(run_id), report, layout.REPORT_PAGE), f"run {run_id}.html")
 
 
 def night_page(night: Night, end: End) -> Page:
-    """The page of a night that is over."""
+    """The page of a finished night."""
     return Page(layout.night_page(night.folder, end.page), f"night {night.name} {night.number}.html")
 
 
 def sweep_page(store: Store, sweep_id: str, result: int) -> tuple[SweepResult, Page]:
-    """A sweep's result of that number, and its page. Raises ObjectNotFoundError, CorruptObjectError."""
+    """The result of a sweep with this number, and its page. Raises ObjectNotFoundError, CorruptObjectError."""
     folder = layout.sweep_folder(sweep_id)
     stored = Log(store, layout.results_log(folder)).read_as(StoredResult, result)
     return stored.result, Page(layout.sweep_page(folder, stored.page), f"sweep {sweep_id}.html")
@@ -44,9 +44,9 @@ def rate_page(store: Store, test_id: str) -> tuple[FoundRate, Page]:
 
 
 def page_about(store: Store, what: str, *, model: str) -> Page:
-    """The newest page about a run, sweep or range test by its id; about a night of `model`, by its number or `night`.
+    """The newest page about a run, sweep or range test by id, or about a night of `model` by number or `night`.
 
-    Raises ConfigError where there is none, CorruptObjectError, StorageError.
+    Raises ConfigError if there is none, CorruptObjectError, StorageError.
     """
     found = None if "/" in what else _night_of(store, what, model) if _is_night(what) else _page_by_id(store, what)
     if found is None:

@@ -1,4 +1,4 @@
-"""The pages of a storage in a folder on this machine: an index, and what it links to, by names that people can read."""
+"""Copies of the pages of a storage in a folder on this machine: an index, and the linked pages with readable names."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from transfer.storage import PARALLEL, Store
 
 
 def write_pages(store: Store, contents: Contents, folder: Path) -> Path:
-    """Write the index and the pages that it links to, linked with each other, into a folder, which is made.
+    """Write the index and the pages that it links to into a folder, which is created. The pages link to each other.
 
-    Returns where the index is. What is there by the same names is replaced. Raises StorageError, OSError.
+    Returns the path of the index. Files of the same names are replaced. Raises StorageError, OSError.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(PARALLEL) as pool:
@@ -30,13 +30,13 @@ def write_pages(store: Store, contents: Contents, folder: Path) -> Path:
 
 
 def copy_page(store: Store, page: Page, folder: Path, *, beside: Mapping[str, Page] = MappingProxyType({})) -> Path:
-    """Copy one page into a folder; returns where it is. `beside`: pages that it may link to, by the ids of runs."""
+    """Copy one page into a folder. Returns its path. `beside`: pages that it may link to, by id of the run."""
     files = {quote(run_id): quote(run.file) for run_id, run in beside.items()}
 
     def link(found: re.Match[str]) -> str:
         return f'href="{files[found[1]]}"' if found[1] in files else ""
 
-    # Only pages of sweeps link to runs, to where these lie in storage.
+    # Only pages of sweeps link to runs, by their names in storage.
     to_a_run = rf'href="(?:\.\./)+{layout.pattern(layout.run_start)}"'
     html = re.sub(to_a_run, link, store.read(page.name).decode())
     path = folder / page.file
@@ -45,7 +45,7 @@ def copy_page(store: Store, page: Page, folder: Path, *, beside: Mapping[str, Pa
 
 
 def render_index(contents: Contents) -> str:
-    """One HTML page: no script, nothing loaded from anywhere."""
+    """Render one HTML page without scripts or external resources."""
     files = {layout.run_folder(run_id): page.file for run_id, page in contents.run_pages.items()}
     files |= {layout.sweep_folder(sweep.id): sweep.page.file for sweep in contents.sweeps.shown}
     for night in contents.nights.shown:

@@ -79,8 +79,8 @@ def _log(store: Store, model: str, version: int) -> Log:
 
 def trained_on(store: Store, version: ModelVersion) -> Dataset:
     """The dataset version that a model version was trained on."""
-    name, _, number = version.provenance["dataset"].rpartition("/")
-    return load_dataset(store, name, int(number))
+    trained = version.provenance.dataset_version
+    return load_dataset(store, trained.name, trained.number)
 
 
 def classes_in(store: Store, dataset: Dataset, version: ModelVersion, renames: Mapping[str, str]) -> list[str]:
@@ -90,7 +90,7 @@ def classes_in(store: Store, dataset: Dataset, version: ModelVersion, renames: M
     class or started over. After that, and in a model of another dataset, it has only its name, of which `renames` says
     whether it changed.
     """
-    is_own = version.provenance["dataset"].rpartition("/")[0] == dataset.name
+    is_own = version.provenance.dataset_version.name == dataset.name
     same_indices = is_own and dataset.has_indices_of(trained_on(store, version))
     return names_among(version.classes, dataset.classes, same_indices=same_indices, renames=renames)
 
@@ -100,13 +100,13 @@ def never_trained_on(
 ) -> np.ndarray:
     """Whether a model version kept each image of a split of `dataset` at least as far from its training: bool [n].
 
-    What its own dataset version records decides, where splits or groups were given to that: an image that it has not
-    counts, unless groups are made in another way since, so that the version may know others of the image's group.
-    Elsewhere the images' content tells. `digests` are their SHA-256.
+    Where splits or groups were given to the version's own dataset version, or images were placed, the record of that
+    decides: an image that the record does not have counts, unless groups are made in another way since, so that the
+    version may know others of the image's group. Elsewhere the images' content decides. `digests` are their SHA-256.
     """
     before = trained_on(store, version)
     if before.splitting is None:
-        return drawn_never_trained_on(digests, split, version.provenance["config"]["dataset"])
+        return drawn_never_trained_on(digests, split, version.provenance.config["dataset"])
     asked = set(digests)
     nearer, as_far = set[str](), set[str]()
     for shard in before.shards:

@@ -26,6 +26,11 @@ class Decision(Figures):
     promote: bool
     rules: list[Rule]
 
+    @property
+    def failed(self) -> str:
+        """What the rules say that were not passed, in sentences."""
+        return " ".join(rule.text for rule in self.rules if not rule.passed)
+
 
 def decide(gate: GateConfig, comparison: Comparison) -> Decision:
     """Ask every rule that the configuration sets. Without a champion those remain that judge the challenger alone."""

@@ -17,8 +17,8 @@ from transfer.dataset.manifest import Reject
 from transfer.dataset.refusals import RejectedImage
 from transfer.errors import ConfigError
 from transfer.registry.images import Image, find_images
-from transfer.registry.predictions import Row, answered, as_json, check_output, deliver, failed, predictions_file
-from transfer.registry.served import BATCH_SIZE, Engine, PublishedModel
+from transfer.registry.prediction_file import Row, answered, as_json, check_output, deliver, failed, predictions_file
+from transfer.registry.published_model import BATCH_SIZE, Engine, PublishedModel
 from transfer.registry.versions import download_version, load_version
 from transfer.runtime.progress import progress
 from transfer.storage import open_store

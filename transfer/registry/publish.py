@@ -6,13 +6,14 @@ import logging
 import tempfile
 from pathlib import Path
 
-from transfer.catalog.model import ModelVersion
+from transfer.catalog.model import BaseDigest, ModelVersion, Parity, Provenance, ReportedMetrics, TrainedWeights
+from transfer.catalog.run import CheckpointEntry
 from transfer.dataset.manifest import Dataset
 from transfer.errors import DifferentAnswersError, RegistryError
 from transfer.evaluation.evaluate import evaluate_run, held_out_images, load_report
 from transfer.registry.export import export
-from transfer.registry.proof import HALF_PRECISION_TOLERANCE, TOLERANCE, prove_parity
-from transfer.registry.served import answers_of_serving
+from transfer.registry.export_proof import HALF_PRECISION_TOLERANCE, TOLERANCE, prove_parity
+from transfer.registry.published_model import answers_of_serving
 from transfer.registry.versions import publish_once, published_version, upload_version
 from transfer.runtime.fork_server import start_server
 from transfer.training.run import Run
@@ -49,20 +50,22 @@ def publish_run(run: Run, dataset: Dataset, *, report_number: int | None = None,
         report_number = evaluate_run(run, dataset, split=report.split, serving=serving)
         report, predictions = load_report(run, report_number)
     model, checkpoint = restore_model(run, dataset)
-    provenance = {
-        "run": run.id,
-        "dataset": dataset.reference,
-        "base": {"model": run.config.base.model, "sha256": model.digest},
-        "weights": {"checkpoint": checkpoint.number, "sha256": run.checkpoints.read(checkpoint.number)["weights"]},
-        "report": report_number,
-        "metrics": {"loss": report.metrics.loss, "accuracy": report.metrics.accuracy, "split": report.split},
-        "config": run.config.model_dump(mode="json", exclude={"storage"}),
-    }
+    weights = run.checkpoints.read_as(CheckpointEntry, checkpoint.number).weights
+    provenance = Provenance(
+        run=run.id,
+        dataset=dataset.reference,
+        base=BaseDigest(model=run.config.base.model, sha256=model.digest),
+        weights=TrainedWeights(checkpoint=checkpoint.number, sha256=weights),
+        report=report_number,
+        metrics=ReportedMetrics(loss=report.metrics.loss, accuracy=report.metrics.accuracy, split=report.split),
+        config=run.config.model_dump(mode="json", exclude={"storage"}),
+    )
     images = held_out_images(run, dataset, report.split, run.config.publish.parity_images)
     with tempfile.TemporaryDirectory() as folder:
         exported = Path(folder) / "saved_model"
         graph = run.config.publish.graph
-        export(model, exported, provenance=provenance, graph=graph, background=dataset.background)
+        origin = provenance.model_dump(mode="json", exclude={"parity"})
+        export(model, exported, provenance=origin, graph=graph, background=dataset.background)
         try:
             differences = prove_parity(
                 exported,
@@ -77,17 +80,13 @@ def publish_run(run: Run, dataset: Dataset, *, report_number: int | None = None,
             serving = answers_of_serving(run.config, run.store, dataset, report.split, but=run.id)
             exact = evaluate_run(run, dataset, split=report.split, exactly=True, serving=serving)
             return publish_run(run, dataset, report_number=exact, again=again)
-        provenance["parity"] = {
-            "images": len(images),
-            "largest_difference": max(differences.values()),
-            "by_loader": differences,
-        }
+        parity = Parity(images=len(images), largest_difference=max(differences.values()), by_loader=dict(differences))
         version = upload_version(
             run.store,
             run.config.name,
             exported,
             classes=model.classes,
             untrained_classes=model.untrained_classes,
-            provenance=provenance,
+            provenance=provenance.model_copy(update={"parity": parity}),
         )
         return publish_once(run.store, version, run=run.id, instead_of=published)

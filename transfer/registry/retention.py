@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from transfer.catalog import layout
 from transfer.catalog.model import ModelVersion
+from transfer.registry.promote import Serving, read_serving
 from transfer.registry.retention_log import Pin, Retention, RetentionEntry, add_entry, read_retention
-from transfer.registry.serving import Serving, read_serving
 from transfer.registry.versions import list_versions, load_version, promotions_log
 from transfer.storage import Store, now_utc, remove_in_steps
 

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from transfer.catalog import layout
 from transfer.catalog.layout import Number
-from transfer.catalog.model import ModelFile, ModelVersion
+from transfer.catalog.model import ModelFile, ModelVersion, Provenance
 from transfer.errors import AlreadyExistsError, ObjectNotFoundError, PublishConflictError, RegistryError
 from transfer.registry.retention_log import check_not_removed, read_retention
 from transfer.storage import Log, Store, as_model, now_utc, put_document, sha256_of_file
@@ -91,7 +91,7 @@ def promotions_log(store: Store, model: str) -> Log:
 
 
 def add_version(
-    store: Store, model: str, exported: Path, *, classes: list[str], provenance: dict[str, Any]
+    store: Store, model: str, exported: Path, *, classes: list[str], provenance: Provenance
 ) -> ModelVersion:
     """Upload a SavedModel from a local folder as the model's next version, and have it exist."""
     return commit_version(store, upload_version(store, model, exported, classes=classes, provenance=provenance))
@@ -104,7 +104,7 @@ def upload_version(
     *,
     classes: Sequence[str],
     untrained_classes: Sequence[str] = (),
-    provenance: dict[str, Any],
+    provenance: Provenance,
 ) -> ModelVersion:
     """Upload a SavedModel from a local folder under the model's next number, as a version that does not exist yet.
 

@@ -1,1 +1,1 @@
-"""What all pages share: templates, figures, thumbnails, and how numbers are written."""
+"""Common parts of all pages: templates, figures and thumbnails."""

@@ -1,7 +1,7 @@
-"""Matplotlib figures as inline SVG that takes its colors and its font from the page, with honest axes.
+"""Matplotlib figures as inline SVG with the colors and the font of the page; axes that do not begin at 0 are marked.
 
-Figures are drawn in stand-in colors, which become CSS variables in the SVG, so one chart serves light and dark. Text
-stays text and is set in the page's font. The variables are defined in `report.css.j2`.
+Figures are drawn in placeholder colors, which become CSS variables in the SVG, so one chart serves light and dark
+pages. Text stays text in the font of the page. `report.css.j2` defines the variables.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-# An axis begins at 0 where values take up at least this share of it; else the curve would be a flat line.
+# An axis begins at 0 if the range of the values is at least this share of it; else the curve would be a flat line.
 _LEAST_SHARE = 0.4
 _MOST_LOG_TICKS = 7
 
 
 def begin_at_zero(axes: Axes, values: Sequence[float], *, x_px: float, y_px: float) -> None:
-    """Let the vertical axis begin at 0, or mark it as zoomed where values above 0 would be a flat line on it.
+    """Let the vertical axis begin at 0, or mark it as zoomed if the values would be a flat line on it.
 
-    Called when all is drawn. `x_px`, `y_px`: where the mark stands, from the lower left corner of the axes.
+    Call it after drawing. `x_px`, `y_px`: position of the mark from the lower left corner of the axes, in CSS pixels.
     """
     low, high = min(values), max(values)
     if high - low >= _LEAST_SHARE * high:
@@ -44,7 +44,7 @@ def mark_as_zoomed(axes: Axes, *, x_px: float, y_px: float) -> None:
 
 
 def scale_by_powers(axes: Axes, which: Literal["x", "y"], low: float, high: float) -> None:
-    """Make an axis logarithmic, with round numbers at it, for values from `low` to `high`, both above 0."""
+    """Make an axis logarithmic with round tick values, for values from `low` to `high`, both above 0."""
     axes.set(**{f"{which}scale": "log"})
     axis: Axis = getattr(axes, f"{which}axis")
     axis.set_major_locator(FixedLocator(log_ticks(low, high)))
@@ -53,7 +53,7 @@ def scale_by_powers(axes: Axes, which: Literal["x", "y"], low: float, high: floa
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Round numbers from `low` to `high`: 1, 2, 5 of each power of ten where there is room, else fewer of them."""
+    """Round numbers from `low` to `high`: 1, 2 and 5 times each power of ten if there is room, else fewer."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     whole = [power for power in powers if _is_within(10.0**power, low, high)]
     for digits in ((1, 2, 5), (1, 3)):
@@ -72,7 +72,7 @@ def _is_within(value: float, low: float, high: float) -> bool:
 
 INK, MUTED, LINE, TRAINING, RIGHT, WRONG, ON_COLOR, CARD = (f"#01020{digit}" for digit in range(1, 9))
 SERIES = tuple(f"#01021{digit}" for digit in range(1, 7))
-"""Colors that tell a few lines apart."""
+"""Colors of different lines."""
 VARIABLES = {
     INK: "--ink",
     MUTED: "--muted",
@@ -84,7 +84,7 @@ VARIABLES = {
     CARD: "--card",
     **{color: f"--series-{number}" for number, color in enumerate(SERIES, start=1)},
 }
-"""The CSS variable that each stand-in becomes."""
+"""The CSS variable that replaces each placeholder color."""
 
 _STYLE = {"svg.fonttype": "none", "font.family": "DejaVu Sans"}
 
@@ -92,7 +92,7 @@ _STYLE = {"svg.fonttype": "none", "font.family": "DejaVu Sans"}
 def new_figure(
     *, width: float, height: float, left: float, right: float, top: float, bottom: float
 ) -> tuple[Figure, Axes]:
-    """Make a figure of this size with these margins around the axes, all in CSS pixels."""
+    """Make a figure with this size and these margins around the axes, in CSS pixels."""
     figure = Figure(figsize=(width / 72, height / 72), dpi=72, facecolor="none")
     box = (left / width, bottom / height, 1 - (left + right) / width, 1 - (top + bottom) / height)
     axes = figure.add_axes(box, facecolor="none")
@@ -104,19 +104,19 @@ def new_figure(
 
 
 def name_axes(axes: Axes, horizontal: str, vertical: str) -> None:
-    """Write what the axes measure."""
+    """Label the axes."""
     axes.set_xlabel(horizontal, color=MUTED, fontsize=11, parse_math=False)
     axes.set_ylabel(vertical, color=MUTED, fontsize=11, parse_math=False)
 
 
 def to_svg(figure: Figure, name: str) -> str:
-    """Write a figure as an SVG element to be placed in HTML: no prologue, no date, no fixed size, ids of its own.
+    """Write a figure as an SVG element for HTML: no prologue, no date, no fixed size, unique ids.
 
-    `name` becomes part of the ids: give each figure of a page another one.
+    `name`: part of the ids, unique among the figures of a page.
     """
     target = io.StringIO()
     with mpl.rc_context({**_STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
-        # The browser draws the text with its own fonts; what matplotlib's font lacks does not matter.
+        # The browser draws the text with its own fonts, so glyphs that matplotlib's font lacks do not matter.
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         figure.savefig(
             target, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")), transparent=True
@@ -135,6 +135,6 @@ def to_svg(figure: Figure, name: str) -> str:
 
 
 def printable(name: str, *, length: int) -> str:
-    """A user's text as SVG can hold it, cut to `length` letters."""
+    """A text of the user without characters that SVG cannot contain, cut to `length` characters."""
     shown = "".join(letter if letter.isprintable() else "�" for letter in name)
     return shown if len(shown) <= length else shown[: length - 1] + "…"

@@ -1,4 +1,4 @@
-"""The template engine of the HTML pages: everything is escaped, nothing may be missing, numbers are written one way."""
+"""The template engine of the HTML pages: it escapes every value, refuses missing ones, and formats numbers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from transfer.runtime.numbers import duration, p_text, percent
 
 
 def page_environment(room: str = "evaluation") -> Environment:
-    """An environment that finds a room's templates, and those that all pages share."""
+    """A Jinja environment with the templates of a room and those that all pages share."""
     environment = Environment(
         loader=ChoiceLoader([PackageLoader("transfer", each) for each in dict.fromkeys((room, "reports"))]),
         autoescape=True,
@@ -21,7 +21,7 @@ def page_environment(room: str = "evaluation") -> Environment:
 
 
 def clock(moment: str) -> str:
-    """A moment in ISO 8601, to the minute."""
+    """A time in ISO 8601, cut to the minute."""
     return moment[:16].replace("T", " ")
 
 

@@ -17,7 +17,7 @@ from transfer.dataset.pillow import is_deep
 logger = logging.getLogger(__name__)
 
 MAX_SIDE = 160
-# Up to this size a picture is stored without loss: it is tiny anyway, and JPEG would blur what the model saw.
+# Up to this size a picture is stored lossless: it is tiny anyway, and JPEG would blur the pixels that the model saw.
 _LOSSLESS_SIDE = 64
 
 
@@ -31,12 +31,12 @@ class Thumbnail:
 
     @property
     def is_tiny(self) -> bool:
-        """Whether it will be shown enlarged, where square pixels are more honest than a blur."""
+        """Whether the page shows it enlarged, with square pixels instead of a blur."""
         return max(self.width, self.height) <= _LOSSLESS_SIDE
 
 
 def make_thumbnail(data: bytes, depth: Depth = "reject") -> Thumbnail | None:
-    """Make a small picture of an encoded image, honoring EXIF orientation; None where it cannot be read.
+    """Make a small picture of an encoded image, honoring EXIF orientation; None if it cannot be read.
 
     `depth`: how a model sees 16 bits a channel. Of colors of 16 bits only the upper 8 are shown so.
     """
@@ -81,7 +81,7 @@ def _in_window(values: np.ndarray, depth: Depth) -> np.ndarray:
 
 
 def _as_the_network_sees_it(picture: Image.Image, *, is_gif: bool) -> Image.Image:
-    """Without alpha: with the colors that are stored under transparent pixels, in a GIF with black."""
+    """Drop alpha: transparent pixels get the colors that are stored under them, in a GIF black."""
     if is_gif and picture.has_transparency_data:
         black = Image.new("RGBA", picture.size, "black")
         return Image.alpha_composite(black, picture.convert("RGBA")).convert("RGB")

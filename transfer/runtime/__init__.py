@@ -1,1 +1,1 @@
-"""What a process of this project needs before it works: TensorFlow, helpers, memory, settings from outside."""
+"""Set-up of processes: importing TensorFlow, outside settings, parallel work, Ray, progress and memory."""

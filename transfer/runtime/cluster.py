@@ -1,4 +1,4 @@
-"""Where a piece of TensorFlow work runs: in this process, or as a task on the Ray cluster."""
+"""Running TensorFlow work in this process, or as a task on the Ray cluster."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ S3_ENVIRONMENT = {
     "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
     "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
 }
-"""For every worker: some S3 services refuse checksums in trailers, which recent SDKs send unless told otherwise."""
+"""Environment of every worker: some S3 services refuse checksums in trailers, which recent SDKs send by default."""
 
 
 _TALK_OF_RAY = (
-    # It asks the dashboard, which a local cluster has none of, once a second.
+    # Ray Train asks the dashboard once a second; a local cluster has none.
     "Failed to query Ray Train Controller actor state",
-    # Of an actor of Ray Train's own.
+    # About an actor of Ray Train.
     r"\[.* E .*\] core_worker.cc:\d+: Actor with class name: 'PreemptionWatcher'",
 )
-"""How lines begin that Ray's own processes print as warnings, and that nobody can use."""
+"""Beginnings of warnings of Ray's own processes that are of no use to a user."""
 
 
 def connect() -> None:
@@ -39,12 +39,12 @@ def connect() -> None:
     """
     import ray
 
-    # Workers would otherwise run somewhere under /tmp, and relative paths would mean something else there.
+    # Otherwise workers would run in a folder under /tmp, where relative paths have another meaning.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    # Ray reports what is run on a cluster that it starts to its makers, unless told not to.
+    # Ray sends usage statistics of clusters that it starts, unless they are disabled.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if not ray.is_initialized():
-        # Left to itself, Ray would join whatever cluster this machine started last, somebody else's too.
+        # By default Ray would join the cluster that was started last on this machine, even that of another user.
         address = None if os.environ.get("RAY_ADDRESS") else "local"
         tokens = logging.getLogger(TOKEN_LOGGER)
         tokens.addFilter(_is_no_talk_of_tokens)
@@ -54,23 +54,23 @@ def connect() -> None:
 
 
 def _is_no_talk_of_tokens(record: logging.LogRecord) -> bool:
-    """That a cluster is safe is no warning; that it is not is one."""
+    """False for the message that tokens are enabled, which is no warning."""
     return "is enabled" not in record.getMessage()
 
 
 def _leave_out_talk() -> None:
-    """Show less of what processes of the cluster print. Their own logs hold all of it.
+    """Leave out useless lines that processes of the cluster print. Their own logs have all lines.
 
-    Ray prints it from a thread of this process, past what `quiet_stderr` leaves out.
+    Ray prints them from a thread of this process, so `quiet_stderr` does not filter them.
     """
     is_talk = re.compile(f"{talk_pattern()}|^({'|'.join(_TALK_OF_RAY)})").search
     filter_printed_lines(lambda line: not is_talk(line))
 
 
 def connect_for(workers: WorkersConfig) -> None:
-    """Connect when `workers.count` is not 0, and wait until the cluster can start a worker at all.
+    """Connect if `workers.count` is not 0, and wait until the cluster can start a worker.
 
-    Raises ClusterError when it cannot within `workers.start_timeout_s`: what a job asks of Ray later has no deadline.
+    Raises ClusterError if it cannot within `workers.start_timeout_s`. Later requests of a job to Ray have no deadline.
     """
     if workers.count == 0:
         return
@@ -88,17 +88,17 @@ def connect_for(workers: WorkersConfig) -> None:
 
 
 def anywhere() -> Any:
-    """Where tasks and actors are put: also when a trial of Ray Tune starts them, not into what that has reserved."""
+    """Scheduling strategy of tasks and actors: outside of the resources that a trial of Ray Tune has reserved."""
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     return PlacementGroupSchedulingStrategy(placement_group=None)
 
 
 def run_where(workers: WorkersConfig, function: Callable[..., Answer], *arguments: Any) -> Answer:
-    """Call `function(*arguments)` where TensorFlow may be: here when `workers.count` is 0, else as one Ray task.
+    """Call `function(*arguments)` where TensorFlow may be imported: here if `workers.count` is 0, else as a Ray task.
 
-    The task has a worker's resources: the driver of a cluster job needs no GPU and never imports TensorFlow. Arguments
-    and answer are pickled by Ray. TransferErrors come back as they were raised.
+    The task has the resources of a worker, so the driver of a cluster job needs no GPU and never imports TensorFlow.
+    Ray pickles arguments and result. A TransferError is raised here as it was raised there.
     """
     if workers.count == 0:
         import_tensorflow()
@@ -123,11 +123,11 @@ def _on_worker(workers: WorkersConfig, function: Callable[..., Any]) -> Any:
 
 
 def _explained(function: Callable[..., Answer], *arguments: Any) -> Answer:
-    """Errors of TensorFlow stay on the worker: the driver would have to load it to read them."""
+    """Call a function. Errors about memory become ours, because the driver has no TensorFlow to unpickle its errors."""
     start_worker()
     with memory_explained("A task on the cluster"):
         return function(*arguments)
 
 
 def _nothing() -> None:
-    """What a worker does that only has to be there."""
+    """The task that shows that a worker can start."""

@@ -1,4 +1,4 @@
-"""The project as a package that is installed: what pip calls it, how its extras come, and which versions are here."""
+"""The installed package: its name for pip, its extras, and the versions of packages."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ DISTRIBUTION = "transfer-on-ray"
 
 
 def install_extra(extra: str) -> str:
-    """What to do about an extra that is missing, as a sentence."""
+    """Advice to install a missing extra, as a sentence."""
     return f"Install the extra: pip install '{DISTRIBUTION}[{extra}]'."
 
 
 def versions() -> dict[str, str]:
-    """Versions of this project and of what it stands on, as they are installed. Nothing is imported."""
+    """Installed versions of this project and of its main dependencies. Nothing is imported."""
     return {
         "transfer": __version__,
         **{name: _installed(name) for name in ("TensorFlow", "Keras", "Ray")},

@@ -1,9 +1,9 @@
-"""Processes on this machine that have TensorFlow as soon as they start.
+"""Local processes that have TensorFlow imported when they start.
 
-They are forked from a server, a fresh process that has imported it (`preloaded.py`) and done nothing else: no object of
-the process that asks for them is in them, nor its main module: a script needs no guard against being run again. Started
-when a job starts, the server imports while the job does other work. Where forking is not known to be safe, on
-anything but Linux, a process is spawned instead and imports for itself.
+They are forked from a server, a new process that has only imported TensorFlow (`preloaded.py`). They contain no object
+of the process that asks for them, and not its main module, so a script needs no `__main__` guard. The server starts
+with the job and imports while the job does other work. Forking is known to be safe only on Linux; elsewhere processes
+are spawned and import TensorFlow themselves.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnC
 from types import ModuleType
 
 WITHOUT_GPU = {"CUDA_VISIBLE_DEVICES": "-1"}
-"""No such process needs a GPU, and TensorFlow takes all the memory of those it sees."""
+"""These processes need no GPU, and TensorFlow would take all memory of visible GPUs."""
 
 
 class _WithoutMain:
-    """A process that does not import the main module of the one that starts it, as `multiprocessing` has them do."""
+    """A process that does not import the main module of its parent, which `multiprocessing` does by default."""
 
     _one_at_a_time = threading.Lock()
-    """Of two threads, one could take the other's empty module for the main one, and put that back last."""
+    """One thread at a time: another could take the first one's empty module for the main module, and restore it."""
 
     def start(self) -> None:
         with self._one_at_a_time:
@@ -59,12 +59,12 @@ _CAN_FORK = sys.platform == "linux"
 
 
 def start_server() -> None:
-    """Start the server, if there is none; returns at once, while it imports TensorFlow."""
+    """Start the server if there is none. It returns at once, while the server imports TensorFlow."""
     if _CAN_FORK:
         multiprocessing.set_forkserver_preload(["transfer.runtime.preloaded"])
-        # First of all: whoever starts it has Ctrl-C unblocked afterwards.
+        # First, because starting the tracker unblocks Ctrl-C.
         resource_tracker.ensure_running()
-        # The server inherits that it is blocked. It would end with a traceback, until `preloaded.py` ignores it.
+        # The server inherits the blocked Ctrl-C, which would end it with a traceback until `preloaded.py` ignores it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             forkserver.ensure_running()
@@ -73,19 +73,19 @@ def start_server() -> None:
 
 
 def process_pool(processes: int) -> ProcessPoolExecutor:
-    """A pool of at most so many processes, with this one's environment but no GPU. They end when this process does."""
+    """A pool of at most `processes` processes with this environment, without GPUs. They end with this process."""
     start_server()
     return ProcessPoolExecutor(
         processes,
         mp_context=_Fork() if _CAN_FORK else _Spawn(),
         initializer=_prepare_forked,
-        # The server has the environment of the moment when it started.
+        # The server has the environment of the time at which it started.
         initargs=({**os.environ, **WITHOUT_GPU},),
     )
 
 
 def spawning_context() -> SpawnContext:
-    """Of processes that begin with nothing, and import no main module either."""
+    """A context that spawns processes, which do not import the main module."""
     return _Spawn()
 
 
@@ -93,15 +93,15 @@ def _prepare_forked(environment: dict[str, str]) -> None:
     for name in os.environ.keys() - environment.keys():
         del os.environ[name]
     prepare_process(environment)
-    # It is there already, unless the process was spawned.
+    # TensorFlow is imported already, unless the process was spawned.
     importlib.import_module("transfer.runtime.preloaded")
 
 
 def prepare_process(environment: dict[str, str]) -> None:
-    """What a new process of a pool does first: it takes these variables, and sees to it that it ends in order."""
+    """Initializer of a pool's processes: set these environment variables, and prepare an orderly end."""
     os.environ.update(environment)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    # Of a group of training workers that this process does not belong to.
+    # These describe a group of training workers, to which this process does not belong.
     os.environ.pop("TF_CONFIG", None)
     # Ctrl-C reaches the whole process group; the parent ends its workers in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -109,7 +109,7 @@ def prepare_process(environment: dict[str, str]) -> None:
 
 
 def _end_with_parent() -> None:
-    """Wait for the parent to end: the pool's queues would keep the workers of a killed parent waiting for ever."""
+    """End this process when its parent ends: workers of a killed parent would wait forever for the pool's queues."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -1,12 +1,13 @@
-"""What this project uses of Keras that is private to it, as read in VERSION; nothing else does.
+"""The only uses of private parts of Keras, as read in the release VERSION.
 
-Keras gives no public way to walk the calls of layers, or the layers inside layers. A new version of Keras is read again
-before VERSION and the pin in pyproject.toml change; tests/unit/runtime/test_private.py says what must be there.
+Keras has no public way to walk the calls of layers, or the layers inside layers. Read the source of a new release
+before changing VERSION and the pin in pyproject.toml; tests/unit/runtime/test_private.py tests that the parts exist.
 """
 
 from __future__ import annotations
 
 import traceback
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,23 +25,23 @@ VERSION = "3.15"
 
 
 def call_of(tensor: Any) -> Any:
-    """The call of a layer that gave a symbolic tensor: Keras's node, with `operation`, `arguments` and `outputs`."""
+    """The call of a layer that made a symbolic tensor: Keras's node, with `operation`, `arguments` and `outputs`."""
     history = tensor._keras_history  # noqa: SLF001
     return history.operation._inbound_nodes[history.node_index]  # noqa: SLF001
 
 
 def inner_layers(network: keras.Model) -> list[keras.layers.Layer]:
-    """All layers of a network, those inside nested models and inside other layers too."""
+    """All layers of a network, including layers inside nested models and other layers."""
     return list(network._flatten_layers(include_self=False))  # noqa: SLF001
 
 
 def own_trainable_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
-    """Variables of a layer alone that training could change, also where the layer is marked as frozen now."""
+    """Variables of a layer, without inner layers, that training can change, even if the layer is frozen now."""
     return list(layer._trainable_variables)  # noqa: SLF001
 
 
 def weights_folder() -> Path:
-    """Where Keras puts weights that it downloads."""
+    """Folder into which Keras downloads weights."""
     return Path(keras_home(), "models")
 
 
@@ -48,7 +49,7 @@ def weights_folder() -> Path:
 def fresh_layer_names() -> Iterator[None]:
     """Number unnamed layers (`conv2d_7`) as in a new process, so that their names can be used in a configuration.
 
-    Afterwards the counters are set beyond both uses, so that later layers never share a name with these.
+    Afterwards the counters continue after the larger of both uses, so that later layers never share a name with these.
     """
     key = "object_name_uids"
     before = global_state.get_global_attribute(key) or {}
@@ -56,15 +57,17 @@ def fresh_layer_names() -> Iterator[None]:
     try:
         yield
     finally:
-        counters = global_state.get_global_attribute(key, default={}, set_to_default=True)
+        # Of the kind that Keras counts with, for where nothing was named meanwhile.
+        counters = global_state.get_global_attribute(key, default=defaultdict(int), set_to_default=True)
         for prefix, count in before.items():
             counters[prefix] = max(count, counters.get(prefix, 0))
 
 
 def download_target(error: BaseException) -> str | None:
-    """Where Keras would have put the file, if `error` comes out of its download function.
+    """Target path of the file, if `error` comes from the download function of Keras; else None.
 
-    Its exceptions carry no path and are of any class; the failed call's own variables are exact for every network.
+    The exceptions have no path and may be of any class, so the path is read from the local variables of the failed
+    call.
     """
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if frame.f_code.co_name == "get_file":

@@ -1,4 +1,4 @@
-"""What is said when memory runs out: what was done, what did not fit, and which keys decide how much is needed."""
+"""Errors when memory runs out: the work, the allocation that failed, and the keys that decide the need of memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transfer.errors import OutOfMemoryError
 if TYPE_CHECKING:
     from transfer.config import Config
 
-# How TensorFlow says it. Its class for it, ResourceExhaustedError, also stands for full disks and large messages.
+# TensorFlow's message. Its class ResourceExhaustedError is also raised for full disks and large messages.
 _WORDS = re.compile(
     r"(OOM when allocating|Out of memory|(Failed|Unable) to allocate|Dst tensor is not initialized).*", re.IGNORECASE
 )
@@ -22,7 +22,7 @@ _LONGEST = 300
 _SEE_WHAT_ELSE = "`nvidia-smi` and `free -h` show what else holds memory."
 
 FOR_ANY_WORK = f"{_SEE_WHAT_ELSE} Without it, or on a machine with more, repeat the command: what is done is found."
-"""Advice where no key of the configuration is known to help."""
+"""Advice if no key of the configuration is known to help."""
 
 FOR_THE_FROZEN_PART = (
     "Give half precision by training.mixed_precision, a smaller base.image_size, or `features: never`, which has it "
@@ -39,7 +39,7 @@ FOR_PREDICTION = (
 
 
 def for_training(config: Config) -> str:
-    """Advice for training: the keys that decide how much a step needs, with their values."""
+    """Advice for training: the keys that decide the memory of a step, with their values."""
     phases = ", ".join(f"phases.{index}.unfreeze ({phase.unfreeze})" for index, phase in enumerate(config.phases))
     training = config.training
     return (
@@ -50,9 +50,9 @@ def for_training(config: Config) -> str:
 
 @contextmanager
 def memory_explained(work: str, *, advice: str = FOR_ANY_WORK) -> Iterator[None]:
-    """Raise OutOfMemoryError for what TensorFlow and Python raise in the block when memory runs out.
+    """Turn the errors of TensorFlow and Python when memory runs out in the block into OutOfMemoryError.
 
-    `work`: what the block does, as the subject of a sentence. A nested `memory_explained` wins.
+    `work`: the work of the block, as the subject of a sentence. A nested `memory_explained` wins.
     """
     try:
         yield
@@ -64,10 +64,10 @@ def memory_explained(work: str, *, advice: str = FOR_ANY_WORK) -> Iterator[None]
 
 
 def what_did_not_fit(error: Exception) -> str | None:
-    """The words of an error that says that memory ran out; None for any other error."""
+    """The message of an error about memory; None for any other error."""
     if isinstance(error, MemoryError):
         return str(error).rstrip(".") or "Python could not allocate any more"
-    # Its errors can only be here if it was loaded.
+    # The error can only be one of TensorFlow if it was imported.
     tensorflow = sys.modules.get("tensorflow")
     if tensorflow is None or not isinstance(error, tensorflow.errors.OpError):
         return None

@@ -1,4 +1,4 @@
-"""Figures in words, written in one way on pages, on terminals, in errors and in logs."""
+"""Formatting of numbers, the same on pages, terminals, in errors and in logs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _MOST_DIGITS = 12
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """`96.4 %`. Only what is exactly all is written as 100 %, and only what is exactly nothing as 0 %."""
+    """`96.4 %`. Only exactly 1 is written as 100 %, and only exactly 0 as 0 %."""
     step = 10.0**-digits
     value = 100.0 * share
     if share < 1 and value > 100 - step / 2:
@@ -19,27 +19,27 @@ def percent(share: float, digits: int = 1) -> str:
 
 
 def percents_apart(found: float, limit: float) -> tuple[str, str]:
-    """A share and its limit, both in as many digits as tell them apart: `20.01 %` and `20.00 %`."""
+    """A share and its limit, with enough digits to distinguish them: `20.01 %` and `20.00 %`."""
     digits = digits_apart(100 * found, 100 * limit, least=1)
     return percent(found, digits), percent(limit, digits)
 
 
 def percent_tick(share: float) -> str:
-    """A share at an axis, without digits that say nothing: `50 %`."""
+    """A share at the tick of an axis, without unnecessary digits: `50 %`."""
     return f"{100 * share:.4g} %"
 
 
 def points(difference: float, decimals: int = 1) -> str:
     """A difference of two shares, with its sign: `+1.3 points`."""
-    # + 0.0: a difference that rounds to nothing has no sign.
+    # + 0.0: a difference that rounds to 0 has no sign.
     value = round(100 * difference, decimals) + 0.0
     return f"{value:+.{decimals}f} points" if value else f"{0:.{decimals}f} points"
 
 
 def digits_apart(found: float, limit: float, *, least: int, kind: Literal["f", "g"] = "f") -> int:
-    """How many digits, `least` or more, tell a number from its limit when both are rounded alike.
+    """Number of digits, at least `least`, that distinguish a number from its limit when both are rounded.
 
-    Digits are decimals (`f`) or all that count (`g`). So 0.304 beside 0.3 is not written as `0.30`.
+    Digits are decimals (`f`) or significant digits (`g`). So 0.304 beside 0.3 is not written as `0.30`.
     """
     for digits in range(least, _MOST_DIGITS):
         if f"{found:.{digits}{kind}}" != f"{limit:.{digits}{kind}}":
@@ -48,7 +48,7 @@ def digits_apart(found: float, limit: float, *, least: int, kind: Literal["f", "
 
 
 def p_text(p_value: float) -> str:
-    """`p = 0.018`; what is smaller than can be written so is said to be."""
+    """`p = 0.018`, or `p < …` for values below the last digit."""
     return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3g}"
 
 

@@ -1,13 +1,13 @@
-"""Settings from outside that would change what is computed: the product's own are used, and what they replace is said.
+"""Outside settings that would change results: this project replaces them by its own, and logs that.
 
-Keras reads `keras.json` (in KERAS_HOME, or `~/.keras`) and environment variables; TensorFlow and what is below it read
-environment variables. The same configuration would learn something else on a machine that has another of them.
+Keras reads `keras.json` (in KERAS_HOME, or `~/.keras`) and environment variables; TensorFlow and its libraries read
+environment variables. With other values the same configuration would learn something else on another machine.
 
-`transfer/__init__.py` calls `use_own_environment`, so that it comes before TensorFlow in the command line, in a worker
-and in any process that a job starts. What is in `keras.json` can only be replaced after Keras has read it: who loads a
-network calls `use_own_keras`. Left alone is what decides places and speed, or only the last digits (oneDNN, the choice
-of convolution algorithms), and what works on nothing that is used here (`XLA_FLAGS`, `TF_USE_LEGACY_KERAS`). KERAS_HOME
-stays the place of downloaded weights.
+`transfer/__init__.py` calls `use_own_environment`, so it runs before TensorFlow is imported in the command line, in
+workers and in all processes of a job. Settings of `keras.json` can only be replaced after Keras has read them, so code
+that loads a network calls `use_own_keras`. Settings of places and speed stay, and so do those that only change the last
+digits (oneDNN, the choice of convolution algorithms) or have no effect here (`XLA_FLAGS`, `TF_USE_LEGACY_KERAS`).
+Weights are still downloaded to KERAS_HOME.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ logger = logging.getLogger(__name__)
 
 OWN_ENVIRONMENT: dict[str, str | None] = {
     "KERAS_BACKEND": "tensorflow",
-    "KERAS_NNX_ENABLED": "false",  # Keras does not start with it where flax is missing
+    "KERAS_NNX_ENABLED": "false",  # with it Keras cannot be imported without flax
     "KERAS_MAX_EPOCHS": None,
     "KERAS_MAX_STEPS_PER_EPOCH": None,
-    "TF_XLA_FLAGS": None,  # compiles everything: rounding, and on CPUs a twentieth of the speed
-    "TF_ONEDNN_ASSUME_FROZEN_WEIGHTS": None,  # kernels would keep weights of before a training step
-    # Less precise products of float32 than TensorFlow's own choice, or more precise ones.
+    "TF_XLA_FLAGS": None,  # compiles everything: other rounding, and a twentieth of the speed on CPUs
+    "TF_ONEDNN_ASSUME_FROZEN_WEIGHTS": None,  # kernels would use weights of an earlier training step
+    # Matrix products of float32 with less or more precision than TensorFlow's default.
     "TF_SET_ONEDNN_FPMATH_MODE": None,
     "ONEDNN_DEFAULT_FPMATH_MODE": None,
     "DNNL_DEFAULT_FPMATH_MODE": None,
     "NVIDIA_TF32_OVERRIDE": None,
-    # Sums in half precision where `training.mixed_precision` is on.
+    # Sums in half precision if `training.mixed_precision` is on.
     "TF_CONV2D_USE_FP16_ACCUMULATE": None,
     "TF_FP16_CONV_USE_FP32_COMPUTE": None,
     "TF_FP16_MATMUL_USE_FP32_COMPUTE": None,
 }
-"""What environment variables are set to; None: they are removed."""
+"""Values of environment variables; None: the variable is removed."""
 OWN_KERAS = {"floatx": "float32", "epsilon": 1e-7, "image_data_format": "channels_last"}
-"""Settings of Keras that hold whatever `keras.json` says, by their names in `keras.config`."""
+"""Settings of Keras that replace those of `keras.json`, by their names in `keras.config`."""
 _ACCEPTED_BY_KERAS = {
     "floatx": ("float16", "float32", "float64"),
     "image_data_format": ("channels_last", "channels_first"),
@@ -50,7 +50,7 @@ _ACCEPTED_BY_KERAS = {
 
 
 def use_own_environment() -> None:
-    """Set the environment variables of this process and of those that it starts; log those that were otherwise."""
+    """Set the environment variables of this process and its children; log those that had other values."""
     backend = _read_keras_json().get("backend", "tensorflow")
     if "KERAS_BACKEND" not in os.environ and backend != "tensorflow":
         _say(f"`backend` in {_keras_json()}", backend, "tensorflow")
@@ -67,9 +67,9 @@ def use_own_environment() -> None:
 
 
 def use_own_keras() -> None:
-    """Set what Keras took from `keras.json`, and log what was otherwise.
+    """Replace the settings that Keras read from `keras.json`; log those that had other values.
 
-    Raises BackboneError when this process has imported Keras on another backend than TensorFlow.
+    Raises BackboneError if this process has imported Keras with another backend than TensorFlow.
     """
     import keras
 
@@ -86,7 +86,7 @@ def use_own_keras() -> None:
 
 
 def check_keras_json() -> None:
-    """Raise ConfigError when `keras.json` holds what Keras refuses to start with."""
+    """Raise ConfigError if `keras.json` has values with which Keras cannot be imported."""
     settings = _read_keras_json()
     wrong = [name for name, known in _ACCEPTED_BY_KERAS.items() if settings.get(name, known[0]) not in known]
     if not isinstance(settings.get("epsilon", 1e-7), float):
@@ -109,7 +109,7 @@ def _keras_json() -> Path:
 
 
 def _read_keras_json() -> dict[str, Any]:
-    """What the file says; empty where there is none, or none that Keras reads."""
+    """Content of the file; empty if there is no file, or none that Keras can read."""
     try:
         settings = json.loads(_keras_json().read_text())
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""One function over many items: on the Ray cluster when there is one, over local processes otherwise.
+"""One function over many items: on the Ray cluster if there is one, else in local processes.
 
 A new process imports the main module again, so a script that ingests guards its own work with
 `if __name__ == "__main__":`. The command line and the jobs do.
@@ -24,21 +24,21 @@ Started = TypeVar("Started")
 
 IMAGES_PER_PROCESS = 1000
 SIZE_BYTES_PER_PROCESS = 32 * 1024**2
-"""Less does not repay another process, which first has TensorFlow compile the decoder: a second or two."""
+"""Work below which another process does not pay: TensorFlow first compiles the decoder, for a second or two."""
 ITEMS_IN_FLIGHT_PER_CPU = 2
 MAX_HEAVY_ITEMS_IN_FLIGHT = 16
 RAY_RETRIES = 3
 
 
 def on_cluster() -> bool:
-    """Whether work goes to Ray: whoever wants that has connected to it before."""
+    """Whether work goes to Ray, which is so if this process has connected to it."""
     ray = sys.modules.get("ray")
     return ray is not None and ray.is_initialized()
 
 
 def process_count(images: int, *, size_bytes: int) -> int:
-    """Local processes worth starting for this many images, of so many bytes together."""
-    # It comes with scikit-learn, and knows the limits that containers and batch systems set.
+    """Number of local processes that pay for this many images of `size_bytes` in total."""
+    # This package comes with scikit-learn, and respects the limits of containers and batch systems.
     from joblib import cpu_count  # type: ignore[import-untyped]
 
     cpus: int = cpu_count()
@@ -49,10 +49,10 @@ def process_count(images: int, *, size_bytes: int) -> int:
 def in_order(
     started: Iterable[Started], result: Callable[[Started], Answer], *, is_full: Callable[[Sequence[Started]], bool]
 ) -> Generator[Answer, None, None]:
-    """Yield `result(work)` of each piece of work in the order in which `started` gives them.
+    """Yield `result(work)` for each piece of work, in the order of `started`.
 
-    `started` starts work when it is asked for the next piece, which it is until `is_full` holds of the pieces whose
-    results were not taken yet. So whoever reads the results bounds how much is under way. Raises what both raise.
+    The iterator `started` starts a piece of work when it is advanced. It is advanced until `is_full` of the pieces
+    whose results were not taken yet. So the reader of the results limits the work in flight. Raises what both raise.
     """
     waiting: deque[Started] = deque()
     for work in started:
@@ -66,11 +66,11 @@ def in_order(
 def parallel_map(
     function: Callable[[Item], Answer], items: Iterable[Item], *, processes: int, heavy: bool = False
 ) -> Generator[Answer, None, None]:
-    """Yield `function(item)` of each item, in the items' order; `items` is read only a little ahead of the answers.
+    """Yield `function(item)` for each item, in order; `items` is read only slightly ahead of the results.
 
-    `function` and the items are pickled. `processes` counts for local work; one means this process. `heavy` items
-    carry megabytes, so that fewer travel at once. Raises what the function raises, and DatasetError when workers die:
-    at once locally, on Ray after a few attempts.
+    `function` and the items are pickled. `processes`: number of local processes; one means this process. `heavy`: items
+    have megabytes, so fewer are in flight. Raises what the function raises, and DatasetError if workers die: at once
+    locally, on Ray after a few attempts.
     """
     if on_cluster():
         answers = _map_on_ray(function, items, heavy=heavy)
@@ -86,9 +86,9 @@ def parallel_map(
 def run_in_process(function: Callable[[Item], Answer], item: Item) -> Answer:
     """Call a function in a new process of this machine, where it may import TensorFlow without touching a GPU.
 
-    Raises what the function raises, and DatasetError when the process dies.
+    Raises what the function raises, and DatasetError if the process dies.
     """
-    # Not one that is forked with TensorFlow in it: that has no Keras, which others may want.
+    # Not a process of the fork server, which has TensorFlow without Keras: the function may need Keras.
     spawned = ProcessPoolExecutor(
         1,
         mp_context=spawning_context(),
@@ -116,7 +116,7 @@ def _map_on_ray(
 ) -> Generator[Answer, None, None]:
     import ray
 
-    # The environment makes Ray start workers for these tasks alone: the next task in them may want a GPU.
+    # With a runtime environment Ray starts workers for these tasks only; other tasks may need a GPU.
     environment = {**WITHOUT_GPU, "TF_CPP_MIN_LOG_LEVEL": "2"}
     options = {"num_cpus": 1, "max_retries": RAY_RETRIES, "runtime_env": {"env_vars": environment}}
     task = ray.remote(**options)(_call)
@@ -130,8 +130,8 @@ def _map_on_ray(
         raise
     except ray.exceptions.RayError as error:
         raise _workers_died(f"Ray gave a task up ({type(error).__name__})") from error
-    # Tasks still under way after an error are few and end by themselves. They are not cancelled: in Ray 2.60 a task
-    # that is cancelled while it completes ends the whole driver ("Tried to complete task that was not pending").
+    # Tasks in flight after an error are few and end by themselves. They are not cancelled: in Ray 2.60 a task that is
+    # cancelled while it completes ends the whole driver ("Tried to complete task that was not pending").
 
 
 def _call(function: Callable[[Item], Answer], item: Item) -> Answer:
@@ -140,7 +140,7 @@ def _call(function: Callable[[Item], Answer], item: Item) -> Answer:
 
 
 def _room_on_ray(*, heavy: bool) -> int:
-    """Tasks to have in flight now. More than there are CPUs, so that a cluster which grows on demand sees demand."""
+    """Number of tasks in flight: more than there are CPUs, so that an autoscaling cluster sees demand."""
     import ray
 
     room = max(1, int(ray.cluster_resources().get("CPU", 1))) * ITEMS_IN_FLIGHT_PER_CPU

@@ -1,7 +1,7 @@
-"""What processes that are forked from the fork server (`fork_server.py`) have imported: TensorFlow, and no Keras.
+"""The imports of the fork server (`fork_server.py`): TensorFlow without Keras.
 
-Importing it starts no thread and touches no device, which a test holds: that is what makes it safe to fork. So nothing
-here may run an operation, and NumPy's library for linear algebra, which would start threads, is kept to one.
+Forking is safe because this import starts no thread and touches no device, as a test checks. So this module runs no
+operation, and limits NumPy's linear algebra library, which would start threads, to one thread.
 """
 
 import atexit
@@ -12,13 +12,13 @@ import sys
 # Ctrl-C reaches the whole process group; the server ends with the process that started it.
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
-# TensorFlow would import it, which takes as long again; to check an image or ask a published model it is not needed.
-# Whoever needs it can import it later.
+# TensorFlow would import Keras, which takes as long again. Checking images and running published models do not need it,
+# and other code can import it later.
 sys.modules["keras"] = None  # type: ignore[assignment]
 import tensorflow as tf  # noqa: E402
 
 del sys.modules["keras"]
-# Notes on TensorFlow's own plans; its errors still show.
+# Hide TensorFlow's notes about deprecations of its own; its errors are still shown.
 tf.get_logger().setLevel("ERROR")
-# The server ends without freeing all of that: whoever waits for its standard error would wait a second longer.
+# The server ends without freeing its memory, which would keep its standard error open for a second longer.
 atexit.register(os._exit, 0)

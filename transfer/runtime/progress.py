@@ -18,10 +18,10 @@ class _Process:
 def progress(
     name: str, *, total: int | None = None, unit: str = "images", stays: bool = True
 ) -> AbstractContextManager[Advance]:
-    """Show the progress of one piece of work while the block runs. Of no work (`total` 0) nothing is shown.
+    """Show the progress of work while the block runs. Without work (`total` 0) nothing is shown.
 
-    Yields a function to call with the number of units done since the last call. `total` may be unknown (None).
-    `stays`: whether what it came to is still to be seen afterwards.
+    Yields a function that takes the number of units done since its last call. `total`: None if it is unknown. `stays`:
+    whether the final state stays visible.
     """
     if total == 0 or not is_shown():
         return no_progress()
@@ -30,7 +30,7 @@ def progress(
 
 @contextmanager
 def hidden() -> Iterator[None]:
-    """Show no progress in this process while the block runs; warnings and errors are shown all the same."""
+    """Show no progress in this process while the block runs; warnings and errors are still shown."""
     before, _Process.is_hidden = _Process.is_hidden, True
     try:
         yield
@@ -45,7 +45,7 @@ def is_shown() -> bool:
 
 @contextmanager
 def no_progress() -> Iterator[Advance]:
-    """The same for work that somebody else shows."""
+    """Like `progress`, without showing anything, for work whose progress is shown elsewhere."""
     yield lambda _count: None
 
 
@@ -78,7 +78,7 @@ def _lines(name: str, total: int | None, unit: str, stays: bool) -> Iterator[Adv
         text = f"{name}: {done:,}{of_total} {unit}, {rate:,.0f} {unit}/s"
         if total is not None and 0 < done < total:
             text += f", {(total - done) / rate:,.0f} s left"
-        # Not by `print`: Ray Train's workers show what that prints twice.
+        # Not with `print`, whose output Ray Train's workers show twice.
         sys.stderr.write(f"{text}\n")
         sys.stderr.flush()
 

@@ -1,4 +1,4 @@
-"""How a process of this project gets TensorFlow: without what Keras imports beside it, and without start-up talk."""
+"""Importing TensorFlow quickly and quietly: without optional imports of Keras, and without start-up messages."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import ClassVar, TextIO
 
 _LOOKED_FOR_BY_KERAS = ("matplotlib", "pandas", "sklearn")
-"""Keras imports them where they are installed, for features that are not used here: two fifths of its start."""
+"""Packages that Keras imports if they are installed, for features that this project does not use."""
 _TALK = (
     "WARNING: All log messages before absl::InitializeLog",
     "I0000 ",
     "To enable the following instructions: ",
-    # What it does on a processor of another kind, with the same result.
+    # About instructions of other processors, with the same results.
     "E0000 .*oneDNN supports ",
     "libpng warning: ",
-    # The decoder and libjpeg, of files that the ledger of rejects names, or that decode all the same.
+    # Of the decoder and libjpeg, about files that the ledger of rejects lists, or that are decoded all the same.
     r"[EW]0000 .*jpeg_mem\.cc",
     "Corrupt JPEG data",
     "Improper call to JPEG library",
@@ -33,7 +33,7 @@ _TALK = (
     "Inconsistent progression sequence",
     "Unknown Adobe color transform code",
 )
-"""How lines begin that TensorFlow and the libraries in it print past their own log levels, and that nobody can use."""
+"""Beginnings of useless lines that TensorFlow and its libraries print whatever their log levels are."""
 _TALK_WITHOUT_GPU = "E0000 .*failed call to cuInit"
 _NVIDIA_DEVICE = Path("/dev/nvidiactl")
 _LONGEST_WAIT_S = 0.1
@@ -45,20 +45,20 @@ class _Process:
 
 
 def own_process() -> None:
-    """Say that this process runs nobody's code but this project's: a command, or a worker of its own."""
+    """Declare that this process runs only code of this project: it is a command, or a worker."""
     _Process.is_ours = True
 
 
 def start_worker() -> None:
-    """Make this process, which Ray started, a worker of our own, with TensorFlow."""
+    """Set up a process that Ray started as a worker of this project, with TensorFlow."""
     own_process()
     import_tensorflow()
 
 
 def import_tensorflow() -> None:
-    """Import TensorFlow and Keras, quietly; in a process of our own without what Keras would import beside them.
+    """Import TensorFlow and Keras, quietly; in processes of this project without the optional imports of Keras.
 
-    In other processes Keras finds all that it looks for: somebody may give it a DataFrame.
+    Other processes get the optional imports, because their code may pass a DataFrame to Keras.
     """
     if "tensorflow" in sys.modules:
         return
@@ -70,19 +70,19 @@ def import_tensorflow() -> None:
         if _Process.is_ours:
             import pyarrow as pa
 
-            # Arrow, too, looks for pandas once: with the first array that it makes from Python's objects.
+            # Arrow also looks for pandas once, with the first array that it makes from Python objects.
             pa.array([None])
-        # Here and not with the first operation, whenever that is: it complains where there is no GPU.
+        # List devices here, not with the first operation, because that prints warnings if there is no GPU.
         for gpu in tf.config.list_physical_devices("GPU"):
-            # Otherwise TensorFlow takes the whole GPU, also from a trial that shares it.
+            # Otherwise TensorFlow takes the memory of the whole GPU, which other trials may share.
             tf.config.experimental.set_memory_growth(gpu, enable=True)
-    # Notes on TensorFlow's own plans; its errors still show.
+    # Hide TensorFlow's notes about deprecations of its own; its errors are still shown.
     tf.get_logger().setLevel("ERROR")
 
 
 @contextmanager
 def without_modules(*names: str) -> Iterator[None]:
-    """Have `import` not find some modules while the block runs; those that are imported already stay."""
+    """Hide modules from `import` while the block runs; modules that are imported already stay."""
     hidden = _Hidden(names)
     sys.meta_path.insert(0, hidden)
     try:
@@ -92,7 +92,7 @@ def without_modules(*names: str) -> Iterator[None]:
 
 
 class _Hidden(MetaPathFinder):
-    """Finds no module by these names. None in `sys.modules`, Python's own way, makes Arrow stumble."""
+    """A finder that hides modules. Python's own way, None in `sys.modules`, makes Arrow fail."""
 
     def __init__(self, names: tuple[str, ...]) -> None:
         self._names = names
@@ -104,11 +104,11 @@ class _Hidden(MetaPathFinder):
 
 @contextmanager
 def quiet_stderr() -> Iterator[TextIO]:
-    """Leave the start-up talk of TensorFlow out of the standard error of this process and of those that it starts.
+    """Filter start-up messages of TensorFlow out of the standard error of this process and its children.
 
-    TensorFlow prints it from C++, some of it before any log level can be set, so lines go through `grep`: a process of
-    its own, which also shows the last words of one that crashes. Whoever sets TF_CPP_MIN_LOG_LEVEL to 0 or 1 gets
-    everything. Yields standard error as it was before, a terminal if it was one.
+    TensorFlow prints them from C++, some before any log level can be set. So lines pass through `grep`, a separate
+    process, which also shows the last lines of a process that crashes. With TF_CPP_MIN_LOG_LEVEL set to 0 or 1 nothing
+    is filtered. Yields the original standard error, a terminal if it was one.
     """
     sys.stderr.flush()
     with os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8", errors="backslashreplace") as shown:
@@ -117,7 +117,7 @@ def quiet_stderr() -> Iterator[TextIO]:
             yield shown
             return
         command = [grep, "--line-buffered", "-avE", talk_pattern()]
-        # In a session of its own Ctrl-C does not reach it: it ends when nobody can print any more.
+        # In its own session Ctrl-C does not reach `grep`; it ends when the last process closes the pipe.
         filtered = subprocess.Popen(  # noqa: S603
             command, stdin=subprocess.PIPE, stdout=shown, start_new_session=True
         )
@@ -132,12 +132,12 @@ def quiet_stderr() -> Iterator[TextIO]:
             try:
                 filtered.wait(_LONGEST_WAIT_S)
             except subprocess.TimeoutExpired:
-                # Others may hold the pipe for longer, such as a local Ray cluster. Python complains of a process that
-                # runs and that it has no object of any more.
+                # Other processes may keep the pipe open, for example a local Ray cluster. Python would warn of a
+                # running process without an object.
                 _Process.filters.append(filtered)
 
 
 def talk_pattern() -> str:
-    """How a line begins that nobody can use: a regular expression, for grep and for Python."""
+    """Regular expression for the beginnings of useless lines, for grep and for Python."""
     talk = [*_TALK, *([] if _NVIDIA_DEVICE.exists() else [_TALK_WITHOUT_GPU])]
     return f"^({'|'.join(talk)})"

@@ -27,10 +27,10 @@ _CREDENTIALS = (
 
 
 def open_store(config: StorageConfig, *, retry: RetryPolicy | None = None) -> Store:
-    """The store that a configuration describes; nothing is contacted or created yet.
+    """Make the store that a configuration describes. Nothing is contacted or created yet.
 
-    `retry` says how long passing faults of a bucket are borne; the default gives up after two minutes. Raises
-    ConfigError for addresses that are not supported or that hold credentials.
+    `retry`: how long transient errors of a bucket are retried; by default two minutes. Raises ConfigError for addresses
+    that are not supported or that contain credentials.
     """
     uri = config.uri
     scheme = _SCHEME.match(uri)
@@ -41,9 +41,9 @@ def open_store(config: StorageConfig, *, retry: RetryPolicy | None = None) -> St
     if kind == "file":
         return LocalStore(_folder_of_file_uri(rest), single_writer=config.single_writer)
     if kind:
-        # Never the rest of the address: it may hold a password.
+        # The message omits the rest of the address, which may contain a password.
         raise ConfigError(f"storage.uri begins with {kind}://, which is not supported.", advice=_SUPPORTED)
-    # A slash too few makes a folder of an address; it arrives here as an absolute path.
+    # An address with one slash, `s3:/bucket`, reads as a folder and arrives here as an absolute path.
     if any(part.lower().startswith(("s3:", "file:")) for part in Path(uri).parts):
         raise ConfigError(f"storage.uri is {uri}, a folder that looks like a mistyped address.", advice=_SUPPORTED)
     return LocalStore(Path(uri), single_writer=config.single_writer)
@@ -84,7 +84,7 @@ def _disk_cache(config: StorageConfig) -> DiskCache | None:
         return None
     folder = config.cache_folder or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "transfer")
     try:
-        # A folder below, with its own rights and nothing else in it that could be given up.
+        # A subfolder has permissions of its own, and eviction meets no files of other programs there.
         folder = path_here(folder) / "objects"
     except ConfigError as error:
         _log.warning("%s So nothing of %s is kept on it.", error.message, config.uri)

@@ -1,10 +1,10 @@
-"""Objects of a bucket on a local disk: fetched once a host, memory-mapped, the least recently used given up.
+"""A cache of a bucket's objects on a local disk: fetched once a host, memory-mapped, evicted by least recent use.
 
-<folder>/<sha256>        an object, whole
-<folder>/<sha256>.part   one that is being fetched; whoever writes it holds its lock
+<folder>/<sha256>        a whole object
+<folder>/<sha256>.part   an object that is being fetched; its writer holds its lock
 
-The lock is the file's own (flock): it ends with its process, so a `.part` without a lock is left over from a killed
-one. Only the holder of the lock renames or removes the file of that name. All processes of a user share the folder.
+The lock (flock) belongs to the file and ends with the process, so a `.part` without a lock is left over from a killed
+process. Only the holder of the lock renames or removes a `.part`. All processes of a user share the folder.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from transfer.storage.store import sha256_of_file
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _PART = ".part"
 _PROCESSES = 16
-"""That may fill the folder at the same time without looking at each other's objects after each of their own."""
+"""Number of processes that may fill the folder at the same time without listing it after each object of their own."""
 _log = logging.getLogger("transfer.storage")
 
 
@@ -37,19 +37,19 @@ class DiskCache:
         self.folder = folder
         self._max_size_bytes = max_size_bytes
         self._warned = False
-        # What was free when this process last looked, and what it has put there since. Looking after every object
-        # would cost the square of their number.
+        # Free space when this process last listed the folder, and the size of the objects that it added since. Listing
+        # after each object would take time quadratic in their number.
         self._free_bytes = 0
         self._added_bytes = 0
 
     def open(self, sha256: str, download: Callable[[Path], None]) -> pa.NativeFile | None:
-        """The object as a memory map, its digest verified; None, and one warning, where the folder cannot be used.
+        """Open an object as a memory map and verify its digest. None, with one warning, if the folder cannot be used.
 
-        Of several who ask for an object that is not there, one calls `download`, which writes it, verified, to a file
-        that exists. The map stays valid when the object is given up. Raises what `download` raises, but OSError.
+        If several processes ask for a missing object, one of them calls `download`, which writes and verifies it in
+        an existing file. The map stays valid after the object is evicted. Raises what `download` raises but OSError.
         """
         if not _SHA256.fullmatch(sha256):
-            return None  # It would be a path to somewhere else.
+            return None  # As a file name it could lead outside of the folder.
         try:
             file = self._kept(sha256)
             return self._fetched(sha256, download) if file is None else file
@@ -88,9 +88,9 @@ class DiskCache:
             return file
 
     def _evict(self, *, newest: Path) -> None:
-        """Remove what killed processes left, then the least recently used until the rest fits.
+        """Remove files of killed processes, then the least recently used objects until the rest fits.
 
-        Another process may be at the same: then what it removed is gone already.
+        Another process may evict at the same time, so a file may be gone already.
         """
         objects = []
         for path in self.folder.iterdir():
@@ -121,14 +121,14 @@ class DiskCache:
 
 @contextlib.contextmanager
 def _only_writer_of(part: Path) -> Iterator[Path]:
-    """Hold the lock of the file, which is made if need be, and is gone afterwards unless it was renamed."""
+    """Hold the lock of a file inside the block. The file is created, and removed afterwards unless it was renamed."""
     file = _lock(part)
     try:
         yield part
     finally:
         if _is_named(file, part):
             part.unlink()
-        # Closing is not enough where the process forked meanwhile: the child's copy holds the lock, too.
+        # Unlock explicitly: a child process that was forked meanwhile has a copy of the open file and with it the lock.
         fcntl.flock(file, fcntl.LOCK_UN)
         file.close()
 
@@ -143,7 +143,7 @@ def _lock(part: Path) -> BinaryIO:
         except BaseException:
             file.close()
             raise
-        file.close()  # While we waited, it became the object, or was removed.
+        file.close()  # The previous holder of the lock renamed or removed this file.
 
 
 def _remove_unless_locked(part: Path) -> None:
@@ -154,7 +154,7 @@ def _remove_unless_locked(part: Path) -> None:
 
 
 def _is_named(file: BinaryIO, path: Path) -> bool:
-    """Whether the open file is still the one of that name."""
+    """Whether the path still names this open file."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
@@ -162,7 +162,7 @@ def _is_named(file: BinaryIO, path: Path) -> bool:
 
 
 def _touch(path: Path) -> None:
-    """Mark as used now. Not with the time of access, which many file systems do not keep."""
+    """Mark a file as used now, by its mtime: many file systems do not record the time of access."""
     now = time.time_ns()
-    with contextlib.suppress(OSError):  # Read-only, or just given up by another process.
+    with contextlib.suppress(OSError):  # The folder is read-only, or another process just evicted the file.
         os.utime(path, ns=(now, now))

@@ -19,9 +19,9 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def put_content(store: Store, named: Callable[[str], str], data: bytes | Path) -> tuple[str, str]:
-    """Put bytes or a file under its own SHA-256. Returns its name, which `named` makes of the digest, and the digest.
+    """Put bytes or a file under a name that `named` derives from its SHA-256. Returns the name and the digest.
 
-    Content that is there already is not an error. Raises StorageError.
+    It is no error if the object exists already. Raises StorageError.
     """
     sha256 = content_sha256(data)
     name = named(sha256)
@@ -30,41 +30,41 @@ def put_content(store: Store, named: Callable[[str], str], data: bytes | Path) -
 
 
 def put_document(store: Store, name: str, document: dict[str, Any]) -> bool:
-    """Put a document as canonical JSON that carries its digest; answers and raises as `Store.put`.
+    """Put a document as canonical JSON with its digest. Returns and raises what `Store.put` does.
 
-    Raises ValueError or TypeError for what JSON cannot hold, NaN included.
+    Raises ValueError or TypeError for values that JSON cannot represent, NaN included.
     """
     return store.put(name, encode_document(document))
 
 
 def now_utc() -> str:
-    """The time as documents have it, to the second, in UTC."""
+    """The current time in UTC, to the second, as documents store it."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def read_document(store: Store, name: str) -> dict[str, Any]:
-    """The document of that name. Raises CorruptObjectError, ObjectNotFoundError, StorageError."""
+    """Read the document with this name. Raises CorruptObjectError, ObjectNotFoundError, StorageError."""
     try:
         return decode_document(store.read(name), name=name, uri=store.uri)
     except CorruptObjectError:
-        # The transfer may have been at fault, so read it once more before saying that the document is.
+        # The bytes may have been damaged on their way, so read them once more before the document counts as damaged.
         return decode_document(store.read(name), name=name, uri=store.uri)
 
 
 def encode_document(document: dict[str, Any]) -> bytes:
     """Canonical JSON in UTF-8: `{"document": …, "sha256": …}`, keys sorted, a newline at the end."""
-    # Through JSON once, so that keys sort as the strings they become.
+    # A round trip through JSON turns keys into strings first, so that they are sorted as strings.
     return _with_digest(json.loads(json.dumps(document, allow_nan=False)))
 
 
 def decode_document(data: bytes, *, name: str, uri: str) -> dict[str, Any]:
-    """The document in canonical JSON. Raises CorruptObjectError unless it encodes to the same bytes again."""
+    """Decode a document from canonical JSON. Raises CorruptObjectError if its encoding differs from `data`."""
     try:
         document = json.loads(data)["document"]
         if isinstance(document, dict) and _with_digest(document) == data:
             return document
     except (ValueError, TypeError, LookupError, RecursionError):
-        pass  # What a damaged document does to the parser tells a user nothing more.
+        pass  # The parser's message about a damaged document would not help a user.
     raise CorruptObjectError(
         f"{name} in {uri} is damaged: its {len(data)} bytes do not match the SHA-256 that they carry.",
         advice="Restore it from a backup; documents are never edited in place.",
@@ -72,7 +72,7 @@ def decode_document(data: bytes, *, name: str, uri: str) -> dict[str, Any]:
 
 
 def as_model(kind: type[Model], document: dict[str, Any], *, uri: str) -> Model:
-    """Give a document its type. Raises CorruptObjectError when it is whole, and yet none of that kind."""
+    """Validate a document as a model. Raises CorruptObjectError if its fields do not fit the model."""
     try:
         return kind.model_validate(document)
     except ValidationError as error:
@@ -88,7 +88,7 @@ def _with_digest(plain: dict[str, Any]) -> bytes:
     """Encode a document of JSON's own types with its digest."""
     text = json.dumps(plain, sort_keys=True, ensure_ascii=False, allow_nan=False, indent=1)
     digest = sha256_hex(f"{text}\n".encode())
-    # What JSON writes for it one level further in: encoding the manifest of 100,000 shards again would take a second.
+    # Indenting the text is cheaper than encoding again, which takes a second for a manifest of 100,000 shards.
     nested = text.replace("\n", "\n ")
     return f'{{\n "document": {nested},\n "sha256": "{digest}"\n}}\n'.encode()
 
@@ -104,11 +104,11 @@ class Log:
         self._prefix = layout.check_name(prefix)
 
     def numbers(self) -> list[int]:
-        """All numbers that have an entry, rising."""
+        """Numbers of all entries, in ascending order."""
         return self.numbers_among(self._store.list(f"{self._prefix}/"))
 
     def numbers_among(self, objects: Iterable[StoredObject]) -> list[int]:
-        """Those of which a listing that was made already has the entry, rising."""
+        """Numbers of the entries in an existing listing, in ascending order."""
         matches = (_ENTRY.fullmatch(item.name.removeprefix(f"{self._prefix}/")) for item in objects)
         return sorted(int(match.group(1)) for match in matches if match)
 
@@ -119,18 +119,18 @@ class Log:
             try:
                 return numbers[-1], self.read(numbers[-1])
             except ObjectNotFoundError:
-                # A run that came to its end has removed it, after it wrote a later one.
+                # A run that finished removes earlier entries after it wrote a later one.
                 before, numbers = numbers, self.numbers()
                 if numbers == before:
                     raise
         return None
 
     def read(self, number: int) -> dict[str, Any]:
-        """The document of that number. Raises ObjectNotFoundError, CorruptObjectError, StorageError."""
+        """Read the document with this number. Raises ObjectNotFoundError, CorruptObjectError, StorageError."""
         return read_document(self._store, self._name(number))
 
     def read_as(self, kind: type[Model], number: int) -> Model:
-        """The entry of that number as a model. Raises what `read` and `as_model` raise."""
+        """Read the entry with this number as a model. Raises what `read` and `as_model` raise."""
         return as_model(kind, self.read(number), uri=self._store.uri)
 
     def latest_as(self, kind: type[Model]) -> tuple[int, Model] | None:
@@ -141,8 +141,9 @@ class Log:
     def append(self, document: dict[str, Any], *, number: int | None = None) -> int:
         """Add an entry and return its number.
 
-        With `number` it must become exactly this one: AlreadyExistsError when another document has it, success when
-        the same document has. Without, it becomes the next one that is free. Raises StorageError.
+        With `number` the entry gets exactly this number. If the same document has it already, that is success; another
+        document there raises AlreadyExistsError. Without `number` the entry gets the next free one. Raises
+        StorageError.
         """
         if number is not None:
             put_document(self._store, self._name(number), document)
@@ -154,7 +155,7 @@ class Log:
         return number
 
     def _add(self, number: int, document: dict[str, Any]) -> bool:
-        """Whether this call added the entry, rather than another writer, even with the same document."""
+        """Whether this call added the entry. False if another writer did, even with the same document."""
         try:
             return put_document(self._store, self._name(number), document)
         except AlreadyExistsError:

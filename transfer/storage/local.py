@@ -1,7 +1,7 @@
 """Objects as files in a folder.
 
-A file is written under a temporary name, flushed to the disk, and given its name with a hard link. The link fails when
-the name is taken, so of two writers one wins, and a name never shows half a file.
+A file is written under a temporary name, flushed to disk, and then gets its name by a hard link. The link fails if the
+name is taken, so one of two writers wins, and a name never shows an incomplete file.
 """
 
 # ruff: noqa: D102 - Store documents the methods.
@@ -32,12 +32,12 @@ from transfer.storage.store import (
     read_until_intact,
 )
 
-# What file systems without hard links answer: FAT, some network and container mounts.
+# Errors of file systems without hard links: FAT, some network and container mounts.
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
 class LocalStore(Store):
-    """A store in `folder`, which is made when something is first put there."""
+    """A store in `folder`, which is created by the first write."""
 
     def __init__(self, folder: Path, *, single_writer: bool = False) -> None:
         self.folder = folder.absolute()
@@ -82,9 +82,9 @@ class LocalStore(Store):
     def put(self, name: str, data: bytes | Path) -> bool:
         path = self._path(name)
         with self._errors("write", name):
-            # Looking first only spares writing what is there; the link below decides.
+            # Looking first only saves writing an existing object again; the link below decides.
             created = not path.exists() and self._link_new(path, data)
-            # Also when another writer made the entry: it may not have reached the disk yet.
+            # Flush even if another writer made the directory entry: it may not have reached the disk yet.
             _flush_directory(path.parent)
             if not created and not _same_content(path, data):
                 raise AlreadyExistsError(
@@ -98,7 +98,7 @@ class LocalStore(Store):
         with self._errors("write", folder):
             if not target.exists():
                 _move_folder(source, names, target)
-        # What another writer, or one that died, had put there is compared and completed.
+        # Files that another writer, or a killed one, put there are compared and completed.
         super().put_folder(folder, source, names)
 
     def create(self, name: str, data: bytes) -> bool:
@@ -131,7 +131,7 @@ class LocalStore(Store):
         return self.folder / layout.check_name(name)
 
     def _remove_empty_folders(self, folder: Path) -> None:
-        """Those of a model version, which a server would take for one, and of a run."""
+        """Remove empty folders of model versions, which a server would take for a version, and of runs."""
         with contextlib.suppress(OSError):  # Not empty, or another thread was faster.
             while layout.goes_when_empty(folder.relative_to(self.folder).as_posix()):
                 folder.rmdir()
@@ -147,7 +147,7 @@ class LocalStore(Store):
                 try:
                     status = path.stat()
                 except FileNotFoundError:
-                    continue  # Removed since its folder was read.
+                    continue  # Removed since the directory was listed.
                 name = path.relative_to(self.folder).as_posix()
                 yield StoredObject(name, status.st_size, modified_s=status.st_mtime)
 
@@ -158,7 +158,7 @@ class LocalStore(Store):
             except UnsafeStorageError:
                 if not self._single_writer:
                     raise
-                # The one writer that the configuration promises has looked already. Renaming shows whole files only.
+                # The single writer that the configuration promises has checked the name already. A rename is atomic.
                 temporary.rename(path)
                 return True
 
@@ -166,7 +166,7 @@ class LocalStore(Store):
         try:
             os.link(temporary, path)
         except FileExistsError:
-            # Over NFS a repeated request can find the link that the first one made.
+            # Over NFS a retried request can meet the link that its first attempt made.
             return path.samefile(temporary)
         except OSError as error:
             if error.errno not in _NO_HARD_LINKS:
@@ -181,7 +181,7 @@ class LocalStore(Store):
 
     @contextlib.contextmanager
     def _errors(self, doing: str, name: str) -> Iterator[None]:
-        """Turn the operating system's errors into ours, naming the object."""
+        """Turn OSError into StorageError that names the object."""
         try:
             yield
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
@@ -201,7 +201,7 @@ class LocalStore(Store):
 
 
 def _move_folder(source: Path, names: Sequence[str], target: Path) -> None:
-    """Copy files, and give their folder its name when all are on the disk. Nothing happens where the name is taken."""
+    """Copy files into a temporary folder and rename it when all are on disk. If the name is taken, nothing changes."""
     temporary = target.parent / f"{layout.TEMPORARY_PREFIX}{uuid.uuid4().hex}"
     try:
         _make_directory(temporary)
@@ -223,11 +223,11 @@ def _move_folder(source: Path, names: Sequence[str], target: Path) -> None:
 
 @contextlib.contextmanager
 def _temporary_file(directory: Path, data: bytes | Path) -> Iterator[Path]:
-    """A file with the content, safely on the disk, under a name that is gone afterwards."""
+    """A temporary file with the content, flushed to disk, removed after the block."""
     _make_directory(directory)
     temporary = directory / f"{layout.TEMPORARY_PREFIX}{uuid.uuid4().hex}"
     try:
-        # Opened in the ordinary way, so that the permissions are those that the user's umask gives.
+        # Not `tempfile`, whose files only the owner can read: the user's umask decides the permissions.
         with open_content(data) as source, temporary.open("xb") as target:
             shutil.copyfileobj(source, target, 1024**2)
             target.flush()
@@ -246,7 +246,7 @@ def _make_directory(directory: Path) -> None:
 
 
 def _flush_directory(directory: Path) -> None:
-    """Make new names in the directory outlive a power cut."""
+    """Flush a directory to disk, so that new names in it survive a power cut."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Finding out, before anything is spent, whether a store can be trusted with several writers."""
+"""A check, before any work, whether a store is safe with several writers."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _FIRST = b"first\n"
 _SECOND = b"second\n"
 _RACERS = 8
 _RACES = 6
-# A service that looks whether a name is taken before it has read the body leaves the more time for another writer.
+# A larger body widens the race of services that check the name before they have read the body.
 _RACER_SIZE_BYTES = 16 * 1024
 
 
 def probe(store: Store, *, single_writer: bool) -> None:
-    """Check that the store can be written, read and listed, and that it refuses a second object of the same name.
+    """Check that the store can be written, read and listed, and that it refuses a second object with the same name.
 
-    Also one that is written at the same moment. Writes small objects under `.probe/` and removes them again where that
-    is allowed. `single_writer` accepts a store that lets the second writer through. Raises UnsafeStorageError for such
-    a store otherwise, StorageError when the store cannot be used at all.
+    The check includes objects that are written at the same moment. It writes small objects under `.probe/`, and removes
+    them if that is allowed. `single_writer`: accept a store that lets a second writer overwrite the first. Raises
+    UnsafeStorageError for such a store otherwise, StorageError if the store cannot be used at all.
     """
     name = layout.probe(uuid.uuid4().hex)
     try:
@@ -31,7 +31,7 @@ def probe(store: Store, *, single_writer: bool) -> None:
     except UnsafeStorageError:
         if not single_writer:
             raise
-        # The store said so itself. What is left to find out is whether it can be written at all.
+        # The store itself said that it is unsafe. Check that it can at least be written.
         store.put(name, _FIRST)
         _require_listed(store, name, len(_FIRST))
         refuses = False
@@ -61,7 +61,7 @@ def _refuses_second(store: Store, name: str) -> bool:
 
 
 def _lets_several_win(store: Store) -> bool:
-    """Whether the store looks first and writes then, so that who comes in between is not seen."""
+    """Whether the store tells several simultaneous writers that they were first: it checks names before it writes."""
     at_once = threading.Barrier(_RACERS)
 
     def write(name: str, racer: int) -> bool:
@@ -73,14 +73,14 @@ def _lets_several_win(store: Store) -> bool:
             for _ in range(_RACES):
                 name = layout.probe(uuid.uuid4().hex)
                 try:
-                    # None may have won: the answer to who did may have been lost, and the repetition finds the name
+                    # There may be no winner: if the winner's response is lost, its retry is told that the name is
                     # taken.
                     if list(racers.map(write, [name] * _RACERS, range(_RACERS))).count(True) > 1:
                         return True
                 finally:
                     store.discard(name)
         finally:
-            # After Ctrl-C some would wait for ever for others that never started.
+            # After Ctrl-C some racers would wait forever for others that never started.
             at_once.abort()
     return False
 
@@ -94,7 +94,7 @@ def _unsafe(store: Store, why: str) -> UnsafeStorageError:
 
 
 def _require_listed(store: Store, name: str, size_bytes: int) -> None:
-    """Logs are read by listing them: an entry that shows up later would let yesterday's be taken for the latest."""
+    """Raise StorageError unless a listing shows a new object at once: logs find their latest entry by listing."""
     found = [(item.name, item.size_bytes) for item in store.list(name)]
     if found != [(name, size_bytes)]:
         raise StorageError(

@@ -1,10 +1,10 @@
 """Objects in a bucket of any S3 service: AWS, MinIO, Ceph and others.
 
-What a log's latest entry is, and which versions exist, is read from listings: one that leaves something out, repeats
-itself or never ends must not pass for a whole one.
+The latest entry of a log and the existing versions are read from listings. So a listing that omits or repeats keys, or
+that never ends, is refused.
 
-Writing is put-if-absent by the service itself (`If-None-Match: *`). The SHA-256 of each object stands beside it, so
-that an answer lost on its way can be told from another writer, and a damaged body from a whole one.
+The service itself decides put-if-absent (`If-None-Match: *`). Each object has its SHA-256 as metadata. It tells our own
+write with a lost response from that of another writer, and a damaged body from an intact one.
 """
 
 from __future__ import annotations
@@ -54,33 +54,31 @@ if TYPE_CHECKING:
 def objects(bucket: Bucket, prefix: str) -> Iterator[StoredObject]:
     """All objects whose name starts with `prefix`, sorted by name.
 
-    Raises StorageError, also where the service does not list as S3 documents it.
+    Raises StorageError, also if the listing is not as S3 documents it.
     """
     last_key = ""
-    next_page: str | None = None
-    while True:
-        page = _page(bucket, prefix, next_page)
+    for page in _pages(bucket, prefix):
         for item in page.get("Contents", []):
             # By code point, which is the order of the UTF-8 bytes, as S3 documents it.
             if item["Key"] <= last_key:
                 raise _not_as_documented(bucket, prefix, f"{item['Key']!r} comes after {last_key!r}")
             last_key = item["Key"]
-            # Consoles make empty objects that stand for folders.
+            # Web consoles create empty objects that represent folders.
             if not last_key.endswith("/"):
                 modified_s = item["LastModified"].timestamp()
                 yield StoredObject(bucket.name_of(last_key), item["Size"], _stamp_of(item), modified_s)
+
+
+def _pages(bucket: Bucket, prefix: str, **options: str) -> Iterator[ListObjectsV2OutputTypeDef]:
+    request: dict[str, Any] = {"Bucket": bucket.name, "Prefix": bucket.key(prefix), **options}
+    while True:
+        page = bucket.call("list", prefix or "everything", lambda: bucket.client.list_objects_v2(**request))
+        yield page
         if not page.get("IsTruncated"):
             return
-        next_page = page.get("NextContinuationToken")
-        if not next_page:
+        request["ContinuationToken"] = page.get("NextContinuationToken")
+        if not request["ContinuationToken"]:
             raise _not_as_documented(bucket, prefix, "a page says that more follow, and not where they begin")
-
-
-def _page(bucket: Bucket, prefix: str, token: str | None) -> ListObjectsV2OutputTypeDef:
-    request: dict[str, Any] = {"Bucket": bucket.name, "Prefix": bucket.key(prefix)}
-    if token is not None:
-        request["ContinuationToken"] = token
-    return bucket.call("list", prefix or "everything", lambda: bucket.client.list_objects_v2(**request))
 
 
 def _stamp_of(item: ObjectTypeDef) -> str:
@@ -106,7 +104,7 @@ _ROUNDS = 3
 class S3Store(Store):
     """A store in `bucket` under `prefix`. Objects above `multipart_threshold_bytes` are sent in parts.
 
-    `disk_cache` keeps objects that are opened verified on a local disk.
+    `disk_cache`: where `open_verified` caches objects on a local disk.
     """
 
     def __init__(
@@ -128,7 +126,7 @@ class S3Store(Store):
         self._disk_cache = disk_cache
         self._multipart_threshold_bytes = multipart_threshold_bytes
         self._part_size_bytes = part_size_bytes
-        self._parts_are_conditional: bool | None = None  # None: not found out yet.
+        self._parts_are_conditional: bool | None = None  # None: not probed yet.
 
     def read(self, name: str, *, start: int = 0, length: int | None = None) -> bytes:
         layout.check_name(name)
@@ -166,13 +164,20 @@ class S3Store(Store):
         check_prefix(prefix)
         yield from objects(self._bucket, prefix)
 
+    def folders(self, folder: str = "") -> Iterator[str]:
+        prefix = f"{folder}/" if folder else ""
+        check_prefix(prefix)
+        for page in _pages(self._bucket, prefix, Delimiter="/"):
+            for inside in page.get("CommonPrefixes", []):
+                yield self._bucket.name_of(inside["Prefix"]).removeprefix(prefix).removesuffix("/")
+
     def put(self, name: str, data: bytes | Path) -> bool:
         layout.check_name(name)
         sha256, size = content_sha256(data), content_size(data)
         in_parts = size > self._multipart_threshold_bytes
         repeated = False
         for _ in range(_ROUNDS):
-            # Looking first spares sending what is there; without conditional writes it is all there is.
+            # Looking first saves sending an existing object again. Without conditional writes it is the only check.
             if in_parts or self._single_writer:
                 same = self._is_same(name, sha256, size)
                 if same is not None:
@@ -184,7 +189,7 @@ class S3Store(Store):
             same = self._is_same(name, sha256, size)
             if same is not None:
                 return self._settled(name, same=same, created=repeated)
-            # Refused as taken, and yet nothing is there: the other writer failed. Try again.
+            # The name was refused as taken, and no object is there: the other writer failed. Try again.
         raise StorageError(
             f"{self.uri} refused {name} as taken {_ROUNDS} times, and has no object of that name.",
             advice="Check the service; a bucket with replication or many writers may need longer.",
@@ -201,7 +206,7 @@ class S3Store(Store):
             return
         part_size = self._part_size_bytes
         sent = send_in_parts(self._bucket, name, data, sha256=sha256, part_size_bytes=part_size, conditional=False)
-        # An answer that was lost looks like a refusal when the completion is repeated.
+        # If the response to a completion is lost, the retry is refused although the object was written.
         if not sent.created and not self._is_same(name, sha256, size):
             raise StorageError(
                 f"{self.uri} did not take {name}: another writer was at work on it.", advice="Run it again."
@@ -214,7 +219,7 @@ class S3Store(Store):
 
     def remove(self, name: str) -> None:
         key = self._bucket.key(check_removable_name(name))
-        with contextlib.suppress(ClientError):  # Most services answer 204 for what is not there, some 404.
+        with contextlib.suppress(ClientError):  # For a missing object most services answer 204, some 404.
             self._bucket.call(
                 "remove",
                 name,
@@ -227,7 +232,7 @@ class S3Store(Store):
 
     def _read_range(self, name: str, start: int, length: int | None) -> bytes:
         if length == 0:
-            self.size(name)  # Reading nothing of what is not there is still an error.
+            self.size(name)  # An empty range of a missing object is still an error.
             return b""
         body = get(self._bucket, name, f"bytes={start}-{'' if length is None else start + length - 1}")
         if body.content_range is not None:
@@ -248,7 +253,7 @@ class S3Store(Store):
             raise not_found(self._bucket, name) from error
 
     def _is_same(self, name: str, sha256: str, size: int) -> bool | None:
-        """Whether the object of that name has this content; None where there is no object."""
+        """Whether the object with this name has this content; None if there is no such object."""
         try:
             size_there, sha256_there = self._head(name)
             if size_there == size and sha256_there is None:
@@ -303,7 +308,7 @@ class S3Store(Store):
                 part_size_bytes=self._part_size_bytes,
                 conditional=self._parts_are_conditional,
             )
-        # Some services honor the condition for objects in one piece only.
+        # Some services honor the condition only for objects that are sent in one request.
         if size > _LARGEST_SINGLE_PUT_BYTES:
             raise UnsafeStorageError(
                 f"{self.uri} does not honor conditional completion of multipart uploads, and {name} is {size:,} bytes: "

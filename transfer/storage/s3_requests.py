@@ -1,4 +1,4 @@
-"""Requests to one bucket of an S3 service: what passes is repeated, what does not is told to the user."""
+"""Requests to one bucket of an S3 service: transient errors are retried, others reported to the user."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class RetryPolicy:
     """Exponential backoff with full jitter, bounded in attempts and in time.
 
     Waits are drawn between zero and a bound that starts at `first_wait_s`, doubles, and stays below `longest_wait_s`.
-    No attempt begins later than `total_s` after the first. One of which nothing is heard for `silence_s` has failed.
+    No attempt begins later than `total_s` after the first. An attempt that receives no data for `silence_s` has failed.
     """
 
     attempts: int = 8
@@ -43,7 +43,7 @@ class RetryPolicy:
     silence_s: float = 60.0
 
     def call(self, action: Callable[[], Result], *, what: str, is_transient: Callable[[BaseException], bool]) -> Result:
-        """What `action` returns, tried again while it raises transient errors; the last error when they persist."""
+        """Call `action` and return its result. Transient errors are retried; the last one is raised if they persist."""
         retrying = tenacity.Retrying(
             stop=tenacity.stop_after_attempt(self.attempts) | tenacity.stop_before_delay(self.total_s),
             wait=tenacity.wait_random_exponential(multiplier=self.first_wait_s, max=self.longest_wait_s),
@@ -56,7 +56,7 @@ class RetryPolicy:
         return retrying(action)
 
 
-# Answers that describe a moment, not the request. 409 says that another conditional write is under way.
+# HTTP statuses that are due to the moment, not to the request. 409: another conditional write is in progress.
 _TRANSIENT_STATUS = {408, 409, 429, 500, 502, 503, 504}
 _TRANSIENT_CODES = {
     "BadDigest",
@@ -93,7 +93,7 @@ _ACCESS_ADVICE = (
     f"forbidden), and s3:DeleteObject for what may be removed. {_CREDENTIALS_ADVICE}"
 )
 _UNSIGNED_ADVICE = f"It is not public, and no credentials were found. {_CREDENTIALS_ADVICE}"
-# What AWS and its likes answer to temporary credentials whose time is over.
+# Error codes of AWS and similar services for temporary credentials that have expired.
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"}
 _EXPIRED_ADVICE = (
     "Temporary credentials ran out. Get new ones and run it again: what is stored already is reused. Those of a "
@@ -118,20 +118,20 @@ _UNAVAILABLE_ADVICE = "Check the network and the service's state, then run it ag
 
 
 class ShortBodyError(Exception):
-    """Fewer or more bytes arrived than the answer's header promised."""
+    """The number of bytes received differs from that in the response's header."""
 
 
 class GarbledAnswerError(Exception):
-    """The answer does not read as one of S3: changed on its way, or of something else that answers there."""
+    """The response is not one of S3: it was damaged on its way, or another program answers at this address."""
 
 
 def code_of(error: BaseException) -> str:
-    """The service's name for the error, such as `NoSuchKey`; empty when there was no answer."""
+    """The service's name for the error, such as `NoSuchKey`; empty if there was no response."""
     return str(_answer(error).get("Error", {}).get("Code", ""))
 
 
 def status_of(error: BaseException) -> int:
-    """The HTTP status of the answer; 0 when there was none."""
+    """The HTTP status of the response; 0 if there was none."""
     return int(_answer(error).get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
@@ -141,24 +141,24 @@ def is_transient(error: BaseException) -> bool:
         passing = status_of(error) in _TRANSIENT_STATUS or code_of(error) in _TRANSIENT_CODES
         return passing and not is_taken(error)
     if isinstance(error, botocore_errors.SSLError):
-        # A certificate that is refused stays refused; a connection cut within the handshake does not.
+        # A refused certificate will be refused again. A connection cut during the handshake may succeed next time.
         return "CERTIFICATE_VERIFY_FAILED" not in str(error)
     return isinstance(error, (*_TRANSIENT_ERRORS, ShortBodyError, GarbledAnswerError))
 
 
 def is_taken(error: BaseException) -> bool:
-    """Whether a conditional write was refused because the name has an object."""
-    # The completion of a multipart upload can carry its error in an answer that began as a success.
+    """Whether a conditional write was refused because an object has this name."""
+    # The response to completing a multipart upload can contain an error although its status is 200.
     return status_of(error) == 412 or code_of(error) == "PreconditionFailed"
 
 
 def is_expired(error: BaseException) -> bool:
-    """Whether the credentials were right once and are not any more."""
+    """Whether the credentials have expired."""
     return code_of(error) in _EXPIRED
 
 
 def no_conditional_writes(uri: str) -> UnsafeStorageError:
-    """The error for a service that says that it does not know conditional writes (HTTP 501)."""
+    """The error for a service that does not implement conditional writes (HTTP 501)."""
     return UnsafeStorageError(
         f"{uri} does not implement conditional writes (If-None-Match: *), so two writers could overwrite each other.",
         advice="Use a service that does, or set storage.single_writer: true where only one job writes at a time.",
@@ -166,7 +166,7 @@ def no_conditional_writes(uri: str) -> UnsafeStorageError:
 
 
 def cause_of(error: BaseException) -> str:
-    """The cause in a few words. Not the service's own prose, which may quote access keys."""
+    """The cause in a few words, without the service's own message, which may quote access keys."""
     if isinstance(error, botocore_errors.ClientError):
         return f"{code_of(error)} (HTTP {status_of(error)})"
     if isinstance(error, ShortBodyError | GarbledAnswerError):
@@ -175,7 +175,7 @@ def cause_of(error: BaseException) -> str:
 
 
 def advice_for(error: BaseException, *, is_signed: bool = True) -> str:
-    """What a user can do about the error. `is_signed`: whether there were credentials to sign the request with."""
+    """Advice for a user about an error. `is_signed`: whether the request was signed with credentials."""
     if isinstance(error, _NO_CREDENTIALS):
         return _CREDENTIALS_ADVICE
     if code_of(error) in _ADVICE_BY_CODE:
@@ -193,7 +193,7 @@ def _answer(error: BaseException) -> dict[str, Any]:
     return error.response if isinstance(error, botocore_errors.ClientError) else {}  # type: ignore[return-value]
 
 
-# What public buckets let anybody do.
+# Operations that public buckets allow without credentials.
 _READING = {"list", "look at", "read"}
 _FAULTS = (ClientError, BotoCoreError, ShortBodyError, GarbledAnswerError)
 
@@ -222,10 +222,10 @@ class Bucket:
         return key.removeprefix(self._prefix)
 
     def call(self, doing: str, name: str, action: Callable[[], Result], *, expected: Collection[int] = ()) -> Result:
-        """What `action` returns, repeated over passing faults.
+        """Call `action` and return its result; transient errors are retried.
 
-        `doing` is a verb for the error message. Raises StorageError; answers with an HTTP status among `expected` are
-        raised as botocore's ClientError. A missing bucket is never expected, though it answers 404 as an object does.
+        `doing`: a verb for the error message. Raises StorageError; a response with an HTTP status among `expected` is
+        raised as botocore's ClientError. A missing bucket always raises StorageError, although its status is 404, too.
         """
         if self._credentials is None and doing not in _READING:
             raise StorageError(
@@ -263,7 +263,7 @@ class Bucket:
             ) from error
 
     def _has_other_credentials(self, *, than: S3Client) -> bool:
-        """Look for credentials once more, for those of `than` have expired. Whether there are others now."""
+        """Look for credentials again, because those of the client `than` have expired. Whether there are new ones."""
         with self._renewing:
             if self.client is than:
                 client, credentials = self._connect()
@@ -274,29 +274,29 @@ class Bucket:
 
 
 def _connect(endpoint_url: str | None, region: str | None, *, uri: str, silence_s: float) -> tuple[S3Client, Any]:
-    """A client, and what it takes its credentials from."""
+    """Make a client. Returns it and the source of its credentials."""
     config = Config(
         connect_timeout=10,
         read_timeout=silence_s,
-        # One retry policy, ours: two on top of each other would multiply.
+        # Only our own retry policy: with two of them the numbers of attempts would multiply.
         retries={"total_max_attempts": 1, "mode": "standard"},
         max_pool_connections=32,
         tcp_keepalive=True,
-        # Checksums in trailers are refused by some services (Ceph answers 411). Bodies are guarded all the same: the
-        # signature covers the SHA-256 of what is sent, and what is read is compared with the SHA-256 kept beside it.
+        # Some services refuse checksums in trailers (Ceph answers 411). Bodies are verified all the same: the signature
+        # covers the SHA-256 of a sent body, and a received body is compared with the SHA-256 in its metadata.
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
         s3={"payload_signing_enabled": True},
     )
     try:
-        # A session of its own, which looks for credentials anew.
+        # A new session looks for credentials again.
         session = botocore.session.get_session()
         session.register_component("data_loader", _descriptions())
-        # Services other than AWS rarely care which region signs; AWS's default is the one that they expect.
+        # Services other than AWS rarely check the region of a signature; most expect the default of AWS.
         region = region or session.get_config_variable("region") or ("us-east-1" if endpoint_url else None)
         credentials = session.get_credentials()
         if credentials is None:
-            # Public buckets answer everybody, but no request that is signed with nothing.
+            # Public buckets accept unsigned requests, but not requests with an empty signature.
             config = config.merge(Config(signature_version=UNSIGNED))
         client = session.create_client("s3", endpoint_url=endpoint_url, region_name=region, config=config)
         return cast("S3Client", client), credentials
@@ -306,10 +306,10 @@ def _connect(endpoint_url: str | None, region: str | None, *, uri: str, silence_
 
 @cache
 def _descriptions() -> Any:
-    """The loader of botocore's description of S3, which is a megabyte of JSON: read once in a process."""
+    """The loader of botocore's description of S3, a megabyte of JSON that a process reads once."""
     return create_loader()
 
 
 def _frozen(credentials: Any) -> Any:
-    """Access key, secret and token as they are now."""
+    """The current access key, secret and token."""
     return credentials and credentials.get_frozen_credentials()

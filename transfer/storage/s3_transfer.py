@@ -1,4 +1,4 @@
-"""Bytes of objects to and from a bucket: whole, in ranges, and in parts."""
+"""Transfer of objects from and to a bucket: whole, in ranges, and in parts."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/")
 
 @dataclass(frozen=True)
 class Body:
-    """What an answer brought."""
+    """The body of a response."""
 
     data: bytes
     sha256: str | None
-    """What the service keeps beside the object; None for objects of other programs."""
+    """SHA-256 in the metadata of the object; None for objects of other programs."""
     content_range: str | None
-    """What the answer says that `data` is of the object; None: all of it."""
+    """Range of the object that `data` is, as HTTP writes it; None: the whole object."""
 
 
 def get(bucket: Bucket, name: str, byte_range: str | None = None) -> Body:
-    """The object, or a range of it as HTTP writes it; no bytes where the object ends before the range begins.
+    """Read an object, or a range of it as HTTP writes it; no bytes if the object ends before the range begins.
 
     Raises ObjectNotFoundError, StorageError.
     """
@@ -48,7 +48,7 @@ def get(bucket: Bucket, name: str, byte_range: str | None = None) -> Body:
     def get_object() -> Body:
         answer = bucket.client.get_object(**request)
         data = answer["Body"].read()
-        # botocore compares with Content-Length; a range also says in Content-Range what it is.
+        # botocore compares the size with Content-Length; for a range compare it with Content-Range, too.
         content_range = answer.get("ContentRange")
         if content_range is not None and len(data) != _length_of(content_range):
             raise ShortBodyError(f"{len(data)} bytes arrived as {content_range}")
@@ -63,20 +63,20 @@ def get(bucket: Bucket, name: str, byte_range: str | None = None) -> Body:
 
 
 def not_found(bucket: Bucket, name: str) -> ObjectNotFoundError:
-    """The error for an object that is not there."""
+    """The error for a missing object."""
     return ObjectNotFoundError(
         f"There is no object {name} in {bucket.uri}.", advice="Check the name and the storage's uri."
     )
 
 
 def sha256_in(metadata: dict[str, str]) -> str | None:
-    """The digest kept beside an object; None where another program means something else by that key."""
+    """The SHA-256 in the metadata of an object; None if another program uses this key for something else."""
     found = metadata.get("sha256", "")
     return found if _SHA256.fullmatch(found) else None
 
 
 def _length_of(content_range: str) -> int | None:
-    """Bytes in a range as HTTP writes it, `bytes 0-99/1234`."""
+    """Number of bytes in a range as HTTP writes it, `bytes 0-99/1234`."""
     found = _CONTENT_RANGE.match(content_range)
     return int(found.group(2)) - int(found.group(1)) + 1 if found else None
 
@@ -88,10 +88,10 @@ _PARTS_AT_ONCE = 4
 
 @dataclass(frozen=True)
 class Sent:
-    """What became of a conditional write.
+    """The outcome of a conditional write.
 
-    `created`: the service took it. `repeated`: it was sent more than once, so a refusal may be due to an earlier
-    attempt of our own whose answer was lost.
+    `created`: the service accepted it. `repeated`: the request was sent more than once, so a refusal may be due to an
+    earlier attempt of our own whose response was lost.
     """
 
     created: bool
@@ -103,8 +103,8 @@ def send_in_parts(
 ) -> Sent:
     """Upload an object in parts; `conditional` makes its completion put-if-absent.
 
-    Parts of an upload that does not complete are removed, where the service can be reached. Raises UnsafeStorageError
-    where the service does not know the condition, StorageError.
+    The parts of an upload that fails are removed if the service can be reached. Raises UnsafeStorageError if the
+    service does not implement the condition, StorageError.
     """
     size = content_size(data)
     part_size = max(part_size_bytes, -(-size // _MOST_PARTS))
@@ -141,7 +141,7 @@ def _complete(
         try:
             bucket.client.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts}, **condition)
         except ClientError as error:
-            # After 409 the parts have to be sent again. An upload that is gone was completed by an earlier attempt.
+            # After 409 the parts must be sent again. A missing upload was completed by an earlier attempt.
             if is_taken(error) or status_of(error) == 409 or (sent > 1 and code_of(error) == "NoSuchUpload"):
                 return False
             raise
@@ -178,12 +178,12 @@ def _part(name: str, data: bytes | Path, *, start: int, length: int, size: int) 
 # ruff: noqa: D102 - io.RawIOBase documents the methods.
 
 
-# Small reads, as a file's header and footer cause them, are served from one larger request.
+# Small reads, for example of a file's header and footer, are served from one larger request.
 _READ_AHEAD_BYTES = 256 * 1024
 
 
 class RangeReader(io.RawIOBase):
-    """Reads `size` bytes through `fetch(start, length)`, which gives exactly the bytes asked for."""
+    """A seekable file of `size` bytes over `fetch(start, length)`, which returns exactly `length` bytes."""
 
     def __init__(self, fetch: Callable[[int, int], bytes], size: int) -> None:
         self._fetch = fetch
@@ -211,7 +211,7 @@ class RangeReader(io.RawIOBase):
         wanted = max(min(len(target), self._size - self._position), 0)
         if wanted == 0:
             return 0
-        # All of it at once: Arrow takes a short read for the end of the file.
+        # Read all wanted bytes at once, because Arrow takes a short read for the end of the file.
         target[:wanted] = self._bytes(self._position, wanted)
         self._position += wanted
         return wanted
@@ -221,7 +221,7 @@ class RangeReader(io.RawIOBase):
             return self._fetch(start, length)
         offset = start - self._window_start
         if offset < 0 or offset + length > len(self._window):
-            # A footer is read from its end backwards, so the window also reaches back where the end is near.
+            # Footers are read backwards from the end of the file, so near the end the window starts earlier.
             self._window_start = max(min(start, self._size - _READ_AHEAD_BYTES), 0)
             self._window = self._fetch(self._window_start, min(_READ_AHEAD_BYTES, self._size - self._window_start))
             offset = start - self._window_start

@@ -1,4 +1,4 @@
-"""The interface behind which all storage stands, and the rules that names and bytes follow everywhere."""
+"""The interface of all storage, and the rules for names and bytes."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from transfer.catalog.layout import PROBES, check_name, is_removable
 from transfer.errors import CorruptObjectError, ObjectNotFoundError, StorageError
 
 PARALLEL = 16
-"""A bucket answers each in some ten milliseconds."""
+"""Number of parallel requests; a bucket answers each in some ten milliseconds."""
 
 
 def remove_in_steps(store: Store, steps: Iterable[Iterable[str]]) -> None:
-    """Remove objects by name; those of a step go when all of the one before are gone. Raises what `remove` raises."""
+    """Remove objects by name, one step after the other, those of a step in parallel. Raises what `remove` raises."""
     with ThreadPoolExecutor(PARALLEL) as pool:
         for names in steps:
             list(pool.map(store.remove, names))
@@ -40,46 +40,47 @@ class StoredObject:
     name: str
     size_bytes: int
     stamp: str = field(default="", compare=False)
-    """Changes with the content, where the listing of the service says such a thing: ETag and time of change."""
+    """ETag and time of change, which change with the content; empty if the listing of the service lacks them."""
     modified_s: float = field(default=0.0, compare=False)
-    """When it was written, in seconds since 1970 by the clock of the storage: what is shown first, decides nothing."""
+    """Time of writing in seconds since 1970, by the clock of the storage. It only orders what is shown."""
 
 
 class Store(abc.ABC):
     """Objects in a folder or a bucket: created once, then only read.
 
-    Names are relative and `/`-separated. Safe to use from several threads. A store holds connections and finds
-    credentials for itself, so it is not sent to other processes: send the `StorageConfig` and open it there.
+    Names are relative and `/`-separated. A store is safe to use from several threads. It holds connections and
+    credentials, so it cannot be sent to other processes: send the `StorageConfig` and open it there.
     """
 
     uri: str
-    """Where the store is: an absolute path or `s3://bucket/prefix`."""
+    """Address of the store: an absolute path or `s3://bucket/prefix`."""
 
     @abc.abstractmethod
     def read(self, name: str, *, start: int = 0, length: int | None = None) -> bytes:
-        """Bytes of the object from `start`, `length` of them or up to the end; fewer where the object ends earlier.
+        """Read `length` bytes of the object from `start`, by default up to its end; fewer if the object ends earlier.
 
-        Raises ObjectNotFoundError, StorageError, and CorruptObjectError where the store itself knows the digest.
+        Raises ObjectNotFoundError, StorageError, and CorruptObjectError if the store itself knows the digest.
         """
 
     @abc.abstractmethod
     def open(self, name: str) -> pa.NativeFile:
-        """The object as a seekable file for Arrow: a memory map in a folder, range requests to a bucket.
+        """Open the object as a seekable file for Arrow: a memory map in a folder, range requests to a bucket.
 
         Raises ObjectNotFoundError, StorageError.
         """
 
     @abc.abstractmethod
     def put(self, name: str, data: bytes | Path) -> bool:
-        """Create the object from bytes or a file unless there is one of that name.
+        """Create the object from bytes or a file, unless an object has this name.
 
-        True: this call created it. False: the same bytes were there already. Raises AlreadyExistsError when other
-        bytes are there, UnsafeStorageError when the store cannot decide between two writers, StorageError.
+        Returns True if this call created it, False if an object with the same bytes exists. Raises AlreadyExistsError
+        if an object with other bytes exists, UnsafeStorageError if the store cannot decide between two writers,
+        StorageError.
         """
 
     @abc.abstractmethod
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
-        """All objects whose name starts with `prefix`, in folders too, sorted by name."""
+        """List all objects whose name starts with `prefix`, also in folders, sorted by name."""
 
     @abc.abstractmethod
     def size(self, name: str) -> int:
@@ -87,33 +88,33 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     def create(self, name: str, data: bytes) -> bool:
-        """The bare primitive under `put`: create the object, or answer False where the name is taken.
+        """The primitive under `put`: create the object, or return False if the name is taken.
 
-        Does not look first, so it shows whether the store itself decides. Raises UnsafeStorageError when the store
-        says that it cannot, StorageError.
+        It does not look first, so it shows whether the store itself decides. Raises UnsafeStorageError if the store
+        says that it cannot decide, StorageError.
         """
 
     @abc.abstractmethod
     def replace(self, name: str, data: bytes | Path) -> None:
-        """Put the object, in place of what is there: a file that a job was told to write, and that is its user's.
+        """Write the object, and replace an existing one. Only for output files that a user named.
 
-        Whoever reads it meanwhile sees the old or the new one. Of two writers the last one counts. Raises ValueError
-        for a name in a folder, as all have that the project itself keeps: those are never overwritten. StorageError.
+        Readers see the old or the new object, never a mixture. Of two writers the last one wins. Raises ValueError for
+        a name in a folder: all objects of the project itself are in folders and never overwritten. StorageError.
         """
 
     @abc.abstractmethod
     def discard(self, probe_name: str) -> None:
-        """Remove what a probe wrote, where that is allowed. Refuses every name outside `.probe/`."""
+        """Remove an object of a probe, if that is allowed. Raises ValueError for every name outside `.probe/`."""
 
     @abc.abstractmethod
     def remove(self, name: str) -> None:
-        """Remove an object that may go; one that is not there is no error. A folder goes with its last file.
+        """Remove an object of a kind that may be removed. A missing object is no error. Empty folders are removed, too.
 
-        That is cached features, which can be computed again, the JSON and files of a model version, the copies that
-        served, what a run left, and checkpoints of a sweep's packs: each night makes some that would fill any disk.
-        That it is one that may go is for the caller to know; the registry marks a version as removed first.
+        These kinds are cached features, files of a model version, copies that served, files of a run, and checkpoints
+        of a sweep's packs. The caller decides whether this one is still needed; the registry marks a version as removed
+        before it removes its files.
 
-        Raises ValueError for every other name, logs of promotions, pins and removals included. StorageError.
+        Raises ValueError for every other name, for example in logs of promotions, pins and removals; StorageError.
         """
 
     @abc.abstractmethod
@@ -122,13 +123,22 @@ class Store(abc.ABC):
     def put_folder(self, folder: str, source: Path, names: Sequence[str]) -> None:
         """Create the objects `names` below `folder` from files below `source`, in this order.
 
-        On a local disk they appear together, unless some are there already. Raises what `put` raises.
+        On a local disk they appear together, unless some exist already. Raises what `put` raises.
         """
         for name in names:
             self.put(f"{folder}/{name}", source / name)
 
+    def folders(self, folder: str = "") -> Iterator[str]:
+        """Names of the folders directly in a folder, or in the store itself, sorted by the names of what is in them.
+
+        A bucket lists no object for that.
+        """
+        prefix = f"{folder}/" if folder else ""
+        inside = (item.name.removeprefix(prefix) for item in self.list(prefix))
+        yield from dict.fromkeys(name.partition("/")[0] for name in inside if "/" in name)
+
     def exists(self, name: str) -> bool:
-        """Whether there is an object of that name. Raises StorageError when that cannot be found out."""
+        """Whether an object has this name. Raises StorageError if the storage cannot be asked."""
         try:
             self.size(name)
         except ObjectNotFoundError:
@@ -136,26 +146,26 @@ class Store(abc.ABC):
         return True
 
     def read_verified(self, name: str, sha256: str) -> bytes:
-        """The whole object, whose SHA-256 must be `sha256` (64 hexadecimal digits).
+        """Read the whole object and verify its SHA-256 (64 hexadecimal digits).
 
-        A mismatch is read once more, since the transfer may have been at fault. Raises CorruptObjectError after that,
-        ObjectNotFoundError, StorageError.
+        After a mismatch the object is read once more, because the transfer may have damaged it. Raises
+        CorruptObjectError after a second mismatch, ObjectNotFoundError, StorageError.
         """
         check_name(name)
         return read_until_intact(lambda: self._read_unverified(name), name=name, uri=self.uri, sha256=sha256)
 
     def open_verified(self, name: str, sha256: str) -> pa.NativeFile:
-        """The whole object as a seekable file, a memory map where there is a local file, verified as `read_verified`.
+        """Open the whole object as a seekable file, verified as in `read_verified`; a local file as a memory map.
 
-        What was read from it stays valid when the object is removed. Raises CorruptObjectError, ObjectNotFoundError,
-        StorageError.
+        Buffers that were read from it stay valid after the object is removed. Raises CorruptObjectError,
+        ObjectNotFoundError, StorageError.
         """
         return pa.BufferReader(self.read_verified(name, sha256))
 
     def download(self, name: str, path: Path, *, size_bytes: int | None = None) -> None:
-        """Copy the object into a file, in parts, with a few of them in memory. `size_bytes`: of it, where it is known.
+        """Copy the object into a file, with a few parts in memory. `size_bytes`: size of the object, if it is known.
 
-        Raises ObjectNotFoundError, StorageError, and OSError where the file cannot be written.
+        Raises ObjectNotFoundError, StorageError, and OSError if the file cannot be written.
         """
         size = self.size(name) if size_bytes is None else size_bytes
         fetch_to_file(lambda start, length: self.read(name, start=start, length=length), size, path)
@@ -172,7 +182,7 @@ class Store(abc.ABC):
 
 
 def fetch_to_file(fetch: Callable[[int, int], bytes], size: int, path: Path) -> Path:
-    """Write the `size` bytes that `fetch(start, length)` gives to a file; memory holds a few parts of them.
+    """Write `size` bytes from `fetch(start, length)` to a file, with a few parts in memory.
 
     Raises what `fetch` raises, and OSError.
     """
@@ -191,7 +201,7 @@ def fetch_to_file(fetch: Callable[[int, int], bytes], size: int, path: Path) -> 
 
 
 def read_until_intact(read: Callable[[], Content], *, name: str, uri: str, sha256: str) -> Content:
-    """The bytes or the file that `read` gives, if its digest is `sha256` at the first or the second try."""
+    """Read bytes or a file until the digest is `sha256`, at most twice. Raises CorruptObjectError."""
     for _ in range(2):
         data = read()
         found = content_sha256(data)
@@ -204,34 +214,34 @@ def read_until_intact(read: Callable[[], Content], *, name: str, uri: str, sha25
 
 
 def check_prefix(prefix: str) -> str:
-    """The prefix, if it can begin a name. Raises StorageError otherwise."""
+    """Return the prefix if a name can begin with it. Raises StorageError otherwise."""
     if prefix:
         check_name(prefix.removesuffix("/"))
     return prefix
 
 
 def check_range(start: int, length: int | None) -> None:
-    """Raises ValueError for a range that no file has: that is a bug of the caller."""
+    """Raise ValueError for a negative start or length, which is a bug of the caller."""
     if start < 0 or (length is not None and length < 0):
         raise ValueError(f"start (={start}) and length (={length}) must not be negative")
 
 
 def check_probe_name(name: str) -> str:
-    """The name, if it is one that a probe may remove again."""
+    """Return the name if a probe may remove its object. Raises ValueError otherwise."""
     if not check_name(name).startswith(f"{PROBES}/"):
         raise ValueError(f"{name!r} is not below {PROBES}/: it is not of a probe")
     return name
 
 
 def check_replaceable_name(name: str) -> str:
-    """The name, if its object may be replaced: one beside folders, where the project keeps nothing of its own."""
+    """Return the name if its object may be replaced: it is in no folder. Raises ValueError otherwise."""
     if "/" in check_name(name):
         raise ValueError(f"{name!r} is in a folder: nothing of the project's own is ever overwritten")
     return name
 
 
 def check_removable_name(name: str) -> str:
-    """The name, if its object may go. Besides what probes wrote, nothing else is ever removed."""
+    """Return the name if its object may be removed. Raises ValueError otherwise."""
     if not is_removable(check_name(name)):
         raise ValueError(
             f"{name!r} is neither of cached features nor of a model version, a run or a pack: nothing else is removed"
@@ -240,7 +250,7 @@ def check_removable_name(name: str) -> str:
 
 
 def open_content(data: bytes | Path) -> BinaryIO:
-    """Bytes or a file, as a file to read from its beginning."""
+    """Open bytes or a file for reading."""
     return io.BytesIO(data) if isinstance(data, bytes) else data.open("rb")
 
 

@@ -1,1 +1,1 @@
-"""Jobs on a Ray cluster: the working tree as it is shipped, and a submission that may be repeated."""
+"""Jobs on a Ray cluster: shipping the working tree, and repeatable submission."""

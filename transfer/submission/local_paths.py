@@ -1,4 +1,4 @@
-"""Local paths that a configuration names: which of them a job finds that runs on a cluster, in a copy of the tree."""
+"""Local paths in a configuration: whether a job on a cluster, in a copy of the working tree, can find them."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from transfer.tuning.space import bases_within_reach
 def check_paths(
     config: Config, document: Mapping[str, Any], *, job: str, arguments: Sequence[str] = (), root: Path
 ) -> None:
-    """Refuse paths that mean something else on the cluster than here, or nothing.
+    """Refuse paths that lead elsewhere, or nowhere, on the cluster.
 
-    `document`: what `config` was read from, with paths as they were written. `arguments`: what the job is given beside
-    it. `root`: the working tree, resolved; only its shipped files are in the copy that the job runs in, and what it
-    writes there is lost. Raises ConfigError, which names key or option, and path.
+    `document`: the document of `config`, with paths as they were written. `arguments`: further arguments of the job.
+    `root`: the working tree, resolved. The job runs in a copy with only its shipped files, and files that it writes
+    there are lost. Raises ConfigError, which names the key or option, and the path.
     """
     for key, written in _places(config, document, job, arguments):
         _check_place(key, written, root)
@@ -41,12 +41,12 @@ def check_paths(
         for key, file in files_of(base).items():
             path = _local(file)
             if path not in (None, own.get(key)):
-                # Records of trials name it, and a copy of the tree is another folder each time.
+                # Records of trials contain this path, and each copy of the tree is in another folder.
                 _check_whole_path(key, path, root, beside)
 
 
 def values_of(option: str, arguments: Sequence[str]) -> list[str]:
-    """What an option is given among the arguments of a command, as `--option X` and as `--option=X`, in their order."""
+    """Values of an option in the arguments of a command, as `--option X` or `--option=X`, in order."""
     found: list[str] = []
     rest = iter(arguments)
     for argument in rest:
@@ -60,13 +60,13 @@ def values_of(option: str, arguments: Sequence[str]) -> list[str]:
 def _places(
     config: Config, document: Mapping[str, Any], job: str, arguments: Sequence[str]
 ) -> Iterator[tuple[str, str]]:
-    """Keys and options whose value must be reachable from every node, and that value as it was written."""
+    """Keys and options whose value must be reachable from every node, and the value as it was written."""
     storage = document["storage"]
     yield "storage", storage if isinstance(storage, str) else storage["uri"]
     source = document["dataset"]["source"]
     if is_source_path(source):
         yield "dataset.source", source
-    # MLflow takes the name alone for a workspace of Databricks, too.
+    # MLflow also takes the bare name for a workspace of Databricks.
     if job == "sweep" and config.sweep is not None and config.sweep.mlflow not in (None, "databricks"):
         yield "sweep.mlflow", document["sweep"]["mlflow"]
     if job == "predict":
@@ -95,7 +95,7 @@ def _check_place(key: str, written: str, root: Path) -> None:
 
 
 def _check_whole_path(key: str, path: Path, root: Path, beside: Path | None) -> None:
-    """Refuse a file or folder that not all nodes have under this path."""
+    """Refuse a file or folder that some nodes may not have under this path."""
     if path.is_relative_to(root):
         raise ConfigError(
             f"`{key}` is {path}, a path of this machine, and the job runs in a copy of the working tree elsewhere.",
@@ -121,7 +121,7 @@ def _check_shipped(key: str, path: Path, root: Path, beside: Path | None) -> Non
             advice="A path in a configuration begins in the folder of its file, one of --set at the working tree. "
             f"Put it there, or {_put(beside)}.",
         )
-    # Hidden files, such as a file manager's, are no part of a model.
+    # Hidden files, for example of a file manager, are no part of a model.
     inside = [file for file in path.rglob("*") if file.is_file() and not file.name.startswith(".")]
     shipped = {file.relative_to(root).as_posix() for file in shipped_files(root)}
     names = [file.relative_to(root).as_posix() for file in (inside if path.is_dir() else [path])]
@@ -135,19 +135,19 @@ def _check_shipped(key: str, path: Path, root: Path, beside: Path | None) -> Non
 
 
 def _put(beside: Path | None) -> str:
-    """Where to put what all nodes need: an end of an advice."""
+    """End of an advice: where to put files that all nodes need."""
     return f"put it beside storage, into {beside}" if beside else "put it into a bucket (s3://…)"
 
 
 def _beside_storage(config: Config) -> Path | None:
-    """The folder that a local storage lies in, which all nodes see; None for a bucket, or where that is everything."""
+    """The folder around a local storage, which all nodes share; None for a bucket, or if it is the root folder."""
     path = _local(config.storage.uri)
     folder = path.parent if path else None
     return folder if folder and folder != folder.parent else None
 
 
 def _local(address: str) -> Path | None:
-    """The path that an address stands for; None where it leads elsewhere."""
+    """The local path of an address; None for other addresses."""
     scheme, is_address, rest = address.partition("://")
     if not is_address:
         return path_here(address)

@@ -1,7 +1,7 @@
-"""A job on a Ray cluster: submitted so that a repeat is harmless, and followed until it ends.
+"""Submission of a job to a Ray cluster, safe to repeat, and following it until it ends.
 
-On Ray's own JobSubmissionClient. Its `ray job submit` exits 0 when the job was stopped, loses the job's exit code, and
-ends with the connection.
+It uses Ray's JobSubmissionClient. The command `ray job submit` exits 0 if the job was stopped, loses the exit code of
+the job, and ends with the connection.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from transfer.submission.working_tree import Package, pack
 from transfer.tuning.space import check_space
 
 PATIENCE_S = 600.0
-"""How long a cluster may be out of reach while a job is followed."""
-_START_S = 180.0  # after which a head that has no agent is not waited for
+"""Longest time without contact to the cluster while a job is followed."""
+_START_S = 180.0  # longest wait for the agent of a head that has just started
 _QUIET_S = 120.0
 _PAUSE_S = 1.0
 
@@ -43,16 +43,16 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True)
 class Submission:
-    """What became of a submitted job."""
+    """The outcome of a submitted job."""
 
     id: str
     found: bool
-    """Whether the cluster had it before: it is not running a second time."""
+    """Whether the cluster had the job before, so that it was not submitted again."""
     status: str
     """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
     message: str
     exit_code: int
-    """0: succeeded, or not waited for; 20: stopped; else the job's own, 1 where it has none."""
+    """0: succeeded, or not waited for; 20: stopped; else the exit code of the job, or 1 if it has none."""
 
 
 def submit(
@@ -69,20 +69,21 @@ def submit(
 ) -> Submission:
     """Run `python -m jobs.JOB CONFIG ARGUMENTS` on the cluster.
 
-    Its submission id is made of the job, the configuration, the arguments, the code and `id`. A job of that id that
-    is there or has succeeded is not submitted again; after one that failed or was stopped, the next attempt is.
+    Its submission id follows from the job, the configuration, the arguments, the code and `id`. If a job with this id
+    runs or has succeeded, it is not submitted again. After a job that failed or was stopped, a new attempt is
+    submitted.
 
     Args:
-        job: A module of `jobs`, as in `train`.
-        config: The configuration's file.
-        address: The cluster, as in `http://HEAD:8265`. Default: see `cluster_address`.
+        job: Name of a module of `jobs`, for example `train`.
+        config: Path of the configuration file.
+        address: Address of the cluster, `http://HEAD:8265`. Default: see `cluster_address`.
         overrides: Changes of the configuration, `KEY=VALUE` each.
-        arguments: More arguments of the job.
-        id: Part of the submission id: another one is another job.
-        root: The working tree that is shipped. Default: the current folder where it has `jobs`, as a checkout has; else
-            the configuration alone, and the job is the one that is installed on the cluster.
+        arguments: Further arguments of the job.
+        id: Part of the submission id; another `id` is another job.
+        root: The working tree that is shipped. Default: the current folder if it has `jobs`, as a checkout has; else
+            only the configuration is shipped, and the job is the one that is installed on the cluster.
         wait: Follow the job until it ends; else return once it is submitted.
-        write: Gets the job's logs, piece by piece.
+        write: Called with each piece of the job's logs.
 
     Raises:
         ConfigError: Before anything is sent.
@@ -110,9 +111,9 @@ def submit(
 
 
 def cluster_address(option: str | None = None) -> str:
-    """The cluster that is meant: the option, else RAY_API_SERVER_ADDRESS, else RAY_ADDRESS, as for Ray itself.
+    """Address of the cluster: the option, else RAY_API_SERVER_ADDRESS, else RAY_ADDRESS, as for Ray itself.
 
-    Raises ConfigError when there is none: a job is not sent to whatever may happen to run on this machine.
+    Raises ConfigError if there is none: a job is not sent to a cluster that happens to run on this machine.
     """
     address = option or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
     if not address:
@@ -124,7 +125,7 @@ def cluster_address(option: str | None = None) -> str:
 
 
 def tree_to_ship(root: Path | None, *, empty: Path) -> Path:
-    """The working tree to ship: the one that is named, a checkout that is here, or an empty one."""
+    """The working tree to ship: `root`, else the current folder if it is a checkout, else the empty folder."""
     if root is not None:
         return root
     if Path("jobs").is_dir():
@@ -146,7 +147,7 @@ def _check_job(job: str, root: Path) -> None:
 def _submission_name(job: str, config: str, id: str | None, command: list[str], package: Package) -> str:  # noqa: A002
     content = json.dumps([command, id, package.sha256])
     parts = [job, config, *([id] if id else []), hashlib.sha256(content.encode()).hexdigest()[:12]]
-    # It becomes part of URLs and of names of files.
+    # The name becomes part of URLs and file names.
     return "-".join(re.sub(r"[^A-Za-z0-9_.]+", "-", part) for part in parts)
 
 
@@ -154,7 +155,7 @@ def _connect(address: str) -> Any:
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
-    # Ray puts its variables before the argument; here the option comes first.
+    # For Ray, its environment variables precede the argument; here the option comes first.
     os.environ["RAY_API_SERVER_ADDRESS"] = address
     try:
         return JobSubmissionClient(address)
@@ -171,7 +172,7 @@ def _connect(address: str) -> Any:
 
 
 def _submit_once(client: Any, name: str, command: str, package: Package) -> tuple[str, bool]:
-    """The id of the job of this name that runs or has succeeded, and whether it was there before."""
+    """Submit the job unless one with this name runs or has succeeded. Returns its id, and whether it existed before."""
     started, attempts = time.monotonic(), 0
     while attempts < 3:
         jobs = {job.submission_id: str(job.status) for job in _patiently(client.list_jobs)}
@@ -186,9 +187,9 @@ def _submit_once(client: Any, name: str, command: str, package: Package) -> tupl
                 entrypoint=command, submission_id=submission_id, runtime_env={"working_dir": str(package.path)}
             )
         except (OSError, RuntimeError) as error:
-            # Somebody else was first, or the answer was lost: the list says which, and who won is attached to.
+            # Another process was first, or the response was lost: list the jobs again, and follow the one that exists.
             refused = error
-            # The head of a cluster that has just started answers before it can start a job.
+            # The head of a new cluster answers before it can start jobs.
             starting = "No available agent" in str(error) and time.monotonic() - started < _START_S
             attempts += not starting
             time.sleep(_PAUSE_S)
@@ -201,7 +202,7 @@ def _submit_once(client: Any, name: str, command: str, package: Package) -> tupl
 
 
 def _follow(client: Any, submission_id: str, write: Callable[[str], object]) -> Any:
-    """Pass on the job's logs until it has ended; its details then. The connection may drop meanwhile."""
+    """Pass on the job's logs until it ends, and return its details. The connection may drop meanwhile."""
     log = _Log(client, submission_id, write)
     while True:
         complete = log.pass_on()
@@ -212,7 +213,7 @@ def _follow(client: Any, submission_id: str, write: Callable[[str], object]) -> 
 
 
 class _Log:
-    """A job's log, each character of it passed on once, however often it is read again from its beginning."""
+    """A job's log. Each character is passed on once, although the log is read again from its beginning."""
 
     def __init__(self, client: Any, submission_id: str, write: Callable[[str], object]) -> None:
         self.dropped = 0  # times in a row
@@ -220,7 +221,7 @@ class _Log:
         self._passed_on = 0
 
     def pass_on(self) -> bool:
-        """Pass on what comes; whether it ended, and not the connection."""
+        """Pass on new text. Returns whether the log ended, rather than the connection."""
         import aiohttp
 
         try:
@@ -236,7 +237,7 @@ class _Log:
         position = 0
         with suppress(StopAsyncIteration):
             while True:
-                # A connection may die without a word, and cannot be told from a job without one: read anew then.
+                # A dead connection looks like a job without output, so the log is read again after a silence.
                 chunk = await asyncio.wait_for(anext(chunks), _QUIET_S)
                 new = chunk[max(0, self._passed_on - position) :]
                 position += len(chunk)
@@ -246,7 +247,7 @@ class _Log:
 
 
 def _patiently(ask: Callable[..., Answer], *arguments: str) -> Answer:
-    """What the cluster answers, asked again while it is out of reach. Raises ClusterError in the end."""
+    """Ask the cluster, with retries while it is out of reach. Raises ClusterError in the end."""
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(_passes),
         wait=tenacity.wait_random_exponential(multiplier=_PAUSE_S, max=30),
@@ -263,12 +264,12 @@ def _patiently(ask: Callable[..., Answer], *arguments: str) -> Answer:
 
 
 def _passes(error: BaseException) -> bool:
-    # Ray's client says RuntimeError to every bad status. 404: the head knows no such job, and waiting does not help.
+    # Ray's client raises RuntimeError for every HTTP error. 404: the head has no such job, and waiting does not help.
     return isinstance(error, OSError) or (isinstance(error, RuntimeError) and "status code 404" not in str(error))
 
 
 def _exit_code(status: str, of_job: int | None) -> int:
     if status == "STOPPED":
         return ExitCode.JOB_STOPPED
-    # A signal's number comes as a negative one, and a job that never started has none.
+    # After a signal the exit code is negative; a job that never started has none.
     return max(of_job or ExitCode.FAILURE, 1) if status == "FAILED" else ExitCode.DONE

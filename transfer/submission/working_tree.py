@@ -1,4 +1,4 @@
-"""The working tree as it is shipped with a submitted job: which files, and one zip of them."""
+"""The working tree of a submitted job: the shipped files, and their zip."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ EXCLUDED = [
     *(".git", ".hg", ".svn", ".ci", ".idea", ".vscode"),
     *("__pycache__", "*.py[co]", ".*_cache", ".hypothesis", ".ipynb_checkpoints", ".tox", ".nox", "node_modules"),
     *("/data", "/storage", "/build", "/dist", "*.egg-info", ".DS_Store"),
-    # What may open something has no business on other machines.
+    # Secrets are not sent to other machines.
     *(".env", ".env.*", "*.pem", "id_rsa*", "id_ed25519*", ".aws", ".ssh"),
 ]
-"""Patterns as in `.gitignore` that are never shipped, besides virtual environments and what ignore files name."""
+"""Patterns as in `.gitignore` of files that are never shipped, besides virtual environments and ignored files."""
 
 IGNORE_FILES = (".gitignore", ".rayignore")
 CONFIG_FOLDER = "submitted"
-"""Where a configuration is put that lies outside of the tree."""
+"""Folder in the zip for a configuration from outside of the tree."""
 
 
 @dataclass(frozen=True)
 class Package:
-    """A zip of the working tree. The same files give the same bytes, whenever and wherever it is made."""
+    """A zip of the working tree. The same files always give the same bytes."""
 
     path: Path
     config: str
-    """The configuration's name in it."""
+    """Name of the configuration in the zip."""
     sha256: str
     files: int
     size_bytes: int
@@ -43,18 +43,18 @@ class Package:
 def pack(root: Path, config: Path, target: Path) -> Package:
     """Write the files of `root` that a job needs, and its configuration, into the zip `target`.
 
-    Raises ConfigError, which names the largest folders, when it would be larger than what Ray takes.
+    Raises ConfigError, which names the largest folders, if it would exceed the limit of Ray.
     """
-    # Its folder is where its relative paths begin, also where the file itself is a link.
+    # Its relative paths begin in this folder, even if the file itself is a link.
     root, config = root.resolve(), config.parent.resolve() / config.name
     files = {path.relative_to(root).as_posix(): path for path in shipped_files(root)}
     name = config.relative_to(root).as_posix() if config.is_relative_to(root) else f"{CONFIG_FOLDER}/{config.name}"
     files[name] = config
     _check_size(root, files)
-    # Stored, not compressed, as Ray does: its limit is one on these bytes.
+    # Stored without compression, as Ray does, whose limit is one of these bytes.
     with zipfile.ZipFile(target, "w") as archive:
         for each, path in sorted(files.items()):
-            # Without times, so that a tree that was checked out anew is the same one.
+            # Without times, so that a new checkout gives the same bytes.
             archive.writestr(zipfile.ZipInfo(each), path.read_bytes())
     with target.open("rb") as written:
         digest = hashlib.file_digest(written, "sha256").hexdigest()
@@ -72,7 +72,7 @@ def _walk(folder: Path, ignored: list[tuple[Path, Any]]) -> Iterator[Path]:
             lines = (folder / name).read_text(encoding="utf-8").splitlines()
             ignored = [*ignored, (folder, ignore_patterns(lines))]
     for path in sorted(folder.iterdir()):
-        # A pattern such as `data/` means folders only, and knows them by the slash.
+        # A pattern such as `data/` matches only folders, which it recognizes by the slash.
         mark = "/" if path.is_dir() else ""
         if any(patterns.match_file(path.relative_to(base).as_posix() + mark) for base, patterns in ignored):
             continue

@@ -130,14 +130,13 @@ def _best(
         best = final_row(rows, phases)
     else:
         best = max(rows, key=lambda row: (row.validation_accuracy or 0.0, -row.epoch))
-    ends = [number for number, entry in entries.items() if _epochs_at_end(entry.progress) == best.epoch + 1]
+    ends = [
+        number
+        for number, entry in entries.items()
+        if not entry.progress.step and len(entry.progress.history) == best.epoch + 1
+    ]
     # Where a part was trained again, the later one is that of the run's history.
     return ends[-1:]
-
-
-def _epochs_at_end(progress: Progress) -> int | None:
-    """How many epochs a checkpoint between two epochs has behind it."""
-    return None if progress.step else len(progress.history)
 
 
 Found = TypeVar("Found")

@@ -103,7 +103,10 @@ def train_on_workers(run: Run, *, on_epoch: Callable[[EpochRow], None] | None = 
     extract_before_training(run)
     trainer = InterruptibleTrainer(
         _worker_main,
-        train_loop_config={"config": run.config.model_dump(mode="json"), "run": _describe(run)},
+        train_loop_config={
+            "config": run.config.model_dump(mode="json"),
+            "run": {"id": run.id, "dataset_name": run.dataset_name, "dataset_number": run.dataset_number},
+        },
         backend_config=TensorFlowBackendConfig(),
         scaling_config=ScalingConfig(
             num_workers=(workers.counts[0], workers.count) if is_elastic else workers.count,
@@ -232,10 +235,10 @@ def _worker_main(settings: dict[str, Any]) -> TransferError | None:
     # Before anything else: a multi-worker strategy must set TensorFlow's runtime up first.
     strategy = create_strategy(config.workers.collectives)
 
-    from transfer.dataset.order import WorkerSlice
+    from transfer.dataset.batches import WorkerSlice
     from transfer.training.checkpoints import Checkpoints
     from transfer.training.loop import train
-    from transfer.training.shared_models import Workbench
+    from transfer.training.shared_models import SharedModels
 
     store = open_store(config.storage)
     run = Run(store, config=config, **settings["run"])
@@ -255,7 +258,7 @@ def _worker_main(settings: dict[str, Any]) -> TransferError | None:
             train(
                 run,
                 dataset,
-                workbench=Workbench(strategy),
+                shared=SharedModels(strategy),
                 worker=worker,
                 start=start,
                 on_epoch=_report,
@@ -269,10 +272,6 @@ def _worker_main(settings: dict[str, Any]) -> TransferError | None:
 def _report(row: EpochRow) -> None:
     with during(TOGETHER):  # It waits for all ranks.
         ray.train.report(row.model_dump())
-
-
-def _describe(run: Run) -> dict[str, Any]:
-    return {"id": run.id, "dataset_name": run.dataset_name, "dataset_number": run.dataset_number}
 
 
 def _explained(error: Exception, run: Run) -> TransferError:

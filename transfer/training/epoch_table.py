@@ -32,13 +32,14 @@ class EpochTable:
         self._rows.append(row)
         if not is_shown():
             return
-        best = self._best()
+        phase = self._phases[row.phase]
+        best = best_row(self._of_phase(row.phase), phase.early_stopping or _NOT_WATCHED)
         if sys.stderr.isatty():
             self._show_row(row, is_best=best is row)
         else:
             _print(self._line(row, is_best=best is row))
         if best is not None and best is not row and self._goes_back(best):
-            _print(f"Going back to {self._place(best)} ({self._phases[row.phase].title}), the best of its phase.")
+            _print(f"Going back to {self._place(best)} ({phase.title}), the best of its phase.")
 
     @property
     def place(self) -> str | None:
@@ -47,11 +48,6 @@ class EpochTable:
 
     def _of_phase(self, phase: int) -> list[EpochRow]:
         return [row for row in self._rows if row.phase == phase]
-
-    def _best(self) -> EpochRow | None:
-        """The best epoch so far of the present phase."""
-        index = self._rows[-1].phase
-        return best_row(self._of_phase(index), self._phases[index].early_stopping or _NOT_WATCHED)
 
     def _goes_back(self, best: EpochRow) -> bool:
         """Whether the present phase has ended, and early stopping goes back to its best epoch."""

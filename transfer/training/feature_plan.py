@@ -1,4 +1,9 @@
-"""What each phase of a run trains on, pixels or cached features: decided once a run, and recorded."""
+"""What each phase of a run trains on, pixels or cached features: decided once a run, and recorded.
+
+Features that are smaller than the encoded image are cached: an epoch from pixels reads more bytes, before it has
+decoded any. Of larger ones, reading a byte takes as long as some multiply-adds. So a map near the image is computed
+again: the frozen part is cheap there, and its output many times larger than the image.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +12,50 @@ from collections.abc import Container, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 
+from pydantic import BaseModel, ConfigDict
+
+from transfer.backbone.blocks import network_flops
 from transfer.catalog.run import Attempt
+from transfer.config import Config, PhaseConfig
 from transfer.dataset.manifest import Dataset, Shard
 from transfer.errors import AlreadyExistsError, ConfigError, TrainingError
-from transfer.features.batches import CachedSplit
-from transfer.features.extract import Extractor, frozen_parts_of
-from transfer.features.frozen import FrozenPart
-from transfer.features.layout import Extraction, Request, requests_of
-from transfer.features.policy import CacheChoice, choose_caching
+from transfer.features.engines import sees_gpu
+from transfer.features.extract import Extractor
+from transfer.features.frozen import FrozenPart, frozen_parts_of
+from transfer.features.layout import Extraction, Request
 from transfer.features.store import CachedRows, FeatureStore
+from transfer.runtime.numbers import size
 from transfer.storage import now_utc
-from transfer.training.folds import FOLDED_SPLITS
 from transfer.training.model import TransferModel
+from transfer.training.rows import FOLDED_SPLITS
 from transfer.training.run import Run
+from transfer.training.samples import CachedSplit
 
 logger = logging.getLogger(__name__)
 
 _SPLITS = ("train", "validation")
+
+MULTIPLY_ADDS_A_BYTE = 250
+"""Fewest for which features are cached: 10 epochs at 94 billion a second (MobileNetV2 on 2 cores), with storage that
+takes 100 MB/s and gives 500 MB/s, where caching may cost 1.25 times as much since later runs read the features, too."""
+GPU_MULTIPLY_ADDS_A_BYTE = 25_000
+"""The same at 10 trillion a second: a guess."""
+
+
+class CacheChoice(BaseModel):
+    """How a phase gets its features, and why."""
+
+    model_config = ConfigDict(frozen=True)
+
+    cached: bool
+    reason: str
+
+    @property
+    def explained(self) -> str:
+        """One sentence for people."""
+        return f"{'on cached features' if self.cached else 'from pixels'}: {self.reason}."
 
 
 @dataclass(frozen=True)
@@ -60,7 +91,7 @@ class FeaturePlan:
         """How each phase gets its features: as the run began, or decided now if this is its beginning."""
         log = self._run.inputs
         if not log.numbers():
-            choices = self._choose()
+            choices = [self._choice(index) for index in range(len(self._reasons))]
             for index, choice in enumerate(choices):
                 logger.info("Phase %d trains %s", index, choice.explained)
             # Another worker may be first: its choices count.
@@ -162,9 +193,6 @@ class FeaturePlan:
                     advice="Leave such trials out of sweep.space, or set sweep.folds to 0.",
                 )
 
-    def _choose(self) -> list[CacheChoice]:
-        return [self._choice(index) for index in range(len(self._reasons))]
-
     def _choice(self, index: int) -> CacheChoice:
         reason, frozen_parts = self._reasons[index], self._frozen_parts[index]
         if reason:
@@ -179,6 +207,16 @@ class FeaturePlan:
         if not self._extractor.plan(shards, [frozen_part]):
             return CacheChoice(cached=True, reason="all of them are cached already")
         return choose_caching(frozen_part, shards)
+
+
+def requests_of(config: Config, phase: PhaseConfig) -> list[Request]:
+    """The features that a phase trains and validates on, and maybe is evaluated on, if they are cached."""
+    augmented = phase.augment and config.augmentation.is_active
+    views = range(config.augmentation.views) if augmented else [None]
+    train = [Request("train", phase.unfreeze, view) for view in views]
+    requests = [*train, Request("validation", phase.unfreeze)]
+    # A base that no phase trains is evaluated on cached features, too: one pass over the images does for all of it.
+    return [*requests, Request("test", phase.unfreeze)] if config.trains_head_only else requests
 
 
 def _why_not_cached(run: Run, index: int, model: TransferModel) -> str | None:
@@ -196,3 +234,19 @@ def _why_not_cached(run: Run, index: int, model: TransferModel) -> str | None:
     if any(id(weight) in trained for weight in frozen.weights):
         return "its frozen part is trained by an earlier phase"
     return None
+
+
+def choose_caching(frozen_part: FrozenPart, shards: Sequence[Shard]) -> CacheChoice:
+    """Cache the features of the images in `shards`, or compute them again in every epoch."""
+    if len(frozen_part.shape) == 1:
+        # The whole base ran for it. A base of one's own may compute in ways of which the multiply-adds are not known.
+        return CacheChoice(cached=True, reason=f"a vector of {prod(frozen_part.shape):,} numbers an image")
+    row_bytes = frozen_part.row_bytes
+    image_bytes = sum(shard.size_bytes for shard in shards) / sum(shard.rows for shard in shards)
+    sizes = f"{size(row_bytes)} an image, and the image itself has {size(image_bytes)}"
+    if row_bytes <= image_bytes:
+        return CacheChoice(cached=True, reason=sizes)
+    found = network_flops(frozen_part.network) / row_bytes
+    least = GPU_MULTIPLY_ADDS_A_BYTE if sees_gpu() else MULTIPLY_ADDS_A_BYTE
+    compared = f"{found:,.0f} multiply-adds a byte, and from {least:,} on features are cached"
+    return CacheChoice(cached=found >= least, reason=f"{sizes}; {compared}")

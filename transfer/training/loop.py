@@ -1,4 +1,8 @@
-"""Training as a story: phases, epochs, steps, checkpoints. It knows nothing of Ray."""
+"""Training as a story: phases, epochs, steps, checkpoints. It knows nothing of Ray.
+
+What a phase trains on: `feature_plan.py` decides between images and cached features, `rows.py` says which images of the
+dataset and how much each class weighs, `samples.py` brings them in their order, and `step.py` takes them.
+"""
 
 from __future__ import annotations
 
@@ -14,22 +18,21 @@ import tensorflow as tf
 
 from transfer.catalog.run import EpochRow, Progress
 from transfer.config import EarlyStoppingConfig, PhaseConfig
+from transfer.dataset.batches import WorkerSlice, steps_per_epoch
 from transfer.dataset.manifest import Dataset
-from transfer.dataset.order import WorkerSlice, steps_per_epoch
 from transfer.errors import ConfigError, DivergedError
 from transfer.runtime.memory import for_training, memory_explained
 from transfer.runtime.progress import no_progress
 from transfer.runtime.progress import progress as show_progress
-from transfer.training.balance import class_weights
 from transfer.training.checkpoints import Checkpoint, Checkpoints, assign
 from transfer.training.feature_plan import FeaturePlan
-from transfer.training.folds import images_of, untrained_classes
 from transfer.training.heartbeat import SAVING, during
 from transfer.training.history import watched, write_events
 from transfer.training.model import TransferModel
+from transfer.training.rows import class_weights, images_of, untrained_classes
 from transfer.training.run import Run, hold_to_base
 from transfer.training.samples import MAX_STEPS, CachedSamples, ImageSamples, Samples
-from transfer.training.shared_models import Workbench
+from transfer.training.shared_models import SharedModels
 from transfer.training.step import PhaseProgram, Totals
 from transfer.training.warm_start import warm_start
 
@@ -115,17 +118,17 @@ def train(
     run: Run,
     dataset: Dataset,
     *,
-    workbench: Workbench,
+    shared: SharedModels,
     worker: WorkerSlice | None = None,
     start: Checkpoint | None = None,
     on_epoch: Callable[[EpochRow], None] = lambda _: None,
 ) -> TransferModel:
-    """Train a run to its end on a workbench, from `start` or from the beginning, and return the trained model.
+    """Train a run to its end on shared models, from `start` or from the beginning, and return the trained model.
 
     Every worker of a group calls this with the same arguments but `worker`. `on_epoch` is called by all of them after
     each epoch. Raises what `Training` raises.
     """
-    training = Training(run, dataset, workbench=workbench, worker=worker, start=start)
+    training = Training(run, dataset, shared=shared, worker=worker, start=start)
     while not training.complete:
         on_epoch(training.next_epoch())
     return training.model
@@ -134,7 +137,7 @@ def train(
 class Training:
     """A run that is being trained, an epoch at a time.
 
-    Several of them can train on one workbench; whose epoch comes next has its turn.
+    Several of them can train on the same shared models; whose epoch comes next has its turn.
     """
 
     def __init__(
@@ -142,7 +145,7 @@ class Training:
         run: Run,
         dataset: Dataset,
         *,
-        workbench: Workbench,
+        shared: SharedModels,
         worker: WorkerSlice | None = None,
         start: Checkpoint | None = None,
         extract_ahead: bool = True,
@@ -159,7 +162,7 @@ class Training:
         with, ConfigError when the batch cannot be divided among the replicas, OutOfMemoryError, and what `warm_start`
         raises.
         """
-        replicas, batch_size = workbench.strategy.num_replicas_in_sync, run.config.training.batch_size
+        replicas, batch_size = shared.strategy.num_replicas_in_sync, run.config.training.batch_size
         if batch_size % replicas:
             # The configuration's own check cannot see how many GPUs this process finds.
             raise ConfigError(
@@ -171,7 +174,7 @@ class Training:
         self.dataset = dataset
         self.worker = worker or WorkerSlice()
         self.is_chief = self.worker.index == 0
-        self.workbench = workbench
+        self.shared = shared
         self._extract_ahead = extract_ahead
         self._shows_progress = shows_progress and self.is_chief
         self._keeps = keeps
@@ -185,16 +188,16 @@ class Training:
         self._suspended = start
         self._program: PhaseProgram | None = None
         self._samples: Samples | None = None
-        with self._memory_explained(), workbench.strategy.scope():
-            workbench.take_turn(self)
+        with self._memory_explained(), shared.strategy.scope():
+            shared.take_turn(self)
             untrained = untrained_classes(run.store, dataset, run.fold)
-            self.model = workbench.model(run.config, dataset.classes, untrained=untrained)
+            self.model = shared.model(run.config, dataset.classes, untrained=untrained)
             if keeps:
                 hold_to_base(run, self.model.digest)
             if start is None:
                 warm_start(self.model.head, run, dataset)
             self.weights = self.model.variables_of([phase.unfreeze for phase in self.config.phases])
-            workbench.will_train(self.model, self.weights)
+            shared.will_train(self.model, self.weights)
             self.inputs = FeaturePlan(run, dataset, self.model)
             # A group's driver has seen to it before the group started: here each worker would do all of it.
             self._extracts = self.worker.count == 1
@@ -212,17 +215,48 @@ class Training:
 
         Raises DivergedError when the loss is not finite, OutOfMemoryError when a step does not fit.
         """
-        with self._memory_explained(), self.workbench.strategy.scope():
+        with self._memory_explained(), self.shared.strategy.scope():
             self.take_turn()
-            return self._next_epoch()
+            first_step = self.progress.step
+            program = self._program = self._program or self.program()
+            samples = self._samples = self._samples or self.samples()
+            started = time.monotonic()
+            trained, progress = self._train_epoch(program, samples, self.progress)
+            trained_s = time.monotonic() - started
+            validated = None
+            if self._validated_images and self._keeps:
+                (validated,) = program.sum_over_workers(samples.validate(program))
+            progress, ended = after_epoch(
+                progress,
+                self.config.phases[progress.phase],
+                trained=trained,
+                validated=validated,
+                learning_rate=program.learning_rates[0],
+                seconds=time.monotonic() - started,
+                images_per_second=(self._images - first_step * self.config.training.batch_size) / max(trained_s, 1e-9),
+                checkpoint=self.next_checkpoint,
+            )
+            if ended:
+                if progress.best_checkpoint not in (None, self.next_checkpoint):
+                    self.checkpoints.check_newest(self.next_checkpoint)
+                    assign(self.weights, self.checkpoints.read(progress.best_checkpoint).weights)
+                progress = after_phase(progress, phases=len(self.config.phases))
+            self._save(program, progress)
+            row = progress.history[-1]
+            if self.is_chief and self._keeps:
+                write_events(self.run, row)
+            self.progress = progress
+            if ended:
+                self._program, self._samples = None, None
+            return row
 
     def take_turn(self) -> None:
-        """Have the workbench's variables hold this run's weights. To be called within the strategy's scope."""
-        if self.workbench.take_turn(self):
+        """Have the shared variables hold this run's weights. To be called within the strategy's scope."""
+        if self.shared.take_turn(self):
             self._resume()
 
     def suspend(self) -> None:
-        """Copy weights and optimiser out of the workbench's variables; the next epoch brings them back."""
+        """Copy weights and optimiser out of the shared variables; the next epoch brings them back."""
         self._suspended = Checkpoint(
             number=self.next_checkpoint - 1,
             progress=self.progress,
@@ -247,72 +281,32 @@ class Training:
         """The steps of the present phase, ready for the first one. To be called in one's turn."""
         phase = self.config.phases[self.progress.phase]
         weights = class_weights(self.config.training.class_weights, self.dataset)
-        return self.workbench.program(self.model, phase, self.config, class_weights=weights, steps_per_epoch=self.steps)
+        return self.shared.program(self.model, phase, self.config, class_weights=weights, steps_per_epoch=self.steps)
 
-    def _next_epoch(self) -> EpochRow:
-        first_step = self.progress.step
-        program = self._program = self._program or self.program()
-        samples = self._samples = self._samples or self.samples()
-        started = time.monotonic()
-        trained, progress = self._epoch(program, samples, self.progress)
-        trained_s = time.monotonic() - started
-        validated = None
-        if self._validated_images and self._keeps:
-            (validated,) = program.sum_over_workers(samples.validate(program))
-        progress, ended = after_epoch(
-            progress,
-            self.config.phases[progress.phase],
-            trained=trained,
-            validated=validated,
-            learning_rate=program.learning_rates[0],
-            seconds=time.monotonic() - started,
-            images_per_second=(self._images - first_step * self.config.training.batch_size) / max(trained_s, 1e-9),
-            checkpoint=self.next_checkpoint,
-        )
-        if ended:
-            if progress.best_checkpoint not in (None, self.next_checkpoint):
-                self.checkpoints.check_newest(self.next_checkpoint)
-                assign(self.weights, self.checkpoints.read(progress.best_checkpoint).weights)
-            progress = after_phase(progress, phases=len(self.config.phases))
-        self._save(program, progress)
-        row = progress.history[-1]
-        if self.is_chief and self._keeps:
-            write_events(self.run, row)
-        self.progress = progress
-        if ended:
-            self._program, self._samples = None, None
-        return row
-
-    def _epoch(self, program: PhaseProgram, samples: Samples, progress: Progress) -> tuple[Totals, Progress]:
+    def _train_epoch(self, program: PhaseProgram, samples: Samples, progress: Progress) -> tuple[Totals, Progress]:
         """Train the rest of an epoch. Returns its totals from its first step on."""
-        training = self.config.training
-        before, results = Totals(*progress.sums), list[tf.Tensor]()
-        phase = self.config.phases[progress.phase]
+        training, phase = self.config.training, self.config.phases[progress.phase]
         title = f"phase {progress.phase} ({phase.title}), epoch {progress.epoch + 1}/{phase.epochs}"
-
-        def total() -> Totals:
-            (of_results,) = program.sum_over_workers(results)
-            return checked(before + of_results, progress)
-
+        totals = Totals(*progress.sums)
         shown = show_progress(title, total=self._images, stays=False) if self._shows_progress else no_progress()
         with shown as advance:
             while progress.step < self.steps:
-                step = progress.step
-                stop = min(_next_due(step, training.checkpoint_steps), _next_due(step, MAX_STEPS), self.steps)
-                taken, result = samples.train(
-                    program, step=step, global_step=progress.global_step, limit=int(stop) - step
-                )
-                results.append(result)
-                step += taken
-                progress = progress.model_copy(update={"step": step, "global_step": progress.global_step + taken})
-                advance(min(step * training.batch_size, self._images) - (step - taken) * training.batch_size)
-                due = _is_due(step, training.checkpoint_steps) and step < self.steps
-                if due or _is_due(step, MAX_STEPS):
-                    before, results = total(), []
-                if due:
-                    sums = (before.loss, before.correct, before.images)
+                first = done = progress.step
+                # Up to the next look at the loss, the next checkpoint, or the end of the epoch.
+                due = [(first // every + 1) * every for every in (MAX_STEPS, training.checkpoint_steps) if every]
+                stop, results = min(self.steps, *due), list[tf.Tensor]()
+                for taken, result in samples.train(program, range(first, stop), global_step=progress.global_step):
+                    results.append(result)
+                    advance(min((done + taken) * training.batch_size, self._images) - done * training.batch_size)
+                    done += taken
+                global_step = progress.global_step + stop - first
+                progress = progress.model_copy(update={"step": stop, "global_step": global_step})
+                (of_results,) = program.sum_over_workers(results)
+                totals = checked(totals + of_results, progress)
+                if training.checkpoint_steps and stop % training.checkpoint_steps == 0 and stop < self.steps:
+                    sums = (totals.loss, totals.correct, totals.images)
                     self._save(program, progress.model_copy(update={"sums": sums}))
-        return total(), progress
+        return totals, progress
 
     def _save(self, program: PhaseProgram, progress: Progress) -> None:
         # A phase starts with a fresh optimiser, so between phases there is none to keep.
@@ -339,15 +333,5 @@ class Training:
         if cached is not None:
             return CachedSamples(cached.train, cached.validation, **rest, max_steps=max_steps)
         image_input = self.model.backbone.image_input
-        replicas = self.workbench.strategy.num_replicas_in_sync
+        replicas = self.shared.strategy.num_replicas_in_sync
         return ImageSamples(self.run.store, self.dataset, image_input=image_input, replicas=replicas, **rest)
-
-
-def _is_due(step: int, every: int | None) -> bool:
-    """The one rule for "is it time?"."""
-    return every is not None and step % every == 0
-
-
-def _next_due(step: int, every: int | None) -> float:
-    """The first step after `step` at which it is."""
-    return math.inf if every is None else (step // every + 1) * every

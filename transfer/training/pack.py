@@ -1,7 +1,7 @@
 """Trials that train nothing but their heads, trained side by side as one program: to each its own run.
 
-A pack's checkpoint says where every member stands after an epoch, and names one file of arrays: weights and optimiser
-state of those that are still trained.
+A pack's checkpoint says where every trial stands after an epoch, and names one file of arrays: weights and optimiser
+state of those that are still trained. Checkpoints of their runs would be three objects a trial and epoch.
 
 Which trials fit together `tuning/plan.py` decides, from their configurations.
 """
@@ -21,19 +21,18 @@ import tensorflow as tf
 
 from transfer.catalog import layout
 from transfer.catalog.run import EpochRow, Progress
+from transfer.dataset.batches import WorkerSlice, steps_per_epoch
 from transfer.dataset.manifest import Dataset
-from transfer.dataset.order import WorkerSlice, steps_per_epoch
 from transfer.errors import DivergedError
 from transfer.runtime.memory import for_training, memory_explained
 from transfer.storage import Log, Store
-from transfer.training.balance import class_weights
 from transfer.training.checkpoints import Checkpoint, Checkpoints, keep_last, newest_intact, put_arrays, read_arrays
 from transfer.training.feature_plan import CachedInputs
-from transfer.training.folds import untrained_classes
 from transfer.training.history import write_events
 from transfer.training.loop import after_epoch, after_phase
 from transfer.training.model import CutModel, build_head
 from transfer.training.pack_head import Trials, build_pack_head, restore_optimizer, states_of
+from transfer.training.rows import class_weights, untrained_classes
 from transfer.training.run import Run
 from transfer.training.samples import CachedSamples
 from transfer.training.step import PhaseProgram, Totals
@@ -99,30 +98,18 @@ class PackedTrial:
     def leave(self) -> None:
         """Be trained no further, and give the run what it would have alone: its result, or what to go on from."""
         self.is_live = False
-        newest = Checkpoints(self.run).last_entry()
+        checkpoints = Checkpoints(self.run)
+        newest = checkpoints.last_entry()
         # Before it was killed, an earlier attempt may have come as far as this.
         if self.now.progress.history and not (newest and newest[1].progress.complete):
-            self._write(newest[0] + 1 if newest else 1)
+            number = newest[0] + 1 if newest else 1
+            is_behind = self.best is not None and self.best.progress.epoch < self.now.progress.epoch
+            for place, each in enumerate([self.best, self.now] if self.best and is_behind else [self.now]):
+                best_checkpoint = {"best_checkpoint": number} if self.best else {}
+                progress = each.progress.model_copy(update=best_checkpoint)
+                checkpoints.save(number + place, progress, weights=each.weights, optimizer=each.optimizer)
+            write_events(self.run, *self.now.progress.history)
         self.now, self.best = Checkpoint(self.now.progress, [], []), None
-
-    def _write(self, number: int) -> None:
-        checkpoints = Checkpoints(self.run)
-        to_write = [self.now]
-        if self.best and self.best.progress.epoch < self.now.progress.epoch:
-            to_write = [self.best, self.now]
-        for place, each in enumerate(to_write):
-            best_checkpoint = {"best_checkpoint": number} if self.best else {}
-            progress = each.progress.model_copy(update=best_checkpoint)
-            checkpoints.save(number + place, progress, weights=each.weights, optimizer=each.optimizer)
-        write_events(self.run, *self.now.progress.history)
-
-
-def finished(run: Run) -> PackedTrial | None:
-    """A run that is finished, as a member with nothing left to do; None for one that is not."""
-    newest = Checkpoints(run).last_entry()
-    if newest is None or not newest[1].progress.complete:
-        return None
-    return PackedTrial(run, Checkpoint(newest[1].progress, [], []), is_live=False)
 
 
 class PackCheckpoints:
@@ -154,15 +141,16 @@ class PackCheckpoints:
 
     def restore(self, runs: Sequence[Run]) -> list[PackedTrial] | None:
         """These runs as they stood when the newest intact checkpoint was written; None where it lacks one of them."""
-        found = newest_intact(self._read, self._log.numbers(), of=f"pack {self._folder}")
-        if found is None or any(run.id not in found for run in runs):
-            return None
-        return [_member(run, *found[run.id]) for run in runs]
 
-    def _read(self, number: int) -> dict[str, tuple[dict[str, Any], list[np.ndarray]]]:
-        document = self._log.read(number)
-        arrays = read_arrays(self._store, self._folder, document["arrays"])
-        return {member["run"]: (member, arrays) for member in document["members"]}
+        def read(number: int) -> tuple[dict[str, Any], list[np.ndarray]]:
+            document = self._log.read(number)
+            members = {member["run"]: member for member in document["members"]}
+            return members, read_arrays(self._store, self._folder, document["arrays"])
+
+        members, arrays = newest_intact(read, self._log.numbers(), of=f"pack {self._folder}") or ({}, [])
+        if any(run.id not in members for run in runs):
+            return None
+        return [_member(run, members[run.id], arrays) for run in runs]
 
 
 def _document(at: Checkpoint, arrays: dict[int, tuple[int, np.ndarray]]) -> dict[str, Any]:
@@ -257,29 +245,31 @@ class Pack:
         One whose loss is not finite is in `failures` then. Raises ConfigError when early stopping has nothing to watch,
         AlreadyExistsError when another process trains the same pack, OutOfMemoryError.
         """
-        if self.live:
-            with memory_explained(f"A pack of {len(self.live)} trials", advice=for_training(self._common)):
-                self._next_epoch()
-
-    def _next_epoch(self) -> None:
-        engine = self._engine_of_live()
-        started = time.monotonic()
-        trained, validated = self._train(engine), self._validate(engine)
-        seconds = time.monotonic() - started
-        rates, states = engine.program.learning_rates, states_of(engine.head, engine.program.optimizer)
-        for index, member in enumerate(engine.members):
-            if member.is_live:
-                member.advance(
-                    trained[index],
-                    validated[index],
-                    states[index],
-                    steps=self._steps,
-                    learning_rate=rates[index],
-                    seconds=seconds,
-                )
-        self._leave([member for member in engine.members if member.is_live and member.has_ended])
-        self._checkpoints.save(list(self._members.values()))
-        self._tidy()
+        if not self.live:
+            return
+        with memory_explained(f"A pack of {len(self.live)} trials", advice=for_training(self._common)):
+            engine = self._engine_of_live()
+            program, samples, before = engine.program, engine.samples, self._progress().global_step
+            started = time.monotonic()
+            steps = samples.train(program, range(self._steps), global_step=before)
+            trained = program.sum_over_workers([result for _, result in steps])
+            results = samples.validate(program)
+            validated = program.sum_over_workers(results) if results else [None] * len(engine.members)
+            seconds = time.monotonic() - started
+            rates, states = program.learning_rates, states_of(engine.head, program.optimizer)
+            for index, member in enumerate(engine.members):
+                if member.is_live:
+                    member.advance(
+                        trained[index],
+                        validated[index],
+                        states[index],
+                        steps=self._steps,
+                        learning_rate=rates[index],
+                        seconds=seconds,
+                    )
+            self._leave([member for member in engine.members if member.is_live and member.has_ended])
+            self._checkpoints.save(list(self._members.values()))
+            self._tidy()
 
     def stop(self, run_id: str) -> None:
         """Train a trial no further; its run can go on alone from where it stands."""
@@ -304,25 +294,26 @@ class Pack:
             keep_last(self._store, self._folder)
 
     def _fresh(self, runs: Sequence[Run]) -> list[PackedTrial]:
-        """PackedTrials at the start of their phase; runs that were finished before, by whomever, are so here."""
+        """Trials at the start of their phase; runs that were finished before, by whomever, are so here."""
         with ThreadPoolExecutor(THREADS) as pool:
-            done = list(pool.map(finished, runs))
-        first = {run.config.training.seed: run for run, member in zip(runs, done, strict=True) if member is None}
-        first_weights = {seed: self._first_weights(run) for seed, run in first.items()}
-        return [
-            member or PackedTrial(run, Checkpoint(Progress(), first_weights[run.config.training.seed], []))
-            for run, member in zip(runs, done, strict=True)
-        ]
+            newest = list(pool.map(lambda run: Checkpoints(run).last_entry(), runs))
+        members, first_weights = [], dict[int, list[np.ndarray]]()
+        for run, found in zip(runs, newest, strict=True):
+            seed = run.config.training.seed
+            if found and found[1].progress.complete:
+                members.append(PackedTrial(run, Checkpoint(found[1].progress, [], []), is_live=False))
+                continue
+            if seed not in first_weights:
+                # All trials of a seed begin alike, from what it or a published version decides.
+                head = self._head_of(run)
+                warm_start(head, run, self._dataset)
+                first_weights[seed] = [np.array(variable) for variable in head.trainable_variables]
+            members.append(PackedTrial(run, Checkpoint(Progress(), first_weights[seed], [])))
+        return members
 
     def _leave(self, members: Sequence[PackedTrial]) -> None:
         with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(PackedTrial.leave, members))
-
-    def _first_weights(self, run: Run) -> list[np.ndarray]:
-        """Those that the run's seed, or a published version, decides."""
-        head = self._head_of(run)
-        warm_start(head, run, self._dataset)
-        return [np.array(variable) for variable in head.trainable_variables]
 
     def _head_of(self, run: Run) -> keras.Model:
         return build_head(
@@ -340,11 +331,10 @@ class Pack:
     def _engine_of_live(self) -> _Engine:
         """The program, made anew when most of what it trains is dead weight: that takes as long as some epochs."""
         live = [member for member in self._members.values() if member.is_live]
-        if self._engine is None or 2 * len(live) < len(self._engine.members):
-            self._engine = self._build_engine(sorted(live, key=lambda member: _reads(member.run)))
-        return self._engine
-
-    def _build_engine(self, members: list[PackedTrial]) -> _Engine:
+        if self._engine is not None and 2 * len(live) >= len(self._engine.members):
+            return self._engine
+        # Neighbours with the same inputs need no copy of them.
+        members = sorted(live, key=lambda each: (each.run.config.training.seed, each.run.config.head.dropout))
         trials = Trials([member.run.config for member in members])
         head = build_pack_head(self._head_of(members[0].run), trials, [member.now.weights for member in members])
         phase, training = self._common.phases[0], self._common.training
@@ -367,23 +357,5 @@ class Pack:
             start_step=0,
             seeds=trials.seeds,
         )
-        return _Engine(members, head, program, samples)
-
-    def _train(self, engine: _Engine) -> list[Totals]:
-        results, step, before = [], 0, self._progress().global_step
-        while step < self._steps:
-            taken, result = engine.samples.train(
-                engine.program, step=step, global_step=before + step, limit=self._steps - step
-            )
-            results.append(result)
-            step += taken
-        return engine.program.sum_over_workers(results)
-
-    def _validate(self, engine: _Engine) -> list[Totals] | list[None]:
-        results = engine.samples.validate(engine.program)
-        return engine.program.sum_over_workers(results) if results else [None] * len(engine.members)
-
-
-def _reads(run: Run) -> tuple[int, float]:
-    """What decides a trial's inputs: neighbours with the same need no copy of them."""
-    return run.config.training.seed, run.config.head.dropout
+        self._engine = _Engine(members, head, program, samples)
+        return self._engine

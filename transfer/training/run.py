@@ -31,7 +31,7 @@ from transfer.errors import (
     TrainingError,
 )
 from transfer.storage import Log, Store, as_model, now_utc, put_document, read_document
-from transfer.training.folds import Fold
+from transfer.training.rows import Fold
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,8 @@ class Run:
 
 def run_id_for(config: Config, dataset: Dataset) -> str:
     """A name decided by what would be trained, so that repeating a command continues or finds its run."""
-    digest = hashlib.sha256(_canonical(identity(config, dataset)).encode()).hexdigest()
-    return f"{config.name}-{digest[:12]}"
+    canonical = json.dumps(identity(config, dataset), sort_keys=True, separators=(",", ":"))
+    return f"{config.name}-{hashlib.sha256(canonical.encode()).hexdigest()[:12]}"
 
 
 def open_run(
@@ -228,10 +228,6 @@ def differing_keys(left: Any, right: Any, path: str = "") -> list[str]:
     return [] if left == right else [path.removeprefix(".")]
 
 
-def _canonical(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
-
-
 _SHOWN = 12
 
 
@@ -260,7 +256,11 @@ def hold_to_base(run: Run, digest: str) -> None:
     """
     pinned = _read(run)
     if pinned is None and not run.checkpoints.numbers():
-        pinned = _pin(run, digest)
+        _check_files(run)
+        # Of several workers one is first, and its digest is what all are held to.
+        with suppress(AlreadyExistsError):
+            run.base.append({"sha256": digest, "keras": version("keras")}, number=1)
+        pinned = _read(run)
     if pinned is not None and pinned.sha256 != digest:
         here = version("keras")
         raise BaseChangedError(
@@ -270,14 +270,6 @@ def hold_to_base(run: Run, digest: str) -> None:
             advice="Bring back the file, the weights or the release of Keras that it began with, or start another run: "
             "`transfer train`, with --run-id and a new name where it finds this one.",
         )
-
-
-def _pin(run: Run, digest: str) -> _PinnedBase | None:
-    """What the run is held to from now on: this digest, or that of another worker who was first."""
-    _check_files(run)
-    with suppress(AlreadyExistsError):
-        run.base.append({"sha256": digest, "keras": version("keras")}, number=1)
-    return _read(run)
 
 
 def _check_files(run: Run) -> None:

@@ -3,7 +3,7 @@
 The steps of a job, from its check to its export, share one, and so do the trials of a sweep, for which loading the
 network and compiling a step would take longer than many a trial.
 
-Both are on the process's own workbench: their weights are valid until another model is asked for there.
+Both share the variables of `process_models()`: their weights are valid until another model is asked for there.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from transfer.config import Config, Decides, PhaseConfig, Varies, deciding
 from transfer.dataset.manifest import Dataset
 from transfer.errors import BaseChangedError
 from transfer.training.checkpoints import Checkpoint, Checkpoints, assign
-from transfer.training.folds import untrained_classes
 from transfer.training.model import TransferModel, build_head_for
+from transfer.training.rows import untrained_classes
 from transfer.training.run import Run, hold_to_base
 from transfer.training.step import PhaseProgram, create_strategy
 
@@ -42,7 +42,7 @@ Made = TypeVar("Made")
 
 
 class Turn(Protocol):
-    """Somebody who trains on a workbench, and can make room for somebody else."""
+    """Somebody who trains on shared models, and can make room for somebody else."""
 
     def suspend(self) -> None:
         """Copy all state out of the shared variables."""
@@ -50,7 +50,7 @@ class Turn(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class _Base:
-    """A network of a workbench, and its digest before anybody trained in it."""
+    """A pretrained network, and its digest before anybody trained in it."""
 
     backbone: Backbone
     digest: str
@@ -58,8 +58,8 @@ class _Base:
     """Of those that were built here. An `id()` would be used again after an evicted base is freed."""
 
 
-class Workbench:
-    """Models and programs, each made when it is first asked for. Those who train on them take turns."""
+class SharedModels:
+    """Bases, heads and compiled steps, each made when it is first asked for. Those who train on them take turns."""
 
     def __init__(self, strategy: tf.distribute.Strategy) -> None:
         self.strategy = strategy
@@ -188,9 +188,9 @@ class Workbench:
 
 
 @functools.cache
-def own_workbench() -> Workbench:
-    """The workbench of this process, for a job whose steps come one after the other: none builds a network anew."""
-    return Workbench(create_strategy())
+def process_models() -> SharedModels:
+    """The shared models of this process, for a job whose steps come one after the other: none builds a network anew."""
+    return SharedModels(create_strategy())
 
 
 def _made(shelf: OrderedDict[Any, Made], key: Hashable, make: Callable[[], Made], most: int) -> Made:
@@ -206,14 +206,14 @@ def _made(shelf: OrderedDict[Any, Made], key: Hashable, make: Callable[[], Made]
 def untrained_model(run: Run, dataset: Dataset) -> TransferModel:
     """The model that a run begins with, on the base that it began with.
 
-    Raises BaseChangedError when the base is another one by now, and what `Workbench.model` raises.
+    Raises BaseChangedError when the base is another one by now, and what `SharedModels.model` raises.
     """
-    workbench = own_workbench()
-    with workbench.strategy.scope():
-        workbench.take_turn(_Visit())
-        workbench.forget_programs()
+    shared = process_models()
+    with shared.strategy.scope():
+        shared.take_turn(_Visit())
+        shared.forget_programs()
         untrained = untrained_classes(run.store, dataset, run.fold)
-        model = workbench.model(run.config, dataset.classes, untrained=untrained)
+        model = shared.model(run.config, dataset.classes, untrained=untrained)
     hold_to_base(run, model.digest)
     return model
 
@@ -225,9 +225,9 @@ def restore_model(run: Run, dataset: Dataset) -> tuple[TransferModel, Checkpoint
     """
     checkpoint = Checkpoints(run).complete()
     model = untrained_model(run, dataset)
-    with own_workbench().strategy.scope():
+    with process_models().strategy.scope():
         trained = model.variables_of([phase.unfreeze for phase in run.config.phases])
-        own_workbench().will_train(model, trained)
+        process_models().will_train(model, trained)
         assign(trained, checkpoint.weights)
     return model, checkpoint
 

@@ -25,7 +25,6 @@ import tensorflow as tf
 
 from transfer.augmentation import Augmentation, StepRandomness, step_randomness
 from transfer.config import PhaseConfig, TrainingConfig
-from transfer.features.batches import Chunk
 from transfer.training.heartbeat import TOGETHER, during
 from transfer.training.history import SMALLEST_PROBABILITY
 from transfer.training.model import CutModel, untrained_in
@@ -46,7 +45,8 @@ def create_strategy(collectives: Collectives = "auto") -> tf.distribute.Strategy
     for gpu in gpus:
         # Where somebody else imported TensorFlow; what is set already may be set again at any time.
         tf.config.experimental.set_memory_growth(gpu, enable=True)
-    if _worker_count() > 1:
+    cluster = json.loads(os.environ.get("TF_CONFIG", "{}")).get("cluster", {})
+    if len(cluster.get("worker", [])) > 1:
         implementation = tf.distribute.experimental.CommunicationImplementation[collectives.upper()]
         options = tf.distribute.experimental.CommunicationOptions(implementation=implementation)
         return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
@@ -55,12 +55,25 @@ def create_strategy(collectives: Collectives = "auto") -> tf.distribute.Strategy
     return tf.distribute.get_strategy()
 
 
-def _worker_count() -> int:
-    cluster = json.loads(os.environ.get("TF_CONFIG", "{}")).get("cluster", {})
-    return len(cluster.get("worker", []))
-
-
 Batch = dict[str, tf.Tensor]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive batches of one epoch as one worker sees them, of which the first `steps` hold data.
+
+    `features`: [capacity, rows, *shape]. `labels`: int32 [capacity, rows]. `real`: float32 [capacity, rows], 0 for a
+    row that only fills up an epoch's last batch. `positions`: int32 [rows], each row's place in the global batch.
+    `real_images`: float32 [capacity], images of the dataset in each global batch. Every chunk of an epoch has the same
+    capacity, so that a compiled program fits all of them.
+    """
+
+    features: np.ndarray
+    labels: np.ndarray
+    real: np.ndarray
+    positions: np.ndarray
+    real_images: np.ndarray
+    steps: int
 
 
 @dataclass(frozen=True)

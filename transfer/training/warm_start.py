@@ -28,9 +28,6 @@ from transfer.training.run import Run, load_run, pinned_base, started_identity
 
 logger = logging.getLogger(__name__)
 
-# Images of another size, or seen otherwise, make another network of the same weights; a permission makes no network.
-_MAY_DIFFER = {"image_size", "fit", "crop_share", "antialias", "accept_head"}
-
 
 @dataclass(frozen=True)
 class PublishedHead:
@@ -69,7 +66,10 @@ def warm_start(head: keras.Model, run: Run, dataset: Dataset) -> None:
         )
     _check_same_base(reference, published.run, run)
     first = [np.array(variable) for variable in head.trainable_variables]
-    _check_features(reference, published.weights[0], first[0])
+    there, here = published.weights[0].shape[0], first[0].shape[0]
+    if there != here:
+        # With the same base, this is the image size where `pooling` is `flatten`.
+        raise _refused(reference, f"its head does not fit: it reads {there} features there and {here} here")
     assign(head.trainable_variables, taken_over(first, published.weights, places, output=run.config.head.output))
     logger.info("The head begins as that of %s, with %d of %d classes.", reference, known, len(dataset.classes))
 
@@ -92,9 +92,8 @@ def published_head(store: Store, config: Config, reference: str) -> PublishedHea
         version = Log(store, layout.versions_log(name)).read_as(ModelVersion, int(number))
     except (ObjectNotFoundError, ValueError) as error:  # No log has a number 0.
         raise _refused(reference, f"there is no such version in {store.uri}") from error
-    run_id = str(version.provenance["run"])
     try:
-        run = load_run(store, run_id, config)
+        run = load_run(store, version.provenance.run, config)
         weights = Checkpoints(run).complete().weights
     except TrainingError as error:
         raise _refused(reference, f"its weights are gone: {error.message.rstrip('.')}") from error
@@ -156,19 +155,11 @@ def _check_same_base(reference: str, theirs: Run, ours: Run) -> None:
         )
 
 
-def _check_features(reference: str, theirs: np.ndarray, ours: np.ndarray) -> None:
-    # With the same base, this is the image size where `pooling` is `flatten`.
-    if theirs.shape[0] != ours.shape[0]:
-        raise _refused(
-            reference, f"its head does not fit: it reads {theirs.shape[0]} features there and {ours.shape[0]} here"
-        )
-
-
 def _must_agree(config: Config) -> dict[str, Any]:
     """By dotted key, what decides which features a head reads, and how many weights it has but for its classes."""
-    base = deciding(config.base, Decides.FEATURES)
+    base = deciding(config.base, Decides.FEATURES, but=Varies.IN_WARM_START)
     head = deciding(config.head, Decides.FEATURES, Decides.LEARNING, but=Varies.IN_TRAINING)
-    return {f"base.{name}": value for name, value in base.items() if name not in _MAY_DIFFER} | {
+    return {f"base.{name}": value for name, value in base.items()} | {
         f"head.{name}": value for name, value in head.items()
     }
 

@@ -1,4 +1,4 @@
-"""The driver of a sweep: Ray Tune, the hosts that train for it, and what is written down. It imports no TensorFlow."""
+"""The driver of a sweep: Ray Tune, the actors that train for it, and what is written down. It imports no TensorFlow."""
 
 from __future__ import annotations
 
@@ -70,14 +70,14 @@ def run_sweep(config: Config, dataset: Dataset, store: Store) -> SweepOutcome:
         return SweepOutcome(*found)
     logger.info("Sweep %s on dataset %s.", sweep.id, dataset.reference)
     trials = fixed_trials(config)
-    hosts = _start_hosts(sweep, trials) if config.workers.count < 2 else []
+    actors = _start_actors(sweep, trials) if config.workers.count < 2 else []
     try:
-        flops = _extract(hosts) if hosts else _extract_for_groups(sweep, trials or [])
+        flops = _extract(actors) if actors else _extract_for_groups(sweep, trials or [])
         started = time.monotonic()
-        result = _tune(sweep, records, hosts, trials, flops).result(seconds=time.monotonic() - started)
+        result = _tune(sweep, records, actors, trials, flops).result(seconds=time.monotonic() - started)
     finally:
-        for host in hosts:
-            ray.kill(host)
+        for actor in actors:
+            ray.kill(actor)
     _tell(result, planned=sweep_of(config).trial_count)
     if result.is_final and sweep_of(config).scheduler.kind == "pbt":
         # Of other sweeps each trial does so when it ends; here others went on from them until now.
@@ -120,7 +120,7 @@ def _reasons(trials: Sequence[TrialRecord]) -> str:
 def _tune(
     sweep: Sweep,
     records: SweepRecords,
-    hosts: Sequence[Any],
+    actors: Sequence[Any],
     trials: Sequence[Trial] | None,
     flops: Mapping[int, float],
 ) -> Notes:
@@ -137,10 +137,10 @@ def _tune(
     settings = sweep_of(config)
     by_number = {trial.number: trial for trial in trials or ()}
     budget = stopper(config)
-    trainable = tune.with_parameters(TuneTrial, sweep=sweep, hosts=list(hosts), trials=by_number, flops=flops)
-    # A population lives together; those that have no host wait, paused. Other searches make trials as hosts get free.
+    trainable = tune.with_parameters(TuneTrial, sweep=sweep, actors=list(actors), trials=by_number, flops=flops)
+    # A population lives together; those that have no actor wait, paused. Other searches make trials as actors get free.
     is_population = settings.scheduler.kind == "pbt"
-    room = len(hosts) or trials_at_once(config, config.workers.count)
+    room = len(actors) or trials_at_once(config, config.workers.count)
     share = 1 / room - _SLIVER if is_population else _SLIVER
     here = f"node:{ray.util.get_node_ip_address()}"
     with Notes(sweep, records, budget, by_number) as notes, tempfile.TemporaryDirectory(prefix="transfer-") as folder:
@@ -155,7 +155,7 @@ def _tune(
                 num_samples=num_samples(config),
                 max_concurrent_trials=None if is_population else room,
                 # One that drives a group of workers takes them along when it ends.
-                reuse_actors=bool(hosts),
+                reuse_actors=bool(actors),
             ),
             run_config=tune.RunConfig(
                 # What Tune itself would go on from is pickled and never read: a sweep's own records decide that.
@@ -171,11 +171,11 @@ def _tune(
     return notes
 
 
-def _start_hosts(sweep: Sweep, trials: Sequence[Trial] | None) -> list[Any]:
+def _start_actors(sweep: Sweep, trials: Sequence[Trial] | None) -> list[Any]:
     workers = sweep.config.workers
     cpus, gpus = workers.cpus_per_worker, gpus_of_trial(sweep.config)
     if workers.count == 0:
-        # In this process, if it were not for Ray: one host with all that a machine has, the largest of a cluster's.
+        # In this process, if it were not for Ray: one actor with all that a machine has, the largest of a cluster's.
         machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         gpus, cpus = max((has.get("GPU", 0.0), has.get("CPU", 0.0)) for has in machines)
         count = 1
@@ -185,24 +185,24 @@ def _start_hosts(sweep: Sweep, trials: Sequence[Trial] | None) -> list[Any]:
     create = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=-1, runtime_env={"env_vars": environment})(
         TrialActor
     )
-    hosts = [create.remote(sweep, trials) for _ in range(count)]
-    ready, _ = ray.wait([host.ready.remote() for host in hosts], num_returns=1, timeout=workers.start_timeout_s)
+    actors = [create.remote(sweep, trials) for _ in range(count)]
+    ready, _ = ray.wait([actor.ready.remote() for actor in actors], num_returns=1, timeout=workers.start_timeout_s)
     if not ready:
         raise TrainingError(
             f"No process that trains trials started in {workers.start_timeout_s:g} s.",
             advice=f"Each needs {cpus:g} CPU and {gpus:g} GPU (see `ray status`); or raise workers.start_timeout_s.",
         )
-    return hosts
+    return actors
 
 
-def _extract(hosts: Sequence[Any]) -> dict[int, float]:
-    """Have the hosts compute, in one pass over the images, what trials will need of the frozen part.
+def _extract(actors: Sequence[Any]) -> dict[int, float]:
+    """Have the actors compute, in one pass over the images, what trials will need of the frozen part.
 
     Returns each trial's multiply-adds, as far as trials are known.
     """
     try:
-        found: Survey = ray.get(hosts[0].survey.remote())
-        ray.get([host.extract.remote(found.requests, part, len(hosts)) for part, host in enumerate(hosts)])
+        found: Survey = ray.get(actors[0].survey.remote())
+        ray.get([actor.extract.remote(found.requests, part, len(actors)) for part, actor in enumerate(actors)])
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, TransferError):
             raise error.cause from None

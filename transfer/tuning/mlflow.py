@@ -7,9 +7,7 @@ import json
 import logging
 import os
 import time
-from typing import Any
 
-from transfer.catalog.run import EpochRow
 from transfer.errors import ConfigError
 from transfer.runtime.distribution import install_extra
 from transfer.tuning.records import TrialRecord
@@ -95,9 +93,13 @@ class MlflowTrials:
         now = int(time.time() * 1000)
         run = self._client.create_run(self._experiment, tags=self._tags(record), run_name=f"trial {record.number}")
         run_id = run.info.run_id
-        params = [Param(key, _as_param(value)) for key, value in record.values.items()]
+        params = [
+            Param(key, value if isinstance(value, str) else json.dumps(value)) for key, value in record.values.items()
+        ]
         metrics = [
-            Metric(name, value, now, row.epoch) for row in record.rows for name, value in _metrics_of(row).items()
+            Metric(name, value, now, row.epoch)
+            for row in record.rows
+            for name, value in row.model_dump(exclude={"phase", "epoch"}, exclude_none=True).items()
         ]
         metrics.append(Metric("trial_seconds", record.seconds, now, 0))
         if record.value is not None:
@@ -118,12 +120,3 @@ class MlflowTrials:
         }
         why = {"reason": record.reason, "stopped_by": record.stopped_by, "failed_by": record.failed_by}
         return tags | {name: text for name, text in why.items() if text}
-
-
-def _metrics_of(row: EpochRow) -> dict[str, float]:
-    figures: dict[str, Any] = row.model_dump(exclude={"phase", "epoch"}, exclude_none=True)
-    return figures
-
-
-def _as_param(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)

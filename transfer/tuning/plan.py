@@ -1,16 +1,27 @@
-"""What a sweep will do, said before it: its trials, what they try, who stops them, which are trained as one program."""
+"""What a sweep will do, said before it: its trials, what they try, who stops them, which are trained as one program.
+
+And what all of them need of the frozen part, which is computed before the first one starts. Needs no TensorFlow for
+anything but that.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from transfer.config import Config, Decides, DomainConfig, Varies, deciding
-from transfer.tuning.records import value_text
+from transfer.dataset.manifest import Dataset
+from transfer.features.layout import Request
+from transfer.training.rows import Fold
+from transfer.training.run import hold_to_base, open_run
+from transfer.tuning.records import Sweep, value_text
 from transfer.tuning.space import Trial, depths_within_reach, fixed_trials, longest_epochs, space_of, sweep_of
+
+if TYPE_CHECKING:
+    from transfer.training.model import TransferModel
 
 
 def trials_at_once(config: Config, workers: int) -> int:
@@ -58,6 +69,47 @@ def pack_key(config: Config) -> str | None:
     return hashlib.sha256(json.dumps(common, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def folds_of(config: Config) -> list[Fold | None]:
+    """What a trial is validated on, each in a run of its own: None is the validation split."""
+    count = sweep_of(config).folds
+    return [Fold(index, count) for index in range(count)] or [None]
+
+
+def comes_to_all_phases(config: Config) -> bool:
+    """Whether every trial comes to all of its phases, so that one pass over the images can serve all of them."""
+    return sweep_of(config).scheduler.kind == "none"
+
+
+def requests_of_trials(
+    sweep: Sweep, dataset: Dataset, trials: Sequence[Trial], *, model_of: Callable[[Config], TransferModel]
+) -> list[Request]:
+    """The features to cache before the first trial starts: of each phase that every trial comes to.
+
+    `trials`: all of them, empty where they are not known. `model_of`: the untrained model of a configuration.
+    """
+    from transfer.training.feature_plan import FeaturePlan
+
+    def seen_by(config: Config) -> tuple[object, ...]:
+        """What the frozen part's output depends on, other than its depth."""
+        features = deciding(config, Decides.FEATURES)
+        del features["phases"]  # Depth, and whether a phase augments.
+        return features, config.augmentation.views
+
+    known = [trial.config for trial in trials] or depths_within_reach(sweep.config)
+    # What a trial of another base needs is computed when it starts.
+    usual = [config for config in known if seen_by(config) == seen_by(sweep.config)]
+    by_depth = {str([phase.unfreeze for phase in config.phases]): config for config in reversed(usual)}
+    found: dict[Request, None] = {}
+    for config in reversed(by_depth.values()):
+        run = open_run(sweep.store, config, dataset, fold=folds_of(sweep.config)[0], started_by=sweep.folder)
+        model = model_of(config)
+        hold_to_base(run, model.digest)
+        inputs = FeaturePlan(run, dataset, model)
+        inputs.claim()
+        found.update(dict.fromkeys(inputs.requests(None if comes_to_all_phases(sweep.config) else [0])))
+    return list(found)
+
+
 _SHOWN = 12
 _PHASES_SHOWN = 6
 
@@ -65,6 +117,10 @@ _PHASES_SHOWN = 6
 def sweep_plan(config: Config) -> dict[str, Any]:
     """The plan, of JSON's own types. Where `workers.count` is not 0, this process is connected to the cluster."""
     sweep, trials = sweep_of(config), fixed_trials(config)
+    # No trials are packed where each has several workers to itself.
+    keys = Counter(pack_key(trial.config) for trial in trials or () if config.workers.count < 2)
+    packs = [size for key, size in keys.items() if key is not None and size > 1]
+    within_reach = [trial.config for trial in trials] if trials else depths_within_reach(config)
     return {
         "trials": sweep.trial_count,
         "combinations": sweep.combinations,
@@ -75,23 +131,11 @@ def sweep_plan(config: Config) -> dict[str, Any]:
         "scheduler": sweep.scheduler.model_dump(mode="json", exclude_none=True),
         "budget": sweep.model_dump(mode="json", include={"max_epochs", "max_seconds", "target"}, exclude_none=True),
         "at_once": trials_at_once(config, config.workers.count) if config.workers.count else 1,
-        "packed": _packed(config, trials or ()),
-        "phases": _phases(config, trials),
+        "packed": {"trials": sum(packs), "packs": len(packs)},
+        # What the phases of a trial train: each list that a trial may have.
+        "phases": [list(p) for p in dict.fromkeys(tuple(p.title for p in each.phases) for each in within_reach)],
         "epochs": longest_epochs(config),
     }
-
-
-def _packed(config: Config, trials: Sequence[Trial]) -> dict[str, int]:
-    """How many trials are trained in how many packs. None are where each has several workers to itself."""
-    keys = Counter(pack_key(trial.config) for trial in trials) if config.workers.count < 2 else Counter()
-    sizes = [size for key, size in keys.items() if key is not None and size > 1]
-    return {"trials": sum(sizes), "packs": len(sizes)}
-
-
-def _phases(config: Config, trials: Sequence[Trial] | None) -> list[list[str]]:
-    """What the phases of a trial train: each list that a trial may have."""
-    within_reach = [trial.config for trial in trials] if trials else depths_within_reach(config)
-    return [list(titles) for titles in dict.fromkeys(tuple(p.title for p in each.phases) for each in within_reach)]
 
 
 def plan_for_people(plan: dict[str, Any], config: Config) -> dict[str, Any]:

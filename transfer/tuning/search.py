@@ -104,7 +104,9 @@ class Budget(Stopper):
         """Whether the trial that reports is to stop: with all others, or not at all."""
         sweep, trial = self._sweep, result["config"]["trial"]
         self._epochs.add((trial, result["epochs"]))
-        if sweep.target is not None and _reached(sweep, result["value"]):
+        # Tune is given a loss with the other sign, so that more is always better.
+        sign = 1 if sweep.metric == "accuracy" else -1
+        if sweep.target is not None and result["value"] >= sign * sweep.target:
             self._end("target", f"trial {trial} reached the target, {sweep.metric} {sweep.target:g}")
         if sweep.max_epochs is not None and len(self._epochs) >= sweep.max_epochs:
             self._end("max_epochs", f"the budget of {sweep.max_epochs} epochs is spent")
@@ -120,10 +122,6 @@ class Budget(Stopper):
     def _end(self, key: BudgetKey, reason: str) -> None:
         if self.spent is None:
             self.spent, self.reason = key, reason
-
-
-def _reached(sweep: SweepConfig, value: float) -> bool:
-    return value >= (sweep.target or 0.0) if sweep.metric == "accuracy" else -value <= (sweep.target or 0.0)
 
 
 METRIC, MODE, TIME = "value", "max", "epochs"

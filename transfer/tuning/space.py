@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -92,7 +92,12 @@ def fixed_trials(config: Config) -> list[Trial] | None:
     sweep = sweep_of(config)
     if sweep.search == "optuna" or sweep.scheduler.kind == "pbt":
         return None
-    values = _grid(space_of(config)) if sweep.search == "grid" else drawn(config)
+    if sweep.search == "random":
+        values = drawn(config)
+    else:
+        space = space_of(config)
+        combinations = itertools.product(*(_all_of(domain) for domain in space.values()))
+        values = [dict(zip(space, combination, strict=True)) for combination in combinations]
     return [make_trial(config, number, found) for number, found in enumerate(values, start=1)]
 
 
@@ -197,11 +202,6 @@ def longest_epochs(config: Config) -> int:
 
 def _epochs(config: Config) -> int:
     return sum(phase.epochs for phase in config.phases)
-
-
-def _grid(space: Mapping[str, DomainConfig]) -> Iterator[dict[str, Any]]:
-    for combination in itertools.product(*(_all_of(domain) for domain in space.values())):
-        yield dict(zip(space, combination, strict=True))
 
 
 def _all_of(domain: DomainConfig) -> Sequence[Any]:

@@ -1,4 +1,6 @@
-"""Ray Tune's side of a trial: it asks a host for one epoch after the other. It needs no TensorFlow of its own.
+"""Ray Tune's side of a trial: it asks an actor for one epoch after the other. It needs no TensorFlow of its own.
+
+An actor (`trial_actor.py`) trains the epoch by `training/loop.py`, or by `training/pack.py` for all trials of a pack.
 
 What was recorded of a trial in an earlier attempt is reported again without being computed again, so that schedulers
 and searches come to know everything that they knew, and nothing is unpickled from storage.
@@ -7,6 +9,7 @@ and searches come to know everything that they knew, and nothing is unpickled fr
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -16,18 +19,23 @@ from typing import Any
 import ray
 from ray import tune
 
-from transfer.catalog.run import EpochRow
-from transfer.errors import TrainingError, TransferError
+from transfer.catalog.run import CheckpointEntry, EpochRow
+from transfer.dataset.manifest import Dataset
+from transfer.errors import DivergedError, OutOfMemoryError, TrainingError, TransferError
+from transfer.training.checkpoints import keep_best_and_last
+from transfer.training.distributed import train_on_workers
 from transfer.training.history import final_row
+from transfer.training.run import Run, open_run
 from transfer.tuning.plan import pack_key
 from transfer.tuning.records import Sweep, SweepRecords, TrialRecord
 from transfer.tuning.search import METRIC, TIME
 from transfer.tuning.space import Trial, make_trial, sweep_of
-from transfer.tuning.trial_actor import GroupTrial
 from transfer.tuning.trial_runner import Branch, Failure, TrialState
 
 FAILED = -1e9
 """The metric of a trial that failed: worse than any other, and a number, as searches want."""
+POLL_S = 0.5
+"""Between two looks at how far a group of workers has come."""
 _CHECKPOINT = "trial.json"
 _NOTHING = TrialState(run_id="", rows=(), complete=False)
 
@@ -40,15 +48,15 @@ class TuneTrial(tune.Trainable):
         config: dict[str, Any],
         *,
         sweep: Sweep | None = None,
-        hosts: Sequence[Any] = (),
+        actors: Sequence[Any] = (),
         trials: Mapping[int, Trial] | None = None,
         flops: Mapping[int, float] | None = None,
     ) -> None:
-        """`trials`: by number, where all of them are known. Without hosts a trial has a group of workers to itself."""
+        """`trials`: by number, where all of them are known. Without actors a trial has a group of workers to itself."""
         if sweep is None:
             raise ValueError("TuneTrial needs the sweep it belongs to")
         self._sweep = sweep
-        self._hosts = hosts
+        self._actors = actors
         self._trials = trials or {}
         self._flops = flops or {}
         self._records = SweepRecords(sweep)
@@ -85,9 +93,9 @@ class TuneTrial(tune.Trainable):
         return self._report({**result, "done": ends, "ended": ends})
 
     def cleanup(self) -> None:
-        """Leave the trial; if it has not ended, its host trains it no further."""
-        if self._host and self._trial is not None and self._is_at_host and not self._state.complete:
-            ray.get(self._host.stop.remote(self._trial, self._branch))
+        """Leave the trial; if it has not ended, its actor trains it no further."""
+        if self._actor and self._trial is not None and self._is_with_actor and not self._state.complete:
+            ray.get(self._actor.stop.remote(self._trial, self._branch))
         self._trial = None
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -113,13 +121,13 @@ class TuneTrial(tune.Trainable):
     def _begin(self, config: dict[str, Any]) -> None:
         number = config["trial"]
         self._trial = self._trials.get(number) or make_trial(self._sweep.config, number, config["values"])
-        # All trials of a pack have one host; the others take turns.
+        # All trials of a pack have one actor; the others take turns.
         key = pack_key(self._trial.config)
         place = int(key, 16) if key else number
-        self._host = self._hosts[place % len(self._hosts)] if self._hosts else None
+        self._actor = self._actors[place % len(self._actors)] if self._actors else None
         self._group: GroupTrial | None = None
         self._branch = None
-        self._is_at_host = False
+        self._is_with_actor = False
         self._epochs = 0
         self._state = _recorded(self._records.trial(number), self._trial)
 
@@ -130,32 +138,32 @@ class TuneTrial(tune.Trainable):
         return self._trial
 
     def _advanced(self) -> TrialState:
-        self._is_at_host = True
-        if self._host is None:
+        self._is_with_actor = True
+        if self._actor is None:
             self._group = self._group or GroupTrial(self._sweep, self._sweep.dataset, self._of)
             return self._group.advance(self._epochs)
         try:
-            state: TrialState = ray.get(self._host.advance.remote(self._of, self._epochs, self._branch))
+            state: TrialState = ray.get(self._actor.advance.remote(self._of, self._epochs, self._branch))
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, TransferError):
                 raise error.cause from None
             raise
         except ray.exceptions.RayActorError as error:
-            self._await_host()
+            self._await_actor()
             raise TrainingError(
                 f"The process that trained trial {self._of.number} died.",
                 advice="Usually the machine ran out of memory. Smaller batches need less.",
             ) from error
         return state
 
-    def _await_host(self) -> None:
-        """Wait until the host's next process is there, so that another attempt finds it."""
-        if self._host is None:
+    def _await_actor(self) -> None:
+        """Wait until the actor's next process is there, so that another attempt finds it."""
+        if self._actor is None:
             return
         deadline = time.monotonic() + self._sweep.config.workers.start_timeout_s
         while time.monotonic() < deadline:
             try:
-                ray.get(self._host.ready.remote())
+                ray.get(self._actor.ready.remote())
             except ray.exceptions.RayActorError:
                 time.sleep(0.2)
             else:
@@ -187,3 +195,49 @@ def _recorded(record: TrialRecord | None, trial: Trial) -> TrialState:
         packed_with=record.packed_with,
         failure=Failure(record.reason or "", record.failed_by) if record.status == "failed" else None,
     )
+
+
+class GroupTrial:
+    """Trains a trial's run on `workers.count` workers, and tells how far it has come by its checkpoints."""
+
+    def __init__(self, sweep: Sweep, dataset: Dataset, trial: Trial) -> None:
+        sweep.check_bases(dataset)
+        self._run: Run = open_run(sweep.store, trial.config, dataset, started_by=sweep.folder)
+        self._error: Exception | None = None
+        # Ends with the process: whoever stops the trial ends that, and with it the workers that it owns.
+        self._thread = threading.Thread(target=self._train, daemon=True)
+        if not self._progress()[1]:
+            self._thread.start()
+
+    def advance(self, epochs: int) -> TrialState:
+        """Wait until the trial has come so many epochs, or to its end. Raises what training raised."""
+        while True:
+            # Asked first: what a thread that has ended wrote is seen.
+            works = self._thread.is_alive()
+            rows, complete = self._progress()
+            if complete or len(rows) >= epochs or not works:
+                break
+            time.sleep(POLL_S)
+        if complete and self._thread.is_alive():
+            # Until its workers have left, the next trial would wait for their CPUs.
+            self._thread.join()
+        failure = None
+        if len(rows) < epochs and not complete:
+            if not isinstance(self._error, DivergedError | OutOfMemoryError):
+                raise self._error or RuntimeError(f"run {self._run.id} ended without a word")
+            failure = Failure.of(self._error)
+        return TrialState(run_id=self._run.id, rows=rows, complete=complete or failure is not None, failure=failure)
+
+    def _train(self) -> None:
+        try:
+            train_on_workers(self._run)
+            keep_best_and_last(self._run)
+        except Exception as error:  # noqa: BLE001 - raised again where somebody hears it
+            self._error = error
+
+    def _progress(self) -> tuple[tuple[EpochRow, ...], bool]:
+        found = self._run.checkpoints.latest_as(CheckpointEntry)
+        if found is None:
+            return (), False
+        progress = found[1].progress
+        return progress.history, progress.complete

@@ -1,7 +1,7 @@
 """What trains the trials of a sweep, in a process that outlives them.
 
-A host keeps TensorFlow, the network, the compiled steps and the cached features from one trial to the next. Trials
-that `tuning/plan.py` finds fit to be trained together are one program. TensorFlow is imported when a host is first
+An actor keeps TensorFlow, the network, the compiled steps and the cached features from one trial to the next. Trials
+that `tuning/plan.py` finds fit to be trained together are one program. TensorFlow is imported when an actor is first
 asked for something, never where it is described.
 """
 
@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import gc
 import hashlib
-import threading
-import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,73 +17,25 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from transfer.catalog import layout
-from transfer.catalog.run import CheckpointEntry, EpochRow
-from transfer.config import Config, Decides, deciding
+from transfer.catalog.run import EpochRow
+from transfer.config import Config
 from transfer.dataset.manifest import Dataset
 from transfer.errors import DivergedError, OutOfMemoryError
 from transfer.features.layout import Extraction, Request
 from transfer.runtime.startup import start_worker
 from transfer.training.checkpoints import keep_best_and_last
-from transfer.training.distributed import train_on_workers
-from transfer.training.folds import Fold
+from transfer.training.rows import Fold
 from transfer.training.run import Run, hold_to_base, open_run, run_id_for
-from transfer.tuning.plan import pack_key
+from transfer.tuning.plan import comes_to_all_phases, folds_of, pack_key, requests_of_trials
 from transfer.tuning.records import Sweep
-from transfer.tuning.space import Trial, depths_within_reach, sweep_of
-from transfer.tuning.trial_runner import Branch, Failure, FoldsRunner, PackRunner, SingleRunner, TrialRunner, TrialState
+from transfer.tuning.space import Trial, sweep_of
+from transfer.tuning.trial_runner import Branch, Failure, FoldsRunner, TrialRunner, TrialState
 
 if TYPE_CHECKING:
+    from transfer.training.loop import Training
     from transfer.training.model import TransferModel
     from transfer.training.pack import Pack
-    from transfer.training.shared_models import Workbench
-
-POLL_S = 0.5
-
-
-class GroupTrial:
-    """Trains a trial's run on `workers.count` workers, and tells how far it has come by its checkpoints."""
-
-    def __init__(self, sweep: Sweep, dataset: Dataset, trial: Trial) -> None:
-        sweep.check_bases(dataset)
-        self._run: Run = open_run(sweep.store, trial.config, dataset, started_by=sweep.folder)
-        self._error: Exception | None = None
-        # Ends with the process: whoever stops the trial ends that, and with it the workers that it owns.
-        self._thread = threading.Thread(target=self._train, daemon=True)
-        if not self._progress()[1]:
-            self._thread.start()
-
-    def advance(self, epochs: int) -> TrialState:
-        """Wait until the trial has come so many epochs, or to its end. Raises what training raised."""
-        while True:
-            # Asked first: what a thread that has ended wrote is seen.
-            works = self._thread.is_alive()
-            rows, complete = self._progress()
-            if complete or len(rows) >= epochs or not works:
-                break
-            time.sleep(POLL_S)
-        if complete and self._thread.is_alive():
-            # Until its workers have left, the next trial would wait for their CPUs.
-            self._thread.join()
-        failure = None
-        if len(rows) < epochs and not complete:
-            if not isinstance(self._error, DivergedError | OutOfMemoryError):
-                raise self._error or RuntimeError(f"run {self._run.id} ended without a word")
-            failure = Failure.of(self._error)
-        return TrialState(run_id=self._run.id, rows=rows, complete=complete or failure is not None, failure=failure)
-
-    def _train(self) -> None:
-        try:
-            train_on_workers(self._run)
-            keep_best_and_last(self._run)
-        except Exception as error:  # noqa: BLE001 - raised again where somebody hears it
-            self._error = error
-
-    def _progress(self) -> tuple[tuple[EpochRow, ...], bool]:
-        found = self._run.checkpoints.latest_as(CheckpointEntry)
-        if found is None:
-            return (), False
-        progress = found[1].progress
-        return progress.history, progress.complete
+    from transfer.training.shared_models import SharedModels
 
 
 @dataclass(frozen=True)
@@ -117,29 +67,13 @@ class TrialActor:
     def survey(self) -> Survey:
         """What the trials that are known will need and cost. Raises BackboneError, ConfigError for what cannot be."""
         self._sweep.check_bases(self._dataset)
-        return Survey(self._requests(), {number: self._flops(trial) for number, trial in self._trials.items()})
-
-    def _requests(self) -> list[Request]:
-        """The features to cache: of each phase that every trial comes to."""
-        from transfer.training.feature_plan import FeaturePlan
-
-        known = [trial.config for trial in self._trials.values()] or depths_within_reach(self._sweep.config)
-        # What a trial of another base needs is computed when it starts.
-        usual = [config for config in known if _seen_by(config) == _seen_by(self._sweep.config)]
-        by_depth = {str(_depths(config)): config for config in reversed(usual)}
-        found: dict[Request, None] = {}
-        for config in reversed(by_depth.values()):
-            run = open_run(self._sweep.store, config, self._dataset, fold=self._folds[0], started_by=self._sweep.folder)
-            model = self._model(config)
-            hold_to_base(run, model.digest)
-            inputs = FeaturePlan(run, self._dataset, model)
-            inputs.claim()
-            found.update(dict.fromkeys(inputs.requests(None if self._sees_all_phases else [0])))
-        return list(found)
+        requests = requests_of_trials(self._sweep, self._dataset, list(self._trials.values()), model_of=self._model)
+        return Survey(requests, {number: self._flops(trial) for number, trial in self._trials.items()})
 
     def extract(self, requests: Sequence[Request], part: int, of: int) -> Extraction:
         """Compute the features that are requested and not cached yet, for one of so many parts of the images."""
-        from transfer.features.extract import Extractor, frozen_parts_of
+        from transfer.features.extract import Extractor
+        from transfer.features.frozen import frozen_parts_of
 
         config = self._sweep.config
         extractor = Extractor(self._sweep.store, engine=config.features.engine)
@@ -154,11 +88,15 @@ class TrialActor:
         """
         run_id = self._run_id(trial, branch)
         try:
-            at_work = self._advanced(run_id, trial, epochs, branch)
+            runner = self._advanced(run_id, trial, epochs, branch)
         except OutOfMemoryError as error:
             failure = Failure.of(error)
         else:
-            return self._state(run_id, at_work)
+            state = runner.state()
+            if state.complete:
+                # Of a trial that failed, some folds may have epochs to come.
+                self._open.pop(run_id).stop()
+            return state
         # What is not held on to any more, by the error neither, is there for the next trial, or for another attempt.
         rows = self._open.pop(run_id).rows if run_id in self._open else ()
         if self._give_up_packs(trial):
@@ -166,12 +104,13 @@ class TrialActor:
         return TrialState(run_id, rows, complete=True, failure=failure)
 
     def _advanced(self, run_id: str, trial: Trial, epochs: int, branch: Branch | None) -> TrialRunner:
+        """The trial's runner, that far. A call of its own: what it holds is free once the error that ended it is."""
         if run_id not in self._open:
             self._open[run_id] = self._start(trial, branch)
-        at_work = self._open[run_id]
-        while not at_work.ended and len(at_work.rows) < epochs:
-            at_work.next_epoch()
-        return at_work
+        runner = self._open[run_id]
+        while not runner.ended and len(runner.rows) < epochs:
+            runner.next_epoch()
+        return runner
 
     def _give_up_packs(self, trial: Trial) -> bool:
         """Have the trials of a trial's pack go on alone, since one may fit where all do not; whether there was one."""
@@ -189,52 +128,33 @@ class TrialActor:
         gc.collect()
         return True
 
-    def _state(self, run_id: str, at_work: TrialRunner) -> TrialState:
-        state = at_work.state()
-        if state.complete:
-            # Of a trial that failed, some folds may have epochs to come.
-            self._open.pop(run_id).stop()
-        return state
-
     def stop(self, trial: Trial, branch: Branch | None = None) -> None:
         """Train a trial no further. Its run could go on from its newest checkpoint."""
-        at_work = self._open.pop(self._run_id(trial, branch), None)
-        if at_work is not None:
-            at_work.stop()
+        runner = self._open.pop(self._run_id(trial, branch), None)
+        if runner is not None:
+            runner.stop()
 
     @cached_property
-    def _workbench(self) -> Workbench:
+    def _shared(self) -> SharedModels:
         start_worker()
 
-        from transfer.training.shared_models import Workbench
+        from transfer.training.shared_models import SharedModels
         from transfer.training.step import create_strategy
 
-        return Workbench(create_strategy())
+        return SharedModels(create_strategy())
 
     def suspend(self) -> None:
-        """Nothing of the host's own is in the network's variables."""
+        """Nothing of the actor's own is in the network's variables."""
 
     def _model(self, config: Config) -> TransferModel:
         """The untrained model; whoever trains has been suspended."""
-        with self._workbench.strategy.scope():
-            self._workbench.take_turn(self)
-            return self._workbench.model(config, self._dataset.classes)
+        with self._shared.strategy.scope():
+            self._shared.take_turn(self)
+            return self._shared.model(config, self._dataset.classes)
 
     @cached_property
     def _dataset(self) -> Dataset:
         return self._sweep.dataset
-
-    @property
-    def _sees_all_phases(self) -> bool:
-        """Whether every trial comes to all of its phases, so that one pass over the images can serve all of them."""
-        sweep = self._sweep.config.sweep
-        return sweep is not None and sweep.scheduler.kind == "none"
-
-    @cached_property
-    def _folds(self) -> list[Fold | None]:
-        """What a trial is validated on, each in a run of its own: None is the validation split."""
-        count = sweep_of(self._sweep.config).folds
-        return [Fold(index, count) for index in range(count)] or [None]
 
     def _run_id(self, trial: Trial, branch: Branch | None) -> str:
         if branch is None:
@@ -258,10 +178,9 @@ class TrialActor:
 
     def _start(self, trial: Trial, branch: Branch | None) -> TrialRunner:
         self._sweep.check_bases(self._dataset)
-        if self._folds == [None]:
-            return self._start_run(trial, self._run(trial, None, branch), branch)
-        runs = [self._run(trial, fold) for fold in self._folds]
-        return FoldsRunner([self._start_run(trial, run, None) for run in runs], trial.config.phases)
+        folds = folds_of(self._sweep.config)
+        runners = [self._start_run(trial, self._run(trial, fold, branch), branch) for fold in folds]
+        return runners[0] if folds == [None] else FoldsRunner(runners, trial.config.phases)
 
     def _start_run(self, trial: Trial, run: Run, branch: Branch | None) -> TrialRunner:
         flops, key = self._flops(trial), pack_key(trial.config)
@@ -279,9 +198,9 @@ class TrialActor:
         training = Training(
             run,
             self._dataset,
-            workbench=self._workbench,
+            shared=self._shared,
             start=start,
-            extract_ahead=self._sees_all_phases,
+            extract_ahead=comes_to_all_phases(self._sweep.config),
             # The sweep's table shows how far each trial is.
             shows_progress=False,
         )
@@ -311,26 +230,112 @@ class TrialActor:
         """Multiply-adds of a trial's trained part for an image, of the phase that trains most."""
         from transfer.backbone.blocks import network_flops
 
-        described = trial.config.model_dump_json(include={"base", "head"}) + str(_depths(trial.config))
+        depths = [phase.unfreeze for phase in trial.config.phases]
+        described = trial.config.model_dump_json(include={"base", "head"}) + str(depths)
         if described not in self._flops_of:
             model = self._model(trial.config)
-            parts = [model.backbone.cut(depth)[1] for depth in _depths(trial.config)]
+            parts = [model.backbone.cut(depth)[1] for depth in depths]
             flops = max(network_flops(part) if part else 0 for part in parts) + network_flops(model.head)
             self._flops_of[described] = float(flops)
         return self._flops_of[described]
 
 
+class SingleRunner(TrialRunner):
+    """A trial that has the shared models to itself while an epoch of it is trained.
+
+    `keeps_all`: others may go on from any of its checkpoints, so they stay when it comes to its end.
+    """
+
+    def __init__(self, training: Training, flops: float, *, keeps_all: bool = False) -> None:
+        self._training = training
+        self._flops = flops
+        self._keeps_all = keeps_all
+        self._failure: DivergedError | None = None
+
+    @property
+    def rows(self) -> tuple[EpochRow, ...]:
+        """Its epochs so far."""
+        return self._training.progress.history
+
+    @property
+    def phase(self) -> int:
+        """The phase that its next epoch belongs to; after its end, one more than its last."""
+        return self._training.progress.phase
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has no epoch to come."""
+        return self._training.complete or self._failure is not None
+
+    def next_epoch(self) -> None:
+        """Train one more."""
+        try:
+            self._training.next_epoch()
+        except DivergedError as error:
+            self._failure = error
+        if self._training.complete and not self._keeps_all:
+            keep_best_and_last(self._training.run)
+
+    def state(self) -> TrialState:
+        """How far it has come."""
+        return TrialState(
+            run_id=self._training.run.id,
+            rows=self.rows,
+            complete=self.ended,
+            checkpoint=self._training.next_checkpoint - 1,
+            trained_flops=self._flops,
+            failure=Failure.of(self._failure) if self._failure else None,
+        )
+
+    def stop(self) -> None:
+        """What it has learned is in its newest checkpoint."""
+
+
+class PackRunner(TrialRunner):
+    """One of the trials of a pack, which are all trained whenever one of them is."""
+
+    def __init__(self, run: Run, pack: Pack, flops: float, *, size: int) -> None:
+        self._run = run
+        self._pack = pack
+        self._flops = flops
+        self._size = size
+
+    @property
+    def rows(self) -> tuple[EpochRow, ...]:
+        """Its epochs so far."""
+        return self._pack.histories[self._run.id]
+
+    @property
+    def phase(self) -> int:
+        """0, and 1 when it has come to its end."""
+        return int(self.ended and self._run.id not in self._pack.failures)
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has no epoch to come."""
+        return self._run.id not in self._pack.live
+
+    def next_epoch(self) -> None:
+        """Train one more, of all trials of the pack."""
+        self._pack.next_epoch()
+
+    def state(self) -> TrialState:
+        """How far it has come."""
+        failure = self._pack.failures.get(self._run.id)
+        return TrialState(
+            run_id=self._run.id,
+            rows=self.rows,
+            complete=self.ended,
+            trained_flops=self._flops,
+            packed_with=self._size,
+            failure=Failure.of(failure) if failure else None,
+        )
+
+    def stop(self) -> None:
+        """Mask it out."""
+        self._pack.stop(self._run.id)
+
+
 def survey(sweep: Sweep, trials: Sequence[Trial]) -> Survey:
     """`TrialActor.survey` in a process that ends with it."""
     return TrialActor(sweep, trials).survey()
-
-
-def _depths(config: Config) -> list[int | str]:
-    return [phase.unfreeze for phase in config.phases]
-
-
-def _seen_by(config: Config) -> tuple[object, ...]:
-    """What the frozen part's output depends on, other than its depth."""
-    features = deciding(config, Decides.FEATURES)
-    del features["phases"]  # Depth, and whether a phase augments.
-    return features, config.augmentation.views

@@ -1,4 +1,7 @@
-"""A trial that is being trained, an epoch at a time: alone, in a pack, or over the folds of a cross-validation."""
+"""What can be asked of a trial that is being trained, and one that is trained over the folds of a cross-validation.
+
+`tuning/trial_actor.py` has the trials that are trained alone and in a pack.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,11 @@ from typing import TYPE_CHECKING, Protocol
 from transfer.catalog.run import EpochRow
 from transfer.config import PhaseConfig
 from transfer.errors import DivergedError, OutOfMemoryError
-from transfer.training.checkpoints import keep_best_and_last
 from transfer.training.history import final_row
-from transfer.training.run import Run
 from transfer.tuning.records import FailedBy
 
 if TYPE_CHECKING:
-    from transfer.training.loop import Training
-    from transfer.training.pack import Pack
+    pass
 
 
 @dataclass(frozen=True)
@@ -79,102 +79,6 @@ class TrialRunner(Protocol):
 
     def stop(self) -> None:
         """Train it no further."""
-
-
-class SingleRunner(TrialRunner):
-    """A trial that has the workbench to itself while an epoch of it is trained.
-
-    `keeps_all`: others may go on from any of its checkpoints, so they stay when it comes to its end.
-    """
-
-    def __init__(self, training: Training, flops: float, *, keeps_all: bool = False) -> None:
-        self._training = training
-        self._flops = flops
-        self._keeps_all = keeps_all
-        self._failure: DivergedError | None = None
-
-    @property
-    def rows(self) -> tuple[EpochRow, ...]:
-        """Its epochs so far."""
-        return self._training.progress.history
-
-    @property
-    def phase(self) -> int:
-        """The phase that its next epoch belongs to; after its end, one more than its last."""
-        return self._training.progress.phase
-
-    @property
-    def ended(self) -> bool:
-        """Whether it has no epoch to come."""
-        return self._training.complete or self._failure is not None
-
-    def next_epoch(self) -> None:
-        """Train one more."""
-        try:
-            self._training.next_epoch()
-        except DivergedError as error:
-            self._failure = error
-        if self._training.complete and not self._keeps_all:
-            keep_best_and_last(self._training.run)
-
-    def state(self) -> TrialState:
-        """How far it has come."""
-        return TrialState(
-            run_id=self._training.run.id,
-            rows=self.rows,
-            complete=self.ended,
-            checkpoint=self._training.next_checkpoint - 1,
-            trained_flops=self._flops,
-            failure=Failure.of(self._failure) if self._failure else None,
-        )
-
-    def stop(self) -> None:
-        """What it has learned is in its newest checkpoint."""
-
-
-class PackRunner(TrialRunner):
-    """One of the trials of a pack, which are all trained whenever one of them is."""
-
-    def __init__(self, run: Run, pack: Pack, flops: float, *, size: int) -> None:
-        self._run = run
-        self._pack = pack
-        self._flops = flops
-        self._size = size
-
-    @property
-    def rows(self) -> tuple[EpochRow, ...]:
-        """Its epochs so far."""
-        return self._pack.histories[self._run.id]
-
-    @property
-    def phase(self) -> int:
-        """0, and 1 when it has come to its end."""
-        return int(self.ended and self._run.id not in self._pack.failures)
-
-    @property
-    def ended(self) -> bool:
-        """Whether it has no epoch to come."""
-        return self._run.id not in self._pack.live
-
-    def next_epoch(self) -> None:
-        """Train one more, of all trials of the pack."""
-        self._pack.next_epoch()
-
-    def state(self) -> TrialState:
-        """How far it has come."""
-        failure = self._pack.failures.get(self._run.id)
-        return TrialState(
-            run_id=self._run.id,
-            rows=self.rows,
-            complete=self.ended,
-            trained_flops=self._flops,
-            packed_with=self._size,
-            failure=Failure.of(failure) if failure else None,
-        )
-
-    def stop(self) -> None:
-        """Mask it out."""
-        self._pack.stop(self._run.id)
 
 
 _MEANS = ("loss", "accuracy", "validation_loss", "validation_accuracy", "learning_rate")

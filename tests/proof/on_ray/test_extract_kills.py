@@ -76,7 +76,7 @@ def values_by_prefix(config, dataset):
     """All that is cached of what was requested, in this process's own words."""
     from transfer.backbone.backbone import pooled
     from transfer.backbone.load import load_backbone
-    from transfer.features.extract import frozen_parts_of
+    from transfer.features.frozen import frozen_parts_of
     from transfer.features.store import FeatureStore
 
     store = open_store(config.storage)
@@ -92,7 +92,8 @@ def values_by_prefix(config, dataset):
 def extract_here(config, dataset):
     from transfer.backbone.backbone import pooled
     from transfer.backbone.load import load_backbone
-    from transfer.features.extract import Extractor, frozen_parts_of
+    from transfer.features.extract import Extractor
+    from transfer.features.frozen import frozen_parts_of
 
     extractor = Extractor(open_store(config.storage), engine="tensorflow")
     backbone = pooled(load_backbone(config.base), config.head.pooling)

@@ -1,4 +1,4 @@
-"""More kinds of sweeps on a real Ray cluster: over hosts and workers, drawn, populations, on a GPU, ended, failing."""
+"""More kinds of sweeps on a real Ray cluster: over actors and workers, drawn, populations, on a GPU, ended, failing."""
 
 import subprocess
 import sys
@@ -21,9 +21,9 @@ def digits(tmp_path_factory):
 
 
 @pytest.mark.thorough
-def test_several_hosts_divide_the_trials_and_find_the_same(ray_cluster, digits):
+def test_several_actors_divide_the_trials_and_find_the_same(ray_cluster, digits):
     # As many as the cluster has CPUs; the trials of a pack stay together.
-    _, outcome = swept(digits, GRID, name="hosts", workers=1)
+    _, outcome = swept(digits, GRID, name="actors", workers=1)
     _, alone = swept(digits, GRID, name="grid")
     assert [trial.packed_with for trial in outcome.result.trials] == [2, 2, 1, 1]
     for trial, expected in zip(outcome.result.trials, alone.result.trials, strict=True):
@@ -72,7 +72,7 @@ import sys
 import ray
 from tests.digits import digits_config, ingest_some_digits
 from transfer.storage import open_store
-from transfer.tuning.driver import _start_hosts
+from transfer.tuning.driver import _start_actors
 from transfer.tuning.space import fixed_trials
 from transfer.tuning.records import open_sweep
 from pathlib import Path
@@ -84,9 +84,9 @@ config = digits_config(
 )
 ray.init("local", num_cpus=4, num_gpus=1, include_dashboard=False)
 opened = open_sweep(open_store(config.storage), config, dataset)
-hosts = _start_hosts(opened, fixed_trials(config))
-ray.get([host.ready.remote() for host in hosts])
-print(len(hosts), float(ray.available_resources().get("GPU", 0)))
+actors = _start_actors(opened, fixed_trials(config))
+ray.get([actor.ready.remote() for actor in actors])
+print(len(actors), float(ray.available_resources().get("GPU", 0)))
 """
 
 

@@ -1,4 +1,4 @@
-"""Sweeps that lose a host, or are killed as a whole: they go on, and end as if nothing had happened."""
+"""Sweeps that lose an actor, or are killed as a whole: they go on, and end as if nothing had happened."""
 
 import json
 import os
@@ -21,16 +21,16 @@ def digits(tmp_path_factory):
     return ingest_some_digits(tmp_path_factory.mktemp("digits"))
 
 
-def hosts():
+def actors():
     """Processes that train trials; Ray sets the title to what an actor is doing."""
     return processes_titled("ray::TrialActor")
 
 
 @pytest.mark.thorough
-def test_a_host_that_is_killed_is_replaced_and_its_trial_goes_on(ray_cluster, digits):
+def test_an_actor_that_is_killed_is_replaced_and_its_trial_goes_on(ray_cluster, digits):
     killed = []
     runs = open_store(digits_config(digits[0], str(digits[0].parent / "storage")).storage)
-    known_runs, known_hosts = {item.name for item in runs.list("runs/")}, set(hosts())
+    known_runs, known_actors = {item.name for item in runs.list("runs/")}, set(actors())
 
     def has_trained():
         return any("/checkpoints/" in item.name for item in runs.list("runs/") if item.name not in known_runs)
@@ -38,18 +38,18 @@ def test_a_host_that_is_killed_is_replaced_and_its_trial_goes_on(ray_cluster, di
     def kill_once():
         deadline = time.monotonic() + 300
         while not killed and time.monotonic() < deadline:
-            if has_trained() and (new := set(hosts()) - known_hosts):
+            if has_trained() and (new := set(actors()) - known_actors):
                 killed.append(new.pop())
                 os.kill(killed[0], signal.SIGKILL)
             time.sleep(0.1)
 
     killer = threading.Thread(target=kill_once)
     killer.start()
-    _, outcome = swept(digits, GRID, name="host-killed", epochs=8)
+    _, outcome = swept(digits, GRID, name="actor-killed", epochs=8)
     killer.join()
     assert killed
     assert statuses(outcome.result) == ["finished"] * 4
-    _, undisturbed = swept(digits, GRID, name="host-alive", epochs=8)
+    _, undisturbed = swept(digits, GRID, name="actor-alive", epochs=8)
     assert [trial.value for trial in outcome.result.trials] == [trial.value for trial in undisturbed.result.trials]
 
 

@@ -16,7 +16,7 @@ from tests.proof.amount import trials
 from tests.proof.another_node import another_node
 from tests.proof.figures import note
 from tests.proof.interrupting import Interruption, KillsOfWorkers, workers_of_this_cluster
-from tests.workbench import largest_difference, trained_in_one_process
+from tests.trained import largest_difference, trained_in_one_process
 from transfer.errors import DivergedError
 from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoints

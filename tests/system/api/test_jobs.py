@@ -99,11 +99,30 @@ def test_a_folder_stands_for_its_images_and_what_is_no_image_is_named(run, photo
         3: "Image #0 is a int",
     }.items():
         with pytest.raises(DatasetError, match=found):
-            run.predict([images])
+            run.predict(images)
     with pytest.raises(DatasetError, match=r"array float64 \[32, 32\]; expected uint8 \[height, width, 3\]"):
         run.predict(np.zeros((32, 32)))
     with pytest.raises(RegistryError, match="No version of model `dogs`"):
         transfer.load_model("dogs", run.config.storage)
+
+
+def test_a_broken_file_in_a_folder_or_a_list_has_an_error_and_the_others_are_answered(run, photo, tmp_path):
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    for name, data in {"a.png": b"no image", "b.png": photo.read_bytes(), "c.png": photo.read_bytes()[:-30]}.items():
+        (folder / name).write_bytes(data)
+    (expected,) = run.predict(photo)
+    for model in (run, transfer.load_model("photos", run.config.storage)):
+        answers = model.predict(folder)
+        assert [each.image for each in answers] == ["a.png", "b.png", "c.png"]
+        assert [each.label for each in answers] == [None, expected.label, None]
+        assert [(each.error or "").partition(":")[0] for each in answers] == ["not_an_image", "", "corrupt"]
+        assert answers[0].probability is None
+        assert answers[0].probabilities == {}
+        assert [each.label for each in model.predict([folder / "a.png", b"", photo])] == [None, None, expected.label]
+        assert [each.label for each in model.predict([b""])] == [None]
+        with pytest.raises(DatasetError, match=r"a\.png cannot be answered \(not_an_image\)"):
+            model.predict(folder / "a.png")
 
 
 def test_the_keras_model_has_weights_of_its_own_and_loads_without_this_project(run, photo, tmp_path):

@@ -7,7 +7,7 @@ from scripts.bench.scale_figures import Figure, exponent, report, seconds_for
 from scripts.bench.scale_synthetic import wear
 from tests.system.bench.running import result_of
 
-PARTS = {"plan", "files", "commit", "tier", "list", "kept", "order"}
+PARTS = {"plan", "files", "commit", "disk cache", "list", "features", "order"}
 SMALL = "--shards 10,100 --images-per-shard 8 --tasks 0 --request-shards 1,2 --networks MobileNetV2 --wear-shards 4"
 
 
@@ -27,13 +27,13 @@ def test_every_part_is_measured_at_every_size(result):
 @pytest.mark.thorough
 def test_requests_of_the_jobs_are_those_that_the_code_makes(result):
     jobs = {job: found["requests_a_shard"] for job, found in result["requests"]["jobs"].items()}
-    assert jobs["epoch from images, no local tier"] == {"GET shards": 1}
-    assert jobs["epoch from images, warm tier"] == jobs["epoch from what is kept, once opened"] == {}
-    assert jobs["open what is kept, warm tier"] == {"GET features": 1}
-    assert jobs["open what is kept, cold tier"] == {"GET features": 2, "HEAD features": 1}
-    assert result["requests"]["maps_a_kept_shard"] == 1
+    assert jobs["epoch from images, no disk cache"] == {"GET shards": 1}
+    assert jobs["epoch from images, warm disk cache"] == jobs["epoch from cached features, once opened"] == {}
+    assert jobs["open cached features, warm disk cache"] == {"GET features": 1}
+    assert jobs["open cached features, cold disk cache"] == {"GET features": 2, "HEAD features": 1}
+    assert result["requests"]["maps_a_cached_shard"] == 1
     one, both = (
-        result["requests"]["jobs"][f"epoch from images, {worker}no local tier"]["received_bytes_a_shard"]
+        result["requests"]["jobs"][f"epoch from images, {worker}no disk cache"]["received_bytes_a_shard"]
         for worker in ("", "one of two workers, ")
     )
     assert one == both > 8 * result["requests"]["image_bytes"]

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
@@ -10,41 +11,47 @@ import tensorflow as tf
 from tests.extracting import AUGMENTATION, assert_close, cache, cached_values, images_of, rows_of
 from transfer.backbone.load import load_backbone
 from transfer.config.reference import render
-from transfer.features.extract import _augment, _seed, frozen_parts_of
-from transfer.features.frozen import View
+from transfer.features.extract import VIEW_BLOCK_ROWS, Piece, RowBatch, seen_as
+from transfer.features.frozen import View, frozen_parts_of
 from transfer.features.layout import Request
+
+ROOT = Path(__file__).parents[3]
 
 VIEW_ELSEWHERE = """
 import sys
 import numpy as np
 import tensorflow as tf
-from transfer.features.frozen import View
-from transfer.features.extract import _augment, _seed
+from tests.system.features.test_extract import shown
 from transfer.config import AugmentationConfig
 from transfer.dataset.manifest import Shard
 augmentation = AugmentationConfig.model_validate_json(sys.argv[1])
-seed = _seed(View(augmentation, 5, 2), Shard.model_validate_json(sys.argv[2]), 3)
-images = tf.reshape(tf.range(4 * 32 * 32 * 3, dtype=tf.float32), (4, 32, 32, 3)) % 256
-np.save(sys.argv[3], _augment(augmentation, 32)(images, tf.constant(seed), tf.constant([31, 0, 7, 8])).numpy())
+np.save(sys.argv[3], shown(augmentation, Shard.model_validate_json(sys.argv[2])))
 """
 
 
+def shown(augmentation, shard):
+    """Four rows of a shard, of two blocks, as one of their views shows them."""
+    images = np.arange(4 * 32 * 32 * 3, dtype=np.float32).reshape(4, 32, 32, 3) % 256
+    piece = Piece(shard, VIEW_BLOCK_ROWS - 2, np.zeros(4, np.int32))
+    (batch,) = seen_as(View(augmentation, seed=5, index=2), iter([RowBatch(images, (piece,))]))
+    return batch.values
+
+
 def test_a_row_looks_the_same_in_another_process(ingested, tmp_path):
-    shard = ingested[1].shards[0]
+    shard, other, *_ = ingested[1].shards
     arguments = [AUGMENTATION.model_dump_json(), shard.model_dump_json(), tmp_path / "view.npy"]
-    subprocess.run([sys.executable, "-c", VIEW_ELSEWHERE, *arguments], check=True, capture_output=True)
-    images = tf.reshape(tf.range(4 * 32 * 32 * 3, dtype=tf.float32), (4, 32, 32, 3)) % 256
-    seed = tf.constant(_seed(View(AUGMENTATION, 5, 2), shard, 3))
-    here = _augment(AUGMENTATION, 32)(images, seed, tf.constant([31, 0, 7, 8])).numpy()
+    subprocess.run([sys.executable, "-c", VIEW_ELSEWHERE, *arguments], check=True, capture_output=True, cwd=ROOT)
+    here = shown(AUGMENTATION, shard)
     np.testing.assert_allclose(np.load(tmp_path / "view.npy"), here, atol=1e-3)
-    assert (_seed(View(AUGMENTATION, 5, 2), ingested[1].shards[1], 3) != seed.numpy()).any()
+    assert np.abs(shown(AUGMENTATION, other) - here).max() > 1
 
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
 from transfer.features import store as feature_store
-from transfer.features.extract import Extractor, frozen_parts_of
+from transfer.features.extract import Extractor
+from transfer.features.frozen import frozen_parts_of
 from transfer.features.layout import Request
 from transfer.backbone.load import load_backbone
 from transfer.config import load_config

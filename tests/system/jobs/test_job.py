@@ -34,7 +34,7 @@ def test_the_train_job_publishes_a_model_from_two_workers(head, s3_storage, tmp_
     version = load_version(open_store(s3_storage), "digits")
     folder = download_version(open_store(s3_storage), version, tmp_path / "model")
     assert (folder / "saved_model.pb").exists()
-    assert version.provenance["metrics"]["accuracy"] > 0.3
+    assert version.provenance.metrics.accuracy > 0.3
     answer = next(line for line in finished.stdout.splitlines() if line.startswith('{"run"'))
     assert json.loads(answer)["version"] == version.number
     assert os.environ["AWS_SECRET_ACCESS_KEY"] not in finished.stdout

@@ -7,6 +7,7 @@ import pytest
 import transfer
 from tests.digits import GRID, digits_config, ingest_some_digits, statuses, swept
 from tests.documentation import ON_RAY, PAGES, blocks
+from tests.public_face import run_examples
 from transfer import jobs
 from transfer.errors import BackboneError, DatasetError, TrainingError
 from transfer.storage import open_store
@@ -55,6 +56,9 @@ def test_a_sweep_in_python_is_a_table_and_the_run_of_the_winner(ray_cluster, dig
     assert list(found.trials.columns) == ["phases.0.learning_rate", "value", "status", "epochs", "seconds"]
     assert found.best.config.phases[0].learning_rate == found.values["phases.0.learning_rate"]
     assert found.best.history.validation_accuracy.iloc[-1] == found.trials.value.max()
+    # The examples of docstrings are the same sweep.
+    run_examples("sweep", transfer.sweep)
+    run_examples("Sweep", transfer.Sweep)
 
 
 def test_a_sweep_whose_trials_all_fail_says_why(ray_cluster, digits):

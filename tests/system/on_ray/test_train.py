@@ -6,7 +6,7 @@ import pytest
 import ray
 
 from tests.digits import digits_config, ingest_some_digits
-from tests.workbench import largest_difference, trained_in_one_process
+from tests.trained import largest_difference, trained_in_one_process
 from transfer.errors import TrainingError
 from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoints

@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 
 from tests.digits import digits_config, hold_out, ingest_some_digits, write_some_digits
-from tests.unit.registry.test_proof import Tampered
+from tests.unit.registry.test_export_proof import Tampered
 from transfer import jobs
 from transfer.cli.main import app
 from transfer.config import ImageInput
@@ -24,9 +24,9 @@ from transfer.ensure import evaluated, fit
 from transfer.errors import AlreadyExistsError, ConfigError, DatasetError, ParityError, RegistryError, TrainingError
 from transfer.evaluation.evaluate import evaluate_run, held_out_images, load_report
 from transfer.registry import publish
-from transfer.registry.proof import LOADERS, prove_parity
-from transfer.registry.served import PublishedModel, answers_of_serving
-from transfer.registry.serving import promote
+from transfer.registry.export_proof import LOADERS, prove_parity
+from transfer.registry.promote import promote
+from transfer.registry.published_model import PublishedModel, answers_of_serving
 from transfer.registry.versions import download_version, list_versions, load_version
 from transfer.storage import open_store
 from transfer.training.run import open_run
@@ -60,10 +60,10 @@ def test_the_main_job_ends_with_a_promoted_version_and_a_report(outcome):
     config, done = outcome
     store = open_store(config.storage)
     assert load_version(store, "digits") == done.version
-    assert done.version.provenance["run"] == done.run.id
-    proof = done.version.provenance["parity"]
-    assert proof["largest_difference"] == max(proof["by_loader"].values()) <= 1e-5
-    assert set(proof["by_loader"]) == {loader.name for loader in LOADERS}
+    assert done.version.provenance.run == done.run.id
+    proof = done.version.provenance.parity
+    assert proof.largest_difference == max(proof.by_loader.values()) <= 1e-5
+    assert set(proof.by_loader) == {loader.name for loader in LOADERS}
     assert Path(done.report_uri.removeprefix("file://")).read_text().startswith("<!doctype html>")
     assert done.report.metrics.accuracy > 0.3
     # Of three epochs the best and the last.
@@ -309,9 +309,9 @@ def test_a_run_is_published_again_as_a_plain_graph_and_takes_only_its_own_place(
     plain = config.model_copy(update={"publish": config.publish.model_copy(update={"graph": "plain"})})
     again = jobs.publish(plain, run_id=done.run.id, again=True).version
     assert again.number == done.version.number + 1
-    assert again.provenance["parity"]["largest_difference"] <= 1e-5
+    assert again.provenance.parity.largest_difference <= 1e-5
     # It is proved against answers of the same graph.
-    report, _ = load_report(done.run, again.provenance["report"])
+    report, _ = load_report(done.run, again.provenance.report)
     assert (report.graph, report.rounds_coarsely) == ("plain", False)
     assert load_version(store, "digits") == again
     assert load_version(store, "digits", done.version.number) == done.version
@@ -334,10 +334,10 @@ def test_a_run_whose_fast_evaluation_rounded_too_coarsely_is_evaluated_anew_by_t
 
     monkeypatch.setattr(publish, "load_report", coarse)
     version = publish.publish_run(done.run, done.dataset, report_number=fast, again=True)
-    report, _ = load_report(done.run, version.provenance["report"])
+    report, _ = load_report(done.run, version.provenance.report)
     assert report.is_exact
-    assert version.provenance["report"] > fast
-    assert version.provenance["parity"]["largest_difference"] <= 1e-5
+    assert version.provenance.report > fast
+    assert version.provenance.parity.largest_difference <= 1e-5
 
 
 def test_a_run_that_was_evaluated_when_every_class_was_answered_is_evaluated_anew(tmp_path, monkeypatch):
@@ -358,8 +358,8 @@ def test_a_run_that_was_evaluated_when_every_class_was_answered_is_evaluated_ane
     monkeypatch.setattr(publish, "load_report", of_earlier_release)
     version = publish.publish_run(run, dataset, report_number=before)
     assert version.untrained_classes == ("3",)
-    assert version.provenance["report"] > before
-    assert version.provenance["parity"]["largest_difference"] <= 1e-5
+    assert version.provenance.report > before
+    assert version.provenance.parity.largest_difference <= 1e-5
 
 
 def test_a_model_that_decodes_otherwise_than_this_release_answers_by_its_own_decoder(outcome, held_out, tmp_path):
@@ -367,7 +367,7 @@ def test_a_model_that_decodes_otherwise_than_this_release_answers_by_its_own_dec
     model, _ = restore_model(done.run, done.dataset)
     Tampered(model, "range of files").save(tmp_path / "model")
     other = PublishedModel(done.version, tmp_path / "model")
-    other.__dict__["image_size"] = 32
+    other.__dict__["image_input"] = ImageInput(32, 32)
     pixels = np.stack([decoded(image, image_input=ImageInput(32, 32)) for image in held_out[:5]])
     (answers,) = other.answers(iter([(held_out[:5], pixels)]), engine="auto")
     np.testing.assert_array_equal(answers, other.answer(held_out[:5])["probabilities"])
@@ -382,7 +382,7 @@ def test_what_serves_is_asked_anew_where_its_report_is_damaged(outcome, caplog):
         return answers_of_serving(config, store, done.dataset, "test", but="another").answers
 
     of_report = answers()
-    report = f"{done.run.folder}/reports/{done.version.provenance['report']:08d}/predictions.parquet"
+    report = f"{done.run.folder}/reports/{done.version.provenance.report:08d}/predictions.parquet"
     path = Path(config.storage.uri, report)
     path.write_bytes(b"damaged" + path.read_bytes())
     try:

@@ -13,6 +13,7 @@ from tests.replicas import two_replicas
 from transfer.backbone import applications
 from transfer.backbone.applications import known_networks
 from transfer.backbone.backbone import network_digest
+from transfer.backbone.efficientnet_lite import EfficientNetLite0
 from transfer.backbone.load import load_backbone
 from transfer.config import BaseNetworkConfig
 from transfer.errors import BackboneError
@@ -49,7 +50,7 @@ def assert_same_weights(network, expected):
 def test_every_network_of_keras_applications_is_known_and_has_its_preprocessing():
     networks = known_networks()
     assert {"MobileNetV3Large", "ResNet152V2", "NASNetLarge", "ConvNeXtXLarge", "EfficientNetV2S"} <= networks.keys()
-    for constructor in networks.values():
+    for constructor in set(networks.values()) - {EfficientNetLite0}:
         assert callable(sys.modules[constructor.__module__].preprocess_input)
 
 

@@ -122,4 +122,11 @@ def test_what_may_change_in_training_and_what_is_not_compiled_in():
         "phases.*.optimizer.clip_norm",
         "training.label_smoothing",
     )
+    assert keys_that_vary(Config, Varies.IN_WARM_START) == (
+        "base.image_size",
+        "base.fit",
+        "base.crop_share",
+        "base.antialias",
+        "base.accept_head",
+    )
     assert keys_that_vary(Config, Varies.IN_PROGRAM) == ("phases.*.learning_rate", "training.seed")

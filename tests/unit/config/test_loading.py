@@ -39,6 +39,8 @@ def test_a_rendered_configuration_reads_back_as_itself(name):
         ({"head": {"zzz": 1}}, "head.zzz: unknown key; known here: pooling, hidden, dropout, l2, output"),
         ({"lr[0]": 1}, "lr[0]: unknown key; known here: name, "),
         ({"head": {"int": 1}}, "head.int: unknown key; "),
+        ({"activations": "never"}, "activations: unknown key; it is called `features`, and its `keep` is called"),
+        ({"features": {"keep": "never"}}, "features.keep: unknown key; it is called `cache`"),
         ({"dataset": {}}, "dataset.source: is missing"),
         ({"dataset": {"source": "x", "validation": 0.6, "test": 0.4}}, "validation + test is 1 and must be below 1"),
         ({"dataset": {"source": "x", "background": "fff"}}, '`white` or `"#rrggbb"` (found `fff`)'),

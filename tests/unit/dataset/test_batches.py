@@ -8,9 +8,8 @@ from PIL import Image
 
 from tests.digits import digits_config, write_some_digits
 from transfer.config import ImageInput
-from transfer.dataset.batches import image_batches
+from transfer.dataset.batches import WorkerSlice, image_batches
 from transfer.dataset.ingest import ingest
-from transfer.dataset.order import WorkerSlice
 from transfer.dataset.shards import read_shard
 from transfer.errors import CorruptObjectError
 from transfer.storage import open_store
@@ -33,7 +32,13 @@ def batches(digits, **options):
     store, dataset = digits
     shards = dataset.shards_of("train")
     assert len(shards) > 2
-    options = {"image_size": 32, "batch_size": BATCH, "seed": 0, "window_size_bytes": 70_000, **options}
+    options = {
+        "image_input": ImageInput(32, 32),
+        "batch_size": BATCH,
+        "seed": 0,
+        "window_size_bytes": 70_000,
+        **options,
+    }
     return [{name: tensor.numpy() for name, tensor in b.items()} for b in image_batches(store, shards, **options)]
 
 

@@ -63,9 +63,11 @@ def test_an_image_that_would_be_nearly_black_is_refused_with_what_helps(kind):
 
 
 def test_a_png_of_16_bits_is_stored_as_it_is_whatever_the_depth():
+    black = images.deep_png(np.zeros((64, 64), np.uint16))
     bright = images.deep_png(TWELVE_BITS + 1)
     for depth in DEPTHS:
-        assert check(bright, depth) == AcceptedImage(bright, 64, 64, "PNG")
+        for data in (black, bright):
+            assert check(data, depth) == AcceptedImage(data, 64, 64, "PNG")
     assert check(DARK, "scale", background="#ffffff").data == DARK
 
 

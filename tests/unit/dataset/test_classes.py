@@ -16,7 +16,7 @@ from transfer.dataset.shards import read_shard
 from transfer.dataset.splits import SPLITS
 from transfer.errors import DatasetError
 from transfer.storage import open_store
-from transfer.training.balance import class_weights
+from transfer.training.rows import class_weights
 
 
 @pytest.fixture

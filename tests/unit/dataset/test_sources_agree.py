@@ -27,6 +27,19 @@ TREES = st.dictionaries(NAMES, st.sampled_from(CLASSES), min_size=6, max_size=9)
 )
 
 
+SPLITS = {"train": 4, "val": 2, "test": 1}
+
+
+def label_of(name):
+    return name.split("/")[-2]
+
+
+def columns_of(files):
+    """What a table says of files, besides where they are."""
+    splits = [name.split("/")[0] for name in files if name.count("/") == 2]
+    return {"split": splits} if splits else {}
+
+
 def folder(files, place, _):
     for name, data in files.items():
         (place / name).parent.mkdir(parents=True, exist_ok=True)
@@ -61,23 +74,38 @@ def prefix(files, place, s3_storage):
 
 def table(files, place, _):
     folder(files, place, _)
-    columns = {"path": list(files), "label": [name.partition("/")[0] for name in files]}
-    pa.csv.write_csv(pa.table(columns), place / "table.csv")
+    columns = {"path": list(files), "label": list(map(label_of, files))}
+    pa.csv.write_csv(pa.table(columns | columns_of(files)), place / "table.csv")
     return place / "table.csv"
 
 
 def embedded(files, place, _):
     names = list(files)
-    labels = pa.array([CLASSES.index(name.partition("/")[0]) for name in names], pa.int64())
+    labels = pa.array([CLASSES.index(label_of(name)) for name in names], pa.int64())
     images = pa.array([{"bytes": data, "path": name} for name, data in files.items()])
     features = '{"info": {"features": {"label": {"names": ["cat", "käse"], "_type": "ClassLabel"}}}}'
-    rows = pa.table({"image": images, "label": labels}).replace_schema_metadata({"huggingface": features})
+    rows = pa.table({"image": images, "label": labels, **columns_of(files)}).replace_schema_metadata(
+        {"huggingface": features}
+    )
     for part in range(2):
         pq.write_table(rows.slice(part * 4, 4 if part == 0 else None), place / f"{part}.parquet")
     return place
 
 
 PACKED = {make.__name__: make for make in (folder, zipped, tarred, prefix, table, embedded)}
+
+
+def packed(files, here, s3_storage, *, of_tables=None, **options):
+    """Classes, names of the shards and counts of the datasets that come of files, by how these are packed."""
+    found = {}
+    for name, make in PACKED.items():
+        (here / name).mkdir()
+        storage = s3_storage.model_copy(update={"uri": str(here / f"{name}-storage")})
+        source = make(files, here / name, s3_storage)
+        more = of_tables or {} if make in {table, embedded} else {}
+        dataset = ingest(config_of(source, storage, **options, **more), open_store(storage))
+        found[name] = (dataset.classes, [shard.name for shard in dataset.shards], dataset.counts)
+    return found
 
 
 @settings(
@@ -88,12 +116,15 @@ PACKED = {make.__name__: make for make in (folder, zipped, tarred, prefix, table
 )
 @given(files=TREES)
 def test_images_give_the_same_shards_however_they_are_packed(files, s3_storage, tmp_path_factory):
-    here = tmp_path_factory.mktemp("packed")
-    found = {}
-    for name, make in PACKED.items():
-        (here / name).mkdir()
-        storage = s3_storage.model_copy(update={"uri": str(here / f"{name}-storage")})
-        source = make(files, here / name, s3_storage)
-        dataset = ingest(config_of(source, storage, validation=0.0), open_store(storage))
-        found[name] = (dataset.classes, [shard.name for shard in dataset.shards], dataset.counts)
+    found = packed(files, tmp_path_factory.mktemp("packed"), s3_storage, validation=0.0)
+    assert all(each == found["folder"] for each in found.values()), found
+
+
+def test_images_in_given_splits_do_so_too(s3_storage, tmp_path):
+    places = [(split, label, number) for split, count in SPLITS.items() for label in CLASSES for number in range(count)]
+    files = {f"{split}/{label}/{number}.png": image(seed) for seed, (split, label, number) in enumerate(places)}
+    found = packed(files, tmp_path, s3_storage, of_tables={"split_column": "split"})
+    counts = {split: dict.fromkeys(CLASSES, count) for split, count in SPLITS.items()}
+    counts["validation"] = counts.pop("val")
+    assert found["folder"][2] == counts
     assert all(each == found["folder"] for each in found.values()), found

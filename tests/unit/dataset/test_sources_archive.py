@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import io
+import lzma
 import os
 import stat
 import struct
@@ -59,13 +60,20 @@ def tar_of(members):
     return buffer.getvalue()
 
 
+def xz_of(members):
+    return lzma.compress(gzip.decompress(tar_of(members)))
+
+
 def special(name, kind, target=""):
     member = tarfile.TarInfo(name)
     member.type, member.linkname = kind, target
     return member
 
 
-@pytest.fixture(params=[(".zip", zip_of), (".tar.gz", tar_of), (".TGZ", tar_of)], ids=["zip", "tar.gz", "TGZ"])
+PACKERS = [(".zip", zip_of), (".tar.gz", tar_of), (".TGZ", tar_of), (".tar.xz", xz_of)]
+
+
+@pytest.fixture(params=PACKERS, ids=[suffix for suffix, _ in PACKERS])
 def pack(request, tmp_path):
     suffix, function = request.param
 
@@ -136,9 +144,33 @@ def test_a_name_in_the_extra_field_of_a_zip_counts_where_it_is_of_the_same_membe
 
 def test_a_tar_is_known_by_its_content(tmp_path, folder_storage):
     plain = gzip.decompress(tar_of(MEMBERS))
-    for name, data in (("a.tar", plain), ("a.tar.gz", plain), ("a.tar.bz2", bz2.compress(plain))):
+    packed = {"a.tar": plain, "a.tar.gz": plain, "a.tar.bz2": bz2.compress(plain), "a.tbz2": bz2.compress(plain)}
+    packed |= {"a.tar.xz": lzma.compress(plain), "a.txz": lzma.compress(plain), "b.tar.gz": lzma.compress(plain)}
+    for name, data in packed.items():
         (tmp_path / name).write_bytes(data)
         assert bytes_of(tmp_path / name, folder_storage) == MEMBERS
+
+
+def test_an_xz_of_several_streams_is_read_to_its_end(tmp_path, folder_storage):
+    members = {f"{label}/{number}.png": os.urandom(70_000) for label in ("cat", "dog") for number in range(2)}
+    plain, half = gzip.decompress(tar_of(members)), 150_000
+    path = tmp_path / "a.tar.xz"
+    path.write_bytes(lzma.compress(plain[:half]) + bytes(100_000) + lzma.compress(plain[half:]) + bytes(8))
+    assert bytes_of(path, folder_storage) == members
+
+
+def test_an_xz_that_asks_for_gigabytes_of_memory_is_refused(tmp_path, folder_storage):
+    path = tmp_path / "a.tar.xz"
+    packed = bytearray(xz_of(MEMBERS))
+    # The dictionary's size, 2 GiB, in the block's header (https://tukaani.org/xz/xz-file-format.txt, 3.1 and 5.3.1).
+    header_size_bytes = (packed[12] + 1) * 4
+    assert packed[14:16] == b"\x21\x01"
+    packed[16] = 38
+    packed[8 + header_size_bytes : 12 + header_size_bytes] = struct.pack(
+        "<I", zlib.crc32(packed[12 : 8 + header_size_bytes])
+    )
+    path.write_bytes(packed)
+    assert "Memory usage limit" in refusal(path, folder_storage)
 
 
 def test_a_file_with_two_names_in_a_tar_has_both(tmp_path, folder_storage):
@@ -198,9 +230,10 @@ def test_an_archive_that_unpacks_to_more_than_allowed_is_refused(pack, folder_st
     assert "source_max_size_bytes, 1,000,000 bytes" in message
 
 
-def test_zeros_behind_the_end_of_a_tar_count_too(tmp_path, folder_storage):
+@pytest.mark.parametrize("compress", [gzip.compress, lzma.compress])
+def test_zeros_behind_the_end_of_a_tar_count_too(tmp_path, folder_storage, compress):
     path = tmp_path / "a.tar.gz"
-    path.write_bytes(gzip.compress(gzip.decompress(tar_of(MEMBERS)) + bytes(5_000_000)))
+    path.write_bytes(compress(gzip.decompress(tar_of(MEMBERS)) + bytes(5_000_000)))
     assert "unpacks to more" in refusal(path, folder_storage, source_max_size_bytes=1_000_000)
 
 
@@ -243,9 +276,10 @@ def test_a_damaged_archive_is_refused(pack, folder_storage):
     assert "damaged" in refusal(path, folder_storage)
 
 
-def test_an_archive_in_a_bucket(s3_storage):
-    open_store(s3_storage).put("photos.zip", zip_of(MEMBERS))
-    assert bytes_of(f"{s3_storage.uri}/photos.zip", s3_storage) == MEMBERS
+@pytest.mark.parametrize(("suffix", "packed"), [(".zip", zip_of), (".tar.xz", xz_of)])
+def test_an_archive_in_a_bucket(s3_storage, suffix, packed):
+    open_store(s3_storage).put(f"photos{suffix}", packed(MEMBERS))
+    assert bytes_of(f"{s3_storage.uri}/photos{suffix}", s3_storage) == MEMBERS
 
 
 def test_an_archive_in_a_bucket_that_is_missing_or_too_large(s3_storage):

@@ -13,10 +13,12 @@ from transfer.dataset.ingest import ingest
 from transfer.dataset.manifest import read_ledger
 from transfer.dataset.rehearsal import listed_candidates
 from transfer.dataset.shards import read_shard
+from transfer.dataset.sources.folder import BucketFolderSource
 from transfer.dataset.splits import SPLITS
 from transfer.errors import DatasetError
 from transfer.overview import NetworkFacts, for_people, overview
 from transfer.storage import open_store
+from transfer.storage.s3 import S3Store
 
 BY_FOLDER = {"train": {"cat": 8, "dog": 8}, "val": {"cat": 3, "dog": 2}, "test": {"cat": 2, "dog": 4}}
 COUNTS = {"train": {"cat": 8, "dog": 8}, "validation": {"cat": 3, "dog": 2}, "test": {"cat": 2, "dog": 4}}
@@ -119,6 +121,19 @@ def test_prefixes_of_splits_in_a_bucket(source, s3_storage, options):
     assert ingested(place, s3_storage, subfolder="train", name="one").counts["test"] == {"cat": 0, "dog": 0}
     with pytest.raises(DatasetError, match=r"splits.test is `tests`, .* are `test`, `train`, `val`"):
         ingested(place, s3_storage, splits={"train": "train", "test": "tests"}, max_reject_share=0.9)
+
+
+def test_a_bucket_is_not_listed_to_its_end_before_its_splits_are_recognized(s3_storage, monkeypatch):
+    store = open_store(s3_storage)
+    for split in ("train", "val"):
+        for number in range(40):
+            store.put(f"photos/{split}/{('cat', 'dog')[number % 2]}/{number}.png", b"x")
+    listed, list_all = [], S3Store.list
+    monkeypatch.setattr(S3Store, "list", lambda *given: (listed.append(item) or item for item in list_all(*given)))
+    source = BucketFolderSource(s3_storage.model_copy(update={"uri": f"{s3_storage.uri}/photos"}), splits=None)
+    first = next(source.entries())
+    assert (first.key, first.label, first.split) == ("train/cat/0.png", "cat", "train")
+    assert len(listed) < 5
 
 
 def test_a_folder_that_is_no_split_is_ignored_and_one_inside_the_source_can_be_all_of_it(source, folder_storage):

@@ -7,8 +7,9 @@ from tests.digits import digits_config, ingest_some_digits
 from transfer.ensure import fit
 from transfer.evaluation.evaluate import probabilities_of
 from transfer.features import extract
-from transfer.features.layout import Request, requests_of
+from transfer.features.layout import Request
 from transfer.storage import open_store
+from transfer.training.feature_plan import requests_of
 from transfer.training.run import open_run
 from transfer.training.shared_models import restore_model
 

@@ -16,8 +16,8 @@ from transfer.dataset.shards import read_shard
 from transfer.errors import CorruptObjectError
 from transfer.features import extract as extract_module
 from transfer.features import store as inventory_module
-from transfer.features.extract import Extractor, Piece, RowBatch, frozen_parts_of, seen_as
-from transfer.features.frozen import View
+from transfer.features.extract import Extractor, Piece, RowBatch, seen_as
+from transfer.features.frozen import View, frozen_parts_of
 from transfer.features.layout import Extraction, Request
 from transfer.features.store import FeatureStore, Inventory
 

@@ -25,11 +25,12 @@ layers = keras.layers
 ENGINES = ("tensorflow", "openvino")
 PARITY = 2e-5
 """Largest difference from the plain Keras call, as a share of the largest magnitude in that output."""
-# The smallest member of each family of keras.applications, and a small image that it takes.
+# The smallest member of each family of networks that go by name, and a small image that it takes.
 FAMILIES = {
     "convnext": ("ConvNeXtTiny", 32),
     "densenet": ("DenseNet121", 32),
     "efficientnet": ("EfficientNetB0", 32),
+    "efficientnet_lite": ("EfficientNetLite0", 32),
     "efficientnet_v2": ("EfficientNetV2B0", 32),
     "inception_resnet_v2": ("InceptionResNetV2", 75),
     "inception_v3": ("InceptionV3", 75),

@@ -9,8 +9,8 @@ from tests.changed_keys import changed_keys
 from tests.digits import digits_config
 from transfer.backbone.load import build_backbone
 from transfer.config import NOT_LEARNED, Decides, deciding, parse_config
-from transfer.features.extract import frozen_parts_of
-from transfer.features.layout import requests_of
+from transfer.features.frozen import frozen_parts_of
+from transfer.training.feature_plan import requests_of
 
 NOT_IN_THE_DIGEST = {
     "a permission": "base.accept_head",
@@ -29,7 +29,7 @@ def config(tmp_path):
     return digits_config(
         tmp_path,
         str(tmp_path),
-        base={"model": str(tmp_path / "base.keras"), "image_size": 32},
+        base={"model": str(tmp_path / "base.keras"), "image_size": 32, "fit": "crop"},
         head={"pooling": "flatten"},
         augmentation={"zoom": 0.1, "views": 1},
         phases=[{"early_stopping": {}}],

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from tests.digits import digits_config, ingest_some_digits
-from tests.workbench import train
+from tests.trained import train
 from transfer.catalog.layout import features_content, features_description, features_entry
 from transfer.dataset.ingest import ingest
 from transfer.errors import CorruptObjectError, FeaturesError

@@ -11,7 +11,7 @@ from tests.contenders import changed, night
 from transfer.config import GateConfig, NightlyConfig
 from transfer.nights.message import for_people, message_of, send
 from transfer.nights.summary import ClassChange
-from transfer.registry.serving import Serving
+from transfer.registry.promote import Serving
 from transfer.registry.versions import Promotion
 
 VARIABLE = "WEBHOOK_OF_THE_TESTS"

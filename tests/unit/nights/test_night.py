@@ -9,7 +9,7 @@ from transfer.config.reference import render
 from transfer.nights.night import _other_settings, _Work, judged_digest
 from transfer.nights.records import NightPlan, list_nights, work_on_night
 from transfer.registry.describe import refusals_of
-from transfer.registry.serving import promote
+from transfer.registry.promote import promote
 from transfer.storage import open_store, put_document
 from transfer.training.run import open_run
 

@@ -1,15 +1,20 @@
 """The index of a storage, and the pages that it links to, from a bucket as from a folder."""
 
+import hashlib
 import os
 import re
 from pathlib import Path
 from urllib.parse import unquote
 
+import numpy as np
 import pytest
 
 from tests.published import publish_some
 from tests.runs import sweep, trial
 from transfer.errors import ConfigError
+from transfer.evaluation.metrics import compute_metrics
+from transfer.evaluation.predictions import Predictions
+from transfer.evaluation.report import Report
 from transfer.nights.records import End
 from transfer.pages import contents as contents_module
 from transfer.pages.contents import read_contents
@@ -23,11 +28,33 @@ from transfer.tuning.page import render as render_sweep
 MODEL = "flowers"
 
 
+def report_of(run_id, *, right):
+    """A report on three images, of which the model has so many right."""
+    labels = np.zeros(3, np.int32)
+    answers = np.eye(2, dtype=np.float32)[(np.arange(3) >= right).astype(int)]
+    return Report(
+        name=MODEL,
+        dataset="flowers/00000001",
+        run_id=run_id,
+        split="test",
+        base="b",
+        metrics=compute_metrics(Predictions(list("abc"), labels, answers, ["x", "y"])),
+        history=[],
+        mistakes=[],
+        counts={},
+        config={},
+    ).to_json()
+
+
 def put_run(store, run_id, *, model=MODEL, reports=(), **start):
     document = {"identity": {}, "config": {"name": model}, "dataset": {"name": "flowers", "number": 1}, **start}
     put_document(store, f"runs/{run_id}/run.json", document)
     for number in reports:
-        put_document(store, f"runs/{run_id}/reports/{number:08d}.json", {"split": "test", "files": {}})
+        report = report_of(run_id, right=number)
+        name = f"runs/{run_id}/reports/{number:08d}/report.json"
+        store.put(name, report)
+        entry = {"split": "test", "files": {"report.json": hashlib.sha256(report).hexdigest()}}
+        put_document(store, f"runs/{run_id}/reports/{number:08d}.json", entry)
         store.put(f"runs/{run_id}/reports/{number:08d}/report.html", f"report {number} of {run_id}".encode())
 
 
@@ -138,6 +165,13 @@ def test_the_index_says_how_good_what_serves_is_and_how_to_use_it(filled, tmp_pa
     index = index_of(filled, tmp_path)
     assert re.search("version 1</td>.*90.0 %.*version 1 was better", index)
     assert 'load_model("flowers", ' in index
+
+
+def test_a_run_is_listed_with_the_accuracy_of_its_newest_report(filled, tmp_path):
+    filled.remove("runs/of-another/reports/00000001/report.json")
+    runs = {run.id: (run.accuracy, run.split) for run in read_contents(filled).runs.shown}
+    assert runs == {"run-0": (2 / 3, "test"), "of-another": (None, "test")}
+    assert re.search(r'run-0</a></td><td>flowers/00000001</td><td class="n">66\.7 %</td>', index_of(filled, tmp_path))
 
 
 def test_tables_are_short_and_only_what_they_show_is_read(tmp_path, folder_storage, monkeypatch):

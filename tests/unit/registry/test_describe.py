@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.published import first_version
+from tests.published import first_version, provenance_of
 from tests.sourcing import image
 from transfer.catalog.model import ModelVersion
 from transfer.dataset.manifest import Splitting, dataset_log
@@ -28,7 +28,7 @@ def counting(storage, split, *, before, now):
         row = {"key": f"{seed}", "image": data, "label": 0, "sha256": digest(seed), "width": 16, "height": 16}
         shards.append(write_shard(store, [row], split=name))
     dataset_log(store, "pets").append(first_version("pets", ["a", "b"], shards=shards, splitting=before).model_dump())
-    provenance = {"dataset": "pets/00000001", "config": {"dataset": {"validation": 0.0, "test": 0.0}}}
+    provenance = provenance_of(dataset="pets/00000001", config={"dataset": {"validation": 0.0, "test": 0.0}})
     version = ModelVersion(model="pets", number=1, published_at="", files=(), classes=("a", "b"), provenance=provenance)
     asked = first_version("pets", ["a", "b"], number=2, splitting=now)
     return never_trained_on(store, version, asked, split, [digest(seed) for seed in range(4)]).tolist()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.published import MODEL, numbers, publish_some
+from tests.published import MODEL, numbers, provenance_of, publish_some
 from transfer.errors import PublishConflictError
 from transfer.registry.retention import remove_old_versions
 from transfer.registry.versions import publish_once, published_version, upload_version, versions_log
@@ -13,7 +13,7 @@ from transfer.storage import Log
 
 def uploaded(store, folder, content=b"graph"):
     Path(folder, "saved_model.pb").write_bytes(content)
-    return upload_version(store, MODEL, folder, classes=["a", "b"], provenance={"run": "run", "dataset": "a/00000001"})
+    return upload_version(store, MODEL, folder, classes=["a", "b"], provenance=provenance_of())
 
 
 def test_a_run_is_published_once(store, tmp_path):

@@ -7,9 +7,9 @@ import pytest
 from tests.published import MODEL, assert_all_intact, left_of, numbers, publish_some
 from transfer.catalog import layout
 from transfer.errors import CorruptObjectError, RegistryError
+from transfer.registry.promote import promote, roll_back
 from transfer.registry.retention import pin_version, remove_old_versions, unpin_version
 from transfer.registry.retention_log import announce_promotion, read_retention, retention_log
-from transfer.registry.serving import promote, roll_back
 from transfer.registry.versions import current_promotion, download_version, list_versions, load_version
 from transfer.storage import Log, open_store
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.registry.test_proof import CLASSES, Tampered, convolutions, model_on
+from tests.published import provenance_of
+from tests.unit.registry.test_export_proof import CLASSES, Tampered, convolutions, model_on
 from transfer.registry.export import export
 from transfer.registry.verify import problems_of_versions
 from transfer.registry.versions import add_version
@@ -24,7 +25,7 @@ def models(tmp_path_factory):
 def test_versions_that_no_session_can_run_and_damaged_ones_are_found(models, folder_storage):
     store = open_store(folder_storage)
     good, _, damaged = (
-        add_version(store, "flowers", models[index], classes=CLASSES, provenance={"run": "run"}) for index in (0, 1, 0)
+        add_version(store, "flowers", models[index], classes=CLASSES, provenance=provenance_of()) for index in (0, 1, 0)
     )
     path = Path(folder_storage.uri) / damaged.folder / "saved_model.pb"
     path.write_bytes(path.read_bytes()[:-1])

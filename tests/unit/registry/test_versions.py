@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.published import provenance_of
 from transfer.errors import CorruptObjectError, PromotionConflictError, RegistryError
-from transfer.registry.serving import promote
+from transfer.registry.promote import promote
 from transfer.registry.versions import (
     add_version,
     current_promotion,
@@ -35,8 +36,8 @@ def write_model(folder: Path, graph: bytes) -> Path:
     return folder
 
 
-def add(store, exported, **provenance):
-    return add_version(store, "flowers", exported, classes=["a", "b"], provenance=provenance)
+def add(store, exported, run="run"):
+    return add_version(store, "flowers", exported, classes=["a", "b"], provenance=provenance_of(run))
 
 
 def test_versions_are_numbered_and_read_back_whole(store, exported, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from tests.digits import digits_config, ingest_some_digits
+from tests.published import provenance_of
 from transfer.backbone.backbone import pooled
 from transfer.backbone.load import load_backbone
 from transfer.cli.common import errors_explained
@@ -15,7 +16,7 @@ from transfer.errors import OutOfMemoryError
 from transfer.evaluation import evaluate
 from transfer.features.forward import build_forward
 from transfer.features.frozen import frozen_part_of
-from transfer.registry.served import load_answers
+from transfer.registry.published_model import load_answers
 from transfer.registry.versions import add_version
 from transfer.runtime.memory import memory_explained
 from transfer.storage import open_store
@@ -128,7 +129,7 @@ def test_a_published_model_can_answer_on_the_cpu(tmp_path):
     model = TooLarge()
     tf.saved_model.save(model, str(tmp_path / "model"), signatures={"serving_default": model.answer})
     store = open_store(digits_config(tmp_path, str(tmp_path / "storage")).storage)
-    version = add_version(store, "flowers", tmp_path / "model", classes=["a"], provenance={})
+    version = add_version(store, "flowers", tmp_path / "model", classes=["a"], provenance=provenance_of())
     answers = load_answers(store, version, Path(tmp_path / "again"))
     with pytest.raises(OutOfMemoryError, match=r"^Version 1 of flowers, asked about .* CUDA_VISIBLE_DEVICES=-1"):
         answers([b"an image"])

@@ -72,6 +72,13 @@ def test_layers_get_names_as_in_a_new_process_and_later_ones_no_name_twice():
     assert keras.layers.Dense(1).name not in {first, "dense"}
 
 
+def test_layers_can_be_named_after_a_network_that_could_not_be_built():
+    with pytest.raises(ValueError, match="no weights"), keras_private.fresh_layer_names():
+        raise ValueError("no weights")
+    assert keras.optimizers.Adam().name
+    assert keras.layers.GaussianNoise(0.1).name.startswith("gaussian_noise")
+
+
 def test_keras_names_the_file_that_it_could_not_download(tmp_path):
     with pytest.raises(Exception, match="URL fetch failure") as failed:
         keras.utils.get_file("weights.h5", f"file://{tmp_path}/none", cache_dir=tmp_path, cache_subdir="models")

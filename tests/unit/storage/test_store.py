@@ -143,6 +143,14 @@ def test_a_listing_is_sorted_recursive_and_limited_to_a_prefix(store):
     assert list(store.list("nothing/")) == []
 
 
+def test_folders_are_those_directly_in_a_folder(store):
+    for name in ["a/b", "a/c/d", "a/c/e", "a-b/c", "ä/ö/x", "b", "a/d/e/f"]:
+        store.put(name, b"x")
+    assert list(store.folders()) == ["a-b", "a", "ä"]
+    assert list(store.folders("a")) == ["c", "d"]
+    assert list(store.folders("a/c")) == list(store.folders("nothing")) == []
+
+
 def test_a_listing_of_a_store_that_was_never_written_is_empty(store):
     assert list(store.list()) == []
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.digits import digits_config, ingest_some_digits
 from tests.replicas import two_replicas
-from tests.workbench import train
+from tests.trained import train
 from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoints
 from transfer.training.run import open_run

@@ -9,13 +9,12 @@ import tensorflow as tf
 
 from tests.digits import digits_config, ingest_some_digits
 from tests.replicas import two_replicas
-from tests.workbench import largest_difference, train, workbench_of
+from tests.trained import largest_difference, models_under, train
 from transfer.catalog.run import EpochRow, Progress
 from transfer.ensure import fit
 from transfer.errors import ConfigError, DivergedError, RunBusyError, TrainingError
 from transfer.maintenance.features import UsageWatch
 from transfer.storage import open_store
-from transfer.training.balance import class_weights
 from transfer.training.checkpoints import Checkpoints, assign
 from transfer.training.loop import Training
 from transfer.training.run import open_run
@@ -123,7 +122,7 @@ def test_a_failure_in_the_middle_leaves_checkpoints_to_go_on_from(digits, undist
 def test_each_attempt_is_noted_also_where_a_run_trains_from_pixels(digits):
     run, dataset = new_run(digits, "from-pixels", features={"cache": "never"})
     for attempt in (1, 2):
-        Training(run, dataset, workbench=workbench_of(tf.distribute.get_strategy()))
+        Training(run, dataset, shared=models_under(tf.distribute.get_strategy()))
         assert run.uses.numbers()[-1] == attempt
     assert run.id not in {found.id for found in UsageWatch(run.store).look().runs}, "it relies on nothing that is kept"
 
@@ -132,7 +131,7 @@ def test_a_run_that_another_process_finished_is_not_gone_on_with_even_to_its_bes
     stopping = {"min_delta": 100.0, "patience_epochs": 1}
     phases = [{"unfreeze": 0, "epochs": 2, "learning_rate": 1e-3, "early_stopping": stopping}]
     run, dataset = new_run(digits, "two-at-once", phases=phases)
-    training = Training(run, dataset, workbench=workbench_of(tf.distribute.get_strategy()))
+    training = Training(run, dataset, shared=models_under(tf.distribute.get_strategy()))
     training.next_epoch()
     assert training.progress.best_checkpoint == 1
     training.checkpoints.save(5, Progress(complete=True), weights=[], optimizer=[])
@@ -241,14 +240,6 @@ def test_tensorboard_gets_training_and_validation_under_the_same_tags(digits, un
     assert found.keys() == expected.keys()
     for name, figures in found.items():
         np.testing.assert_allclose(figures, expected[name], rtol=1e-6)
-
-
-def test_class_weights_by_name_must_name_classes(digits):
-    _, dataset = digits
-    assert class_weights({"3": 2.0}, dataset)[3] == 2.0
-    assert class_weights("none", dataset).tolist() == [1.0] * 10
-    with pytest.raises(ConfigError, match="which are no classes"):
-        class_weights({"cat": 2.0}, dataset)
 
 
 def test_arrays_that_do_not_fit_the_network_are_refused(undisturbed):

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from tests.digits import digits_config
-from tests.workbench import plain_logits
+from tests.trained import plain_logits
 from transfer.backbone.backbone import set_precision
 from transfer.errors import BackboneError, ConfigError
 from transfer.training.inference import rounds_coarsely

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from tests.digits import digits_config, hold_out, ingest_some_digits, write_some_digits
-from tests.workbench import train
+from tests.trained import train
 from transfer.dataset.ingest import ingest
 from transfer.errors import ConfigError, TrainingError
 from transfer.storage import open_store

@@ -6,7 +6,7 @@ import keras
 import pytest
 
 from tests.digits import digits_config, ingest_some_digits
-from tests.workbench import train, workbench_of
+from tests.trained import models_under, train
 from transfer.catalog.run import Progress
 from transfer.demo import BASE_PATH
 from transfer.errors import BaseChangedError, RunConflictError
@@ -70,7 +70,7 @@ def test_a_run_is_held_to_the_network_that_it_began_with(digits, own_base, other
     again = {
         "restore": lambda: restore_model(run, dataset),
         "evaluate": lambda: evaluate_run(run, dataset),
-        "resume": lambda: Training(run, dataset, workbench=workbench_of(create_strategy())),
+        "resume": lambda: Training(run, dataset, shared=models_under(create_strategy())),
         "look": lambda: untrained_model(run, dataset),
     }
     for build in again.values():
@@ -91,17 +91,17 @@ def test_a_file_that_is_replaced_after_a_run_was_named_begins_no_run(digits, own
     assert pinned_base(run) is None
 
 
-def test_networks_of_a_workbench_are_told_apart_by_their_files(digits, own_base, other_base):
+def test_networks_of_shared_models_are_told_apart_by_their_files(digits, own_base, other_base):
     dataset, (config, path) = digits[1], own_base
-    workbench = workbench_of(create_strategy())
-    first = Training(opened(config, dataset), dataset, workbench=workbench)
+    shared = models_under(create_strategy())
+    first = Training(opened(config, dataset), dataset, shared=shared)
     path.write_bytes(other_base)
-    second = Training(opened(config, dataset), dataset, workbench=workbench)
+    second = Training(opened(config, dataset), dataset, shared=shared)
     assert first.model.digest != second.model.digest
     # Whose variables hold what somebody trained by now.
     second.next_epoch()
     path.write_bytes(BASE_PATH.read_bytes())
-    third = Training(opened(config, dataset, run_id="third"), dataset, workbench=workbench)
+    third = Training(opened(config, dataset, run_id="third"), dataset, shared=shared)
     assert third.model.backbone is first.model.backbone
     assert pinned_base(third.run) == first.model.digest
 

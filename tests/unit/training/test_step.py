@@ -6,14 +6,12 @@ import pytest
 import tensorflow as tf
 
 from tests.replicas import two_replicas
-from tests.workbench import largest_difference
+from tests.trained import largest_difference
 from transfer.augmentation import Augmentation
 from transfer.backbone.backbone import set_precision
 from transfer.config import AugmentationConfig, HeadConfig, OptimizerConfig, PhaseConfig, ScheduleConfig, TrainingConfig
-from transfer.features.batches import Chunk
-from transfer.training.balance import balanced_class_weights
 from transfer.training.model import CutModel, build_head
-from transfer.training.step import PhaseProgram
+from transfer.training.step import Chunk, PhaseProgram
 
 ROWS, BATCH, CLASSES = 10, 8, 3
 _random = np.random.default_rng(0)
@@ -218,14 +216,6 @@ def test_class_weight_zero_leaves_a_class_out_of_the_gradient():
     _, ignored = trained(strategy, steps=1, weights=without)
     _, counted = trained(strategy, steps=1, weights=np.ones(CLASSES))
     assert largest_difference(ignored, counted) > 1e-4
-
-
-def test_balanced_weights_are_those_of_scikit_learn():
-    from sklearn.utils.class_weight import compute_class_weight
-
-    labels = np.array([0] * 7 + [1] * 2 + [2])
-    expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)
-    np.testing.assert_allclose(balanced_class_weights(np.bincount(labels)), expected, rtol=1e-6)
 
 
 def test_the_warm_up_and_decay_of_the_learning_rate():

@@ -9,21 +9,22 @@ import pytest
 import tensorflow as tf
 
 from tests.digits import digits_config, hold_out, ingest_some_digits
+from tests.published import provenance_of
 from tests.sourcing import config_of, write_classes
-from tests.workbench import largest_difference, train, workbench_of
+from tests.trained import largest_difference, models_under, train
 from transfer.catalog.run import Progress
 from transfer.config import HeadConfig
 from transfer.dataset.ingest import ingest
 from transfer.dataset.manifest import load_dataset
 from transfer.evaluation.evaluate import evaluate_run, held_out_images, load_report
 from transfer.registry.export import export
-from transfer.registry.proof import LOADERS, TOLERANCE
+from transfer.registry.export_proof import LOADERS, TOLERANCE
 from transfer.registry.versions import add_version
 from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoint, Checkpoints
-from transfer.training.folds import Fold, untrained_classes
 from transfer.training.loop import Training
 from transfer.training.model import build_head, untrained_in
+from transfer.training.rows import Fold, untrained_classes
 from transfer.training.run import open_run
 from transfer.training.shared_models import restore_model
 from transfer.training.step import cross_entropy
@@ -45,7 +46,7 @@ def new_run(digits, run_id, *, fold=None, optimizer="adam", **changes):
 
 def begun(run, dataset):
     """A run that has not taken a step."""
-    return Training(run, dataset, workbench=workbench_of(tf.distribute.get_strategy()))
+    return Training(run, dataset, shared=models_under(tf.distribute.get_strategy()))
 
 
 def trained(run, dataset, **options):
@@ -182,7 +183,7 @@ def test_a_head_is_taken_over_when_a_class_loses_its_images_and_when_it_gets_the
         exported = tmp_path / run.id
         exported.mkdir()
         (exported / "saved_model.pb").write_bytes(b"graph")
-        provenance = {"run": run.id, "dataset": dataset.reference}
+        provenance = provenance_of(run.id, dataset.reference)
         version = add_version(run.store, "digits", exported, classes=dataset.classes, provenance=provenance)
         changes = {"training": {"batch_size": 16, "warm_start": f"digits/{version.number}"}}
 

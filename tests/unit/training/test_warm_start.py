@@ -10,8 +10,9 @@ import tensorflow as tf
 from PIL import Image, ImageOps
 
 from tests.digits import digits_config, ingest_some_digits
+from tests.published import provenance_of
 from tests.replicas import two_replicas
-from tests.workbench import largest_difference, measure_curve, train, workbench_of
+from tests.trained import largest_difference, measure_curve, models_under, train
 from transfer.catalog.run import Progress
 from transfer.dataset.ingest import ingest
 from transfer.errors import ConfigError
@@ -19,13 +20,13 @@ from transfer.registry.versions import add_version
 from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoints
 from transfer.training.feature_plan import FeaturePlan
-from transfer.training.folds import Fold
 from transfer.training.loop import Training
 from transfer.training.model import build_model
 from transfer.training.pack import Pack
+from transfer.training.rows import Fold
 from transfer.training.run import open_run
 from transfer.training.warm_start import taken_over, warm_start
-from transfer.tuning.lr_range import range_test_of
+from transfer.tuning.lr_find import range_test_of
 from transfer.tuning.space import check_space
 
 STILL = 1e-12
@@ -63,7 +64,7 @@ def published(run, dataset, *, classes=None):
     exported = Path(run.store.uri).parent / "exported"
     exported.mkdir(exist_ok=True)
     (exported / "saved_model.pb").write_bytes(b"graph")
-    provenance = {"run": run.id, "dataset": dataset.reference}
+    provenance = provenance_of(run.id, dataset.reference)
     version = add_version(run.store, "digits", exported, classes=classes or dataset.classes, provenance=provenance)
     return f"digits/{version.number}"
 
@@ -79,7 +80,7 @@ def published_head(digits, run_id, *shapes, **changes):
 
 def begun(run, dataset, **options):
     """The head of a run that has not taken a step: kernel and bias of each dense layer."""
-    training = Training(run, dataset, workbench=workbench_of(tf.distribute.get_strategy()), **options)
+    training = Training(run, dataset, shared=models_under(tf.distribute.get_strategy()), **options)
     return [np.array(variable) for variable in training.model.head.trainable_variables]
 
 
@@ -149,7 +150,7 @@ def test_hidden_layers_are_taken_over_too(digits, features):
 def test_a_run_that_goes_on_does_not_begin_again(digits, features):
     reference, _ = published_head(digits, "short-lived", (features, 10), (10,))
     run = new_run(digits, "resumed", phase={"epochs": 2}, **warm(reference))
-    Training(run, digits[1], workbench=workbench_of(tf.distribute.get_strategy())).next_epoch()
+    Training(run, digits[1], shared=models_under(tf.distribute.get_strategy())).next_epoch()
     checkpoint = Checkpoints(run).newest()
     shutil.rmtree(digits[0].parent / "storage/runs/short-lived")
     assert largest_difference(begun(run, digits[1], start=checkpoint), checkpoint.weights) == 0

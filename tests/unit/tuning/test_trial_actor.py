@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 
 from tests.digits import digits_config, ingest_some_digits
-from tests.workbench import train
+from tests.trained import train
 from transfer.errors import BaseChangedError
 from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoints
-from transfer.training.pack import Pack
 from transfer.training.run import load_run, open_run, pinned_base
 from transfer.tuning.records import open_sweep
 from transfer.tuning.space import fixed_trials, make_trial
@@ -55,8 +54,8 @@ def assert_close(found, expected, tolerance=TOLERANCE):
 def test_trials_packed_or_not_learn_what_each_learns_as_a_single_run(digits):
     sweep = swept(digits, "single")
     trials = fixed_trials(sweep.config)
-    host = TrialActor(sweep, trials)
-    states = [host.advance(trial, 2) for trial in trials]
+    actor = TrialActor(sweep, trials)
+    states = [actor.advance(trial, 2) for trial in trials]
     assert [state.packed_with for state in states] == [2, 2, 1, 1]
     assert all(state.complete and len(state.rows) == 2 for state in states)
     assert states[0].trained_flops < states[2].trained_flops
@@ -72,25 +71,25 @@ def test_trials_packed_or_not_learn_what_each_learns_as_a_single_run(digits):
 def test_everything_that_trials_need_of_the_frozen_part_is_computed_before_they_start(digits):
     sweep = swept(digits, "before", base={**digits[0].base.model_dump(), "preprocessing": "0..1"})
     trials = fixed_trials(sweep.config)
-    host = TrialActor(sweep, trials)
-    survey = host.survey()
+    actor = TrialActor(sweep, trials)
+    survey = actor.survey()
     assert {(request.split, request.unfreeze) for request in survey.requests} == {
         *((split, depth) for split in ("train", "validation") for depth in (0, 1)),
         # A trial of the head alone would be evaluated on it.
         ("test", 0),
     }
     assert survey.flops[1] == survey.flops[2] < survey.flops[3]
-    done = host.extract(survey.requests, 0, 1)
+    done = actor.extract(survey.requests, 0, 1)
     # One pass for both depths.
     assert done.images == sum(shard.rows for shard in digits[1].shards)
-    assert host.extract(survey.requests, 0, 1).images == 0
+    assert actor.extract(survey.requests, 0, 1).images == 0
 
 
-def test_parts_of_the_images_that_several_hosts_extract_are_all_of_them(digits):
+def test_parts_of_the_images_that_several_actors_extract_are_all_of_them(digits):
     sweep = swept(digits, "parts", base={**digits[0].base.model_dump(), "preprocessing": "-1..1"})
-    host = TrialActor(sweep, fixed_trials(sweep.config))
-    requests = host.survey().requests
-    images = [host.extract(requests, part, 2).images for part in range(2)]
+    actor = TrialActor(sweep, fixed_trials(sweep.config))
+    requests = actor.survey().requests
+    images = [actor.extract(requests, part, 2).images for part in range(2)]
     assert sum(images) == sum(shard.rows for shard in digits[1].shards)
 
 
@@ -112,13 +111,13 @@ def test_where_a_scheduler_may_stop_trials_later_phases_wait(digits):
         ],
     )
     trials = fixed_trials(sweep.config)
-    host = TrialActor(sweep, trials)
-    assert {request.unfreeze for request in host.survey().requests} == {0, 1}
-    assert host.advance(trials[0], 2).complete
+    actor = TrialActor(sweep, trials)
+    assert {request.unfreeze for request in actor.survey().requests} == {0, 1}
+    assert actor.advance(trials[0], 2).complete
 
 
 @pytest.mark.proof
-def test_a_host_that_died_is_replaced_by_one_that_goes_on(digits):
+def test_an_actor_that_died_is_replaced_by_one_that_goes_on(digits):
     sweep = swept(digits, "dies", epochs=3)
     trials = fixed_trials(sweep.config)
     for trial in (trials[0], trials[2]):
@@ -136,13 +135,13 @@ def test_a_host_that_died_is_replaced_by_one_that_goes_on(digits):
 def test_a_trial_that_is_stopped_can_go_on_and_the_others_do_not_notice(digits):
     sweep = swept(digits, "stopped", epochs=3)
     trials = fixed_trials(sweep.config)
-    host = TrialActor(sweep, trials)
+    actor = TrialActor(sweep, trials)
     for trial in trials:
-        host.advance(trial, 1)
-    host.stop(trials[0])
-    host.stop(trials[2])
-    others = [host.advance(trial, 3) for trial in (trials[1], trials[3])]
-    stopped = [host.advance(trial, 3) for trial in (trials[0], trials[2])]
+        actor.advance(trial, 1)
+    actor.stop(trials[0])
+    actor.stop(trials[2])
+    others = [actor.advance(trial, 3) for trial in (trials[1], trials[3])]
+    stopped = [actor.advance(trial, 3) for trial in (trials[0], trials[2])]
     assert all(state.complete and len(state.rows) == 3 for state in [*others, *stopped])
     again = swept(digits, "undisturbed", epochs=3)
     undisturbed = [TrialActor(again, trials).advance(trial, 3) for trial in fixed_trials(again.config)]
@@ -161,8 +160,8 @@ def test_a_diverged_trial_says_why_and_takes_no_other_along(digits):
         phases=[{"unfreeze": 0, "epochs": 2, "learning_rate": 1e-3, "optimizer": "sgd"}],
     )
     trials = fixed_trials(sweep.config)
-    host = TrialActor(sweep, trials)
-    good, bad, other, worse = (host.advance(trial, 2) for trial in trials)
+    actor = TrialActor(sweep, trials)
+    good, bad, other, worse = (actor.advance(trial, 2) for trial in trials)
     assert good.failure is None
     assert other.failure is None
     for state in (bad, worse):
@@ -175,8 +174,8 @@ def test_a_trial_that_runs_out_of_memory_says_what_it_needs_and_takes_no_other_a
     sizes = {"space": {"training.batch_size": [1 << 52, 16]}, "search": "grid"}
     sweep = swept(digits, "large", sizes)
     trials = fixed_trials(sweep.config)
-    host = TrialActor(sweep, trials)
-    large, fitting = (host.advance(trial, 2) for trial in trials)
+    actor = TrialActor(sweep, trials)
+    large, fitting = (actor.advance(trial, 2) for trial in trials)
     assert large.complete
     assert f"ran out of memory: Python could not allocate any more. Give a smaller training.batch_size ({1 << 52})" in (
         large.failure.reason
@@ -194,13 +193,13 @@ def test_a_pack_that_does_not_fit_is_given_up_and_its_trials_go_on_alone(digits,
         digits, f"pack-{epochs_before}", {"space": {"phases.0.learning_rate": [1e-3, 1e-2]}, "search": "grid"}
     )
     trials = fixed_trials(sweep.config)
-    host = TrialActor(sweep, trials)
+    actor = TrialActor(sweep, trials)
     for trial in trials:
-        host.advance(trial, epochs_before)
-    monkeypatch.setattr(Pack, "_validate", too_many)
-    first = host.advance(trials[0], 2)
+        actor.advance(trial, epochs_before)
+    monkeypatch.setattr("transfer.training.pack.states_of", too_many)
+    first = actor.advance(trials[0], 2)
     assert (first.complete, len(first.rows), first.packed_with, first.failure) == (True, 2, 1, None)
-    # Another host tries the pack no more, and finds what came out of it.
+    # Another actor tries the pack no more, and finds what came out of it.
     monkeypatch.undo()
     other = TrialActor(sweep, trials)
     states = [other.advance(trial, 2) for trial in trials]
@@ -214,15 +213,15 @@ def test_a_pack_that_does_not_fit_is_given_up_and_its_trials_go_on_alone(digits,
 
 def test_a_branch_goes_on_from_another_trials_weights_with_its_own_values(digits):
     sweep = swept(digits, "branch", {"space": {"phases.0.learning_rate": [1e-3, 1e-2]}, "scheduler": "pbt"}, epochs=3)
-    host = TrialActor(sweep, None)
+    actor = TrialActor(sweep, None)
     first = make_trial(sweep.config, 1, {"phases.0.learning_rate": 1e-2})
-    origin = host.advance(first, 1)
+    origin = actor.advance(first, 1)
     moved = make_trial(sweep.config, 2, {"phases.0.learning_rate": 1e-3})
     branch = Branch(origin.run_id, origin.checkpoint)
-    # With one host, the other trial may have come to its end before the one that copies it begins.
-    assert host.advance(first, 3).complete
-    state = host.advance(moved, 3, branch)
-    assert state.run_id not in {origin.run_id, host.advance(moved, 1).run_id}
+    # With one actor, the other trial may have come to its end before the one that copies it begins.
+    assert actor.advance(first, 3).complete
+    state = actor.advance(moved, 3, branch)
+    assert state.run_id not in {origin.run_id, actor.advance(moved, 1).run_id}
     assert state.rows[0] == origin.rows[0]
     assert [row.learning_rate for row in state.rows] == pytest.approx([1e-2, 1e-3, 1e-3])
     assert state.complete

@@ -1,4 +1,4 @@
-"""Trials that are judged by cross-validation, asked of a host without Ray."""
+"""Trials that are judged by cross-validation, asked of an actor without Ray."""
 
 from statistics import fmean
 
@@ -7,17 +7,17 @@ import pytest
 import tensorflow as tf
 
 from tests.digits import digits_config, ingest_some_digits
-from tests.workbench import train
+from tests.trained import train
 from transfer.catalog.run import EpochRow
 from transfer.config import EarlyStoppingConfig, PhaseConfig, parse_config
 from transfer.errors import ConfigError
 from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoints
-from transfer.training.folds import Fold
 from transfer.training.history import final_row
 from transfer.training.loop import Training
+from transfer.training.rows import Fold
 from transfer.training.run import open_run
-from transfer.training.shared_models import Workbench
+from transfer.training.shared_models import SharedModels
 from transfer.tuning.records import open_sweep
 from transfer.tuning.space import fixed_trials
 from transfer.tuning.trial_actor import TrialActor
@@ -86,8 +86,8 @@ def assert_means(rows, histories):
 def test_a_trials_figures_are_the_means_of_its_folds_each_trained_by_hand(digits, space):
     name = f"by-hand-{next(iter(space)).split('.')[-1]}"
     sweep, trials = swept(digits, name, space=space)
-    host = TrialActor(sweep, trials)
-    states = [host.advance(trial, 3) for trial in trials]
+    actor = TrialActor(sweep, trials)
+    states = [actor.advance(trial, 3) for trial in trials]
     for trial, state in zip(trials, states, strict=True):
         assert state.complete
         assert state.failure is None
@@ -115,7 +115,7 @@ def test_seconds_are_those_of_all_folds(digits):
     "space", [TWO_HEADS, pytest.param(ONE_DEEPER, marks=pytest.mark.proof)], ids=["packed", "alone"]
 )
 @pytest.mark.proof
-def test_a_trial_goes_on_after_its_host_was_killed(digits, space):
+def test_a_trial_goes_on_after_its_actor_was_killed(digits, space):
     key = next(iter(space)).split(".")[-1]
     whole, trials = swept(digits, f"whole-{key}", space=space)
     expected = TrialActor(whole, trials).advance(trials[0], 3).rows
@@ -128,15 +128,15 @@ def test_a_trial_goes_on_after_its_host_was_killed(digits, space):
 
 
 @pytest.mark.proof
-def test_a_trial_whose_host_was_killed_between_two_folds_trains_those_that_are_behind(digits):
+def test_a_trial_whose_actor_was_killed_between_two_folds_trains_those_that_are_behind(digits):
     sweep, (trial,) = swept(digits, "between", space=ONE_DEEPER)
     before = TrialActor(sweep, [trial]).advance(trial, 1).rows
     first = run_of(sweep, trial, 0)
-    workbench = Workbench(tf.distribute.get_strategy())
-    Training(first, sweep.dataset, workbench=workbench, start=Checkpoints(first).newest()).next_epoch()
-    host = TrialActor(sweep, [trial])
-    assert host.advance(trial, 1).rows == before
-    assert len(host.advance(trial, 2).rows) == 2
+    shared = SharedModels(tf.distribute.get_strategy())
+    Training(first, sweep.dataset, shared=shared, start=Checkpoints(first).newest()).next_epoch()
+    actor = TrialActor(sweep, [trial])
+    assert actor.advance(trial, 1).rows == before
+    assert len(actor.advance(trial, 2).rows) == 2
     assert [run_of(sweep, trial, fold).checkpoints.numbers()[-1] for fold in range(FOLDS)] == [2, 2, 2]
 
 
@@ -228,11 +228,11 @@ def test_a_fold_that_fails_fails_the_trial():
 
 def test_the_folds_of_a_trial_that_failed_are_trained_no_further(digits):
     sweep, (trial,) = swept(digits, "no-further", space=ONE_DEEPER)
-    host = TrialActor(sweep, [trial])
+    actor = TrialActor(sweep, [trial])
     folds = [Known([0.5, 0.5, 0.5]), Known([0.5, 0.5, 0.5], fails_after=1)]
     # Real folds that fail do so in the same epoch.
-    host._open[host._run_id(trial, None)] = FoldsRunner(folds, trial.config.phases)
-    assert host.advance(trial, 3).failure
+    actor._open[actor._run_id(trial, None)] = FoldsRunner(folds, trial.config.phases)
+    assert actor.advance(trial, 3).failure
     assert all(fold.is_stopped for fold in folds)
 
 
@@ -246,8 +246,8 @@ def test_the_folds_of_a_trial_that_failed_are_trained_no_further(digits):
 def test_a_trial_whose_loss_is_not_finite_fails_with_the_reason(digits, space):
     sgd = [{"unfreeze": 0, "epochs": 2, "optimizer": "sgd"}]
     sweep, trials = swept(digits, f"diverges-{len(space['phases.0.learning_rate'])}", space=space, phases=sgd)
-    host = TrialActor(sweep, trials)
-    *others, failed = [host.advance(trial, 2) for trial in trials]
+    actor = TrialActor(sweep, trials)
+    *others, failed = [actor.advance(trial, 2) for trial in trials]
     assert "The loss became" in failed.failure.reason
     assert failed.complete
     assert len(failed.rows) < 2
@@ -257,12 +257,12 @@ def test_a_trial_whose_loss_is_not_finite_fails_with_the_reason(digits, space):
 @pytest.mark.proof
 def test_a_trial_that_is_stopped_can_go_on_in_every_fold(digits):
     sweep, trials = swept(digits, "stopped", space=TWO_HEADS)
-    host = TrialActor(sweep, trials)
-    before = host.advance(trials[0], 1).rows
-    host.stop(trials[0])
-    assert len(host.advance(trials[1], 3).rows) == 3
+    actor = TrialActor(sweep, trials)
+    before = actor.advance(trials[0], 1).rows
+    actor.stop(trials[0])
+    assert len(actor.advance(trials[1], 3).rows) == 3
     assert [len(run_of(sweep, trials[0], fold).checkpoints.numbers()) for fold in range(FOLDS)] == [1, 1, 1]
-    state = host.advance(trials[0], 3)
+    state = actor.advance(trials[0], 3)
     assert state.complete
     assert state.rows[:1] == before
 

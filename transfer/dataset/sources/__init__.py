@@ -1,4 +1,4 @@
-"""Where images come from: class folders, archives, tables, TFDS and the digits, all behind one small interface."""
+"""Sources of images behind one interface: class folders, archives, tables, TFDS and the digits."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _REMOTE = ("s3://", *_WEB)
 
 
 def is_packed(source: str) -> bool:
-    """Whether what is in a source is known only when it is unpacked: an archive, or a dataset of TFDS."""
+    """Whether the content of a source is known only after unpacking: an archive, or a dataset of TFDS."""
     return source.startswith("tfds:") or without_secrets(source).lower().endswith(ARCHIVE_SUFFIXES)
 
 
@@ -35,12 +35,12 @@ def is_packed(source: str) -> bool:
 def open_source(config: DatasetConfig, storage: StorageConfig) -> Iterator[Source]:
     """Open `config.source` while the block runs; archives and TFDS are written to a temporary folder meanwhile.
 
-    `storage` says which service `s3://` means: the source's bucket is looked for where the storage is. Raises
-    DatasetError when there is no such source or it is refused, StorageError.
+    `storage`: the S3 service that `s3://` addresses of the source refer to. Raises DatasetError if there is no such
+    source or it is refused, StorageError.
     """
     with tempfile.TemporaryDirectory(prefix="transfer-source-") as folder:
         if is_packed(config.source):
-            # Before it is fetched and unpacked.
+            # Check keys before the source is fetched and unpacked.
             _check_keys(config, "tfds" if config.source.startswith("tfds:") else "archive")
         with _errors_of_the_source(config):
             source = _open(config, storage, Path(folder))
@@ -50,7 +50,7 @@ def open_source(config: DatasetConfig, storage: StorageConfig) -> Iterator[Sourc
 
 @contextmanager
 def _errors_of_the_source(config: DatasetConfig) -> Iterator[None]:
-    """Let errors of a bucket name the source: whoever reads `storage.uri` would look at another address."""
+    """Let errors of a bucket name `dataset.source`; their text would send the user to `storage.uri`."""
     try:
         yield
     except (ConfigError, StorageError) as error:
@@ -127,7 +127,7 @@ def _unpacked(uri: str, config: DatasetConfig, storage: StorageConfig, folder: P
 
 
 def _inside(root: str, config: DatasetConfig) -> str:
-    """The folder that `dataset.subfolder` names. Raises DatasetError where there is none."""
+    """The folder that `dataset.subfolder` names. Raises DatasetError if there is no such folder."""
     if config.subfolder is None:
         return root
     folder = Path(root, config.subfolder)

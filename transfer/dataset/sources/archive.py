@@ -1,8 +1,8 @@
 """Archives of class folders, unpacked into a temporary folder as `tar` and `unzip` would, without trusting them.
 
-An archive is refused as a whole when one of its members would land outside the folder, is not a plain file or folder,
-or comes twice; and when it unpacks to more than allowed, which is counted while unpacking, since headers lie. What kind
-of archive it is, its first bytes say: `tar` and web servers do not mind the name either.
+An archive is refused as a whole if one of its members would be outside of the folder, is not a plain file or folder, or
+occurs twice, or if it unpacks to more bytes than allowed. Bytes are counted while unpacking, because headers can be
+wrong. The first bytes decide the kind of archive, not the name, as for `tar`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from transfer.dataset import formats
 from transfer.dataset.sources.base import key_of
@@ -31,14 +31,17 @@ from transfer.errors import DatasetError
 
 logger = logging.getLogger(__name__)
 
-ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2")
+ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 MAX_MEMBERS = 10_000_000
 _COPY_SIZE_BYTES = 1024**2
 _UTF8_NAME = 0x800
 _UNICODE_PATH = 0x7075
 _DOS_SYSTEMS = {0, 10, 14}  # FAT, NTFS, VFAT
-# tarfile reads extended headers whole; no honest one comes near.
+# tarfile reads an extended header into memory; valid archives have much smaller ones.
 _MAX_TAR_HEADER_BYTES = 16 * 1024**2
+# `xz -9` needs 65 MiB. The format allows an archive to ask for 4 GiB.
+MAX_XZ_MEMORY_BYTES = 256 * 1024**2
+_XZ_PIECE_SIZE_BYTES = 64 * 1024
 _DAMAGED = (
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -46,7 +49,7 @@ _DAMAGED = (
     zlib.error,
     lzma.LZMAError,
     EOFError,
-    NotImplementedError,  # a way of compressing that zipfile does not know
+    NotImplementedError,  # a compression method that zipfile lacks
     RuntimeError,  # an encrypted member
     ValueError,
 )
@@ -58,18 +61,18 @@ class RefusedArchiveError(Exception):
 
 @dataclass(frozen=True)
 class Bounds:
-    """What an archive may bring. `size_limit`: what the limit of its size is called, in an error."""
+    """Limits of an archive. `size_limit`: name of the limit of its size in errors."""
 
     max_members: int
     max_size_bytes: int
     size_limit: str
     hard_links: bool = True
-    """Whether a file may have several names."""
+    """Whether a file may have several names (hard links)."""
 
 
 @dataclass
 class _Unpacking:
-    """What has been taken out so far, and where it goes."""
+    """The state of an unpacking: the target folder, and what was unpacked so far."""
 
     folder: Path
     bounds: Bounds
@@ -77,7 +80,7 @@ class _Unpacking:
     size_bytes: int = 0
 
     def target(self, name: str) -> Path:
-        """Where a member goes. Raises RefusedArchiveError for a name that leads elsewhere."""
+        """Target path of a member. Raises RefusedArchiveError for a name that leads out of the folder."""
         self.members += 1
         if self.members > self.bounds.max_members:
             raise RefusedArchiveError(f"it has more than {self.bounds.max_members:,} members")
@@ -89,7 +92,7 @@ class _Unpacking:
         return self.folder.joinpath(*parts)
 
     def count(self, size_bytes: int) -> None:
-        """Count bytes that came out. Raises RefusedArchiveError when they are too many."""
+        """Count unpacked bytes. Raises RefusedArchiveError if there are too many."""
         self.size_bytes += size_bytes
         if self.size_bytes > self.bounds.max_size_bytes:
             raise RefusedArchiveError(
@@ -97,14 +100,14 @@ class _Unpacking:
             )
 
     def write(self, name: str, content: IO[bytes]) -> None:
-        """Copy a member's content, counting."""
+        """Copy a member's content and count its bytes."""
         with self._new(name) as target, target.open("xb") as file:
             while piece := content.read(_COPY_SIZE_BYTES):
                 self.count(len(piece))
                 file.write(piece)
 
     def link(self, name: str, linked: str) -> None:
-        """Give a file that came out another name: what `tar` writes for a file with several."""
+        """Give an unpacked file another name: a hard link of `tar`."""
         with self._new(name) as target:
             file = self.target(linked)
             if not file.is_file():
@@ -115,7 +118,7 @@ class _Unpacking:
 
     @contextmanager
     def _new(self, name: str) -> Iterator[Path]:
-        """Where a member goes, with the folders around it."""
+        """Target path of a member, with the folders around it."""
         target = self.target(name)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -149,7 +152,7 @@ def unpack(archive: Path, folder: Path, *, uri: str, max_size_bytes: int) -> Pat
 def unpack_members(archive: Path, folder: Path, *, bounds: Bounds, is_zip: bool) -> None:
     """Unpack a zip, or a tar with or without compression, into the empty `folder`.
 
-    Raises RefusedArchiveError, after which what came out is of no use, and OSError where it cannot be written.
+    Raises RefusedArchiveError, after which the unpacked files must not be used, and OSError if they cannot be written.
     """
     unpacking = _Unpacking(folder, bounds)
     try:
@@ -178,9 +181,9 @@ def _unpack_zip(archive: Path, unpacking: _Unpacking) -> None:
 def _zip_name(member: zipfile.ZipInfo) -> str:
     """The name that `unzip` would give a member.
 
-    A name is UTF-8 where a flag or an extra field says so. Otherwise Unix programs have written the bytes of their file
-    names, and those of DOS and Windows code page 437 (or UTF-8, which other text hardly ever is) and, some of them,
-    backslashes.
+    A name is UTF-8 if a flag or an extra field says so. Otherwise it was written by a Unix program as the bytes of the
+    file name, or by a DOS or Windows program in code page 437 or UTF-8 (other text is hardly ever valid UTF-8), perhaps
+    with backslashes.
     """
     if member.flag_bits & _UTF8_NAME:
         return member.filename
@@ -197,7 +200,7 @@ def _zip_name(member: zipfile.ZipInfo) -> str:
 
 
 def _unicode_path(extra: bytes, raw: bytes) -> str | None:
-    """The name in Info-ZIP's extra field, where it is one of this very name."""
+    """The name in Info-ZIP's extra field, if the field belongs to this name; else None."""
     while len(extra) >= 4:
         kind, size = struct.unpack_from("<HH", extra)
         content, extra = extra[4 : 4 + size], extra[4 + size :]
@@ -219,7 +222,7 @@ def _unpack_tar(archive: Path, unpacking: _Unpacking) -> None:
                     unpacking.write(member.name, content)
             else:
                 raise RefusedArchiveError(f"its member `{key_of(member.name)}` is a link, a device or sparse")
-        # tarfile takes a damaged header for the end; the checksum at the end of the stream tells them apart.
+        # tarfile takes a damaged header for the end of the archive; the checksum of the stream shows the damage.
         while piece := file.read(_COPY_SIZE_BYTES):
             unpacking.count(len(piece))
 
@@ -227,24 +230,24 @@ def _unpack_tar(archive: Path, unpacking: _Unpacking) -> None:
 def _members(opened: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     while (member := opened.next()) is not None:
         yield member
-        # tarfile remembers every member it has seen, 1 KB each.
+        # tarfile keeps every member in memory, 1 KB each.
         opened.members = []  # type: ignore[attr-defined]
 
 
 def _start(archive: Path) -> bytes:
     with archive.open("rb") as file:
-        return file.read(4)
+        return file.read(6)
 
 
 def _uncompressed(archive: Path) -> IO[bytes]:
-    """A tar without the compression that its first bytes show."""
+    """Open a tar, decompressed as its first bytes require."""
     start = _start(archive)
     opened = next((kind for magic, kind in _COMPRESSIONS.items() if start.startswith(magic)), _ModestFile)
     return cast("IO[bytes]", opened(archive))
 
 
 class _Modest:
-    """A file that refuses to be read in one go where an extended header claims to be huge."""
+    """A file that refuses large single reads, so that a forged extended header cannot fill the memory."""
 
     def read(self, size: int | None = -1) -> bytes:
         if size is None or not 0 <= size <= _MAX_TAR_HEADER_BYTES:
@@ -264,13 +267,75 @@ class _ModestBZ2File(_Modest, bz2.BZ2File):
     pass
 
 
-_COMPRESSIONS = {b"\x1f\x8b": _ModestGzipFile, b"BZh": _ModestBZ2File}
+class _XZStream(io.RawIOBase):
+    """What comes out of an `.xz` file, forwards only. Unlike `lzma.LZMAFile` it limits the memory that this takes."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb")
+        self._pieces = self._unpacked()
+        self._piece = b""
+        self._position = 0
+
+    def _unpacked(self) -> Iterator[bytes]:
+        # A file may have several streams, one behind the other, with zeros between them.
+        packed = self._file.read(_XZ_PIECE_SIZE_BYTES)
+        while packed:
+            stream = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MAX_XZ_MEMORY_BYTES)
+            while not stream.eof:
+                if stream.needs_input:
+                    packed = packed or self._file.read(_XZ_PIECE_SIZE_BYTES)
+                    if not packed:
+                        raise EOFError("it ends within a stream")
+                yield stream.decompress(packed, _XZ_PIECE_SIZE_BYTES)
+                packed = b""
+            packed = stream.unused_data.lstrip(b"\0")
+            while not packed and (more := self._file.read(_XZ_PIECE_SIZE_BYTES)):
+                packed = more.lstrip(b"\0")
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._piece:
+            piece = next(self._pieces, None)
+            if piece is None:
+                return 0
+            self._piece = piece
+        size = min(len(buffer), len(self._piece))
+        buffer[:size], self._piece = self._piece[:size], self._piece[size:]
+        self._position += size
+        return size
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, position: int, whence: int = os.SEEK_SET) -> int:
+        if whence != os.SEEK_SET or position < self._position:
+            raise tarfile.ReadError("a header leads back")
+        while self._position < position and self.read(min(position - self._position, _XZ_PIECE_SIZE_BYTES)):
+            pass
+        return self._position
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+class _ModestXZFile(_Modest, io.BufferedReader):
+    def __init__(self, path: Path) -> None:
+        super().__init__(_XZStream(path), _XZ_PIECE_SIZE_BYTES)
+
+
+_COMPRESSIONS = {b"\x1f\x8b": _ModestGzipFile, b"BZh": _ModestBZ2File, b"\xfd7zXZ\0": _ModestXZFile}
 
 
 def _class_folders_in(folder: Path) -> Path:
-    """Step into the one folder that many archives have around the class folders, and say so.
+    """Step into the single folder that many archives have around the class folders, and log it.
 
-    A file beside that folder, such as a license, does not matter unless it is an image.
+    Files beside that folder, for example a license, are ignored unless they are images.
     """
     root = folder
     while True:

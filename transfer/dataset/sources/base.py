@@ -1,9 +1,9 @@
-"""What every source gives: keys with labels, in a fixed order, and the bytes behind a key.
+"""The interface of sources: keys with labels in a fixed order, and the bytes of each key.
 
-A key is the path relative to the source with `/` between its parts. `%`, characters that do not print (line ends among
-them) and bytes that are not UTF-8 are written as `%XX`, byte by byte; a name that is not in Unicode's normal form C
-has all its characters beyond ASCII written so. So keys are printable and in normal form C, no two files share one, and
-the file's name can be had back.
+A key is the path relative to the source with `/` between its parts. `%`, unprintable characters (line ends included)
+and bytes that are not UTF-8 are escaped as `%XX`, byte by byte. If a name is not in Unicode normal form C, all of its
+characters beyond ASCII are escaped. So keys are printable and in normal form C, no two files share a key, and the name
+of the file can be recovered.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ def key_of(name: str) -> str:
 
 
 def name_of(key: str) -> str:
-    """Give back the path that a key stands for."""
+    """The path of a key, the inverse of `key_of`."""
     return os.fsdecode(unquote_to_bytes(key))
 
 
 def class_name_of(name: str) -> str:
-    """Name the class of a folder: its name in normal form C, as it is where it is text and escaped where it is not."""
+    """Class name of a folder: its name in normal form C, escaped as far as it is not text."""
     name = unicodedata.normalize("NFC", name)
     try:
         name.encode()
@@ -50,7 +50,7 @@ def class_name_of(name: str) -> str:
 
 
 def normal_class_name(name: str) -> str:
-    """Bring a class name as people type it into normal form C, without space around it."""
+    """Bring a typed class name into normal form C, and strip spaces around it."""
     return unicodedata.normalize("NFC", name).strip()
 
 
@@ -63,10 +63,10 @@ def _escape(character: str) -> str:
 
 
 class Entry(NamedTuple):
-    """An image to check: its key, its class, and its size where that is known without reading (else -1).
+    """An image to check: its key, its class, and its size in bytes if that is known without reading (else -1).
 
-    `stamp` is another one whenever the bytes are others, as far as a listing can tell; empty where it cannot. `split`
-    and `group`: those that the source gives it.
+    `stamp`: changes whenever the bytes change, as far as a listing can show; empty if it cannot. `split`, `group`:
+    given by the source.
     """
 
     key: str
@@ -78,35 +78,35 @@ class Entry(NamedTuple):
 
 
 class Label(NamedTuple):
-    """A class that exists, whether or not an image of it does."""
+    """A class that exists, even if it has no image."""
 
     name: str
 
 
 class Source(Protocol):
-    """Images somewhere. Picklable, without credentials: those are found where the bytes are read."""
+    """A source of images. Picklable and without credentials, which are looked up where the bytes are read."""
 
     @property
     def description(self) -> dict[str, Any]:
-        """What a dataset version says about where it came from; no secrets."""
+        """Description of the source for the dataset version; without secrets."""
 
     def entries(self) -> Iterator[Entry | Label | Reject]:
-        """All images in a fixed order, and what is refused or ignored by its name alone."""
+        """All images in a fixed order, and the files that are refused or ignored by their names."""
 
     def read(self, key: str, *, max_size_bytes: int) -> bytes | Reject:
-        """Bytes of an image, no more than `max_size_bytes` + 1, or why there are none.
+        """Read at most `max_size_bytes` + 1 bytes of an image, or say why it is refused.
 
-        Raises StorageError when it is the storage that fails, not the one image.
+        Raises StorageError if the storage fails, rather than this image.
         """
 
     def is_local(self, key: str) -> bool:
-        """Whether only this machine can read the bytes, so that they must travel to workers on others."""
+        """Whether only this machine can read the image, so that its bytes must be sent to workers on other machines."""
 
 
 def read_file(path: str | Path, key: str, *, max_size_bytes: int) -> bytes | Reject:
     """Read a local file as `Source.read` promises."""
     try:
-        # Opening a named pipe would wait for ever.
+        # Opening a named pipe would wait forever.
         if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116 - paths of sources may be bytes that no Path shows
             return Reject(key, UNREADABLE, "not a regular file")
         with open(path, "rb") as file:  # noqa: PTH123
@@ -130,7 +130,7 @@ def read_object(storage: StorageConfig, name: str, key: str, *, max_size_bytes: 
 
 
 def name_refusal(name: str, key: str) -> Reject | None:
-    """Refuse an object's name that storage does not read: control characters, empty or dotted parts."""
+    """Refuse names of objects that storage cannot read: control characters, empty or dotted parts."""
     try:
         check_name(name)
     except StorageError as error:
@@ -140,5 +140,5 @@ def name_refusal(name: str, key: str) -> Reject | None:
 
 @lru_cache(maxsize=16)
 def store_of(storage: StorageConfig) -> Store:
-    """Open a store once a process."""
+    """Open a store; a process opens each one once."""
     return open_store(storage)

@@ -18,7 +18,7 @@ IMAGE_SIZE = 32
 
 @dataclass(frozen=True)
 class DigitsSource:
-    """The digits, with classes `0` to `9`. Any machine can make the same bytes."""
+    """The digits, with classes `0` to `9`. Every machine makes the same bytes."""
 
     @property
     def description(self) -> dict[str, Any]:  # noqa: D102 - Source says it
@@ -37,7 +37,7 @@ class DigitsSource:
 
 
 def write_digits(folder: Path) -> int:
-    """Write the digits as image files in class folders, `<folder>/<digit>/<number>.png`; returns how many."""
+    """Write the digits as image files in class folders, `<folder>/<digit>/<number>.png`. Returns their number."""
     for key, png in _digits().items():
         path = folder / key
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""A file from a bucket or the web, into a local file."""
+"""Download of a file from a bucket or the web."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _PIECE_SIZE_BYTES = 16 * 1024**2
 
 
 def fetch(uri: str, target: Path, *, storage: StorageConfig, max_size_bytes: int) -> None:
-    """Copy `s3://`, `http://` or `https://` into a file. Raises DatasetError or StorageError.
+    """Copy an `s3://`, `http://` or `https://` address into a file. Raises DatasetError or StorageError.
 
-    `storage` says which S3 service it is. What is larger than `max_size_bytes` is refused.
+    `storage`: the S3 service. Files above `max_size_bytes` are refused.
     """
     if uri.startswith("s3://"):
         _fetch_object(uri, target, storage=storage, max_size_bytes=max_size_bytes)
@@ -40,7 +40,7 @@ def split_s3(uri: str) -> tuple[str, str]:
 
 
 def without_secrets(uri: str) -> str:
-    """Leave of a web address what may be written down: no user, password, query or fragment."""
+    """A web address without user, password, query and fragment, so that it can be shown and stored."""
     if not uri.startswith(("http://", "https://")):
         return uri
     parts = urlsplit(uri)
@@ -80,10 +80,10 @@ def _fetch_web(uri: str, target: Path, *, max_size_bytes: int) -> None:
 
 def _download(uri: str, target: Path, *, shown: str, max_size_bytes: int) -> None:
     try:
-        # The scheme is http or https: open_source looks at nothing else here.
+        # The scheme is http or https: open_source passes no other one.
         opened = urllib.request.urlopen(uri, timeout=_TIMEOUT_S)  # noqa: S310
     except urllib.error.HTTPError as error:
-        # It holds the connection.
+        # The error holds the connection.
         error.close()
         raise
     with opened as answer, target.open("wb") as file:
@@ -97,11 +97,11 @@ def _download(uri: str, target: Path, *, shown: str, max_size_bytes: int) -> Non
 
 
 class _CutShortError(Exception):
-    """The connection ended before the file did."""
+    """The connection ended before the end of the file."""
 
 
 def _is_final(error: BaseException) -> bool:
-    """Whether asking again would give the same answer."""
+    """Whether a retry would fail again."""
     return isinstance(error, urllib.error.HTTPError) and error.code < 500 and error.code != 429
 
 
@@ -110,7 +110,7 @@ def _not_found(uri: str) -> DatasetError:
 
 
 def nothing_there(uri: str, storage: StorageConfig) -> DatasetError:
-    """The error for an `s3://` address that leads to nothing. Raises StorageError, also for a missing bucket."""
+    """The error for an `s3://` address without any object. Raises StorageError, also for a missing bucket."""
     return DatasetError(
         f"dataset.source is {uri}, and there is nothing there.{names_beside(uri, storage)}",
         advice="Check the address; upper and lower case differ.",
@@ -118,9 +118,9 @@ def nothing_there(uri: str, storage: StorageConfig) -> DatasetError:
 
 
 def names_beside(uri: str, storage: StorageConfig) -> str:
-    """A sentence that names what lies beside an `s3://` address that leads to nothing, the nearest names first.
+    """A sentence with the names beside an `s3://` address without any object, the most similar names first.
 
-    Raises StorageError for a missing bucket: when it is asked for an object, it answers as if only that were missing.
+    Raises StorageError for a missing bucket, for which a request for an object only says that the object is missing.
     """
     folder, name = split_s3(uri.rstrip("/"))
     if folder.endswith(":/"):

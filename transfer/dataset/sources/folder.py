@@ -6,10 +6,8 @@ import hashlib
 import logging
 import os
 import time
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any
 
 from transfer.config import StorageConfig
@@ -46,10 +44,10 @@ OUTSIDE = "in none of the folders that dataset.splits names"
 
 
 def recognized_splits(class_folders: Mapping[str, Collection[str]], *, source: str) -> dict[str, str]:
-    """The folder of each split, where folders are splits beyond doubt, which is logged; else none.
+    """The folder of each split if the folders are certainly splits, which is logged; else an empty dict.
 
-    `class_folders`: of each folder of the source, the folders in it. They are splits where all have usual names of
-    splits, train among them, and the same folders in them.
+    `class_folders`: the subfolders of each folder of the source. The folders are splits if all have usual names of
+    splits, one is train, and all have the same subfolders.
     """
     folder_of = {split_named(folder): folder for folder in class_folders}
     contents = {frozenset(inside) for inside in class_folders.values()}
@@ -69,7 +67,7 @@ def recognized_splits(class_folders: Mapping[str, Collection[str]], *, source: s
 
 
 def no_split_folder(split: str, folder: str, *, source: str, found: Iterable[str]) -> DatasetError:
-    """The error for a folder of `dataset.splits` that is not there. `found`: the folders there are."""
+    """The error for a missing folder of `dataset.splits`. `found`: the existing folders."""
     shown = ", ".join(f"`{name}`" for name in sorted(found)[:12])
     return DatasetError(
         f"dataset.splits.{split} is `{folder}`, and there is no such folder with images in {source}; "
@@ -79,9 +77,9 @@ def no_split_folder(split: str, folder: str, *, source: str, found: Iterable[str
 
 
 Listed = tuple[StoredObject, Reject | None]
-"""An object, and why it is refused or ignored by its name."""
+"""An object, and why its name is refused or ignored; None if it is not."""
 
-# Of the clocks of file systems, and of other machines that write to a shared one.
+# Tolerance for the clocks of file systems, and of other machines that write to a shared one.
 _CLOCK_GRANULARITY_NS = 2 * 10**9
 
 
@@ -92,20 +90,20 @@ class FolderSource:
     root: str
     kind: str = "folder"
     uri: str | None = None
-    """What the user named, where that is not `root`: an archive that was unpacked there.
+    """The address that the user gave, if its files were written into `root` just now; None for a folder of the user.
 
-    Files that were written just now say nothing by their times, so they are told by their bytes."""
+    Times of such files mean nothing, so their stamp is a digest of their bytes."""
     splits: Mapping[str, str] | None = field(default_factory=dict)
-    """The folder of each split. Empty: all folders are classes; None: splits are recognized by their names."""
+    """The folder of each split. Empty: all folders are classes. None: splits are recognized by their names."""
     left_out: tuple[Reject, ...] = ()
-    """What was not written there, and why."""
+    """Images of the source that were not written into `root`, and why."""
 
     @property
     def description(self) -> dict[str, Any]:  # noqa: D102 - Source says it
         return {"kind": self.kind, "uri": self.uri or self.root}
 
     def entries(self) -> Iterator[Entry | Label | Reject]:  # noqa: D102
-        # A file that changes in the very moment in which it is listed could keep its time and its size, as in git.
+        # A file that changes at the moment of the listing could keep its mtime and its size ("racy git").
         settled_ns = time.time_ns() - _CLOCK_GRANULARITY_NS
         yield from self.left_out
         folders = self._recognized_splits() if self.splits is None else self.splits
@@ -128,7 +126,7 @@ class FolderSource:
         return True
 
     def _outside(self, split_folders: list[str]) -> Iterator[Reject]:
-        """What lies beside the folders of splits, or beside folders that they are in."""
+        """Rejects for everything beside the folders of splits, or beside their parent folders."""
         folders = [self.root]
         for folder in folders:
             for item in scan(folder):
@@ -147,12 +145,12 @@ class FolderSource:
     def _class_folders(
         self, folder: str, split: str | None, settled_ns: int, *, listed: list[str]
     ) -> Iterator[Entry | Label | Reject]:
-        """Everything in a folder of class folders, one of those `listed`.
+        """All entries of a folder of class folders, one of `listed`.
 
         Files that changed after `settled_ns` get no stamp.
         """
         for item in scan(folder):
-            # Each class has a walk of its own: a folder that two classes link to shows that their labels conflict.
+            # Each class is walked separately: if two classes link to one folder, its images have conflicting labels.
             walk = FolderWalk(self.root, listed)
             key = walk.key(item.path)
             if is_ignored(item.name):
@@ -191,13 +189,10 @@ class BucketFolderSource:
         return {"kind": "folder", "uri": self.storage.uri}
 
     def entries(self) -> Iterator[Entry | Label | Reject]:  # noqa: D102
-        items = listed_objects(self.storage)
-        folders: Mapping[str, str] | None = self.splits
-        if folders is None:
-            folders, items = self._recognized_splits(items)
+        folders = self._recognized_splits() if self.splits is None else self.splits
         missing, found = dict(folders), set[str]()
         is_there = False
-        for item, refused in items:
+        for item, refused in listed_objects(self.storage):
             is_there = True
             found.update(item.name.split("/")[:-1][:1])
             if not folders:
@@ -220,22 +215,21 @@ class BucketFolderSource:
     def is_local(self, key: str) -> bool:  # noqa: D102, ARG002
         return False
 
-    def _recognized_splits(self, items: Iterator[Listed]) -> tuple[dict[str, str], Iterator[Listed]]:
-        """The folder of each split, and the items again: they are read only up to the first that tells otherwise."""
-        read: list[Listed] = []
-        inside: defaultdict[str, set[str]] = defaultdict(set)
-        for item, refused in items:
-            read.append((item, refused))
-            *folders, _ = item.name.split("/")
-            if folders and not any(map(is_ignored, folders)):
-                if split_named(folders[0]) is None:
-                    return {}, chain(read, items)
-                inside[folders[0]].update(map(class_name_of, folders[1:2]))
-        return recognized_splits(inside, source=self.storage.uri), iter(read)
+    def _recognized_splits(self) -> dict[str, str]:
+        """The folder of each split. No object is listed for it, and no folder behind the first that is no split."""
+        store = store_of(self.storage)
+        inside: dict[str, list[str]] = {}
+        for name in store.folders():
+            if is_ignored(name):
+                continue
+            if split_named(name) is None:
+                return {}
+            inside[name] = [class_name_of(each) for each in store.folders(name) if not is_ignored(each)]
+        return recognized_splits(inside, source=self.storage.uri)
 
 
 def listed_objects(storage: StorageConfig) -> Iterator[Listed]:
-    """The objects under a prefix, which is `storage.uri`, each with why it is refused or ignored by its name."""
+    """The objects under the prefix `storage.uri`, each with the reason if its name is refused or ignored."""
     for item, image in with_sidecars(store_of(storage).list(), lambda item: item.name):
         key = key_of(item.name)
         if any(is_ignored(part) for part in item.name.split("/")):
@@ -247,7 +241,7 @@ def listed_objects(storage: StorageConfig) -> Iterator[Listed]:
 
 
 def _in_bucket(item: StoredObject, refused: Reject | None, below: str, split: str | None) -> Entry | Reject:
-    """An object whose name, `below` the folder that holds the class folders, begins with its class."""
+    """The entry of an object; its name below the folder `below` begins with its class."""
     if refused and refused.reason == IGNORED:
         return refused
     key = key_of(item.name)

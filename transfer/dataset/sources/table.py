@@ -1,6 +1,7 @@
-"""A table of paths and class names, and of splits and groups where it has them.
+"""Tables of paths and class names, optionally with splits and groups; and tables that contain the images.
 
-A row group of such a table is read as a whole, and shards are built from any image at any time.
+A row group of a table with images can only be read as a whole, and shards need images in any order. So these images are
+written to files first.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _BATCH = 10_000
 
 @dataclass(frozen=True)
 class UnpackedSource:
-    """Images of a table in files named by their keys, with an index of them all."""
+    """Images of a table, in files named by their keys, with an index."""
 
     root: str
     uri: str
@@ -57,8 +58,8 @@ class UnpackedSource:
 def unpack_images(table: Table, column: str, folder: Path, *, max_size_bytes: int) -> UnpackedSource:
     """Write the images in a column of a table into the empty `folder`.
 
-    The key of an image is its path as the table has it, where all have one and no two the same; else the number of its
-    row. Raises DatasetError, also for more bytes than `max_size_bytes`.
+    The key of an image is its path in the table if all images have different paths, else the number of its row. Raises
+    DatasetError, also for more bytes than `max_size_bytes`.
     """
     paths = list(table.image_paths(column))
     has_keys = None not in paths and "" not in paths and len({*paths}) == len(paths)
@@ -111,7 +112,7 @@ def _file_of(folder: str | Path, key: str) -> Path:
 
 @dataclass(frozen=True)
 class TableSource:
-    """Rows of a path and a class name. An image's key is its path as the table has it."""
+    """A table of paths and class names. The key of an image is its path as it stands in the table."""
 
     table: Table
 
@@ -138,7 +139,7 @@ class TableSource:
         path = name_of(key)
         found = self._read(path, key, max_size_bytes)
         if "\\" in path and isinstance(found, Reject) and found.reason == MISSING:
-            # Written on Windows. Elsewhere a file's name may have a backslash, and then it was found.
+            # The table was written on Windows. A file with a backslash in its name would have been found above.
             return self._read(path.replace("\\", "/"), key, max_size_bytes)
         return found
 
@@ -158,7 +159,7 @@ class TableSource:
         return read_object(storage, name, key, max_size_bytes=max_size_bytes)
 
     def _place(self, path: str) -> str:
-        """Where a path of the table leads: an absolute path, or a full address."""
+        """The absolute path, or full address, of a path in the table."""
         if path.startswith("file://"):
             return unquote(urlsplit(path).path)
         if path.startswith(("s3://", "/", "http://", "https://")):
@@ -172,7 +173,7 @@ class TableSource:
 
 
 def split_of(word: str | None, table: Table, number: int) -> str | None:
-    """The split that the word in row `number` means; None where there is no word. Raises DatasetError."""
+    """The split of the word in row `number`; None if there is no word. Raises DatasetError for an unknown word."""
     if word is None or not word.strip():
         return None
     split = split_named(word)
@@ -187,7 +188,7 @@ def split_of(word: str | None, table: Table, number: int) -> str | None:
 
 
 def none_there(table: str, path_column: str, rejects: Sequence[Reject]) -> DatasetError:
-    """The error for a table of which no file could be read: one sentence for what would be one line for each row."""
+    """The error for a table of which no file could be read: one sentence instead of one line for each row."""
     shown = ", ".join(f"`{reject.key}`" for reject in rejects[:3])
     return DatasetError(
         f"None of the {len(rejects):,} files that the column `{path_column}` of {table} names could be read, such as "

@@ -24,7 +24,7 @@ from transfer.errors import DatasetError, ObjectNotFoundError
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
 _PARQUET = ".parquet"
-# A comma first: a header may have the others in its names.
+# The comma is first, because names in a header may contain the other separators.
 _DELIMITERS = ",;\t|"
 _HEADER_SIZE_BYTES = 64 * 1024
 _USUAL_COLUMNS = {
@@ -33,20 +33,20 @@ _USUAL_COLUMNS = {
         {"group", "group_id", "patient", "patient_id", "patientid", "subject", "subject_id", "camera", "fold"}
     ),
 }
-"""What people call such columns."""
+"""Usual names of such columns."""
 
 logger = logging.getLogger(__name__)
 
 
 def is_table(uri: str) -> bool:
-    """Whether that is a table by its name."""
+    """Whether an address is a table, by its name."""
     return uri.lower().endswith(TABLE_SUFFIXES)
 
 
 def parts_among(names: Iterable[str]) -> list[str]:
-    """The Parquet parts of a table in a folder of these names; none where there is anything else but descriptions.
+    """The Parquet parts among the names in a folder; none if there are other files, apart from descriptions.
 
-    A name with a slash is of a folder or in one. No more names are asked for than it takes.
+    A name with a slash is a folder or in one. Names are consumed only as far as necessary.
     """
     parts = []
     for name in names:
@@ -63,13 +63,13 @@ class Table:
     """A table in one file or in several parts."""
 
     uri: str
-    """What the user named."""
+    """The address that the user gave."""
     files: tuple[str, ...]
     """The file, or all parts: paths or `s3://` addresses."""
     path_column: str
     label_column: str
     storage: StorageConfig
-    """Says which service `s3://` means; its own address does not matter here."""
+    """The S3 service that `s3://` refers to; its `uri` is not used here."""
     split_column: str | None = None
     group_column: str | None = None
 
@@ -79,9 +79,9 @@ class Table:
         return self.uri.startswith("s3://")
 
     def image_column(self) -> str | None:
-        """The column that holds the images themselves, None where the table names files.
+        """The column that contains the images; None if the table has paths.
 
-        That is `path_column`, or the only column of images where there is none of that name. Raises DatasetError.
+        It is `path_column`, or the only column of images if no column has this name. Raises DatasetError.
         """
         if not self.files[0].lower().endswith(_PARQUET):
             return None
@@ -94,7 +94,7 @@ class Table:
         return columns[0] if len(columns) == 1 and _is_image(schema.field(columns[0]).type) else None
 
     def rows(self) -> Iterator[tuple[str | None, ...]]:
-        """Path, label, split and group of each row as text, None for what is empty. Raises DatasetError."""
+        """Path, label, split and group of each row as text, None for an empty cell. Raises DatasetError."""
         for file in self.files:
             for batch in self._texts(file).to_batches(max_chunksize=10_000):
                 columns, nothing = batch.to_pydict(), [None] * len(batch)
@@ -102,7 +102,7 @@ class Table:
                 yield from zip(*(columns[name] if name else nothing for name in named), strict=True)
 
     def image_paths(self, column: str) -> Iterator[str | None]:
-        """What the table says of each image's path; it is not read."""
+        """The path of each image in the table, None without one. Images are not read."""
         for file in self.files:
             with self._reading(file) as parquet:
                 if not pa.types.is_struct(parquet.schema_arrow.field(column).type):
@@ -131,7 +131,7 @@ class Table:
                     yield from zip(data.to_pylist(), *texts, strict=True)
 
     def _texts(self, file: str) -> pa.Table:
-        """The columns that are read, as text, by their own names."""
+        """The columns that are read, as text, by their names in the file."""
         if not file.lower().endswith(_PARQUET):
             return self._read_csv(file)
         with self._reading(file) as parquet:
@@ -155,7 +155,7 @@ class Table:
                 return csv.read_csv(opened, parse_options=parse, convert_options=options)
 
     def _delimiter(self, file: str) -> str:
-        """The separator that finds most in the header. Raises DatasetError where it does not find both columns."""
+        """The separator that finds most columns in the header. Raises DatasetError if it does not find both."""
         with self._open(file) as opened:
             start = opened.read(_HEADER_SIZE_BYTES).decode("utf-8-sig", errors="replace")
         wanted = {*self._names}
@@ -168,7 +168,7 @@ class Table:
 
     @property
     def _columns(self) -> dict[str, str]:
-        """Columns by the keys of the configuration that name them."""
+        """Names of columns, by the keys of the configuration that set them."""
         columns = {
             "path_column": self.path_column,
             "label_column": self.label_column,
@@ -179,7 +179,7 @@ class Table:
 
     @property
     def _names(self) -> list[str]:
-        """The columns that are read, each once."""
+        """Names of the columns that are read, each once."""
         return list(dict.fromkeys(self._columns.values()))
 
     @contextmanager
@@ -220,7 +220,7 @@ class Table:
                 )
 
     def _warn_of_unused(self, found: Sequence[str]) -> None:
-        """Name columns that usually say how images are to be split, where nothing else is to use them."""
+        """Warn of columns with usual names for splits or groups that the configuration does not use."""
         for option, usual in _USUAL_COLUMNS.items():
             unused = [name for name in found if name.strip().casefold() in usual and name not in self._names]
             if unused and option not in self._columns:
@@ -229,19 +229,19 @@ class Table:
 
 
 def _is_image(kind: pa.DataType) -> bool:
-    """Whether a column of that type holds files: bytes, or bytes and path as Hugging Face's datasets have them."""
+    """Whether a column of this type contains files: bytes, or bytes and path as in Hugging Face's datasets."""
     if pa.types.is_struct(kind):
         return any(field.name == "bytes" and _is_image(field.type) for field in kind.fields)
     return any(is_of(kind) for is_of in (pa.types.is_binary, pa.types.is_large_binary))
 
 
 def _texts_of(column: Any, schema: pa.Schema, name: str) -> Any:
-    """A column as text: by the class names that Hugging Face's metadata have for it, else as it is."""
+    """A column as text: class names from Hugging Face's metadata if there are any, else the values."""
     metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     feature = metadata.get("info", {}).get("features", {}).get(name, {})
     names = feature.get("names") if feature.get("_type") == "ClassLabel" else None
     if names is None or not pa.types.is_integer(column.type):
         return column.cast(pa.string())
-    # -1 says that there is no label.
+    # -1 means no label.
     known = pc.if_else(pc.and_(pc.greater_equal(column, 0), pc.less(column, len(names))), column, None)
     return pc.take(pa.array(names, pa.string()), known)

@@ -1,6 +1,6 @@
-"""Datasets of TensorFlow Datasets: the encoded images as they are stored, written out into class folders.
+"""Datasets of TensorFlow Datasets: their encoded images, written into class folders.
 
-TFDS reads in sequence, and shards are built from any image at any time, so the images go to a temporary folder first.
+TFDS reads in sequence, and shards need images in any order, so the images are written to a temporary folder first.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ logger = logging.getLogger(__name__)
 def write_tfds(name: str, folder: Path, *, keep_splits: bool) -> tuple[dict[str, str], tuple[Reject, ...]]:
     """Write the TFDS dataset `name` as `<folder>/<class>/<split>-<number>`.
 
-    Returns the folder of each split, as `FolderSource` takes them, and what has no label. With `keep_splits` there is a
-    folder of classes for each split, `<folder>/train/<class>/…`; splits with other names than the usual ones are put to
-    train. Without, there is none, and images are split as those of any source.
+    Returns the folder of each split, as `FolderSource` takes them, and the images without a label. With `keep_splits`
+    each split has its own folder of classes, `<folder>/train/<class>/…`; splits without a usual name go into train.
+    Without it there are no folders of splits, and images are split like those of any source.
 
-    Runs in a process of its own, since it needs TensorFlow. The data come from TFDS's own folder (TFDS_DATA_DIR) and
-    are downloaded into it where they are not there yet. Raises DatasetError.
+    TFDS needs TensorFlow, so it runs in a separate process. The data come from the folder of TFDS (TFDS_DATA_DIR), into
+    which missing data are downloaded. Raises DatasetError.
     """
     if importlib.util.find_spec("tensorflow_datasets") is None:
         raise DatasetError(
@@ -45,10 +45,10 @@ def write_tfds(name: str, folder: Path, *, keep_splits: bool) -> tuple[dict[str,
 
 
 def folders_of_splits(names: Iterable[str]) -> dict[str, str]:
-    """The folder to which each split of TFDS is written, by the splits' names there: that of the split it stands for.
+    """The folder into which each split of TFDS is written, by the name of the split in TFDS.
 
-    A split with a name that is no usual one (`extra`, `unsupervised`) is written to train's. Raises DatasetError where
-    there is nothing to train on.
+    A split without a usual name (`extra`, `unsupervised`) is written into train. Raises DatasetError if no split
+    becomes train.
     """
     folders = {name: split_named(name) or TRAIN for name in names}
     if TRAIN not in folders.values():
@@ -62,10 +62,9 @@ def folders_of_splits(names: Iterable[str]) -> dict[str, str]:
 def write_split(
     examples: Iterable[tuple[bytes, int]], *, split: str, names: Sequence[str], folder: Path
 ) -> Iterator[Reject]:
-    """Write the examples of a split, encoded images with the indices of their classes, into class folders.
+    """Write the examples of a split, encoded images with class indices, into class folders.
 
-    Yields what is left out: images without a label, which TFDS marks by -1, and in one line a split of which none has
-    one.
+    Yields rejects: each image without a label (-1 in TFDS), or one line for a split without any label.
     """
     without_label = []
     number = -1
@@ -74,7 +73,7 @@ def write_split(
         if label < 0:
             without_label.append(Reject(key, NO_LABEL, "TFDS has no label for it (-1)"))
             continue
-        # A slash would make a folder of its own.
+        # A slash in a class name would make a subfolder.
         path = folder / names[label].replace("/", "%2F") / key
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(image)
@@ -110,7 +109,7 @@ def _write(name: str, folder: Path, *, keep_splits: bool) -> tuple[dict[str, str
 
 
 def _no_dataset(name: str, known: Sequence[str], error: Exception) -> DatasetError:
-    """The error for a name that TFDS refuses. Its own sentence may list the whole catalog, so it is cut."""
+    """The error for a name that TFDS refuses. The message of TFDS may list its whole catalog, so it is cut."""
     near = difflib.get_close_matches(name.partition("/")[0].partition(":")[0], known, n=3, cutoff=0.5)
     nearest = f" Near it: {', '.join(f'`{each}`' for each in near)}." if near else ""
     first_line = str(error).strip().partition("\n")[0][:200]
@@ -121,7 +120,7 @@ def _no_dataset(name: str, known: Sequence[str], error: Exception) -> DatasetErr
 
 
 def _columns(tfds: Any, info: Any, name: str) -> tuple[str, str]:
-    """The image and its class label among a dataset's features: the supervised keys, or the only ones of their kind."""
+    """Names of a dataset's image and label features: the supervised keys, or the only features of these kinds."""
     kinds = (tfds.features.Image, tfds.features.ClassLabel)
     keys = info.supervised_keys
     if keys is not None and len(keys) == 2 and all(isinstance(key, str) for key in keys):

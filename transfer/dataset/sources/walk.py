@@ -1,9 +1,9 @@
-"""The files below a folder of this machine, and what of class folders is left out.
+"""The files below a local folder, and the rules for files of class folders that are left out.
 
-All of them are `ignored` in the ledger, so a person can see what went, and none counts as a mistake.
+The ledger lists these files as `ignored`, and they do not count as refused.
 
-Links are followed. A folder is entered once, and a link to a folder that is listed anyway, or that holds the root, is
-`ignored`: its files would come a second time, under another class.
+Links are followed. A folder is entered once. A link to a folder that is listed anyway, or that contains the root, is
+`ignored`; otherwise its files would appear again, under another class.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from transfer.errors import DatasetError
 
 Item = TypeVar("Item")
 
-# Left behind by Windows, macOS, Synology, QNAP, ext4, Picasa, and by tools that cache thumbnails.
+# Files and folders of Windows, macOS, Synology, QNAP, ext4, Picasa, and of tools that cache thumbnails.
 _LEFT_BEHIND = frozenset(
     {
         *("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "$recycle.bin", "system volume information"),
@@ -37,24 +37,24 @@ _LEFT_BEHIND = frozenset(
     }
 )
 SIDECAR_SUFFIXES = (".json", ".xml", ".txt", ".csv", ".xmp", ".yaml", ".yml", ".md", ".html", ".aae", ".thm")
-"""What annotation tools, cameras and photo managers write beside an image, under its name."""
+"""Suffixes of files that annotation tools, cameras and photo managers write beside an image, under its name."""
 
 
 def is_ignored(name: str) -> bool:
-    """Whether a file or folder is one that systems leave behind: hidden, a bin, or a thumbnail cache."""
+    """Whether systems or tools create a file or folder of this name: hidden, a recycle bin, or a thumbnail cache."""
     return name.startswith(".") or name.lower() in _LEFT_BEHIND
 
 
 def left_behind(key: str) -> Reject:
-    """The line of the ledger for what `is_ignored`."""
+    """The line of the ledger for a file or folder that `is_ignored`."""
     return Reject(key, IGNORED, "hidden, or left behind by the system")
 
 
 def with_sidecars(items: Iterable[Item], name_of_item: Callable[[Item], str]) -> Iterator[tuple[Item, str | None]]:
-    """Pair each item with the name of the file that it is a sidecar of, None where it is none.
+    """Pair each item with the name of the file that it is a sidecar of, None if it is no sidecar.
 
-    A sidecar has one of SIDECAR_SUFFIXES and begins, up to its first dot, as another file beside it does. `items` are
-    sorted by name (a path), so those that begin alike follow each other.
+    A sidecar has one of SIDECAR_SUFFIXES, and its name up to the first dot is that of another file beside it. `items`
+    are sorted by name (a path), so names with the same beginning are neighbors.
     """
 
     def beginning(item: Item) -> str:
@@ -70,15 +70,15 @@ def with_sidecars(items: Iterable[Item], name_of_item: Callable[[Item], str]) ->
 
 
 def sidecar(key: str, image: str) -> Reject:
-    """The line of the ledger for a sidecar of a file of that name."""
+    """The line of the ledger for a sidecar of the file `image`."""
     return Reject(key, IGNORED, f"a sidecar file of {key_of(image)}")
 
 
 def is_excluded(key: str, pattern: str) -> bool:
-    """Whether a pattern of `dataset.exclude` matches what has this key, or a folder that it is in.
+    """Whether a pattern of `dataset.exclude` matches this key, or a folder that contains it.
 
-    A pattern without a slash is compared with each part of the path, one with slashes with the path from the source
-    on. `*` stands for anything, slashes included.
+    A pattern without a slash is compared with each part of the path, a pattern with slashes with the path from the
+    source on. `*` matches anything, slashes included.
     """
     parts = unicodedata.normalize("NFC", name_of(key)).split("/")
     if "/" not in pattern:
@@ -89,7 +89,7 @@ def is_excluded(key: str, pattern: str) -> bool:
 
 @dataclass(frozen=True)
 class SelectedSource:
-    """A source without what `dataset.exclude` matches, and with no other classes than those of `dataset.classes`."""
+    """A source without the files that `dataset.exclude` matches, and only with the classes in `dataset.classes`."""
 
     source: Source
     options: DatasetConfig
@@ -99,9 +99,9 @@ class SelectedSource:
         return self.source.description
 
     def entries(self) -> Iterator[Entry | Label | Reject]:
-        """What is left, and a line of the ledger for all else.
+        """The selected entries, and a line of the ledger for every other one.
 
-        Raises DatasetError at the end for names in `dataset.classes` that the source does not have.
+        Raises DatasetError at the end for names in `dataset.classes` that the source lacks.
         """
         found: set[str] = set()
         for item in self.source.entries():
@@ -151,7 +151,7 @@ _Directory = tuple[int, int]
 
 
 class LocalFile(NamedTuple):
-    """A regular file: its key is its path below the root."""
+    """A regular file. Its key is its path below the root."""
 
     key: str
     path: str
@@ -164,9 +164,9 @@ class FolderWalk:
 
     root: str
     listed: Sequence[str] = ()
-    """The folders below the root that are walked, where it is not the whole."""
+    """The folders below the root that are walked; empty: the whole root."""
     skips_unreadable: bool = False
-    """A folder that cannot be read becomes a reject. Otherwise it is an error: nobody knows how much it holds."""
+    """Whether an unreadable folder becomes a reject. Otherwise it is an error, because its content is unknown."""
     _entered: set[_Directory] = field(default_factory=set)
 
     def files(self, folder: str | None = None) -> Iterator[LocalFile | Reject]:
@@ -197,7 +197,7 @@ class FolderWalk:
                 yield _file(item, self.key(item.path))
 
     def linked_back(self, item: os.DirEntry[str]) -> Reject | None:
-        """Refuse a link to a folder that holds the root, or that is listed anyway as a part of it."""
+        """Reject a link to a folder that contains the root, or that is listed anyway."""
         if not item.is_symlink():
             return None
         target = os.path.realpath(item.path)
@@ -211,7 +211,7 @@ class FolderWalk:
         return None
 
     def key(self, path: str) -> str:
-        """The key of what lies there."""
+        """The key of a path."""
         return key_of(os.path.relpath(path, self.root))
 
     @cached_property
@@ -220,7 +220,7 @@ class FolderWalk:
 
 
 def scan(folder: str) -> list[os.DirEntry[str]]:
-    """What lies in a folder, sorted by the bytes of its names. Raises DatasetError where it cannot be read."""
+    """The entries of a folder, sorted by the bytes of their names. Raises DatasetError if it cannot be read."""
     try:
         with os.scandir(folder) as items:
             return sorted(items, key=lambda item: os.fsencode(item.name))
@@ -233,7 +233,7 @@ def is_folder(item: os.DirEntry[str]) -> bool:
     try:
         return item.is_dir()
     except OSError:
-        # A link to itself, for example. Looking at it as a file says what is wrong.
+        # For example a link to itself. Reading it as a file will report the error.
         return False
 
 

@@ -1,8 +1,7 @@
-"""What this project uses of Ray that is private to it, as read in VERSION; nothing else does.
+"""The only uses of private parts of Ray, as read in the release VERSION.
 
-Modules that load what they are about: `cluster` Ray itself, `train` Ray Train, `tune` Ray Tune. A new version of Ray is
-read again before VERSION and the pin in pyproject.toml change; tests/unit/runtime/test_private.py says what must be
-there.
+The module `cluster` imports Ray, `train` Ray Train, `tune` Ray Tune. Read the source of a new release before changing
+VERSION and the pin in pyproject.toml; tests/unit/runtime/test_private.py tests that the parts exist.
 """
 
 VERSION = "2.60"

@@ -1,4 +1,4 @@
-"""Private parts of Ray itself: what workers print, the note on tokens, and what a working directory may be."""
+"""Private parts of Ray: the output of workers, the message about tokens, and the limits of working directories."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 TOKEN_LOGGER = "ray._private.authentication.authentication_token_setup"  # noqa: S105 - a name
-"""Name of the logger that tells whether a cluster asks for a token."""
+"""Name of the logger that says whether a cluster requires a token."""
 
 
 def filter_printed_lines(is_shown: Callable[[str], bool]) -> None:
     """Show in the driver only some of the lines that processes of the cluster print.
 
-    Ray shows them from a thread of the driver, by handlers of its dispatcher, and has no setting for it.
+    Ray prints them from a thread of the driver, by handlers of its dispatcher, and has no setting for it.
 
     Args:
         is_shown: Whether to show a line.
@@ -26,7 +26,7 @@ def filter_printed_lines(is_shown: Callable[[str], bool]) -> None:
 
 
 def ignore_patterns(lines: list[str]) -> Any:
-    """The patterns of an ignore file, as Ray itself reads it: an object with `match_file(path)`.
+    """Parse the patterns of an ignore file as Ray does. Returns an object with `match_file(path)`.
 
     Args:
         lines: Lines of a `.gitignore` or `.rayignore`.
@@ -37,7 +37,7 @@ def ignore_patterns(lines: list[str]) -> Any:
 
 
 def package_limit_bytes() -> int:
-    """The largest working directory that Ray takes: what its dashboard reads, and what the head keeps in memory."""
+    """Largest working directory that Ray accepts: the limit of its dashboard, and of the memory of the head."""
     from ray._private.ray_constants import DASHBOARD_CLIENT_MAX_SIZE
     from ray._private.runtime_env.packaging import GCS_STORAGE_MAX_SIZE
 

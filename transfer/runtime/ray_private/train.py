@@ -18,12 +18,12 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 __all__ = ["STARTING", "ControllerCallback", "InterruptibleTrainer", "WorkerGroupCallback"]
 
 STARTING = (InitializingState, SchedulingState, ReschedulingState, RestartingState)
-"""States of the controller in which the group of workers is being started."""
+"""States of the controller while it starts the group of workers."""
 ABORT_TIMEOUT_S = 10.0
 
 
 class InterruptibleTrainer(DataParallelTrainer):
-    """Leaves Ctrl-C to Python. Ray Train's own handler would end this process with exit code 0."""
+    """A trainer that leaves Ctrl-C to Python. Ray Train's handler would end this process with exit code 0."""
 
     _controller: Any = None
 

@@ -1,4 +1,4 @@
-"""Private parts of Ray Tune: a population that leaves its draws to a subclass, Optuna's study, what trials inherit."""
+"""Private parts of Ray Tune: the draws of population-based training, Optuna's study, the environment of trials."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ray.tune.schedulers import PopulationBasedTraining
 
 
 def keep_from_trials(prefix: str) -> None:
-    """Have Tune not hand on to its trials the driver's environment variables whose names begin with `prefix`."""
+    """Keep environment variables of the driver whose names begin with `prefix` from Tune's trials."""
     ENV_VARS_TO_PROPAGATE.difference_update([name for name in ENV_VARS_TO_PROPAGATE if name.startswith(prefix)])
 
 
@@ -18,15 +18,15 @@ class ChosenPopulation(PopulationBasedTraining):
     """Tune's population-based training; `chosen` and `explored` replace its draws from the global generator."""
 
     def chosen(self, trial: Trial, best: list[Trial]) -> Trial:
-        """The one of the `best` trials from which `trial`, one of the worst, goes on."""
+        """Choose the one of the `best` trials from which `trial`, one of the worst, continues."""
         raise NotImplementedError
 
     def explored(self, trial: Trial, source: Trial) -> dict[str, Any]:
-        """The parameters with which `trial` goes on from `source`."""
+        """The parameters with which `trial` continues from `source`."""
         raise NotImplementedError
 
     def trained_until(self, trial: Trial) -> float:
-        """The trial's time, in units of `time_attr`, of its newest result."""
+        """Time of the trial's newest result, in units of `time_attr`."""
         time: float = self._trial_state[trial].last_train_time
         return time
 
@@ -42,12 +42,12 @@ class ChosenPopulation(PopulationBasedTraining):
 
 
 def suggest_next(search: Any, trial_id: str, point: dict[str, Any]) -> None:
-    """Have an `OptunaSearch` forget what it suggested for a trial; it will suggest `point` next.
+    """Let an `OptunaSearch` forget its suggestion for a trial, and suggest `point` next.
 
     Args:
-        search: The search, which has suggested something for the trial.
+        search: The search, which has made a suggestion for the trial.
         trial_id: Tune's id of the trial.
-        point: Values by key, as the search's space has them.
+        point: Values by key, as in the search's space.
     """
     from optuna.trial import TrialState
 

@@ -1,10 +1,15 @@
-"""Cross-validation: a run that is validated on a part of training and validation split together."""
+"""The images that a run trains on and is validated on, and how much each class weighs in the loss.
+
+They are the training and the validation split, or for cross-validation parts of both together, the folds.
+"""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -120,3 +125,33 @@ def _column(store: Store, shards: tuple[Shard, ...], name: str) -> np.ndarray:
     with ThreadPoolExecutor(READERS) as pool:
         tables = pool.map(lambda shard: read_columns(store, shard, [name]), shards)
         return np.concatenate([table[name].to_numpy(zero_copy_only=False) for table in tables])
+
+
+def class_weights(setting: Literal["none", "balanced"] | dict[str, float], dataset: Dataset) -> np.ndarray:
+    """Weight of each class in the loss, float32 [classes]. Raises ConfigError for a name that is no class."""
+    counts = dataset.counts["train"]
+    if setting == "none":
+        return np.ones(len(dataset.classes), np.float32)
+    if setting == "balanced":
+        return balanced_class_weights(np.array([counts.get(name, 0) for name in dataset.classes]))
+    check_weighted_classes(setting, dataset.classes, of=dataset.reference)
+    return np.array([setting.get(name, 1.0) for name in dataset.classes], np.float32)
+
+
+def check_weighted_classes(setting: str | Mapping[str, float], classes: Sequence[str], *, of: str) -> None:
+    """Raise ConfigError for a weight of what is no class. `of`: whose classes they are, in words."""
+    unknown = [] if isinstance(setting, str) else sorted(set(setting) - set(classes))
+    if unknown:
+        raise ConfigError(
+            f"training.class_weights names {unknown}, which are no classes of {of}.",
+            advice=f"The classes are: {', '.join(classes[:20])}.",
+        )
+
+
+def balanced_class_weights(counts: np.ndarray) -> np.ndarray:
+    """Weights float32 [classes] by inverse frequency, `n / (classes * count)` as in scikit-learn's `balanced`.
+
+    As there, only classes with images count as classes.
+    """
+    expected = np.sum(counts) / np.count_nonzero(counts)
+    return np.asarray(expected / np.maximum(counts, 1), np.float32)

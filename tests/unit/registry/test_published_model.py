@@ -4,8 +4,8 @@ import pytest
 
 from tests.shades import CENTERS, CLASSES, World
 from transfer.dataset.manifest import dataset_log
-from transfer.registry.served import answers_of_serving
-from transfer.registry.serving import promote
+from transfer.registry.promote import promote
+from transfer.registry.published_model import answers_of_serving
 
 OTHERS = ["a", "b"]
 
@@ -69,5 +69,5 @@ def test_a_version_that_cannot_be_loaded_does_not_stop_an_evaluation(world, capl
 def test_a_run_is_not_set_beside_a_version_of_its_own(world):
     version = world.publish(CLASSES, list(CENTERS.values()))
     promote(world.store, version, reason="to be asked")
-    run = version.provenance["run"]
+    run = version.provenance.run
     assert answers_of_serving(world.config, world.store, world.dataset, "test", but=run) is None

@@ -6,7 +6,7 @@ import pytest
 
 from tests.published import publish_some
 from transfer.errors import CorruptObjectError, RegistryError
-from transfer.registry.verify import fetch_version, higher_number
+from transfer.registry.fetch import fetch_version, higher_number
 
 
 def test_a_fetched_version_is_whole_in_the_folder_of_its_number(store, tmp_path):

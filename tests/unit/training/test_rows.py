@@ -1,24 +1,24 @@
-"""Cross-validation: what a run of a fold trains and validates on, and that it goes on as any run does."""
+"""What a run of a fold trains and validates on, that it goes on as any run does, and what classes weigh."""
 
 import numpy as np
 import pytest
 
 from tests.digits import digits_config, ingest_some_digits
-from tests.workbench import train
+from tests.trained import train
 from transfer.config import StorageConfig
 from transfer.dataset.ingest import ingest
 from transfer.dataset.shards import read_columns
 from transfer.errors import ConfigError, RunConflictError, TrainingError
-from transfer.features.batches import CachedSplit
 from transfer.features.frozen import frozen_part_of
 from transfer.features.store import FeatureStore
 from transfer.maintenance.features import UsageWatch
 from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoints
 from transfer.training.feature_plan import FeaturePlan
-from transfer.training.folds import Fold
 from transfer.training.model import build_model
+from transfer.training.rows import Fold, balanced_class_weights, class_weights
 from transfer.training.run import load_run, open_run
+from transfer.training.samples import CachedSplit
 
 FOLDS = 3
 
@@ -195,3 +195,19 @@ def test_a_fold_with_a_phase_that_is_not_trained_on_kept_plain_images_is_refused
     run = new_run(digits, None, fold=Fold(0, FOLDS), **changes)
     with pytest.raises(ConfigError, match=reason):
         FeaturePlan(run, dataset, build_model(run.config, dataset.classes))
+
+
+def test_class_weights_by_name_must_name_classes(digits):
+    _, dataset = digits
+    assert class_weights({"3": 2.0}, dataset)[3] == 2.0
+    assert class_weights("none", dataset).tolist() == [1.0] * 10
+    with pytest.raises(ConfigError, match="which are no classes"):
+        class_weights({"cat": 2.0}, dataset)
+
+
+def test_balanced_weights_are_those_of_scikit_learn():
+    from sklearn.utils.class_weight import compute_class_weight
+
+    labels = np.array([0] * 7 + [1] * 2 + [2])
+    expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)
+    np.testing.assert_allclose(balanced_class_weights(np.bincount(labels)), expected, rtol=1e-6)

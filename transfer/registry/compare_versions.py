@@ -18,7 +18,7 @@ from transfer.dataset.shards import read_shard
 from transfer.errors import DatasetError
 from transfer.registry.comparison import Comparison, Contender, HeldOut, compare
 from transfer.registry.describe import classes_in, never_trained_on
-from transfer.registry.served import Answers, ask, load_answers
+from transfer.registry.published_model import Answers, ask, load_answers
 from transfer.registry.versions import load_version
 from transfer.reports.thumbnails import Thumbnail, make_thumbnail
 from transfer.storage import Store
@@ -63,8 +63,8 @@ def compare_versions(
     ours, *theirs = [
         Contender(
             version=version.number,
-            run=version.provenance["run"],
-            dataset=version.provenance["dataset"],
+            run=version.provenance.run,
+            dataset=version.provenance.dataset,
             size_bytes=version.size_bytes,
             latency_ms=latency,
             classes=classes_in(store, dataset, version, config.dataset.rename_classes),

@@ -9,9 +9,9 @@ import pytest
 from tests.published import MODEL, PollingServer, left_of, publish_some
 from transfer.catalog import layout
 from transfer.errors import PromotionConflictError, RegistryError
-from transfer.registry import serving as module
+from transfer.registry import promote as module
+from transfer.registry.promote import complete_serving_folder, promote, read_serving, roll_back
 from transfer.registry.retention import remove_old_versions
-from transfer.registry.serving import complete_serving_folder, promote, read_serving, roll_back
 from transfer.registry.versions import current_promotion, list_promotions, promotions_log
 from transfer.storage import open_store
 

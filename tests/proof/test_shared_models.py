@@ -10,7 +10,7 @@ from tests.digits import digits_config, ingest_some_digits
 from transfer.storage import open_store
 from transfer.training.loop import Training, train
 from transfer.training.run import open_run
-from transfer.training.shared_models import Workbench
+from transfer.training.shared_models import SharedModels
 from transfer.training.step import PhaseProgram
 
 _names = itertools.count()
@@ -37,7 +37,7 @@ def alone(config, dataset):
     """Rows and weights of a run that has its process to itself."""
     run = open_run(open_store(config.storage), config, dataset, run_id=f"alone-{next_name()}")
     rows = []
-    training = train(run, dataset, workbench=Workbench(tf.distribute.get_strategy()), on_epoch=rows.append)
+    training = train(run, dataset, shared=SharedModels(tf.distribute.get_strategy()), on_epoch=rows.append)
     return rows, [np.asarray(variable) for variable in training.variables_of(depths_of(config))]
 
 
@@ -49,9 +49,9 @@ def depths_of(config):
     return [phase.unfreeze for phase in config.phases]
 
 
-def open_training(config, dataset, workbench):
+def open_training(config, dataset, shared):
     run = open_run(open_store(config.storage), config, dataset, run_id=f"shared-{next_name()}")
-    return Training(run, dataset, workbench=workbench)
+    return Training(run, dataset, shared=shared)
 
 
 def weights_of(training):
@@ -67,9 +67,9 @@ def assert_same(rows, weights, expected):
 
 
 @pytest.mark.thorough
-def test_runs_one_after_the_other_on_a_workbench_learn_what_each_learns_alone(digits):
+def test_runs_one_after_the_other_on_shared_models_learn_what_each_learns_alone(digits):
     config, dataset = digits
-    workbench = Workbench(tf.distribute.get_strategy())
+    shared = SharedModels(tf.distribute.get_strategy())
     configs = [
         changed(config, learning_rate=1e-3),
         changed(config, learning_rate=1e-2, seed=3),
@@ -77,7 +77,7 @@ def test_runs_one_after_the_other_on_a_workbench_learn_what_each_learns_alone(di
         changed(config, dropout=0.0),
     ]
     for each in configs:
-        training = open_training(each, dataset, workbench)
+        training = open_training(each, dataset, shared)
         rows = []
         while not training.complete:
             rows.append(training.next_epoch())
@@ -91,12 +91,12 @@ def test_runs_one_after_the_other_on_a_workbench_learn_what_each_learns_alone(di
 def test_runs_that_take_turns_learn_what_each_learns_alone(digits, keep, depths):
     config, dataset = digits
     config = config.model_copy(update={"features": config.features.model_copy(update={"cache": keep})})
-    workbench = Workbench(tf.distribute.get_strategy())
+    shared = SharedModels(tf.distribute.get_strategy())
     configs = [
         changed(config, learning_rate=rate, unfreeze=unfreeze)
         for rate, unfreeze in zip((1e-3, 1e-2), depths, strict=True)
     ]
-    trainings = [open_training(each, dataset, workbench) for each in configs]
+    trainings = [open_training(each, dataset, shared) for each in configs]
     rows = [[], []]
     while not all(training.complete for training in trainings):
         for training, of_it in zip(trainings, rows, strict=True):
@@ -112,10 +112,10 @@ def test_what_differs_in_learning_rate_and_seed_alone_is_compiled_once(digits, m
     build = PhaseProgram.__init__
     monkeypatch.setattr(PhaseProgram, "__init__", lambda self, *a, **k: (built.append(self), build(self, *a, **k))[1])
     config, dataset = digits
-    workbench = Workbench(tf.distribute.get_strategy())
+    shared = SharedModels(tf.distribute.get_strategy())
     for learning_rate, seed, dropout in [(1e-3, 0, 0.2), (1e-2, 0, 0.2), (1e-3, 5, 0.2), (1e-3, 0, 0.3)]:
         each = changed(config, learning_rate=learning_rate, seed=seed, dropout=dropout, unfreeze=(1,))
-        training = open_training(each, dataset, workbench)
+        training = open_training(each, dataset, shared)
         while not training.complete:
             training.next_epoch()
     assert len(built) == 2

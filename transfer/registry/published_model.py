@@ -31,7 +31,7 @@ from transfer.features.frozen import FEATURE_CODE_VERSION
 from transfer.features.network import traced, with_constants
 from transfer.registry.describe import classes_in, never_trained_on
 from transfer.registry.export import DESCRIPTION
-from transfer.registry.serving import read_serving
+from transfer.registry.promote import read_serving
 from transfer.registry.versions import download_version, load_version
 from transfer.runtime.memory import FOR_PREDICTION, memory_explained
 from transfer.runtime.progress import progress
@@ -195,21 +195,22 @@ def answers_of_serving(
     if serving.version is None:
         return None
     version = load_version(store, config.name, serving.version)
-    if version.provenance["run"] == but:
+    trained = version.provenance
+    if trained.run == but:
         return None
-    metrics = version.provenance["metrics"]
-    has_them = (version.provenance["dataset"], metrics["split"]) == (dataset.reference, split)
+    has_them = (trained.dataset, trained.metrics.split) == (dataset.reference, split)
     answers: SameImages | str | None = _of_report(config, store, version) if has_them else None
     if answers is None:
         answers = "the gate asks both" if gate_asks else _asked(config, store, dataset, split, version)
-    return ServingAnswers(version.number, version.provenance["dataset"], metrics["split"], metrics["accuracy"], answers)
+    metrics = trained.metrics
+    return ServingAnswers(version.number, trained.dataset, metrics.split, metrics.accuracy, answers)
 
 
 def _of_report(config: Config, store: Store, version: ModelVersion) -> SameImages | None:
     """The answers that the version was published with; None where they cannot be read any more."""
     try:
-        run = load_run(store, version.provenance["run"], config)
-        _, predictions = load_report(run, version.provenance["report"])
+        run = load_run(store, version.provenance.run, config)
+        _, predictions = load_report(run, version.provenance.report)
     except (CorruptObjectError, ObjectNotFoundError, DatasetError, TrainingError) as error:
         logger.warning("Version %d, which serves, is asked anew: %s", version.number, error)
         return None

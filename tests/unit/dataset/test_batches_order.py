@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
+from transfer.dataset.batches import WorkerSlice, steps_per_epoch, windows
 from transfer.dataset.manifest import Shard
-from transfer.dataset.order import WorkerSlice, steps_per_epoch, windows
 
 SHARDS = [
     Shard(name=f"shards/{index}", sha256=str(index), split="train", rows=rows, size_bytes=rows * 10)

@@ -15,7 +15,7 @@ from transfer.config.reference import render
 from transfer.dataset.manifest import Reject
 from transfer.errors import AlreadyExistsError, ConfigError, DatasetError
 from transfer.registry.images import find_images
-from transfer.registry.predictions import answered, as_json, check_output, deliver, failed, predictions_file
+from transfer.registry.prediction_file import answered, as_json, check_output, deliver, failed, predictions_file
 from transfer.storage import open_store
 
 CLASSES = ["a", "b"]

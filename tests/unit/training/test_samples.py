@@ -9,14 +9,13 @@ import pytest
 from tests.digits import digits_config, write_some_digits
 from transfer.backbone.files import RANGES
 from transfer.config import ImageInput
-from transfer.dataset.batches import image_batches
+from transfer.dataset.batches import WorkerSlice, image_batches, steps_per_epoch
 from transfer.dataset.ingest import ingest
-from transfer.dataset.order import WorkerSlice, steps_per_epoch
-from transfer.features import batches as module
-from transfer.features.batches import CachedBatches, CachedSplit
 from transfer.features.frozen import FrozenPart
 from transfer.features.store import FeatureStore
 from transfer.storage import open_store
+from transfer.training import samples as module
+from transfer.training.samples import CachedBatches, CachedSplit
 
 SIZE = 32
 INPUT = ImageInput(SIZE, SIZE)

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from tests.digits import digits_config, ingest_some_digits
-from tests.workbench import measure_curve, train
+from tests.trained import measure_curve, train
 from transfer.errors import TrainingError
 from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoints
 from transfer.training.run import open_run
 from transfer.tuning.lr_curve import RateCurve
-from transfer.tuning.lr_range import range_test_of
+from transfer.tuning.lr_find import range_test_of
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import pytest
 from transfer.backbone.files import RANGES
 from transfer.config import ImageInput
 from transfer.dataset.manifest import Shard
-from transfer.features import policy
 from transfer.features.frozen import FrozenPart
-from transfer.features.policy import choose_caching
+from transfer.training import feature_plan
+from transfer.training.feature_plan import choose_caching
 
 
 def images_of(size_bytes):
@@ -45,5 +45,5 @@ def test_large_maps_are_cached_where_much_work_is_behind_each_byte(kernel, cache
     sizes, work = choice.reason.split("; ")
     assert sizes == "128.0 KiB an image, and the image itself has 500 bytes"
     assert work == f"{3 * kernel**2 / 4:,.0f} multiply-adds a byte, and from 250 on features are cached"
-    monkeypatch.setattr(policy, "sees_gpu", lambda: True)
+    monkeypatch.setattr(feature_plan, "sees_gpu", lambda: True)
     assert not choose_caching(frozen_part, images_of(500)).cached

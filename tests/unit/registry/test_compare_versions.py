@@ -12,10 +12,11 @@ import pytest
 from PIL import Image
 
 from tests.contenders import heads
+from tests.published import provenance_of
 from tests.shades import CENTERS, CLASSES, World, brightness
 from transfer.catalog.model import ModelVersion
 from transfer.errors import DatasetError
-from transfer.registry.challenger import LATENCY_IMAGES, compare_versions, latencies_ms
+from transfer.registry.compare_versions import LATENCY_IMAGES, compare_versions, latencies_ms
 from transfer.registry.describe import classes_in
 
 
@@ -119,7 +120,12 @@ def test_without_any_held_out_images_it_says_so(tmp_path):
 
 def version_of(dataset, classes):
     return ModelVersion(
-        model="shades", number=1, published_at="", files=(), classes=tuple(classes), provenance={"dataset": dataset}
+        model="shades",
+        number=1,
+        published_at="",
+        files=(),
+        classes=tuple(classes),
+        provenance=provenance_of(dataset=dataset),
     )
 
 

@@ -1,7 +1,7 @@
 """Training as tests do it, and what its results are compared with.
 
 Compiling its steps takes most of a small run, so runs of one process share them. That no run notices is what
-tests/proof/test_workbench.py is about.
+tests/proof/test_shared_models.py is about.
 """
 
 import functools
@@ -13,24 +13,24 @@ from transfer.dataset.manifest import load_dataset
 from transfer.training import loop
 from transfer.training.checkpoints import Checkpoint, Checkpoints
 from transfer.training.run import Run
-from transfer.training.shared_models import Workbench
-from transfer.tuning import lr_range
+from transfer.training.shared_models import SharedModels
+from transfer.tuning import lr_find
 
 
 @functools.cache
-def workbench_of(strategy):
+def models_under(strategy):
     """What all tests under a strategy share."""
-    return Workbench(strategy)
+    return SharedModels(strategy)
 
 
 def train(run, dataset, *, strategy=None, **options):
     """Train a run in this process, on one replica unless a strategy says otherwise."""
-    return loop.train(run, dataset, workbench=workbench_of(strategy or tf.distribute.get_strategy()), **options)
+    return loop.train(run, dataset, shared=models_under(strategy or tf.distribute.get_strategy()), **options)
 
 
 def measure_curve(test, dataset):
     """Measure a range test in this process."""
-    return lr_range.measure_curve(test, dataset, workbench=workbench_of(tf.distribute.get_strategy()))
+    return lr_find.measure_curve(test, dataset, shared=models_under(tf.distribute.get_strategy()))
 
 
 def trained_in_one_process(run: Run) -> Checkpoint:

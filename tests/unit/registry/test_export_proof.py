@@ -15,9 +15,9 @@ from PIL import Image
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 
 from tests.images import deep_png, encode, picture
+from tests.trained import plain_logits
 from tests.unit.backbone.conftest import export_module
 from tests.unit.registry.c_api import answer_of_c_api
-from tests.workbench import plain_logits
 from transfer.backbone.backbone import Backbone
 from transfer.backbone.files import RANGES
 from transfer.backbone.load import load_backbone
@@ -25,8 +25,8 @@ from transfer.config import BaseNetworkConfig, HeadConfig, ImageInput
 from transfer.dataset.decode import load_image
 from transfer.errors import OutOfMemoryError, ParityError, RegistryError
 from transfer.registry.export import DESCRIPTION, export
-from transfer.registry.proof import LOADERS, TOLERANCE, Loader, check_outcome, compare, outcomes_of
-from transfer.registry.served import PublishedModel
+from transfer.registry.export_proof import LOADERS, TOLERANCE, Loader, check_outcome, compare, outcomes_of
+from transfer.registry.published_model import PublishedModel
 from transfer.training import inference
 from transfer.training.model import TransferModel, build_head
 
