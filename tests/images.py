@@ -66,10 +66,10 @@ def tiff_block(
     return header + b"\xee" * gap + directory
 
 
-def tiff(width: int, height: int, *, bits: int, channels: int, sample_format: int) -> bytes:
-    """A whole TIFF of zeros, gray with extra channels, as microscopes write it.
+def tiff(width: int, height: int, *, bits: int, channels: int, sample_format: int, pixels: bytes = b"") -> bytes:
+    """A whole TIFF, gray with extra channels, as microscopes write it.
 
-    `sample_format`: 1, or 2 for signed numbers, or 3 for floats.
+    `sample_format`: 1, or 2 for signed numbers, or 3 for floats. `pixels`: default zeros.
     """
     size = width * height * channels * bits // 8
     tags = {
@@ -96,7 +96,7 @@ def tiff(width: int, height: int, *, bits: int, channels: int, sample_format: in
             at += 2 * len(values)
         else:
             entries += struct.pack(f"<{len(values)}H", *values).ljust(4, b"\0")
-    return struct.pack("<2sHLH", b"II", 42, 8, len(tags)) + entries + bytes(4) + behind + bytes(size)
+    return struct.pack("<2sHLH", b"II", 42, 8, len(tags)) + entries + bytes(4) + behind + (pixels or bytes(size))
 
 
 def segment(marker: int, payload: bytes) -> bytes:
@@ -126,6 +126,14 @@ def png(
     header = struct.pack(">IIBBBBB", width, height, bits, color_type, 0, 0, interlace)
     body = chunk(b"IHDR", header) + extra + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
+
+
+def deep_png(values: np.ndarray, *, extra: bytes = b"") -> bytes:
+    """A PNG of 16 bits a channel: uint16 [height, width], gray, or [height, width, 2 to 4]."""
+    values = np.atleast_3d(values)
+    height, width, channels = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    return png(width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], rows, extra=extra)
 
 
 def insert_chunk(png_bytes: bytes, name: bytes, payload: bytes, *, last: bool = False) -> bytes:

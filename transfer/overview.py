@@ -48,7 +48,7 @@ def overview(
         "network": {
             "model": config.base.model,
             "weights": config.base.weights_title,
-            "image_input": config.base.image_input.describe(),
+            "image_input": config.image_input.describe(),
             "parameters": network.parameters,
             "blocks": network.blocks,
         },

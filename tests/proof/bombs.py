@@ -21,9 +21,10 @@ from typing import IO
 
 from tests.sourcing import config_of
 from transfer.config import DatasetConfig, StorageConfig, load_config
-from transfer.dataset.check import AcceptedImage, RejectedImage, check_image
+from transfer.dataset.check import AcceptedImage, check_image
 from transfer.dataset.ingest import ingest
 from transfer.dataset.listing import list_source
+from transfer.dataset.refusals import RejectedImage
 from transfer.dataset.sources import open_source
 from transfer.errors import TransferError
 from transfer.runtime import parallel

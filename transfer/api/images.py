@@ -18,8 +18,8 @@ from transfer.config import DatasetConfig, ImageInput, StorageConfig
 from transfer.errors import DatasetError
 
 if TYPE_CHECKING:
-    from transfer.dataset.check import RejectedImage
     from transfer.dataset.manifest import Reject
+    from transfer.dataset.refusals import RejectedImage
 
 Image = str | os.PathLike[str] | bytes | np.ndarray | PillowImage
 """A path, an `s3://` address, the bytes of a file, an image of Pillow, or pixels: uint8 [height, width, 3], RGB."""
@@ -81,8 +81,8 @@ def predictions(
         DatasetError: An image that is given alone cannot be read or decoded.
         StorageError: A bucket cannot be read.
     """
-    from transfer.dataset.check import RejectedImage
     from transfer.dataset.manifest import Reject
+    from transfer.dataset.refusals import RejectedImage
 
     given = list(images) if isinstance(images, Iterable) and not isinstance(images, _KINDS) else [images]
     keys: list[str] = []
@@ -177,10 +177,13 @@ def _from_pixels(pixels: np.ndarray, key: str) -> PillowImage:
 
 def _from_pillow(image: PillowImage, key: str) -> bytes:
     """Encode an image as PNG: upright by its EXIF orientation, as files are read, and in RGB or RGBA."""
+    from transfer.dataset.pillow import is_deep
+
     upright = ImageOps.exif_transpose(image)
     has_alpha = "A" in upright.getbands() or "transparency" in upright.info
     try:
-        return _as_png(upright.convert("RGBA" if has_alpha else "RGB"))
+        # Pillow's conversion of 16 bits would clip to white.
+        return _as_png(upright if is_deep(upright) else upright.convert("RGBA" if has_alpha else "RGB"))
     except (OSError, ValueError) as error:
         raise DatasetError(f"Image {key} cannot be read: {error}.", advice="Give its file, or its pixels.") from error
 

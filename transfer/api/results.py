@@ -144,7 +144,7 @@ class TrainedRun:
         return predictions(
             images,
             classes=self.classes,
-            image_input=self.config.base.image_input,
+            image_input=self.config.image_input,
             limits=self.config.dataset,
             storage=self.config.storage,
             answer=answer,

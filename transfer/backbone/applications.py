@@ -62,6 +62,12 @@ def load_application(config: BaseNetworkConfig, *, storage: StorageConfig | None
     constructor = known_networks()[config.model]
     _check_options(config, constructor)
     preprocessing = _preprocessing(config, constructor)
+    if config.weights == "imagenet" and config.channels != 3:
+        raise BackboneError(
+            f"base.channels is {config.channels}, and the imagenet weights of {config.model} take 3.",
+            advice="Leave base.channels out: gray images become three equal channels. Or set base.weights to `none` or "
+            f"to a file of weights for {config.channels} channel{'s' * (config.channels > 1)}.",
+        )
     if config.weights_file is None:
         network = _construct(config, constructor, weights=None if config.weights == "none" else config.weights)
     else:
@@ -113,7 +119,7 @@ def _construct(
         # Keras prints downloads on stdout, which is reserved for the output of the command.
         with redirect_stdout(sys.stderr), fresh_layer_names(), fixed_seed():
             return constructor(
-                include_top=False, weights=weights, input_shape=config.image_input.shape, **config.options
+                include_top=False, weights=weights, input_shape=config.image_input().shape, **config.options
             )
     except Exception as error:
         if target := download_target(error):

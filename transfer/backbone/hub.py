@@ -80,7 +80,7 @@ class SavedModelLayer(keras.layers.Layer):
         except (ValueError, TypeError) as error:
             raise BackboneError(
                 f"{shown_as} cannot be called on float images (batch, {', '.join(map(str, image_shape))}): {error}",
-                advice="Set base.image_size to the size that the module takes.",
+                advice="Set base.image_size and base.channels to what the module takes.",
             ) from error
         if not isinstance(outputs, dict | list | tuple):
             return None
@@ -132,13 +132,13 @@ def load_saved_model(config: BaseNetworkConfig, *, storage: StorageConfig | None
     try:
         fetched = _fetch(config.model, scratch, storage)
         folder = saved_model_in(fetched) or fetched
-        layer = SavedModelLayer(folder, image_shape=config.image_input.shape, shown_as=config.model)
+        layer = SavedModelLayer(folder, image_shape=config.image_input().shape, shown_as=config.model)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
     # An export copies the module's asset files, so the folder must live as long as the layer.
     weakref.finalize(layer, shutil.rmtree, scratch, ignore_errors=True)
-    images = keras.Input(config.image_input.shape, name="images", dtype="float32")
+    images = keras.Input(config.image_input().shape, name="images", dtype="float32")
     network = keras.Model(images, layer(images), name="saved_model_network")
     return LoadedNetwork(_short_name(config.model), network, RANGES["0..1"])
 

@@ -70,10 +70,17 @@ def _as_functional(config: BaseNetworkConfig, model: keras.Model) -> keras.Model
             advice="Save a functional or (built) sequential model.",
         )
     shape, dtype = tuple(inputs[0].shape), inputs[0].dtype
-    if len(shape) != 4 or shape[3] != 3 or not keras.backend.is_float_dtype(dtype):
+    if len(shape) != 4 or shape[3] not in (1, 3) or not keras.backend.is_float_dtype(dtype):
         raise BackboneError(
-            f"{config.model} takes {dtype} of shape {shape}; a base takes float RGB images (batch, height, width, 3).",
+            f"{config.model} takes {dtype} of shape {shape}; a base takes float images (batch, height, width, 3), RGB, "
+            "or (batch, height, width, 1).",
             advice="Save the model with such an input.",
+        )
+    if shape[3] != config.channels:
+        raise BackboneError(
+            f"{config.model} takes images of {shape[3]} channel{'s' * (shape[3] > 1)} and base.channels is "
+            f"{config.channels}.",
+            advice=f"Set base.channels to {shape[3]}.",
         )
     return keras.Model(inputs[0], outputs[0], name=model.name)
 
@@ -89,7 +96,7 @@ def _in_chosen_precision(config: BaseNetworkConfig, model: keras.Model) -> keras
 
 
 def _with_fixed_size(config: BaseNetworkConfig, model: keras.Model) -> keras.Model:
-    *size, _ = config.image_input.shape
+    *size, _ = config.image_input().shape
     found = list(model.input.shape[1:3])
     if found == size:
         return model
@@ -98,4 +105,4 @@ def _with_fixed_size(config: BaseNetworkConfig, model: keras.Model) -> keras.Mod
             f"{config.model} takes images of {found[0]}×{found[1]} pixels and base.image_size is {config.image_size}.",
             advice=f"Set base.image_size to {found[0] if found[0] == found[1] else found}.",
         )
-    return called_on(model, (None, *config.image_input.shape))
+    return called_on(model, (None, *config.image_input().shape))

@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Any, NoReturn
 
 import keras
+import tensorflow as tf
 
 from transfer.backbone.applications import known_networks, load_application
-from transfer.backbone.backbone import Backbone
+from transfer.backbone.backbone import Backbone, pooled
 from transfer.backbone.blocks import nodes_in_order
 from transfer.backbone.classifier import refuse_classifier
-from transfer.backbone.files import HDF5_SUFFIXES, RANGES, LoadedNetwork, is_s3, nearest
+from transfer.backbone.files import HDF5_SUFFIXES, RANGES, LoadedNetwork, Preprocessing, is_s3, nearest
 from transfer.backbone.hub import is_remote_handle, load_saved_model
 from transfer.backbone.keras_file import load_keras_file
-from transfer.config import BaseNetworkConfig, StorageConfig
+from transfer.config import BaseNetworkConfig, Config, Depth, StorageConfig
 from transfer.config.paths import is_model_file, path_here
 from transfer.errors import BackboneError
 from transfer.runtime.numerics import use_own_keras
@@ -51,11 +52,23 @@ def describe(backbone: Backbone) -> list[dict[str, Any]]:
     return rows
 
 
-def load_backbone(config: BaseNetworkConfig, *, storage: StorageConfig | None = None) -> Backbone:
+def build_backbone(config: Config) -> Backbone:
+    """Load the base of a configuration, pooled as its head wants it, in the scope of the current strategy.
+
+    It sees images as the dataset of the configuration has them. Raises what `load_backbone` raises.
+    """
+    depth = config.dataset.image_depth
+    return pooled(load_backbone(config.base, storage=config.storage, depth=depth), config.head.pooling)
+
+
+def load_backbone(
+    config: BaseNetworkConfig, *, storage: StorageConfig | None = None, depth: Depth = "reject"
+) -> Backbone:
     """Load the network of `config` in the scope of the current distribution strategy.
 
-    `storage`: how `s3://` files are reached (endpoint and region); credentials come from the environment. Raises
-    BackboneError if the network is unknown, cannot be read, or cannot serve as a base; StorageError from S3.
+    `storage`: how `s3://` files are reached (endpoint and region); credentials come from the environment. `depth`: how
+    images of 16 bits a channel become its input. Raises BackboneError if the network is unknown, cannot be read, or
+    cannot serve as a base; StorageError from S3.
     """
     use_own_keras()
     loaded = _load(config, storage)
@@ -63,11 +76,13 @@ def load_backbone(config: BaseNetworkConfig, *, storage: StorageConfig | None = 
     _check_output(loaded.name, network)
     if not (config.tap or config.accept_head or config.model in known_networks()):
         refuse_classifier(loaded.name, network)
+    preprocessing = loaded.preprocessing if config.preprocessing == "auto" else RANGES[config.preprocessing]
+    _check_channels(config, preprocessing)
     return Backbone(
         name=loaded.name,
-        image_input=config.image_input,
+        image_input=config.image_input(depth),
         network=network,
-        preprocess=loaded.preprocessing if config.preprocessing == "auto" else RANGES[config.preprocessing],
+        preprocess=preprocessing,
     )
 
 
@@ -97,6 +112,20 @@ def _load(config: BaseNetworkConfig, storage: StorageConfig | None) -> LoadedNet
         advice="Name a network, a .keras file, or a SavedModel (./folder, .tar.gz, s3://…, https://…)."
         + nearest(model, known_networks()),
     )
+
+
+def _check_channels(config: BaseNetworkConfig, preprocessing: Preprocessing) -> None:
+    """Raise BackboneError for preprocessing with a mean for each of three colors, where there are others."""
+    shape = (1, 1, 1, config.channels)
+    try:
+        fits = tuple(preprocessing(keras.ops.zeros(shape)).shape) == shape
+    except (ValueError, IndexError, tf.errors.OpError):
+        fits = False
+    if not fits:
+        raise BackboneError(
+            f"base.channels is {config.channels}, and {config.model} preprocesses pixels of 3 channels.",
+            advice="Set base.preprocessing to the range that its weights expect, such as `-1..1`.",
+        )
 
 
 def _refuse_hdf5(model: str) -> NoReturn:

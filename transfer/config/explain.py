@@ -69,7 +69,8 @@ def _hint(model: type[BaseModel], location: Sequence[int | str]) -> str:
 
 def _is_union_tag(part: int | str) -> bool:
     """Pydantic adds the tried member of a union to an error's location; it is not a key."""
-    return isinstance(part, str) and (part in {"int", "str", "literal", "dict"} or "[" in part)
+    is_section = isinstance(part, str) and part.endswith("Config")
+    return is_section or (isinstance(part, str) and (part in {"int", "str", "literal", "dict"} or "[" in part))
 
 
 def section_in(annotation: Any) -> type[Section] | None:

@@ -16,7 +16,7 @@ from pydantic import Field, ModelWrapValidatorHandler, ValidationError, Validati
 
 from transfer.config.decides import LEARNED, decided_by, why_not_searched
 from transfer.config.explain import explain
-from transfer.config.image_input import Fit, ImageInput
+from transfer.config.image_input import Depth, Fit, ImageInput
 from transfer.config.nightly import NightlyConfig
 from transfer.config.paths import is_model_file, path_here
 from transfer.config.section import Decides, Fraction, Name, NotSearched, Section, Varies
@@ -66,6 +66,23 @@ class StorageConfig(Section, decides=Decides.PLACEMENT):
         if value is not None and not value.strip():
             raise ValueError("storage.cache_folder is empty and must be a folder")
         return value if value is None or value.startswith("~") else str(Path(value).absolute())
+
+
+Value16 = Annotated[int, Field(ge=0, le=65535)]
+
+
+class WindowConfig(Section, decides=Decides.DATA):
+    """The same window for all images."""
+
+    window: tuple[Value16, Value16]
+    """The values of 16 bits that become 0 and 255, `[low, high]`; what lies outside is clipped."""
+
+    @field_validator("window")
+    @classmethod
+    def _low_below_high(cls, value: tuple[int, int]) -> tuple[int, int]:
+        if value[0] >= value[1]:
+            raise ValueError(f"window is [{value[0]}, {value[1]}]; its first value must be below its second")
+        return value
 
 
 class DatasetConfig(Section, decides=Decides.DATA):
@@ -135,10 +152,21 @@ class DatasetConfig(Section, decides=Decides.DATA):
     """Color under transparent pixels: `black`, `white` or `"#rrggbb"`, in quotes. Images with transparent pixels
     are stored on it, and the published model puts them on it. Default: the color that the file has under them.
     Transparent pixels of a GIF are black."""
+    depth: Literal["reject", "scale"] | WindowConfig = "reject"
+    """How images of 16 bits a channel become 0..255, in training and in the published model. `reject`: their upper 8
+    bits; an image whose largest value is below 4096 would be nearly black, and is refused. `scale`: each image's own
+    smallest to largest value. `{window: [low, high]}`: the same two values for all images."""
     shard_size_bytes: Annotated[int, Field(ge=1)] = 64 * 1024**2
     """A shard is closed when its images reach this size."""
     source_max_size_bytes: Annotated[int, Field(ge=1)] = 200 * 1024**3
     """An archive that unpacks to more is refused."""
+
+    @field_validator("depth", mode="before")
+    @classmethod
+    def _depth_known(cls, value: object) -> object:
+        if isinstance(value, str) and value not in {"reject", "scale"}:
+            raise ValueError("depth must be `reject`, `scale` or `{window: [low, high]}`")
+        return value
 
     @field_validator("exclude")
     @classmethod
@@ -211,6 +239,11 @@ class DatasetConfig(Section, decides=Decides.DATA):
             raise ValueError("rename_classes has an empty new name")
         return renames
 
+    @property
+    def image_depth(self) -> Depth:
+        """`depth` as an ImageInput has it."""
+        return self.depth.window if isinstance(self.depth, WindowConfig) else self.depth
+
     @model_validator(mode="after")
     def _one_way_to_group(self) -> DatasetConfig:
         if self.group_column is not None and self.group_pattern is not None:
@@ -258,6 +291,9 @@ class BaseNetworkConfig(Section, decides=Decides.FEATURES):
     antialias: Annotated[bool, Varies.IN_WARM_START] = False
     """Average over all pixels of an image that is made smaller. Without it, pixels between the ones that bilinear
     interpolation reads do not count."""
+    channels: Literal[1, 3] = 3
+    """Channels of the images that the network takes. `1`: gray, for `.keras` files, SavedModels and random or own
+    weights of a network that was built so; the imagenet weights of `keras.applications` take 3."""
     tap: str | None = None
     """Name of an inner layer whose output is used instead of the network's last one, for example `mixed7`."""
     # A permission, which the ids of runs leave out (`base_identity`). Those of nights and packs have it.
@@ -277,11 +313,18 @@ class BaseNetworkConfig(Section, decides=Decides.FEATURES):
             raise ValueError(f"crop_share is {self.crop_share:g} and fit is `{self.fit}`; it goes with `fit: crop`")
         return self
 
-    @property
-    def image_input(self) -> ImageInput:
-        """The images that the network takes."""
-        sides = (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
-        return ImageInput(*sides, fit=self.fit, crop_share=self.crop_share, antialias=self.antialias)
+    def image_input(self, depth: Depth = "reject") -> ImageInput:
+        """The images that the network takes, `depth` as the dataset has it."""
+        height, width = (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+        return ImageInput(
+            height,
+            width,
+            fit=self.fit,
+            crop_share=self.crop_share,
+            antialias=self.antialias,
+            channels=self.channels,
+            depth=depth,
+        )
 
     @property
     def weights_file(self) -> str | None:
@@ -498,6 +541,11 @@ class Config(Section):
     def trains_head_only(self) -> bool:
         """Whether no phase changes a weight of the base."""
         return all(phase.unfreeze == 0 for phase in self.phases)
+
+    @property
+    def image_input(self) -> ImageInput:
+        """The images that the network takes, and how this dataset's become them."""
+        return self.base.image_input(self.dataset.image_depth)
 
     @property
     def dataset_name(self) -> str:

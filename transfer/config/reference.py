@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import types
 from collections.abc import Iterator
-from typing import Any, get_origin
+from typing import Any, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel
@@ -81,6 +82,8 @@ def _default(field: Any) -> str:
 
 def _type(annotation: Any) -> str:
     section = section_in(annotation)
+    if section is not None and get_origin(annotation) in (Union, types.UnionType):
+        return " \\| ".join(_type(member) for member in get_args(annotation) if member is not type(None))
     if section is not None:
         return {list: "list of sections", dict: "map of sections"}.get(get_origin(annotation), "section")
     schema = _schema_of(annotation)

@@ -29,10 +29,11 @@ import pyarrow as pa
 import tensorflow as tf
 
 from transfer.config import DatasetConfig, ImageInput
-from transfer.dataset.check import RejectedImage, check_image
+from transfer.dataset.check import check_image
 from transfer.dataset.decode import load_image, load_plain_jpeg
 from transfer.dataset.manifest import Shard
 from transfer.dataset.orientation import is_plain_jpeg
+from transfer.dataset.refusals import RejectedImage
 from transfer.dataset.shards import read_shard
 from transfer.runtime.parallel import in_order
 from transfer.storage import Store
@@ -164,6 +165,7 @@ def checked_and_decoded(
         max_file_size_bytes=limits.max_file_size_bytes,
         transcode=transcode,
         background=background,
+        depth=image_input.depth,
     )
     if isinstance(outcome, RejectedImage):
         return outcome

@@ -6,23 +6,32 @@ docs/images.md says what happens to each format and each defect.
 
 from __future__ import annotations
 
-import io
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import cache, partial
-from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from transfer.config import Depth
 from transfer.dataset import formats
 from transfer.dataset.formats import Format
+from transfer.dataset.pillow import (
+    is_deep,
+    load_pixels,
+    open_image,
+    picture_alone,
+    refuse_pixels,
+    to_png,
+    to_rgb,
+    upright,
+)
+from transfer.dataset.refusals import RefusedError, RejectedImage, RejectReason
 from transfer.runtime.startup import import_tensorflow
 
-CHECK_VERSION = 4
+CHECK_VERSION = 5
 """Version of this check. It is raised when the check accepts, stores or describes images differently, so that results
 of earlier ingests are not reused."""
 # A progressive JPEG has about ten scans. Each costs a pass over all pixels, however few bytes it has.
@@ -33,19 +42,7 @@ _UNPACKS_TO_MUCH = "Decompressed data too large"
 _MAX_MEAN_DIFFERENCE_OF_JPEG = 8
 # The other decoders agree exactly; versions of the WebP library may round differently one day.
 _MAX_DIFFERENCE = 8
-# Cameras and scanners of 12 bits may leave the upper 4 of 16 empty.
-_BLACK_IN_8_BITS = 4096
-
-
-class RejectReason(StrEnum):
-    """Why an image was refused."""
-
-    EMPTY = "empty"
-    TOO_LARGE_FILE = "too_large_file"
-    NOT_AN_IMAGE = "not_an_image"
-    UNSUPPORTED_FORMAT = "unsupported_format"
-    PIXEL_BOMB = "pixel_bomb"
-    CORRUPT = "corrupt"
+_OPAQUE = 2**16 - 1
 
 
 @dataclass(frozen=True)
@@ -58,24 +55,17 @@ class AcceptedImage:
     format: str
 
 
-@dataclass(frozen=True)
-class RejectedImage:
-    """An image that was refused: the reason to count by, and a sentence on what was found."""
-
-    reason: RejectReason
-    detail: str
-
-
-class _RefusedError(Exception):
-    """The image is refused."""
-
-    def __init__(self, reason: RejectReason, detail: str) -> None:
-        super().__init__(reason, detail)
-        self.rejected = RejectedImage(reason, detail)
-
-
 class _UndecodableError(Exception):
     """TensorFlow cannot decode the image, or decodes it to other pixels than Pillow does."""
+
+
+class _Wanted(NamedTuple):
+    """What an image may be and becomes, as `check_image` is told."""
+
+    max_pixels: int
+    transcode: bool
+    background: str | None
+    depth: Depth
 
 
 def check_image(
@@ -86,6 +76,7 @@ def check_image(
     max_file_size_bytes: int,
     transcode: bool,
     background: str | None = None,
+    depth: Depth = "reject",
 ) -> AcceptedImage | RejectedImage:
     """Check one image file by decoding it; never raises because of what is in `data`.
 
@@ -93,6 +84,7 @@ def check_image(
     more than `max_pixels` pixels are refused by their header. With `transcode`, a file that TensorFlow does not decode
     correctly becomes an upright PNG of its first frame if Pillow can read it; the same bytes always give the same PNG.
     `background`, `#rrggbb`: an image with transparent pixels is put on this color and becomes a PNG, too.
+    `depth`: what becomes of 16 bits a channel; the bytes depend on it only with a background.
     """
     if not data:
         return RejectedImage(RejectReason.EMPTY, "The file has no bytes.")
@@ -106,61 +98,57 @@ def check_image(
     try:
         # Pillow warns of what this function decides anyway, and would warn thousands of times.
         with _no_warnings():
-            return _check(
-                data, kind, kind.named(key), max_pixels=max_pixels, transcode=transcode, background=background
-            )
-    except _RefusedError as refused:
+            return _check(data, kind, kind.named(key), _Wanted(max_pixels, transcode, background, depth))
+    except RefusedError as refused:
         return refused.rejected
 
 
-def _check(
-    data: bytes, kind: Format, label: str, *, max_pixels: int, transcode: bool, background: str | None
-) -> AcceptedImage:
-    if not kind.is_decodable and not transcode:
+def _check(data: bytes, kind: Format, label: str, wanted: _Wanted) -> AcceptedImage:
+    if not kind.is_decodable and not wanted.transcode:
         # Recommend transcoding only if it would help.
-        _refuse_pixels(data, kind, label)
+        refuse_pixels(data, kind, label)
         tool = f" (with {kind.package} installed)" if kind.package else ""
-        raise _RefusedError(
+        raise RefusedError(
             RejectReason.UNSUPPORTED_FORMAT,
             f"{label} is not decoded in a model's graph; `transcode: true` turns it into PNG{tool}.",
         )
     try:
-        return _check_with_pillow(data, kind, label, max_pixels=max_pixels, transcode=transcode, background=background)
-    except _RefusedError as refused:
+        return _check_with_pillow(data, kind, label, wanted)
+    except RefusedError as refused:
         if kind not in {formats.JPEG, formats.PNG} or refused.rejected.reason != RejectReason.CORRUPT:
             raise
-        return _decoded_alone(data, kind, refused, max_pixels=max_pixels, background=background)
+        return _decoded_alone(data, kind, refused, label, wanted)
 
 
-def _check_with_pillow(
-    data: bytes, kind: Format, label: str, *, max_pixels: int, transcode: bool, background: str | None
-) -> AcceptedImage:
-    image = _open(data, kind, label)
-    _limit_pixels(image.width, image.height, max_pixels)
+def _check_with_pillow(data: bytes, kind: Format, label: str, wanted: _Wanted) -> AcceptedImage:
+    image = open_image(data, kind, label)
+    _limit_pixels(image.width, image.height, wanted.max_pixels)
     if kind.is_decodable:
         try:
-            height, width = _decode_as_pillow(data, kind, image, label, max_pixels=max_pixels)
-            if background is not None and kind.has_alpha and image.has_transparency_data:
-                return _accepted(_decode(data, background))
+            height, width = _decode_as_pillow(data, kind, image, label, wanted)
+            if wanted.background is not None and kind.has_alpha and image.has_transparency_data:
+                return _on_background(data, label, wanted)
             return AcceptedImage(data, width, height, kind.name)
         except _UndecodableError as problem:
-            _load(image, label)
-            if not transcode:
-                raise _RefusedError(
+            load_pixels(image, label)
+            if not wanted.transcode:
+                raise RefusedError(
                     RejectReason.UNSUPPORTED_FORMAT,
                     f"{label} that TensorFlow does not decode right: {problem}. `transcode: true` turns it into PNG.",
                 ) from None
-    upright = _without_metadata(image, data, label, keeps_alpha=background is not None)
+    picture = picture_alone(image, data, kind, label, keeps_alpha=wanted.background is not None)
+    png = to_png(picture)
     try:
-        return _accepted(_decode(_to_png(upright), background))
+        if is_deep(picture):
+            _decode(png, label, wanted.depth)
+            return AcceptedImage(png, picture.width, picture.height, formats.PNG.name)
+        return _on_background(png, label, wanted)
     except _UndecodableError as problem:
         detail = f"{label} that TensorFlow does not decode even as PNG: {problem}."
-        raise _RefusedError(RejectReason.UNSUPPORTED_FORMAT, detail) from None
+        raise RefusedError(RejectReason.UNSUPPORTED_FORMAT, detail) from None
 
 
-def _decoded_alone(
-    data: bytes, kind: Format, refused: _RefusedError, *, max_pixels: int, background: str | None
-) -> AcceptedImage:
+def _decoded_alone(data: bytes, kind: Format, refused: RefusedError, label: str, wanted: _Wanted) -> AcceptedImage:
     """Accept a JPEG or PNG that TensorFlow decodes although Pillow finds it corrupt: the damage is outside the pixels.
 
     Raises `refused` if TensorFlow cannot decode it either, or if a compressed text in it is too large.
@@ -169,26 +157,35 @@ def _decoded_alone(
         raise refused
     try:
         height, width = formats.png_size(data) if kind is formats.PNG else _jpeg_size(data)
-        _limit_pixels(width, height, max_pixels)
+        _limit_pixels(width, height, wanted.max_pixels)
         _limit_scans(data, kind, kind.name)
-        on_color = background if kind.has_alpha else None
-        pixels = _decode(data, on_color)
+        if kind.has_alpha and wanted.background is not None:
+            return _on_background(data, label, wanted)
+        pixels = _decode(data, label, wanted.depth)
     except _UndecodableError:
         raise refused from None
-    if on_color is not None:
-        return _accepted(pixels)
     return AcceptedImage(data, pixels.shape[1], pixels.shape[0], kind.name)
 
 
-def _accepted(pixels: np.ndarray) -> AcceptedImage:
-    """Encode pixels, uint8 [height, width, 3], as PNG."""
+def _on_background(data: bytes, label: str, wanted: _Wanted) -> AcceptedImage:
+    """Encode an image as PNG of 8 bits a channel, on the background if there is one; one of 16 bits stays as it is."""
     from PIL import Image
 
+    if wanted.depth != "reject" and formats.is_deep_png(data):
+        height, width, _ = (values := _deep_values(data)).shape
+        if values[..., 3].min() < _OPAQUE:
+            raise RefusedError(
+                RejectReason.UNSUPPORTED_FORMAT,
+                f"{label} of 16 bits a channel with transparent pixels. On dataset.background they would lose their "
+                "lower 8 bits: leave it out, save them without alpha, or set `dataset.depth: reject`.",
+            )
+        return AcceptedImage(data, width, height, formats.PNG.name)
+    pixels = _decode(data, label, wanted.depth, wanted.background).astype(np.uint8)
     height, width, _ = pixels.shape
-    return AcceptedImage(_to_png(Image.fromarray(pixels)), width, height, formats.PNG.name)
+    return AcceptedImage(to_png(Image.fromarray(pixels)), width, height, formats.PNG.name)
 
 
-def _decode_as_pillow(data: bytes, kind: Format, image: Any, label: str, *, max_pixels: int) -> tuple[int, int]:
+def _decode_as_pillow(data: bytes, kind: Format, image: Any, label: str, wanted: _Wanted) -> tuple[int, int]:
     """Decode with TensorFlow and compare with Pillow's pixels. Returns height and width in pixels.
 
     TensorFlow allocates as many pixels as the header says, which Pillow has read before; for BMP at most as many as the
@@ -196,13 +193,15 @@ def _decode_as_pillow(data: bytes, kind: Format, image: Any, label: str, *, max_
     """
     _limit_scans(data, kind, label)
     if kind is formats.GIF:
-        _limit_gif_frames(data, image.size, max_pixels)
+        _limit_gif_frames(data, image.size, wanted.max_pixels)
     # JPEG, the most frequent format, can be read in one way only, except CMYK. So Pillow need not decode it, too.
     is_compared = kind is not formats.JPEG or image.mode not in {"RGB", "L"}
     if is_compared:
-        _load(image, label)
-    pixels = _decode(data)
-    if is_compared:
+        load_pixels(image, label)
+    pixels = _decode(data, label, wanted.depth)
+    if kind is formats.PNG and formats.is_deep_png(data):
+        _compare_deep(_deep_values(data)[..., :3], image)
+    elif is_compared:
         _compare(pixels, image, kind)
     return pixels.shape[0], pixels.shape[1]
 
@@ -214,48 +213,15 @@ def _no_warnings() -> Iterator[None]:
         yield
 
 
-def _open(data: bytes, kind: Format, label: str) -> Any:
-    """Read the header with Pillow, lazily: no pixel is decoded."""
-    from PIL import Image, UnidentifiedImageError
-
-    if kind.plugin:
-        with suppress(ImportError):
-            import_module(kind.plugin)
-    Image.init()
-    if kind.pillow_name not in Image.OPEN:
-        advice = f"install {kind.package}" if kind.package else "this build of Pillow does not read it"
-        raise _RefusedError(RejectReason.UNSUPPORTED_FORMAT, f"{label} cannot be turned into PNG here: {advice}.")
-    try:
-        return Image.open(io.BytesIO(data), formats=[kind.pillow_name])
-    except Image.DecompressionBombError as error:
-        raise _RefusedError(RejectReason.PIXEL_BOMB, f"{label}: {_text(error)}.") from None
-    except UnidentifiedImageError:
-        if kind is formats.TIFF and (layout := formats.tiff_layout(data)) is not None and not layout.is_usual:
-            detail = f"{label} of {layout}, which Pillow does not read; convert it to 8 bits a channel first."
-            raise _RefusedError(RejectReason.UNSUPPORTED_FORMAT, detail) from None
-        # Pillow's message contains only a memory address, with which each ledger would differ.
-        raise _RefusedError(RejectReason.CORRUPT, f"{label} with a broken header.") from None
-    except Exception as error:  # noqa: BLE001 - broken files make Pillow's parsers raise anything
-        raise _RefusedError(RejectReason.CORRUPT, f"{label} with a broken header: {_text(error)}.") from None
-
-
-def _load(image: Any, label: str) -> None:
-    try:
-        image.load()
-    except Exception as error:  # noqa: BLE001 - broken files make Pillow's decoders raise anything
-        detail = f"{label}, truncated or corrupt: {_text(error)}."
-        raise _RefusedError(RejectReason.CORRUPT, detail) from None
-
-
 def _limit_pixels(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         detail = f"The image has {width:,}×{height:,} = {width * height:,} pixels; max_pixels is {max_pixels:,}."
-        raise _RefusedError(RejectReason.PIXEL_BOMB, detail)
+        raise RefusedError(RejectReason.PIXEL_BOMB, detail)
 
 
 def _limit_scans(data: bytes, kind: Format, label: str) -> None:
     if kind is formats.JPEG and data.count(b"\xff\xda") > _MAX_JPEG_SCANS:
-        raise _RefusedError(RejectReason.PIXEL_BOMB, f"{label} of more than {_MAX_JPEG_SCANS} scans.")
+        raise RefusedError(RejectReason.PIXEL_BOMB, f"{label} of more than {_MAX_JPEG_SCANS} scans.")
 
 
 def _limit_gif_frames(data: bytes, screen: tuple[int, int], max_pixels: int) -> None:
@@ -270,8 +236,8 @@ def _limit_gif_frames(data: bytes, screen: tuple[int, int], max_pixels: int) -> 
 
 
 def _compare(pixels: np.ndarray, image: Any, kind: Format) -> None:
-    shown = _upright(image)
-    reference = np.asarray(_to_rgb(shown))
+    shown = upright(image)
+    reference = np.asarray(to_rgb(shown))
     if pixels.shape != reference.shape:
         raise _UndecodableError(f"it becomes {pixels.shape[1]}×{pixels.shape[0]}, not {shown.width}×{shown.height}")
     difference = np.abs(pixels.astype(np.int16) - reference)
@@ -286,74 +252,11 @@ def _compare(pixels: np.ndarray, image: Any, kind: Format) -> None:
         raise _UndecodableError("it gets other colors than in Pillow")
 
 
-def _upright(image: Any) -> Any:
-    from PIL import ImageOps
-
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # noqa: BLE001 - broken EXIF makes Pillow raise anything; it counts as none
-        return image
-
-
-def _to_rgb(image: Any, *, keeps_alpha: bool = False) -> Any:
-    """Convert to three channels of 8 bits. Alpha is dropped, as in TensorFlow, or kept; 16 bits lose the lower 8.
-
-    Raises _RefusedError where the lower bits are nearly all of the picture.
-    """
-    from PIL import Image
-
-    if image.mode.startswith("I;16"):
-        values = np.asarray(image)
-        brightest = int(values.max(initial=0))
-        if 0 < brightest < _BLACK_IN_8_BITS:
-            raise _RefusedError(
-                RejectReason.UNSUPPORTED_FORMAT,
-                f"Its values of 16 bits are {brightest:,} at most, of 65,535: the upper 8, which are kept, would be "
-                f"nearly black (below {_BLACK_IN_8_BITS:,}). Spread its values over the whole range, or save 8 bits.",
-            )
-        image = Image.fromarray((values >> 8).astype(np.uint8))
-    return image.convert("RGBA" if keeps_alpha and image.has_transparency_data else "RGB")
-
-
-def _refuse_pixels(data: bytes, kind: Format, label: str) -> None:
-    """Refuse a TIFF whose pixels cannot become a PNG. A TIFF with other defects may pass."""
-    if kind is not formats.TIFF:
-        return
-    try:
-        image = _open(data, kind, label)
-    except _RefusedError as refused:
-        if refused.rejected.reason == RejectReason.UNSUPPORTED_FORMAT:
-            raise
-        return
-    _refuse_wide_pixels(image, data, label)
-
-
-def _refuse_wide_pixels(image: Any, data: bytes, label: str) -> None:
-    if image.mode in {"I", "F"}:
-        layout = formats.tiff_layout(data) or "pixels of 32 bits"
-        raise _RefusedError(
-            RejectReason.UNSUPPORTED_FORMAT,
-            f"{label} of {layout}, and nothing says which value is white; convert it to 8 bits, or 16 without sign.",
-        )
-
-
-def _without_metadata(image: Any, data: bytes, label: str, *, keeps_alpha: bool) -> Any:
-    """The upright pixels without profiles, texts and times, so that the same pixels give the same PNG."""
-    _load(image, label)
-    _refuse_wide_pixels(image, data, label)
-    try:
-        upright = _to_rgb(_upright(image), keeps_alpha=keeps_alpha)
-    except ValueError as error:
-        detail = f"{label} cannot be turned into PNG: {_text(error)}."
-        raise _RefusedError(RejectReason.UNSUPPORTED_FORMAT, detail) from None
-    upright.info.clear()
-    return upright
-
-
-def _to_png(image: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
+def _compare_deep(values: np.ndarray, image: Any) -> None:
+    """Compare a PNG of 16 bits a channel, its values uint16 [height, width, 3]; of colors Pillow has the upper 8."""
+    _compare((values >> 8).astype(np.uint8), image, formats.PNG)
+    if is_deep(image) and not np.array_equal(values[..., 0], np.asarray(upright(image))):
+        raise _UndecodableError("it gets other values than in Pillow")
 
 
 def _jpeg_size(data: bytes) -> tuple[int, int]:
@@ -368,28 +271,69 @@ def _jpeg_size(data: bytes) -> tuple[int, int]:
     return height, width
 
 
-def _decode(data: bytes, background: str | None = None) -> np.ndarray:
-    """Pixels as training and serving see them: uint8 [height, width, 3]."""
+def _decode(data: bytes, label: str, depth: Depth, background: str | None = None) -> np.ndarray:
+    """Pixels as training and serving see them: [height, width, 3] in 0..255. Raises RefusedError for a black image."""
+    if depth == "reject" and formats.is_deep_png(data):
+        _refuse_dark(_deep_values(data)[..., :3], label)
+    return _run(_decoder(depth, background), data)
+
+
+def _deep_values(data: bytes) -> np.ndarray:
+    """A PNG of 16 bits a channel, upright: uint16 [height, width, 4], alpha last."""
+    return _run(_deep_decoder(), data)
+
+
+def _refuse_dark(values: np.ndarray, label: str) -> None:
+    from transfer.dataset.decode import SMALLEST_BRIGHTEST
+
+    brightest = int(values.max())
+    if 0 < brightest < SMALLEST_BRIGHTEST:
+        window = f"{{window: [0, {2 ** max(brightest.bit_length(), 8) - 1}]}}"
+        raise RefusedError(
+            RejectReason.TOO_DARK,
+            f"{label} of 16 bits a channel whose largest value is {brightest:,}. Its upper 8 bits have fewer than 16 "
+            f"of 256 levels, nearly black; they are taken where the largest value is {SMALLEST_BRIGHTEST:,} or more. "
+            f"Set `dataset.depth: scale` or, for all images alike, `dataset.depth: {window}`.",
+        )
+
+
+def _run(decoder: Any, data: bytes) -> np.ndarray:
     import_tensorflow()
     import tensorflow as tf
 
     try:
-        pixels: np.ndarray = _decoder(background)(tf.constant(data)).numpy()
+        pixels: np.ndarray = decoder(tf.constant(data)).numpy()
     except tf.errors.OpError as error:
-        # The op's own message is the last part, before the name of its node.
-        text = error.message.split("\n\t [[")[0].rstrip().rsplit("\n", 1)[-1]
-        raise _UndecodableError(text.removeprefix("assertion failed: ").strip("[].")) from None
+        raise _UndecodableError(op_text(error)) from None
     return pixels
 
 
+def op_text(error: Any) -> str:
+    """What the TensorFlow operation itself says in an OpError: its last line, before the name of its node."""
+    text = str(error.message.split("\n\t [[")[0].rstrip().rsplit("\n", 1)[-1])
+    return text.removeprefix("assertion failed: ").strip("[].")
+
+
 @cache
-def _decoder(background: str | None) -> Any:
+def _decoder(depth: Depth, background: str | None) -> Any:
+    import_tensorflow()
     import tensorflow as tf
 
     from transfer.dataset.decode import decode_image
 
-    return tf.function(partial(decode_image, background=background), input_signature=[tf.TensorSpec([], tf.string)])
+    decode = partial(decode_image, depth=depth, background=background)
+    return tf.function(decode, input_signature=[tf.TensorSpec([], tf.string)])
 
 
-def _text(error: Exception) -> str:
-    return str(error).rstrip(".") or type(error).__name__
+@cache
+def _deep_decoder() -> Any:
+    import_tensorflow()
+    import tensorflow as tf
+
+    from transfer.dataset.decode import decode_deep_png
+    from transfer.dataset.orientation import apply_orientation, exif_orientation
+
+    def decode(image_bytes: tf.Tensor) -> tf.Tensor:
+        return apply_orientation(decode_deep_png(image_bytes, channels=4), exif_orientation(image_bytes))
+
+    return tf.function(decode, input_signature=[tf.TensorSpec([], tf.string)], autograph=False)

@@ -7,45 +7,81 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from transfer.config import ImageInput
+from transfer.config import Depth, ImageInput
 from transfer.dataset.orientation import apply_orientation, exif_orientation, little_endian, read_bytes
+
+SMALLEST_BRIGHTEST = 4096
+"""Smallest largest value of 16 bits of an image whose upper 8 bits are enough: 16 of their 256 levels are left."""
+_LUMINANCE = (0.299, 0.587, 0.114)
 
 
 @tf.autograph.experimental.do_not_convert
-def decode_image(image_bytes: tf.Tensor, background: str | None = None) -> tf.Tensor:
-    """Decode a JPEG, PNG, GIF (first frame), BMP or WebP (first frame): string [] to uint8 [height, width, 3].
+def decode_image(image_bytes: tf.Tensor, background: str | None = None, *, depth: Depth = "reject") -> tf.Tensor:
+    """Decode a JPEG, PNG, GIF (first frame), BMP or WebP (first frame): string [] to [height, width, 3] in 0..255.
 
-    EXIF orientation is applied, gray is repeated in three channels. Alpha is dropped, or PNG and WebP are put on the
-    color `background`, `#rrggbb`. Works eagerly, in `tf.data` and in an exported signature. Raises
-    `tf.errors.InvalidArgumentError` for bytes that are no such image, are broken, or are of a variant that TensorFlow
-    would decode to something else than the picture.
+    It is uint8, or float32 where `depth` may keep more levels than that of PNGs of 16 bits a channel. EXIF orientation
+    is applied, gray is repeated in three channels. Alpha is dropped, or PNG and WebP are put on the color `background`,
+    `#rrggbb`. Works eagerly, in `tf.data` and in an exported signature. Raises `tf.errors.InvalidArgumentError` for
+    bytes that are no such image, are broken, or are of a variant that TensorFlow would decode to something else than
+    the picture; and for a PNG of 16 bits that `depth` makes nearly black, or that has transparent pixels although there
+    is a background and a `depth` other than `reject`.
     """
-    image = _without_alpha(image_bytes) if background is None else _on_background(image_bytes, background)
+    first = tf.strings.substr(image_bytes, 0, 1)
+    dtype = tf.uint8 if depth == "reject" else tf.float32
+
+    def others() -> tf.Tensor:
+        return tf.cond(
+            first == b"\x89",
+            lambda: _decode_png(image_bytes, depth, background),
+            lambda: tf.cast(_decode_carefully(image_bytes, background), dtype),
+        )
+
+    # JPEG, the most frequent, passes one branch.
+    image = tf.cond(first == b"\xff", lambda: tf.cast(_decode(image_bytes, channels=3), dtype), others)
     image.set_shape([None, None, 3])
     return apply_orientation(image, exif_orientation(image_bytes))
 
 
 @tf.autograph.experimental.do_not_convert
-def load_image(image_bytes: tf.Tensor, image_input: ImageInput, background: str | None = None) -> tf.Tensor:
-    """Decode an image and fit it to what a network takes: string [] to float32 [height, width, 3] in 0..255.
+def decode_deep_png(image_bytes: tf.Tensor, channels: int = 3) -> tf.Tensor:
+    """A PNG of 16 bits a channel as it is stored, not turned upright: uint16 [height, width, channels].
+
+    With 4 channels the last one is alpha, 65535 where the file has none. Raises `tf.errors.InvalidArgumentError`.
+    """
+    return tf.io.decode_png(image_bytes, channels=channels, dtype=tf.uint16)
+
+
+@tf.autograph.experimental.do_not_convert
+def decode_pixels(image_bytes: tf.Tensor, image_input: ImageInput, background: str | None = None) -> tf.Tensor:
+    """Decode an image to what a network takes, but for the size: string [] to [height, width, channels] in 0..255.
 
     Raises what `decode_image` raises.
     """
-    return fit_image(decode_image(image_bytes, background), image_input)
+    return _in_channels(decode_image(image_bytes, background, depth=image_input.depth), image_input)
+
+
+@tf.autograph.experimental.do_not_convert
+def load_image(image_bytes: tf.Tensor, image_input: ImageInput, background: str | None = None) -> tf.Tensor:
+    """Decode an image and fit it to what a network takes: string [] to float32 [height, width, channels] in 0..255.
+
+    Raises what `decode_image` raises.
+    """
+    return fit_image(decode_pixels(image_bytes, image_input, background), image_input)
 
 
 @tf.autograph.experimental.do_not_convert
 def load_plain_jpeg(image_bytes: tf.Tensor, image_input: ImageInput) -> tf.Tensor:
     """What `load_image` gives for bytes that `is_plain_jpeg`, by a graph that is built in a tenth of the time."""
-    return fit_image(_decode(image_bytes, channels=3), image_input)
+    return fit_image(_in_channels(_decode(image_bytes, channels=3), image_input), image_input)
 
 
 @tf.autograph.experimental.do_not_convert
 def fit_image(image: tf.Tensor, image_input: ImageInput) -> tf.Tensor:
-    """Decoded pixels as a network takes them: [..., any height, any width, 3] to float32 [..., height, width, 3].
+    """Decoded pixels as a network takes them: [..., any height, any width, channels] to [..., height, width, channels].
 
-    One image, or a batch of images of one size, in 0..255. Resized bilinearly; what comes first or last is as
-    `image_input` says. The one place where an image's size changes, in training, ingest's checks and serving.
+    One image, or a batch of images of one size, in 0..255; it becomes float32. Resized bilinearly; what comes first or
+    last is as `image_input` says. The one place where an image's size changes, in training, ingest's checks and
+    serving.
     """
     size = (image_input.height, image_input.width)
     if image_input.fit == "pad":
@@ -66,31 +102,72 @@ def _center(image: tf.Tensor, size: tuple[int, int], share: float) -> tf.Tensor:
     return image[..., begin[0] : end[0], begin[1] : end[1], :]
 
 
-def _without_alpha(image_bytes: tf.Tensor) -> tf.Tensor:
-    first = tf.strings.substr(image_bytes, 0, 1)
-    needs_care = (first == b"R") | (first == b"G") | (first == b"B")
-    return tf.cond(needs_care, lambda: _decode_with_care(image_bytes), lambda: _decode(image_bytes, channels=3))
+def _in_channels(image: tf.Tensor, image_input: ImageInput) -> tf.Tensor:
+    """Colors as they are, or their luminance as float32. What is gray stays exactly what it is."""
+    if image_input.channels == 3:
+        return image
+    red, green, blue = tf.unstack(tf.cast(image, tf.float32), axis=-1)
+    of_red, _, of_blue = _LUMINANCE
+    # The three weights add up to 1. Written so that no rounding changes a gray.
+    return (green + of_red * (red - green) + of_blue * (blue - green))[..., None]
 
 
-def _on_background(image_bytes: tf.Tensor, background: str) -> tf.Tensor:
-    """PNG and WebP on a color. The other formats have no alpha that TensorFlow reads."""
-    first = tf.strings.substr(image_bytes, 0, 1)
+def _decode_png(image_bytes: tf.Tensor, depth: Depth, background: str | None) -> tf.Tensor:
+    """Without alpha, or on a background: uint8 [height, width, 3], or float32 where `depth` is not `reject`."""
+    channels = 3 if background is None else 4
+
+    def deep() -> tf.Tensor:
+        values = decode_deep_png(image_bytes, channels)
+        return _upper_bits(values, background) if depth == "reject" else _in_window(values, depth)
+
+    def usual() -> tf.Tensor:
+        image = _on_background(_decode(image_bytes, channels=channels), background)
+        return image if depth == "reject" else tf.cast(image, tf.float32)
+
+    return tf.cond(read_bytes(image_bytes, 24, 1)[0] == 16, deep, usual)
+
+
+def _upper_bits(values: tf.Tensor, background: str | None) -> tf.Tensor:
+    """Values of 16 bits, [height, width, 3 or 4], as uint8 [height, width, 3]."""
+    values = tf.cast(values, tf.int32)
+    brightest = tf.reduce_max(values[..., :3])
+    is_seen = (brightest >= SMALLEST_BRIGHTEST) | (brightest == 0)  # Black is black at any depth.
+    problem = "PNG of 16 bits that would be nearly black: its largest value is"
+    with tf.control_dependencies([tf.debugging.Assert(is_seen, [problem, brightest])]):
+        return _on_background(tf.cast(values // 256, tf.uint8), background)
+
+
+def _in_window(values: tf.Tensor, depth: Depth) -> tf.Tensor:
+    """Values of 16 bits, [height, width, 3 or 4], as float32 [height, width, 3]: low becomes 0, high 255."""
+    is_opaque = tf.reduce_all(values[..., 3:] == tf.constant(65535, tf.uint16))
+    problem = "PNG of 16 bits with transparent pixels, which are put on no background"
+    with tf.control_dependencies([tf.debugging.Assert(is_opaque, [problem])]):
+        pixels = tf.cast(values[..., :3], tf.float32)
+    low, high = (tf.reduce_min(pixels), tf.reduce_max(pixels)) if isinstance(depth, str) else map(float, depth)
+    # Of an image of one value nothing is left, rather than a division by 0.
+    return tf.clip_by_value(tf.math.divide_no_nan((pixels - low) * 255.0, high - low), 0.0, 255.0)
+
+
+def _decode_carefully(image_bytes: tf.Tensor, background: str | None) -> tf.Tensor:
+    """GIF, BMP and WebP, without alpha or on a background: only of the latter does TensorFlow read alpha."""
+    if background is None:
+        return _decode_with_care(image_bytes)
 
     def webp() -> tf.Tensor:
         image = _decode_webp(image_bytes)
-        return tf.cond(tf.shape(image)[2] == 4, lambda: _blended(image, background), lambda: image[..., :3])
+        return tf.cond(tf.shape(image)[2] == 4, lambda: _on_background(image, background), lambda: image[..., :3])
 
-    return tf.case(
-        [
-            (first == b"\x89", lambda: _blended(_decode(image_bytes, channels=4), background)),
-            (first == b"R", webp),
-        ],
-        default=lambda: _without_alpha(image_bytes),
-    )
+    is_webp = tf.strings.substr(image_bytes, 0, 1) == b"R"
+    return tf.cond(is_webp, webp, lambda: _decode_with_care(image_bytes))
 
 
-def _blended(image: tf.Tensor, background: str) -> tf.Tensor:
-    """Put an image on a color: uint8 [height, width, 4] to uint8 [height, width, 3], in whole numbers on any device."""
+def _on_background(image: tf.Tensor, background: str | None) -> tf.Tensor:
+    """Put an image on a color: uint8 [height, width, 4] to uint8 [height, width, 3], in whole numbers on any device.
+
+    Without a background it has no alpha, and stays as it is.
+    """
+    if background is None:
+        return image
     pixels, color = tf.cast(image, tf.int32), tf.constant(list(bytes.fromhex(background[1:])), tf.int32)
     alpha = pixels[..., 3:]
     return tf.cast((pixels[..., :3] * alpha + color * (255 - alpha) + 127) // 255, tf.uint8)

@@ -87,6 +87,11 @@ def png_size(data: bytes) -> tuple[int, int]:
     return height, width
 
 
+def is_deep_png(data: bytes) -> bool:
+    """Whether it is a PNG of 16 bits a channel, by its header."""
+    return data.startswith(b"\x89PNG") and data[24:25] == b"\x10"
+
+
 class TiffLayout(NamedTuple):
     """How a TIFF stores a pixel."""
 

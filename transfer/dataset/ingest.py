@@ -39,9 +39,9 @@ logger = logging.getLogger(__name__)
 def ingest(config: Config, store: Store) -> Dataset:
     """Bring the images of `config.dataset` into `store`, the opened `config.storage`.
 
-    Returns the new version, or the latest version if it has the same images with the same labels, splits and
-    background. Runs on the Ray cluster if Ray is initialized, else in local processes. Raises DatasetError if the
-    source or its images cannot be used, AlreadyExistsError if other processes keep adding versions, StorageError.
+    Returns the new version, or the latest version if it has the same images with the same labels, splits,
+    background and depth. Runs on the Ray cluster if Ray is initialized, else in local processes. Raises DatasetError if
+    the source or its images cannot be used, AlreadyExistsError if other processes keep adding versions, StorageError.
     """
     with open_source(config.dataset, config.storage) as source:
         while True:
@@ -122,7 +122,8 @@ def _add_version(candidates: Candidates, checked: CheckedColumns) -> Dataset:
     if (
         parent is not None
         and plan.leaves_as_it_is(parent.shards)
-        and (classes, options.background, splitting) == (parent.classes, parent.background, parent.splitting)
+        and (classes, options.background, options.image_depth, splitting)
+        == (parent.classes, parent.background, parent.depth, parent.splitting)
     ):
         logger.info("%s has these images already.", parent.reference)
         if ledger != parent.rejects:
@@ -142,6 +143,7 @@ def _add_version(candidates: Candidates, checked: CheckedColumns) -> Dataset:
         reject_counts=count_rejects(selection.rejects),
         source=candidates.source.description,
         background=options.background,
+        depth=options.image_depth,
         splitting=splitting,
     )
     _check_still_decided(candidates)

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from transfer.config import DatasetConfig, StorageConfig
-from transfer.dataset.check import AcceptedImage, RejectedImage, RejectReason, check_image
+from transfer.config import DatasetConfig, Depth, StorageConfig
+from transfer.dataset.check import AcceptedImage, check_image
 from transfer.dataset.listing import Checked
 from transfer.dataset.manifest import Reject, Shard
+from transfer.dataset.refusals import RejectedImage, RejectReason
 from transfer.dataset.shards import write_shard
 from transfer.dataset.sources import Source
 from transfer.dataset.sources.base import store_of
@@ -31,11 +32,14 @@ class Limits(NamedTuple):
     max_file_size_bytes: int
     transcode: bool
     background: str | None
+    depth: Depth
 
     @classmethod
     def of(cls, config: DatasetConfig) -> Limits:
         """Take the limits out of a configuration."""
-        return cls(config.max_pixels, config.max_file_size_bytes, config.transcode, config.background)
+        return cls(
+            config.max_pixels, config.max_file_size_bytes, config.transcode, config.background, config.image_depth
+        )
 
 
 class Candidate(NamedTuple):

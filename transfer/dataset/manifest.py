@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 
 from transfer.catalog import layout
 from transfer.catalog.layout import Number
+from transfer.config import Depth
 from transfer.errors import CorruptObjectError, DatasetError
 from transfer.runtime.numbers import percents_apart
 from transfer.storage import Log, Store, put_content
@@ -202,6 +203,8 @@ class Dataset(BaseModel):
     source: dict[str, Any]
     background: str | None = None
     """Color, `#rrggbb`, under transparent pixels; None: alpha was dropped."""
+    depth: Depth = "reject"
+    """How its images of 16 bits a channel are seen; which of them are refused depends on it."""
     splitting: Splitting | None = None
     """How images were assigned to splits; None: by the content of each image, as in versions of earlier releases."""
 
@@ -210,6 +213,8 @@ class Dataset(BaseModel):
         document: dict[str, Any] = serialize(self)
         if self.splitting is None:
             document.pop("splitting", None)
+        if self.depth == "reject":
+            document.pop("depth", None)
         return document
 
     @property

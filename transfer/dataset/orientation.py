@@ -35,13 +35,13 @@ def exif_orientation(image_bytes: tf.Tensor) -> tf.Tensor:
 
 @tf.autograph.experimental.do_not_convert
 def apply_orientation(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
-    """Turn an image upright: uint8 [height, width, 3] and int32 [] in 1..8 to uint8 [height', width', 3].
+    """Turn an image upright: [height, width, channels] of any type and int32 [] in 1..8 to [height', width', channels].
 
     Orientations 5 to 8 swap height and width. Any other number leaves the image as it is.
     """
     is_turned = (orientation > 1) & (orientation <= 8)
     turned = tf.cond(is_turned, lambda: _turn(image, orientation), lambda: image)
-    turned.set_shape([None, None, 3])
+    turned.set_shape([None, None, image.shape[-1]])
     return turned
 
 

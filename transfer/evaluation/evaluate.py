@@ -160,9 +160,11 @@ def evaluate_run(
     from transfer.evaluation.page import render_html
 
     thumbnails = _images_of(run.store, dataset.shards_of(split), {mistake.key for mistake in mistakes})
+    depth = run.config.dataset.image_depth
+    page = render_html(report, thumbnails=thumbnails, storage=run.store.uri, depth=depth)
     files = {
         layout.REPORT: report.to_json(),
-        layout.REPORT_PAGE: render_html(report, thumbnails=thumbnails, storage=run.store.uri).encode(),
+        layout.REPORT_PAGE: page.encode(),
         layout.PREDICTIONS: _to_parquet(predictions),
     }
     number = _free_number(run)

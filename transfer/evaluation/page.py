@@ -11,7 +11,7 @@ import numpy as np
 import yaml
 from markupsafe import Markup
 
-from transfer.config import unfreeze_title
+from transfer.config import Depth, unfreeze_title
 from transfer.config.paths import is_model_file
 from transfer.evaluation import charts
 from transfer.evaluation.metrics import ClassMetrics, Interval, Metrics, Mistake, beats_commonest_class, wilson_interval
@@ -69,7 +69,9 @@ class ClassCounts:
         return sum(self.counts)
 
 
-def render_html(report: Report, *, thumbnails: Mapping[str, bytes], storage: str | None = None) -> str:
+def render_html(
+    report: Report, *, thumbnails: Mapping[str, bytes], storage: str | None = None, depth: Depth = "reject"
+) -> str:
     """Render one self-contained HTML page: no script, no external resource, the same text for the same report.
 
     Args:
@@ -77,6 +79,7 @@ def render_html(report: Report, *, thumbnails: Mapping[str, bytes], storage: str
         thumbnails: Encoded images (JPEG, PNG, …) by the keys of the report's mistakes. A mistake without a readable
             image gets a placeholder.
         storage: Address of the storage of the published model, for the lines that load it; None: without these lines.
+        depth: How the model sees images of 16 bits a channel.
     """
     # Texts of the user are escaped by Jinja or, inside charts, by matplotlib.
     metrics = report.metrics
@@ -109,7 +112,7 @@ def render_html(report: Report, *, thumbnails: Mapping[str, bytes], storage: str
             untrained=report.untrained_classes,
             loss_of_untrained=-math.log(SMALLEST_PROBABILITY),
             absent=[row.name for row in metrics.per_class if row.support == 0],
-            groups=_grouped(report.mistakes, pairs, thumbnails),
+            groups=_grouped(report.mistakes, pairs, thumbnails, depth),
             wrong=metrics.images - metrics.right,
             splits=splits,
             totals=[sum(report.counts[split].values()) for split in splits],
@@ -186,11 +189,13 @@ def _confused_pairs(metrics: Metrics) -> list[ConfusedPair]:
     return sorted(pairs, key=lambda pair: (-pair.count, -pair.share))
 
 
-def _grouped(mistakes: list[Mistake], pairs: list[ConfusedPair], thumbnails: Mapping[str, bytes]) -> list[MistakeGroup]:
+def _grouped(
+    mistakes: list[Mistake], pairs: list[ConfusedPair], thumbnails: Mapping[str, bytes], depth: Depth
+) -> list[MistakeGroup]:
     """The pairs with several pictures, the most confused first, then all other pictures together."""
     of_pair: dict[tuple[str, str], list[tuple[Mistake, Thumbnail | None]]] = {}
     for mistake in mistakes:
-        picture = make_thumbnail(thumbnails[mistake.key]) if mistake.key in thumbnails else None
+        picture = make_thumbnail(thumbnails[mistake.key], depth) if mistake.key in thumbnails else None
         of_pair.setdefault((mistake.truth, mistake.predicted), []).append((mistake, picture))
     groups = [MistakeGroup(pair, tuple(of_pair.get((pair.truth, pair.predicted), ()))) for pair in pairs]
     several = [group for group in groups if len(group.mistakes) > 1]

@@ -79,14 +79,13 @@ class ExtractionActor:
         """The frozen parts whose features are requested, by split."""
         start_worker()
 
-        from transfer.backbone.backbone import pooled, set_precision
-        from transfer.backbone.load import load_backbone
+        from transfer.backbone.backbone import set_precision
+        from transfer.backbone.load import build_backbone
         from transfer.features.frozen import frozen_parts_of
 
         config = self._config
         set_precision(config.training.mixed_precision)
-        backbone = pooled(load_backbone(config.base, storage=config.storage), config.head.pooling)
-        return frozen_parts_of(config, backbone, self._requests)
+        return frozen_parts_of(config, build_backbone(config), self._requests)
 
     @cached_property
     def _extractor(self) -> Extractor:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from transfer.catalog.model import ModelVersion
-from transfer.config import ChecksConfig, Config
+from transfer.config import ChecksConfig, Config, depth_title
 from transfer.dataset.manifest import Dataset, load_dataset
 from transfer.dataset.shards import read_shard
 from transfer.nights.dataset_diff import Difference, compare
@@ -162,6 +162,12 @@ def _look(config: Config, run_id: str, champion: int) -> list[Finding]:
     why = too_few(sum(int(rows.is_new.sum()) for rows in difference.new), checks)
     if why is not None:
         return _without_looking(checks, why)
+    if before.depth != now.depth:
+        # It may refuse the new images, or see them otherwise than the labels were ever compared with.
+        why = (
+            f"The serving model sees dataset.depth {depth_title(before.depth)}, and now it is {depth_title(now.depth)}."
+        )
+        return [*_drift(run, now, difference), *not_asked("agreement", why, checks)]
     return [*_drift(run, now, difference), *_agreement(run, version, now, difference)]
 
 

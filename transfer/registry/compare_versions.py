@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from transfer.config import Config
+from transfer.config import Config, Depth
 from transfer.dataset.manifest import Dataset, Shard
 from transfer.dataset.shards import read_shard
 from transfer.errors import DatasetError
@@ -79,7 +79,8 @@ def compare_versions(
         comparable &= never_trained_on(store, version, dataset, split, asked.digests)
     held_out = HeldOut(asked.keys, asked.digests, np.array(asked.labels, np.int32), comparable, dataset.classes)
     comparison = compare(ours, theirs[0] if theirs else None, held_out, config.nightly.gate)
-    return comparison, _thumbnails(store, shards, asked.digests, {flip.sha256 for flip in comparison.flips})
+    flipped = {flip.sha256 for flip in comparison.flips}
+    return comparison, _thumbnails(store, shards, asked.digests, flipped, dataset.depth)
 
 
 def latencies_ms(models: Sequence[Answers], images: Sequence[bytes]) -> list[float]:
@@ -102,7 +103,7 @@ def latencies_ms(models: Sequence[Answers], images: Sequence[bytes]) -> list[flo
 
 
 def _thumbnails(
-    store: Store, shards: Sequence[Shard], digests: Sequence[str], wanted: set[str]
+    store: Store, shards: Sequence[Shard], digests: Sequence[str], wanted: set[str], depth: Depth
 ) -> dict[str, Thumbnail]:
     """Thumbnails of the `wanted` images; reads only their shards. `digests`: SHA-256 of all images, in order."""
     found: dict[str, Thumbnail | None] = {}
@@ -113,6 +114,6 @@ def _thumbnails(
         if inside:
             table = read_shard(store, shard, columns=["image", "sha256"])
             chosen = table.filter(pc.is_in(table["sha256"], value_set=pa.array(sorted(inside), pa.string())))
-            pictures = map(make_thumbnail, chosen["image"].to_pylist())
+            pictures = [make_thumbnail(image, depth) for image in chosen["image"].to_pylist()]
             found.update(zip(chosen["sha256"].to_pylist(), pictures, strict=True))
     return {digest: picture for digest, picture in found.items() if picture is not None}

@@ -28,6 +28,8 @@ from transfer.features.network import traced
 from transfer.training.inference import trace_inference
 from transfer.training.model import TransferModel
 
+DESCRIPTION = "assets.extra/transfer.json"
+"""What a version is, for people and for this project: a file among its files."""
 FILE_NAME = "tf_serving_warmup_requests"
 """File in `assets.extra` in which TensorFlow Serving looks for warm-up requests."""
 
@@ -70,8 +72,8 @@ def export(
     # SavedModel saves only objects that are reachable through attributes of a Module.
     exported.weights, exported.modules = inference.weights, inference.modules
     tf.saved_model.save(exported, str(folder), signatures=_signatures(model, inference.answer, background))
-    extra = folder / "assets.extra"
-    extra.mkdir()
+    described = folder / DESCRIPTION
+    described.parent.mkdir()
     image_input = model.backbone.image_input
     description = {
         "classes": model.classes,
@@ -81,8 +83,8 @@ def export(
         "background": background,
         "provenance": provenance,
     }
-    (extra / "transfer.json").write_text(json.dumps(description, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    write_warmup_requests(extra, image_input=image_input)
+    described.write_text(json.dumps(description, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_warmup_requests(described.parent, image_input=image_input)
 
 
 def _signatures(model: TransferModel, answer: Any, background: str | None) -> dict[str, Any]:
@@ -106,5 +108,7 @@ def _signatures(model: TransferModel, answer: Any, background: str | None) -> di
 
     return {
         "serving_default": traced(from_image_bytes, tf.TensorSpec([None], tf.string, name="image_bytes")),
-        "pixels": traced(from_pixels, tf.TensorSpec([None, None, None, 3], tf.float32, name="images")),
+        "pixels": traced(
+            from_pixels, tf.TensorSpec([None, None, None, image_input.channels], tf.float32, name="images")
+        ),
     }

@@ -10,6 +10,7 @@ published.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
@@ -20,8 +21,10 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from transfer.dataset.decode import decode_image
+from transfer.config import ImageInput
+from transfer.dataset.decode import decode_pixels
 from transfer.errors import DifferentAnswersError, OutOfMemoryError, ParityError
+from transfer.registry.export import DESCRIPTION
 from transfer.runtime.fork_server import process_pool
 from transfer.runtime.memory import memory_explained, what_did_not_fit
 
@@ -81,9 +84,12 @@ def load_pixels_in_python(folder: Path) -> Answer:
     """Load with Python's loader; the function decodes images with this project's decoder and runs `pixels`."""
     loaded = tf.saved_model.load(str(folder))
     ask = loaded.signatures["pixels"]
+    described = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    # Exports of earlier releases take colors and know no depth. Their size does not matter here.
+    image_input = ImageInput(**described.get("image_input", {"height": 1, "width": 1}))
 
     def answer(images: list[bytes]) -> np.ndarray:
-        decoded = (tf.cast(decode_image(tf.constant(image)), tf.float32) for image in images)
+        decoded = (tf.cast(decode_pixels(tf.constant(image), image_input), tf.float32) for image in images)
         return np.concatenate([_probabilities(ask(images=pixels[None])) for pixels in decoded])
 
     return answer

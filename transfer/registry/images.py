@@ -11,8 +11,8 @@ from urllib.parse import unquote, urlsplit
 
 from transfer.config import StorageConfig
 from transfer.config.paths import path_here
-from transfer.dataset.check import RejectReason
 from transfer.dataset.manifest import IGNORED, MISSING, Reject
+from transfer.dataset.refusals import RejectReason
 from transfer.dataset.sources.base import key_of, read_file, read_object, store_of
 from transfer.dataset.sources.folder import listed_objects
 from transfer.dataset.sources.walk import FolderWalk

@@ -13,8 +13,8 @@ import numpy as np
 
 from transfer.config import Config, DatasetConfig, ImageInput
 from transfer.dataset.batches import checked_and_decoded
-from transfer.dataset.check import RejectedImage
 from transfer.dataset.manifest import Reject
+from transfer.dataset.refusals import RejectedImage
 from transfer.errors import ConfigError
 from transfer.registry.images import Image, find_images
 from transfer.registry.prediction_file import Row, answered, as_json, check_output, deliver, failed, predictions_file

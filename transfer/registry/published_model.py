@@ -18,10 +18,11 @@ import tensorflow as tf
 from transfer.catalog.model import ModelVersion
 from transfer.config import Config, ImageInput
 from transfer.dataset.batches import BinaryColumn
+from transfer.dataset.check import op_text
 from transfer.dataset.manifest import Dataset, Shard
 from transfer.dataset.shards import read_columns, read_shard
 from transfer.dataset.splits import TRAIN
-from transfer.errors import CorruptObjectError, DatasetError, ObjectNotFoundError, TrainingError
+from transfer.errors import CorruptObjectError, DatasetError, ObjectNotFoundError, RegistryError, TrainingError
 from transfer.evaluation.against import SameImages, ServingAnswers
 from transfer.evaluation.evaluate import load_report
 from transfer.evaluation.predictions import Predictions, in_classes
@@ -29,6 +30,7 @@ from transfer.features.forward import CHECKED_ROWS, TOLERANCE, forward_of
 from transfer.features.frozen import FEATURE_CODE_VERSION
 from transfer.features.network import traced, with_constants
 from transfer.registry.describe import classes_in, never_trained_on
+from transfer.registry.export import DESCRIPTION
 from transfer.registry.promote import read_serving
 from transfer.registry.versions import download_version, load_version
 from transfer.runtime.memory import FOR_PREDICTION, memory_explained
@@ -49,9 +51,15 @@ Engine = Literal["auto", "tensorflow", "openvino"]
 def load_answers(store: Store, version: ModelVersion, folder: Path) -> Answers:
     """Load a published version as a function of n encoded images.
 
+    <<<<<<< HEAD
     The function returns `probabilities` float32 [n, classes], `class_index` int32 [n] and `class_name` bytes [n].
     `folder`: destination of the version's files. Raises CorruptObjectError for a wrong byte, RegistryError if the
     version is removed meanwhile, OutOfMemoryError; the function raises OutOfMemoryError, too.
+    =======
+    They are `probabilities` float32 [n, classes], `class_index` int32 [n] and `class_name` bytes [n]. `folder`: where
+    its files are put. Raises CorruptObjectError for a wrong byte, RegistryError when the version is removed meanwhile,
+    OutOfMemoryError, as the answers do. They raise RegistryError for an image that the version does not decode.
+    >>>>>>> part-b
     """
     return PublishedModel(version, download_version(store, version, folder)).answer
 
@@ -80,7 +88,7 @@ class PublishedModel:
 
     @cached_property
     def _description(self) -> dict[str, Any]:
-        described: dict[str, Any] = json.loads((self._files / "assets.extra/transfer.json").read_text(encoding="utf-8"))
+        described: dict[str, Any] = json.loads((self._files / DESCRIPTION).read_text(encoding="utf-8"))
         return described
 
     @property
@@ -91,9 +99,16 @@ class PublishedModel:
     def answer(self, encoded: list[bytes]) -> dict[str, Any]:
         """Run the signature for encoded images. Returns its outputs by name."""
         work = f"{self.subject}, asked about at most {BATCH_SIZE} images at a time,"
-        with memory_explained(work, advice=self.advice):
-            answers = self._loaded.signatures["serving_default"](image_bytes=tf.constant(encoded))
-            return {name: value.numpy() for name, value in answers.items()}
+        try:
+            with memory_explained(work, advice=self.advice):
+                answers = self._loaded.signatures["serving_default"](image_bytes=tf.constant(encoded))
+                return {name: value.numpy() for name, value in answers.items()}
+        except tf.errors.InvalidArgumentError as error:
+            raise RegistryError(
+                f"{self.subject} does not decode an image: {op_text(error)}.",
+                advice="The dataset was made with another dataset.depth, or by another release, than the one that it "
+                "was trained on. Promote a version that decodes such images with `transfer registry promote`.",
+            ) from error
 
     def answers(self, batches: Iterator[Batch], *, engine: Engine) -> Iterator[np.ndarray]:
         """Yield probabilities float32 [n, classes] for each batch, in order; batches are read a little ahead.

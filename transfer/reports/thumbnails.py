@@ -10,6 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageOps
 
+from transfer.config import Depth
+from transfer.dataset.formats import is_deep_png
+from transfer.dataset.pillow import is_deep
+
 logger = logging.getLogger(__name__)
 
 MAX_SIDE = 160
@@ -31,10 +35,13 @@ class Thumbnail:
         return max(self.width, self.height) <= _LOSSLESS_SIDE
 
 
-def make_thumbnail(data: bytes) -> Thumbnail | None:
-    """Make a small picture of an encoded image, honoring EXIF orientation; None if it cannot be read."""
+def make_thumbnail(data: bytes, depth: Depth = "reject") -> Thumbnail | None:
+    """Make a small picture of an encoded image, honoring EXIF orientation; None if it cannot be read.
+
+    `depth`: how a model sees 16 bits a channel. Of colors of 16 bits only the upper 8 are shown so.
+    """
     try:
-        picture = _small_picture(data)
+        picture = _small_picture(data, depth)
     except Exception as error:  # noqa: BLE001 - decoders raise nearly anything, and no picture is worth losing the report
         logger.warning("No thumbnail for an image of %d bytes: %s", len(data), error)
         return None
@@ -49,17 +56,28 @@ def make_thumbnail(data: bytes) -> Thumbnail | None:
     return Thumbnail(uri, *picture.size)
 
 
-def _small_picture(data: bytes) -> Image.Image:
+def _small_picture(data: bytes, depth: Depth) -> Image.Image:
     with Image.open(io.BytesIO(data)) as image:
         image.draft("RGB", (MAX_SIDE, MAX_SIDE))  # lets libjpeg decode large photos at a fraction of their size
         upright = ImageOps.exif_transpose(image)
-    if upright.mode.startswith("I"):
-        # 16-bit grayscale: training uses the high byte; Pillow's conversion would clip to white.
-        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+    if is_deep(upright):
+        # Pillow's conversion would clip to white.
+        upright = Image.fromarray(_in_window(np.asarray(upright), depth))
+    elif is_deep_png(data) and depth != "reject":
+        upright = Image.fromarray(_in_window(np.asarray(upright.convert("RGB"), np.uint16) * 257, depth))
     picture = _as_the_network_sees_it(upright, is_gif=image.format == "GIF")
     picture.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
     picture.info.clear()  # no EXIF, comments or profiles of the original in a report that is passed around
     return picture
+
+
+def _in_window(values: np.ndarray, depth: Depth) -> np.ndarray:
+    """Values of 16 bits as uint8, as `decode_image` shows them to a network, rounded."""
+    if depth == "reject":
+        return (values >> 8).astype(np.uint8)
+    low, high = (int(values.min()), int(values.max())) if isinstance(depth, str) else depth
+    shown: np.ndarray = np.rint((np.clip(values, low, high) - float(low)) * 255 / max(high - low, 1))
+    return shown.astype(np.uint8)
 
 
 def _as_the_network_sees_it(picture: Image.Image, *, is_gif: bool) -> Image.Image:

@@ -10,8 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from transfer.augmentation import KeyedDropout
-from transfer.backbone.backbone import Backbone, pooled
-from transfer.backbone.load import load_backbone
+from transfer.backbone.backbone import Backbone
+from transfer.backbone.load import build_backbone
 from transfer.config import Config, HeadConfig
 from transfer.errors import ConfigError
 
@@ -164,11 +164,6 @@ def build_model(config: Config, classes: list[str]) -> TransferModel:
     """
     backbone = build_backbone(config)
     return TransferModel(backbone, build_head_for(backbone, config, classes), classes, digest=backbone.digest())
-
-
-def build_backbone(config: Config) -> Backbone:
-    """The pretrained base, pooled as the head wants it. Raises BackboneError when it cannot be loaded."""
-    return pooled(load_backbone(config.base, storage=config.storage), config.head.pooling)
 
 
 def build_head_for(

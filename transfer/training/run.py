@@ -20,9 +20,16 @@ from transfer import __version__
 from transfer.backbone.identity import base_digests, base_identity
 from transfer.catalog import layout
 from transfer.catalog.run import ReportEntry, RunStart
-from transfer.config import NOT_LEARNED, Config, Decides, deciding
+from transfer.config import NOT_LEARNED, Config, Decides, deciding, depth_title
 from transfer.dataset.manifest import Dataset
-from transfer.errors import AlreadyExistsError, BaseChangedError, ObjectNotFoundError, RunConflictError, TrainingError
+from transfer.errors import (
+    AlreadyExistsError,
+    BaseChangedError,
+    ConfigError,
+    ObjectNotFoundError,
+    RunConflictError,
+    TrainingError,
+)
 from transfer.storage import Log, Store, as_model, now_utc, put_document, read_document
 from transfer.training.rows import Fold
 
@@ -95,8 +102,15 @@ def open_run(
     """Start the run, or find the one that was started with the same configuration and dataset version.
 
     The run of a fold has an id of its own. `started_by`: folder of the night or the sweep that it is a run of. Raises
-    RunConflictError, listing the differing keys, when a run of that id was started with another configuration.
+    RunConflictError, listing the differing keys, when a run of that id was started with another configuration;
+    ConfigError when the dataset version was made with another `dataset.depth`.
     """
+    if dataset.depth != config.dataset.image_depth:
+        raise ConfigError(
+            f"dataset.depth is {depth_title(config.dataset.image_depth)}, and {dataset.reference} was made with "
+            f"{depth_title(dataset.depth)}.",
+            advice="Ingest again: that makes a version with this depth. Or set dataset.depth back.",
+        )
     run_id = run_id or run_id_for(config, dataset)
     learned = identity(config, dataset)
     if fold is not None:

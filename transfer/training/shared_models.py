@@ -23,11 +23,12 @@ import tensorflow as tf
 from transfer.augmentation import Augmentation
 from transfer.backbone.backbone import Backbone, set_precision
 from transfer.backbone.identity import base_digests
+from transfer.backbone.load import build_backbone
 from transfer.config import Config, Decides, PhaseConfig, Varies, deciding
 from transfer.dataset.manifest import Dataset
 from transfer.errors import BaseChangedError
 from transfer.training.checkpoints import Checkpoint, Checkpoints, assign
-from transfer.training.model import TransferModel, build_backbone, build_head_for
+from transfer.training.model import TransferModel, build_head_for
 from transfer.training.rows import untrained_classes
 from transfer.training.run import Run, hold_to_base
 from transfer.training.step import PhaseProgram, create_strategy
@@ -125,6 +126,7 @@ class SharedModels:
             config.base.model_dump_json(),
             tuple(files.items()),
             config.storage.model_dump_json(),
+            config.image_input,
             config.head.pooling,
             config.training.mixed_precision,
         )

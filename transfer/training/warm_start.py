@@ -145,7 +145,7 @@ def _check_agreement(reference: str, theirs: Run, ours: Config) -> None:
 def _check_same_base(reference: str, theirs: Run, ours: Run) -> None:
     """Raise ConfigError where one base is another network than the other, however alike they are configured."""
     # Images seen otherwise, or another precision, make another network of the same weights.
-    seen = [(run.config.base.image_input, run.config.training.mixed_precision) for run in (theirs, ours)]
+    seen = [(run.config.image_input, run.config.training.mixed_precision) for run in (theirs, ours)]
     there, here = pinned_base(theirs), pinned_base(ours)
     if seen[0] == seen[1] and there is not None and here is not None and there != here:
         raise _refused(

@@ -8,9 +8,10 @@ import pytest
 
 from tests.digits import digits_config
 from transfer.api.keras_model import standalone_model
+from transfer.backbone.load import build_backbone
 from transfer.demo import BASE_PATH
 from transfer.training.inference import trace_inference
-from transfer.training.model import TransferModel, build_backbone, build_head_for
+from transfer.training.model import TransferModel, build_head_for
 
 
 def model_of(**changes):
@@ -26,13 +27,15 @@ def model_of(**changes):
     [
         {"model": str(BASE_PATH), "image_size": 32, "preprocessing": "-1..1"},
         {"model": "VGG16", "weights": "none", "image_size": 32},  # BGR, centred
+        {"model": "MobileNet", "weights": "none", "image_size": 32, "channels": 1, "options": {"alpha": 0.25}},
     ],
 )
 def test_it_answers_as_what_is_published_and_consists_of_layers_of_keras(base, tmp_path):
     model = model_of(base=base, head={"hidden": [8], "dropout": 0.5})
     standalone = standalone_model(model, name="digits")
     assert "transfer" not in json.dumps(standalone.get_config())
-    images = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, 3)).astype(np.float32)
+    channels = base.get("channels", 3)
+    images = np.random.default_rng(0).uniform(0, 255, (2, 32, 32, channels)).astype(np.float32)
     expected = trace_inference(model, graph="plain").answer(images).numpy()
     np.testing.assert_allclose(standalone(images).numpy(), expected, atol=1e-5)
     assert (expected[:, 1] == 0).all()

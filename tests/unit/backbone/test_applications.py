@@ -249,3 +249,15 @@ def test_a_half_has_a_digest_of_its_own_that_the_other_half_does_not_touch():
     assert network_digest(again.cut(3)[0]) == frozen
     assert network_digest(again.cut(3)[1]) != unfrozen
     assert network_digest(again.cut(4)[0]) != frozen
+
+
+def test_a_network_of_one_channel_has_no_imagenet_weights_and_no_mean_of_three_colors():
+    gray = {"weights": "none", "image_size": 32, "channels": 1}
+    mobile = BaseNetworkConfig(model="MobileNetV2", options={"alpha": 0.35}, **gray)
+    assert load_backbone(mobile).network.input_shape == (None, 32, 32, 1)
+    with pytest.raises(BackboneError, match=r"base.channels is 1, and the imagenet weights of MobileNetV2 take 3"):
+        load_backbone(mobile.model_copy(update={"weights": "imagenet"}))
+    vgg = BaseNetworkConfig(model="VGG16", **gray)
+    with pytest.raises(BackboneError, match=r"VGG16 preprocesses pixels of 3 channels\..*Set base.preprocessing"):
+        load_backbone(vgg)
+    assert load_backbone(vgg.model_copy(update={"preprocessing": "0..1"})).network.input_shape == (None, 32, 32, 1)

@@ -97,11 +97,11 @@ def test_a_model_with_two_outputs_is_refused(tmp_path):
         load(tmp_path / "two.keras")
 
 
-def test_a_model_of_grey_images_is_refused(tmp_path):
-    images = keras.Input((16, 16, 1))
-    keras.Model(images, keras.layers.Conv2D(2, 3)(images)).save(tmp_path / "grey.keras")
-    with pytest.raises(BackboneError, match=r"takes float32 of shape \(None, 16, 16, 1\)"):
-        load(tmp_path / "grey.keras")
+def test_a_model_of_images_of_two_channels_is_refused(tmp_path):
+    images = keras.Input((16, 16, 2))
+    keras.Model(images, keras.layers.Conv2D(2, 3)(images)).save(tmp_path / "two.keras")
+    with pytest.raises(BackboneError, match=r"takes float32 of shape \(None, 16, 16, 2\)"):
+        load(tmp_path / "two.keras")
 
 
 def test_an_output_that_is_no_feature_is_refused_with_advice_to_tap(tmp_path):
@@ -232,3 +232,13 @@ def test_random_layers_in_a_file_do_nothing_and_leave_no_trace(tmp_path, images)
     assert len(model.cut("all").variables) == len(plain.trainable_variables)
     assert sum(block.parameters for block in backbone.blocks) == plain.count_params()
     assert backbone.digest() == digest == load(tmp_path / "base.keras").digest()
+
+
+def test_a_gray_network_takes_one_channel_and_says_which_key_is_missing(tmp_path):
+    functional((None, None, 1)).save(tmp_path / "gray.keras")
+    assert load(tmp_path / "gray.keras", channels=1).network.input_shape == (None, 16, 16, 1)
+    with pytest.raises(BackboneError, match=r"1 channel and base.channels is 3\..*Set base.channels to 1"):
+        load(tmp_path / "gray.keras")
+    functional().save(tmp_path / "color.keras")
+    with pytest.raises(BackboneError, match=r"3 channels and base.channels is 1\..*Set base.channels to 3"):
+        load(tmp_path / "color.keras", channels=1)

@@ -7,10 +7,10 @@ import pytest
 
 from tests.changed_keys import changed_keys
 from tests.digits import digits_config
-from transfer.config import NOT_LEARNED, Decides, deciding
+from transfer.backbone.load import build_backbone
+from transfer.config import NOT_LEARNED, Decides, deciding, parse_config
 from transfer.features.frozen import frozen_parts_of
 from transfer.training.feature_plan import requests_of
-from transfer.training.model import build_backbone
 
 NOT_IN_THE_DIGEST = {
     "a permission": "base.accept_head",
@@ -65,7 +65,8 @@ def test_each_key_that_decides_the_output_of_the_frozen_part_is_in_its_digest(co
     changed = changed_keys(config, **values)
     # Which images there are, shards say. Options make another network, of keras.applications alone.
     looked_at = {key: changed[key] for key in changed if key.partition(".")[0] not in {*NOT_LEARNED, "dataset"}}
-    del looked_at["base.options"]
+    # A file has one number of channels; with another one, its network and its digest are others anyway.
+    del looked_at["base.options"], looked_at["base.channels"]
     assert None not in looked_at.values()
     seen = {key for key, other in looked_at.items() if digest_of(other) != before}
     stated = {key for key in looked_at if stands_at(key, deciding(config, Decides.FEATURES))}
@@ -73,3 +74,13 @@ def test_each_key_that_decides_the_output_of_the_frozen_part_is_in_its_digest(co
     # The same file again is the same; another one under its name is not.
     shutil.copy(tmp_path / "other.keras", tmp_path / "base.keras")
     assert digest_of(config) != before
+
+
+def test_the_same_shard_in_another_window_is_another_digest(config):
+    depths = ["reject", "scale", {"window": [0, 4095]}, {"window": [0, 4096]}]
+    digests = {digest_of(with_depth(config, depth)) for depth in depths}
+    assert len(digests) == len(depths)
+
+
+def with_depth(config, depth):
+    return parse_config({**config.model_dump(), "dataset": {"source": "images", "depth": depth}})

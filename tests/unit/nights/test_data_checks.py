@@ -3,9 +3,21 @@
 import pytest
 
 from tests.contenders import summed_up
-from transfer.config import ChecksConfig
-from transfer.nights.data_checks import check_agreement, check_change, check_drift, not_asked, refusals, too_few
+from tests.shades import CENTERS, CLASSES, World, some_images
+from transfer.config import ChecksConfig, parse_config
+from transfer.dataset.manifest import dataset_log
+from transfer.dataset.shards import write_shard
+from transfer.nights.data_checks import (
+    check_agreement,
+    check_change,
+    check_drift,
+    look_at_new,
+    not_asked,
+    refusals,
+    too_few,
+)
 from transfer.nights.summary import ClassChange
+from transfer.training.run import open_run
 
 
 def change_of(classes, *, before="pets/00000001", rejected=0):
@@ -167,3 +179,20 @@ def test_only_what_is_to_be_refused_and_did_not_pass_is_a_refusal():
 def test_how_few_is_too_few_is_said():
     assert too_few(1, ChecksConfig()) == "There is 1 new image; the check needs at least 20 (checks.min_new_images)."
     assert too_few(20, ChecksConfig()) is None
+
+
+def test_a_model_that_sees_another_depth_is_not_asked_whether_it_agrees(tmp_path):
+    world = World(tmp_path, test=0.2, validation=0.2)
+    champion = world.publish(CLASSES, list(CENTERS.values()))
+    new = write_shard(world.store, some_images(seed=1)[:40], split="train")
+    now = world.dataset.model_copy(
+        update={"number": 2, "parent": 1, "depth": "scale", "shards": [*world.dataset.shards, new]}
+    )
+    dataset_log(world.store, "shades").append(now.model_dump(mode="json"))
+    changes = {"dataset": {**world.config.dataset.model_dump(), "depth": "scale"}}
+    config = parse_config({**world.config.model_dump(), **changes, "nightly": {"checks": {"drift": {"action": "off"}}}})
+    run = open_run(world.store, config, now)
+    (finding,) = look_at_new(config, run_id=run.id, champion=champion.number)
+    assert finding.check == "agreement"
+    assert (finding.found, finding.passed) == (None, True)
+    assert "The serving model sees dataset.depth reject, and now it is scale." in finding.text

@@ -1,9 +1,11 @@
 """A published model answers whoever loads it, whatever its base is; and one that does not is not published."""
 
 import io
+import json
 import warnings
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -12,7 +14,7 @@ import tensorflow as tf
 from PIL import Image
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog
 
-from tests.images import encode, picture
+from tests.images import deep_png, encode, picture
 from tests.trained import plain_logits
 from tests.unit.backbone.conftest import export_module
 from tests.unit.registry.c_api import answer_of_c_api
@@ -21,9 +23,10 @@ from transfer.backbone.files import RANGES
 from transfer.backbone.load import load_backbone
 from transfer.config import BaseNetworkConfig, HeadConfig, ImageInput
 from transfer.dataset.decode import load_image
-from transfer.errors import OutOfMemoryError, ParityError
-from transfer.registry.export import export
+from transfer.errors import OutOfMemoryError, ParityError, RegistryError
+from transfer.registry.export import DESCRIPTION, export
 from transfer.registry.export_proof import LOADERS, TOLERANCE, Loader, check_outcome, compare, outcomes_of
+from transfer.registry.published_model import PublishedModel
 from transfer.training import inference
 from transfer.training.model import TransferModel, build_head
 
@@ -172,6 +175,34 @@ def test_a_model_fits_files_and_pixels_of_any_size_as_it_was_trained(fit, tmp_pa
     assert all(difference <= TOLERANCE for difference in found.values()), found
 
 
+@pytest.mark.parametrize(("channels", "depth"), [(1, (0, 4095)), (3, "scale")])
+def test_a_model_sees_files_of_16_bits_and_gray_as_it_was_trained(channels, depth, tmp_path):
+    image_input = ImageInput(SIZE, SIZE, channels=channels, depth=depth)
+    model = model_on(convolutions(shape=image_input.shape), image_input)
+    export(model, tmp_path / "exported", provenance={})
+    draw = np.random.default_rng(4)
+    files = [deep_png(draw.integers(100, 4000, (40, 50))), deep_png(draw.integers(0, 60000, (32, 32, 3)))]
+    files += [encode(picture(), "JPEG"), encode(picture().convert("L"), "PNG")]
+    pixels = np.stack([load_image(tf.constant(file), image_input) for file in files])
+    assert pixels.min(axis=(1, 2, 3)).max() < pixels.max(axis=(1, 2, 3)).min()  # None of them is black.
+    expected = expected_of(model, pixels)
+    found = compare(tmp_path / "exported", files, expected, LOADERS)
+    assert all(difference <= TOLERANCE for difference in found.values()), found
+    described = json.loads((tmp_path / "exported" / DESCRIPTION).read_text())
+    assert ImageInput(**described["image_input"]) == image_input
+    if channels == 1:
+        question, answer = names_of_pixels(tmp_path / "exported")
+        by_c_api = answer_of_c_api(tmp_path / "exported", question, answer, pixels, classes=len(CLASSES))
+        np.testing.assert_allclose(by_c_api, expected, atol=TOLERANCE)
+
+
+def test_a_published_model_says_that_it_does_not_decode_an_image(tmp_path):
+    export(model_on(convolutions()), tmp_path / "exported", provenance={})
+    model = PublishedModel(SimpleNamespace(model="lungs", number=3, classes=CLASSES), tmp_path / "exported")
+    with pytest.raises(RegistryError, match=r"Version 3 of lungs does not decode an image: .*nearly black.*99"):
+        model.answer([encode(picture(), "JPEG"), deep_png(np.full((8, 8), 99))])
+
+
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """A model with variables, exported; and the model."""
@@ -183,13 +214,18 @@ def exported(tmp_path_factory):
     return folder, model
 
 
-def test_the_c_api_which_is_the_loader_of_tensorflow_serving_gets_them_too(exported):
-    folder, model = exported
-    _, pixels = pictures()
+def names_of_pixels(folder):
+    """What the signature `pixels` is asked by, and answers with, in its graph."""
     signature = tf.compat.v1.saved_model.load(
         tf.compat.v1.Session(graph=tf.Graph()), ["serve"], str(folder)
     ).signature_def["pixels"]
-    question, answer = signature.inputs["images"].name, signature.outputs["probabilities"].name
+    return signature.inputs["images"].name, signature.outputs["probabilities"].name
+
+
+def test_the_c_api_which_is_the_loader_of_tensorflow_serving_gets_them_too(exported):
+    folder, model = exported
+    _, pixels = pictures()
+    question, answer = names_of_pixels(folder)
     found = answer_of_c_api(folder, question, answer, pixels, classes=len(CLASSES))
     np.testing.assert_allclose(found, expected_of(model, pixels), atol=TOLERANCE)
 
@@ -267,6 +303,8 @@ class Tampered(tf.Module):
             ),
         }
         tf.saved_model.save(self, str(folder), signatures=signatures)
+        (folder / DESCRIPTION).parent.mkdir()
+        (folder / DESCRIPTION).write_text(json.dumps({"image_input": SQUARE.describe()}))
 
 
 @pytest.mark.parametrize(

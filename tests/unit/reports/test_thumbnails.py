@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.images import encoded
+from tests.images import deep_png, encoded
 from transfer.dataset.decode import decode_image
 from transfer.reports.thumbnails import make_thumbnail
 
@@ -72,3 +72,14 @@ def test_sixteen_bit_gray_keeps_its_shades():
 def test_truncated_picture_has_no_thumbnail_and_says_so_in_the_log(caplog):
     assert make_thumbnail(encoded(300, 300, kind="JPEG")[:-200]) is None
     assert "No thumbnail" in caplog.text
+
+
+@pytest.mark.parametrize("depth", ["scale", (500, 3000)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_picture_of_16_bits_is_shown_in_the_models_window(depth, channels):
+    values = np.stack([np.arange(4096, dtype=np.uint16).reshape(64, 64)] * channels, axis=-1)
+    data = deep_png(values[..., 0] if channels == 1 else values)
+    shown = np.asarray(decoded(make_thumbnail(data, depth))).astype(int)
+    # Of colors, Pillow has 16 levels of these, and a window of their values.
+    close = 1 if channels == 1 else 30
+    assert np.abs(shown - decode_image(data, depth=depth).numpy()).max() <= close

@@ -7,7 +7,14 @@ from tests.digits import digits_config
 from tests.published import first_version
 from transfer.catalog.run import Progress
 from transfer.dataset.manifest import dataset_log, load_dataset
-from transfer.errors import AlreadyExistsError, CorruptObjectError, RunBusyError, RunConflictError, TrainingError
+from transfer.errors import (
+    AlreadyExistsError,
+    ConfigError,
+    CorruptObjectError,
+    RunBusyError,
+    RunConflictError,
+    TrainingError,
+)
 from transfer.storage import open_store, put_document
 from transfer.training.checkpoints import Checkpoints
 from transfer.training.run import identity, load_run, open_run, run_id_for
@@ -149,3 +156,12 @@ def test_a_run_that_does_not_exist_is_named(tmp_path):
     config = config_in(tmp_path)
     with pytest.raises(TrainingError, match="no run `nowhere`"):
         load_run(open_store(config.storage), "nowhere", config)
+
+
+def test_a_dataset_version_of_another_depth_is_refused(tmp_path, dataset):
+    """Its files are the same, so nothing else would tell: the model would see other pictures than the version says."""
+    config = config_in(tmp_path, dataset={"source": "images", "depth": {"window": [0, 4095]}})
+    with pytest.raises(ConfigError, match=r"dataset.depth is window 0 to 4,095, and .* was made with reject"):
+        open_run(open_store(config.storage), config, dataset)
+    windowed = dataset.model_copy(update={"depth": (0, 4095)})
+    assert open_run(open_store(config.storage), config, windowed)
