@@ -51,15 +51,10 @@ Engine = Literal["auto", "tensorflow", "openvino"]
 def load_answers(store: Store, version: ModelVersion, folder: Path) -> Answers:
     """Load a published version as a function of n encoded images.
 
-    <<<<<<< HEAD
     The function returns `probabilities` float32 [n, classes], `class_index` int32 [n] and `class_name` bytes [n].
     `folder`: destination of the version's files. Raises CorruptObjectError for a wrong byte, RegistryError if the
-    version is removed meanwhile, OutOfMemoryError; the function raises OutOfMemoryError, too.
-    =======
-    They are `probabilities` float32 [n, classes], `class_index` int32 [n] and `class_name` bytes [n]. `folder`: where
-    its files are put. Raises CorruptObjectError for a wrong byte, RegistryError when the version is removed meanwhile,
-    OutOfMemoryError, as the answers do. They raise RegistryError for an image that the version does not decode.
-    >>>>>>> part-b
+    version is removed meanwhile, OutOfMemoryError. The function raises OutOfMemoryError, too, and RegistryError for an
+    image that the version does not decode.
     """
     return PublishedModel(version, download_version(store, version, folder)).answer
 
