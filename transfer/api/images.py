@@ -25,7 +25,7 @@ Image = str | os.PathLike[str] | bytes | np.ndarray | PillowImage
 """A path, an `s3://` address, the bytes of a file, an image of Pillow, or pixels: uint8 [height, width, 3], RGB."""
 _KINDS = (str, os.PathLike, bytes, np.ndarray, PillowImage)
 Batch = tuple[list[bytes], np.ndarray]
-"""Encoded images, and the same decoded: float32 [n, size, size, 3] in 0..255."""
+"""Encoded images, and the same decoded: float32 [n, height, width, channels] in 0..255."""
 
 BATCH_SIZE = 32
 

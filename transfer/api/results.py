@@ -154,7 +154,7 @@ class TrainedRun:
         """Build the model as a `keras.Model` of Keras's own layers, with a copy of the weights.
 
         Returns:
-            Model from pixels, float32 [batch, height, width, 3] in 0..255, to probabilities, float32
+            Model from pixels, float32 [batch, height, width, channels] in 0..255, to probabilities, float32
             [batch, classes].
 
         Raises:
