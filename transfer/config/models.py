@@ -147,7 +147,8 @@ class DatasetConfig(Section, decides=Decides.DATA):
     """Names that changed, `{old: new}`: labels of the source and classes of earlier versions get the new name. Two old
     names may become one, unless both have an index already. No name may be both old and new."""
     transcode: bool = False
-    """Turn formats that the serving graph cannot decode (TIFF, AVIF, HEIC, …) into PNG instead of refusing them."""
+    """Turn formats that the serving graph cannot decode (TIFF, AVIF, HEIC, …) into PNG instead of refusing them at
+    ingest. `predict` always does."""
     background: str | None = None
     """Color under transparent pixels: `black`, `white` or `"#rrggbb"`, in quotes. Images with transparent pixels
     are stored on it, and the published model puts them on it. Default: the color that the file has under them.

@@ -150,21 +150,22 @@ def decoded(encoded: bytes, *, image_input: ImageInput) -> np.ndarray:
 
 
 def checked_and_decoded(
-    data: bytes, *, key: str, image_input: ImageInput, limits: DatasetConfig, transcode: bool, background: str | None
+    data: bytes, *, key: str, image_input: ImageInput, limits: DatasetConfig
 ) -> tuple[bytes, np.ndarray] | RejectedImage:
-    """Check a file as an ingest does, and decode its image.
+    """Check a file to be predicted as an ingest does, and decode its image.
 
-    `key`: name of the file. `limits`: largest file size and number of pixels. `transcode`, `background`: as in
-    `check_image`. Returns the bytes that an ingest would store and float32 [height, width, channels] in 0..255, or the
-    reason for which the image is rejected.
+    Whatever can be transcoded is, whether or not the dataset's images were: a prediction stores nothing, so nothing
+    speaks for a refusal. `key`: name of the file. `limits`: largest file size and number of pixels, and the background
+    of transparent pixels. Returns the bytes that an ingest would store and float32 [height, width, channels] in 0..255,
+    or the reason for which the image is rejected.
     """
     outcome = check_image(
         data,
         key=key,
         max_pixels=limits.max_pixels,
         max_file_size_bytes=limits.max_file_size_bytes,
-        transcode=transcode,
-        background=background,
+        transcode=True,
+        background=limits.background,
         depth=image_input.depth,
     )
     if isinstance(outcome, RejectedImage):
