@@ -118,7 +118,9 @@ def _add_version(candidates: Candidates, checked: CheckedColumns) -> Dataset:
     parent_shards = recorded if parent else []
     if parent is not None:
         _warn_of_moved(candidates, images, parent_shards, since=parent.reference)
-    plan = plan_shards(images, parent_shards, shard_size_bytes=options.shard_size_bytes)
+    # All shards of a version have the column of groups, or none has: also those without a grouped image.
+    has_same_columns = parent is not None and parent.groups_in_shards == selection.splitting.groups_in_shards
+    plan = plan_shards(images, parent_shards if has_same_columns else [], shard_size_bytes=options.shard_size_bytes)
     if (
         parent is not None
         and plan.leaves_as_it_is(parent.shards)

@@ -175,7 +175,7 @@ def read_recorded(store: Store, dataset: Dataset | None) -> list[ParentShard]:
 
     Raises CorruptObjectError, ObjectNotFoundError, StorageError.
     """
-    has_groups = dataset is not None and dataset.splitting is not None and dataset.splitting.groups_in_shards
+    has_groups = dataset is not None and dataset.groups_in_shards
 
     def read(shard: Shard) -> ParentShard:
         table = read_columns(store, shard, ["sha256", "label", *(["group"] if has_groups else [])])
