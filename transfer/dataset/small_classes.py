@@ -27,9 +27,9 @@ def place_images(
 ) -> tuple[np.ndarray, dict[str, str]]:
     """The splits of all images, int8 [n], and the placed ones among them: `{sha256: split}`.
 
-    A class should have a training image, and one in test and in validation where its share of that is half an image or
-    more. Where it has none, the first of its new images by SHA-256 is placed there. A split gives up no last image of a
-    class, unless it is the only one for training.
+    A class should have a training image, and one in test and in validation where that split's share of its drawn images
+    is half an image or more. Where it has none, the first of its new images by SHA-256 is placed there. A split gives up
+    no last image of a class, unless it is the only one for training.
 
     `drawn` bool [n]: whose split in `images` was drawn by their own content. `shares` are those of each split in what
     is drawn. `placed` is what the latest version says of its own images, `recorded` its shards. An image that has left
@@ -49,7 +49,8 @@ def place_images(
     for of_class in np.split(order, np.flatnonzero(np.diff(images.labels[order])) + 1):
         for split in (TRAIN, TEST, VALIDATION):
             counts = np.bincount(splits[of_class], minlength=len(SPLITS))
-            is_due = split == TRAIN or shares[split] * len(of_class) >= _SMALLEST_SHARE_IN_IMAGES
+            share_in_images = shares[split] * np.count_nonzero(drawn[of_class])
+            is_due = split == TRAIN or share_in_images >= _SMALLEST_SHARE_IN_IMAGES
             if counts[SPLITS.index(split)] or not is_due:
                 continue
             gives = counts > (0 if split == TRAIN else 1)

@@ -99,6 +99,18 @@ def test_a_class_with_images_in_held_out_splits_only_gets_one_for_training(count
     assert sorted(found.values()) == ["test"] * (count - 1) + ["train"]
 
 
+def test_given_test_images_do_not_count_towards_whether_validation_is_due():
+    shares = {"train": 0.85, "validation": 0.15, "test": 0.0}
+    # 15 % of 3 images are less than half a one; of 4 images they are more.
+    for in_train, placed_count in ((3, 0), (4, 1)):
+        _, images = images_of(dict.fromkeys(range(in_train + 5), 0))
+        images.splits[:] = [SPLITS.index("train")] * in_train + [SPLITS.index("test")] * 5
+        drawn = images.splits == SPLITS.index("train")
+        splits, placed = place_images(images, drawn, shares=shares, placed={}, recorded=[])
+        assert list(placed.values()) == ["validation"] * placed_count
+        assert (splits[~drawn] == SPLITS.index("test")).all()
+
+
 def splits_by_digest(store, dataset):
     return {
         digest: shard.split
