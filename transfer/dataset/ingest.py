@@ -128,7 +128,7 @@ def _add_version(candidates: Candidates, checked: CheckedColumns) -> Dataset:
         == (parent.classes, parent.background, parent.depth, parent.splitting)
     ):
         logger.info("%s has these images already.", parent.reference)
-        if ledger != parent.rejects:
+        if ledger and ledger != parent.rejects:
             logger.info("What was refused this time is in %s.", ledger)
         return parent
     number = latest.number + 1 if latest else 1
