@@ -5,9 +5,13 @@ uncompressed (encoded images do not compress), without dictionaries and statisti
 bytes. A row group holds about 8 MiB of images, which a reader or writer needs in memory at once. Pages have checksums,
 for readers of a few columns, which cannot verify the digest of the object.
 
-Of byte-identical images with one label only the first in the source's order is stored. If they have several labels, all
-of them are refused, because no label is known to be right. A shard of the parent version stays if the new version has
-all of its rows with the same label, group and split. All other images go to new shards, sorted by digest.
+Of byte-identical images with one label only one is stored: a copy that is given to test, else to validation, else to
+train, else one without a given split; of several such copies the first in the source's order. Only with
+`dataset.prefer` may copies be given to several splits. If copies have several labels, all of them are refused, because
+no label is known to be right.
+
+A shard of the parent version stays if the new version has all of its rows with the same label, group and split. All
+other images go to new shards, sorted by digest.
 """
 
 from __future__ import annotations
@@ -161,8 +165,8 @@ class Images:
 
 
 @dataclass(frozen=True)
-class ParentShard:
-    """The rows of a shard of the parent version: `words` uint64 [n, 4], `labels` int32 [n], `groups` uint64 [n]."""
+class RecordedShard:
+    """What a shard of a version holds: `words` uint64 [n, 4], `labels` int32 [n], `groups` uint64 [n]."""
 
     shard: Shard
     words: np.ndarray
@@ -170,18 +174,18 @@ class ParentShard:
     groups: np.ndarray
 
 
-def read_recorded(store: Store, dataset: Dataset | None) -> list[ParentShard]:
+def read_recorded(store: Store, dataset: Dataset | None) -> list[RecordedShard]:
     """Read which images the shards of a version hold, not the images; nothing of None.
 
     Raises CorruptObjectError, ObjectNotFoundError, StorageError.
     """
     has_groups = dataset is not None and dataset.groups_in_shards
 
-    def read(shard: Shard) -> ParentShard:
+    def read(shard: Shard) -> RecordedShard:
         table = read_columns(store, shard, ["sha256", "label", *(["group"] if has_groups else [])])
         groups = group_hashes(table["group"].to_pylist() if has_groups else [None] * len(table))
         words = as_words(bytes.fromhex("".join(table["sha256"].to_pylist())), 32)
-        return ParentShard(shard, words, table["label"].to_numpy(), groups)
+        return RecordedShard(shard, words, table["label"].to_numpy(), groups)
 
     with ThreadPoolExecutor(READERS) as pool:
         return list(pool.map(read, dataset.shards if dataset else []))
@@ -310,7 +314,7 @@ def _conflicts(listing: Listing, rows: np.ndarray, group: np.ndarray) -> Iterato
             )
 
 
-def plan_shards(images: Images, parent: Sequence[ParentShard], *, shard_size_bytes: int) -> ShardPlan:
+def plan_shards(images: Images, parent: Sequence[RecordedShard], *, shard_size_bytes: int) -> ShardPlan:
     """Decide which shards stay and which are written. A shard is closed when its images reach `shard_size_bytes`."""
     is_covered = np.zeros(len(images), bool)
     kept = []
@@ -327,14 +331,14 @@ def plan_shards(images: Images, parent: Sequence[ParentShard], *, shard_size_byt
     return ShardPlan(kept, new)
 
 
-def _fits(images: Images, places: np.ndarray, shard: ParentShard) -> bool:
+def _fits(images: Images, places: np.ndarray, shard: RecordedShard) -> bool:
     split = SPLITS.index(shard.shard.split)
     same_labels = images.labels[places] == shard.labels
     same_groups = images.groups[places] == shard.groups
     return bool((same_labels & same_groups & (images.splits[places] == split)).all())
 
 
-def moved_images(images: Images, parent: Sequence[ParentShard]) -> dict[tuple[str, str], np.ndarray]:
+def moved_images(images: Images, parent: Sequence[RecordedShard]) -> dict[tuple[str, str], np.ndarray]:
     """Images whose split differs from that in the parent version: indices in `Images`, by both splits."""
     moved: dict[tuple[str, str], list[np.ndarray]] = {}
     for shard in parent:

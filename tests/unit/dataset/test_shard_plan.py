@@ -9,7 +9,7 @@ import pytest
 
 from transfer.dataset.listing import Checked, CheckedColumns, Listing, batches
 from transfer.dataset.manifest import Shard
-from transfer.dataset.shards import Images, ParentShard, plan_shards, unique_images
+from transfer.dataset.shards import Images, RecordedShard, plan_shards, unique_images
 from transfer.dataset.splits import SPLITS, nothing_given, split_indices
 
 
@@ -49,7 +49,7 @@ def parent_of(images, plan):
         rows = len(planned.images)
         shard = Shard(name=f"shards/{number}", sha256=str(number), split=planned.split, rows=rows, size_bytes=1)
         of_shard = (column[planned.images] for column in (images.words, images.labels, images.groups))
-        shards.append(ParentShard(shard, *of_shard))
+        shards.append(RecordedShard(shard, *of_shard))
     return shards
 
 

@@ -12,7 +12,7 @@ from tests.sourcing import config_of, write_classes
 from transfer.catalog.model import ModelVersion
 from transfer.dataset.ingest import ingest
 from transfer.dataset.manifest import Shard, dataset_log
-from transfer.dataset.shards import Images, ParentShard, read_columns
+from transfer.dataset.shards import Images, RecordedShard, read_columns
 from transfer.dataset.small_classes import place_images
 from transfer.dataset.splits import SPLITS, split_indices
 from transfer.registry.describe import never_trained_on
@@ -43,7 +43,7 @@ def night(labels, before, placed):
     """The split of each image by its number, and what was placed; `before` is that of the night before."""
     numbers, images = images_of(labels)
     shard = Shard(name="", sha256="", split="train", rows=0, size_bytes=0)
-    recorded = [ParentShard(shard, words_of(sorted(before)), np.zeros(0), np.zeros(0))] if before else []
+    recorded = [RecordedShard(shard, words_of(sorted(before)), np.zeros(0), np.zeros(0))] if before else []
     drawn = np.ones(len(numbers), bool)
     splits, placed = place_images(images, drawn, shares=SHARES, placed=placed, recorded=recorded)
     by_content = {number: SPLITS[split] for number, split in zip(numbers, images.splits, strict=True)}
