@@ -231,15 +231,15 @@ def unique_images(
     given = listing.given.splits[rows]
     # Rows are the last sort key, so that copies stay in the source's order; before it, test first, then validation.
     order = np.lexsort((rows, -given, *words.T[::-1]))
-    first_of_group, group = _groups(words[order])
-    is_conflict = _has_several(labels[order], first_of_group)[group]
+    first_of_copies, copies = _find_copies(words[order])
+    is_conflict = _has_several(labels[order], first_of_copies)[copies]
     if not may_straddle:
-        _check_given_once(listing, rows[order][~is_conflict], group[~is_conflict])
+        _check_given_once(listing, rows[order][~is_conflict], copies[~is_conflict])
     is_first = np.zeros(len(order), bool)
-    is_first[first_of_group] = True
+    is_first[first_of_copies] = True
 
-    rejects = list(_duplicates(listing, rows[order], first_of_group[group], ~is_first & ~is_conflict))
-    rejects += _conflicts(listing, rows[order][is_conflict], group[is_conflict])
+    rejects = list(_duplicates(listing, rows[order], first_of_copies[copies], ~is_first & ~is_conflict))
+    rejects += _conflicts(listing, rows[order][is_conflict], copies[is_conflict])
     kept = order[is_first & ~is_conflict]
     given_of_kept = listing.given.part(rows[kept])
     return (
@@ -257,29 +257,29 @@ def unique_images(
     )
 
 
-def _groups(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Find groups of equal neighbors: the index at which each group starts, and the group of each index."""
+def _find_copies(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Number sorted digests so that copies share a number: the index of the first of each number, and all numbers."""
     starts = np.ones(len(words), bool)
     starts[1:] = (words[1:] != words[:-1]).any(axis=1)
     return np.flatnonzero(starts), np.cumsum(starts) - 1
 
 
-def _has_several(labels: np.ndarray, first_of_group: np.ndarray) -> np.ndarray:
+def _has_several(labels: np.ndarray, first_of_copies: np.ndarray) -> np.ndarray:
     if not len(labels):
         return np.zeros(0, bool)
-    smallest = np.minimum.reduceat(labels, first_of_group)
-    several: np.ndarray = smallest != np.maximum.reduceat(labels, first_of_group)
+    smallest = np.minimum.reduceat(labels, first_of_copies)
+    several: np.ndarray = smallest != np.maximum.reduceat(labels, first_of_copies)
     return several
 
 
-def _check_given_once(listing: Listing, rows: np.ndarray, group: np.ndarray) -> None:
-    """Raise DatasetError if copies are given several splits; `rows` are sorted by group, and by split inside it."""
+def _check_given_once(listing: Listing, rows: np.ndarray, copies: np.ndarray) -> None:
+    """Raise DatasetError if copies are given several splits; `rows` are sorted by `copies`, and by split inside it."""
     splits = listing.given.splits[rows]
     is_given = splits[1:] != NONE_GIVEN
-    places = np.flatnonzero((group[1:] == group[:-1]) & (splits[1:] != splits[:-1]) & is_given)
+    places = np.flatnonzero((copies[1:] == copies[:-1]) & (splits[1:] != splits[:-1]) & is_given)
     if len(places):
         one, other = rows[places[0]], rows[places[0] + 1]
-        count = len(np.unique(group[places]))
+        count = len(np.unique(copies[places]))
         raise DatasetError(
             f"{count:,} image{' is' if count == 1 else 's are'} in several given splits: {listing.key(int(one))} in "
             f"{SPLITS[splits[places[0]]]} has the same bytes as {listing.key(int(other))} in "
@@ -298,13 +298,13 @@ def _duplicates(
         yield Reject(key, DUPLICATE, f"the same bytes as {first_key}, which is kept")
 
 
-def _conflicts(listing: Listing, rows: np.ndarray, group: np.ndarray) -> Iterator[Reject]:
-    """Refuse all images of groups with several labels; `rows` are sorted by group."""
-    for start, stop in pairwise([*np.flatnonzero(np.diff(group, prepend=-1)), len(group)]):
-        copies = rows[start:stop]
-        codes = listing.label_codes[copies]
-        one, other = copies[codes.argmin()], copies[codes.argmax()]
-        for row, code in zip(copies, codes, strict=True):
+def _conflicts(listing: Listing, rows: np.ndarray, copies: np.ndarray) -> Iterator[Reject]:
+    """Refuse all copies, which have several labels; `rows` are sorted by `copies`."""
+    for start, stop in pairwise([*np.flatnonzero(np.diff(copies, prepend=-1)), len(copies)]):
+        refused = rows[start:stop]
+        codes = listing.label_codes[refused]
+        one, other = refused[codes.argmin()], refused[codes.argmax()]
+        for row, code in zip(refused, codes, strict=True):
             contrary = int(one if code != codes.min() else other)
             yield Reject(
                 listing.key(int(row)),
