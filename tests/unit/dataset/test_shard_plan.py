@@ -72,6 +72,22 @@ def test_copies_with_one_label_are_kept_once():
     assert all("same bytes as b" in reject.detail for reject in rejects)
 
 
+def test_of_copies_with_and_without_a_given_split_the_one_in_test_is_kept_else_in_validation_else_in_train():
+    listing, checked = known(*[(f"{n}", "cat", "same") for n in range(5)])
+    for given, kept_key in (
+        ([-1, 0, 1, 2, 2], "3"),
+        ([-1, 0, 1, 0, 1], "2"),
+        ([-1, 0, -1, -1, 0], "1"),
+        ([-1, -1, -1, -1, -1], "0"),
+    ):
+        listing.given.splits[:] = given
+        images, rejects = unique_images(
+            listing, checked, np.zeros(1, np.int32), validation=0.0, test=0.0, may_straddle=True
+        )
+        assert [listing.keys[int(row)].as_py() for row in images.rows] == [kept_key]
+        assert {each.detail for each in rejects} == {f"the same bytes as {kept_key}, which is kept"}
+
+
 def test_copies_with_several_labels_are_all_refused():
     keys, rejects, _ = unique(("a", "cat", "same"), ("b", "dog", "same"), ("c", "cat", "same"), ("d", "dog", "x"))
     assert keys == ["d"]
