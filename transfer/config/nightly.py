@@ -1,4 +1,4 @@
-"""The `nightly` section: what new data must look like, and what a new model must show before it serves."""
+"""The `nightly` section: checks of new data, and the gate for new models."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Action = Literal["off", "warn", "refuse"]
 
 
 class CheckConfig(Section, decides=Decides.OUTPUT):
-    """A limit on what is new, and what happens beyond it. A plain action is short for `{action: …}`."""
+    """A check of new data: its limit, and the action above the limit. A plain action is short for `{action: …}`."""
 
     action: Action
-    """`warn` goes on and says so in the report; `refuse` ends the night before training."""
+    """`warn`: the night continues, and its report has a warning. `refuse`: the night ends before training."""
     limit: Annotated[float, Field(ge=0.0)]
-    """Beyond this the action is taken."""
+    """The action is taken above this value."""
 
     @model_validator(mode="before")
     @classmethod
@@ -27,7 +27,7 @@ class CheckConfig(Section, decides=Decides.OUTPUT):
 
 
 class VolumeCheck(CheckConfig):
-    """Images that are gone since the champion's dataset."""
+    """Images of the champion's dataset that are gone."""
 
     action: Action = "refuse"
     """What happens beyond the limit."""
@@ -36,7 +36,7 @@ class VolumeCheck(CheckConfig):
 
 
 class VanishedCheck(CheckConfig):
-    """Classes that had images and have none any more. They keep their index."""
+    """Classes that lost all of their images. Their indices do not change."""
 
     action: Action = "refuse"
     """What happens beyond the limit."""
@@ -45,16 +45,16 @@ class VanishedCheck(CheckConfig):
 
 
 class FloodCheck(CheckConfig):
-    """One class that makes up nearly all that is new."""
+    """One class that makes up most of the new images."""
 
     action: Action = "warn"
     """What happens beyond the limit."""
     limit: Share = 0.8
-    """Largest share of the new images that one class may have, where its share was smaller before."""
+    """Largest share of one class among the new images. A class that was above it before does not count."""
 
 
 class RejectsCheck(CheckConfig):
-    """Images refused by ingest; `dataset.max_reject_share` fails it at once."""
+    """Images that ingest refused. Above `dataset.max_reject_share` the ingest itself fails."""
 
     action: Action = "warn"
     """What happens beyond the limit."""
@@ -63,33 +63,33 @@ class RejectsCheck(CheckConfig):
 
 
 class LabelShiftCheck(CheckConfig):
-    """New images whose classes are distributed differently from those of the earlier images."""
+    """A change in the class distribution from the earlier images to the new ones."""
 
     action: Action = "warn"
     """What happens beyond the limit."""
     limit: Share = 0.3
-    """Largest total variation distance between the two distributions of classes."""
+    """Largest total variation distance between the two class distributions."""
 
 
 class DriftCheck(CheckConfig):
-    """New images that look different: how well a classifier tells new images from earlier ones by the base's features.
+    """A change in the appearance of images: a classifier two-sample test (Lopez-Paz and Oquab, 2017).
 
-    A classifier two-sample test (Lopez-Paz and Oquab, 2017).
+    A classifier is trained to distinguish new images from earlier ones by the base's features.
     """
 
     action: Action = "warn"
     """What happens beyond the limit."""
     limit: Share = 0.8
-    """Largest area under the ROC curve. At 0.5 new and earlier images cannot be told apart."""
+    """Largest area under the ROC curve of the classifier; 0.5 means that it cannot distinguish them."""
 
 
 class AgreementCheck(CheckConfig):
-    """Labels of new images that the champion contradicts: the labels are wrong, or the images are of a new kind."""
+    """New images whose labels the champion does not predict: the labels are wrong, or the images are of a new kind."""
 
     action: Action = "warn"
     """What happens beyond the limit."""
     limit: Share = 0.25
-    """Largest drop of the champion's accuracy from the held-out images to the new ones."""
+    """Largest drop of the champion's accuracy from held-out images to new ones."""
 
 
 class ChecksConfig(Section, decides=Decides.OUTPUT):
@@ -107,53 +107,53 @@ class ChecksConfig(Section, decides=Decides.OUTPUT):
 
 
 class GateConfig(Section, decides=Decides.OUTPUT):
-    """What a challenger must show, on images that neither model was trained on, before it replaces the champion."""
+    """Requirements for a challenger to replace the champion, measured on images that neither model was trained on."""
 
     require: Literal["better", "not_worse"] = "better"
     """`better`: the challenger's accuracy is at least `margin` higher, and significant in a one-sided exact McNemar
     test (1947) at `confidence`. `not_worse`: the lower end of the paired bootstrap interval (Efron and Tibshirani,
-    1993) of the difference is not below minus `margin`; fresh data is then reason enough to replace the champion."""
+    1993) of the difference is not below minus `margin`, because training on newer data is then a sufficient reason."""
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
     """Confidence level of the test and of each end of the interval, one-sided."""
     margin: Fraction = 0.0
-    """Difference in accuracy."""
+    """Difference in accuracy; see `require`."""
     min_images: Annotated[int, Field(ge=1)] = 30
-    """With fewer held-out images nothing is promoted over a champion."""
+    """With fewer held-out images no champion is replaced."""
     min_accuracy: Share | None = None
-    """Absolute floor. Default: none."""
+    """Smallest accuracy. Default: no limit."""
     min_class_recall: Share | None = None
-    """Absolute floor for the recall of each class with `class_min_images` images. Default: none."""
+    """Smallest recall of each class with at least `class_min_images` images. Default: no limit."""
     max_class_drop: Share | None = 0.2
-    """Largest loss of recall of any class with `class_min_images` images. `null`: no limit."""
+    """Largest loss of recall of any class with at least `class_min_images` images. `null`: no limit."""
     class_min_images: Annotated[int, Field(ge=1)] = 10
-    """Classes with fewer held-out images are not judged alone."""
+    """Classes with fewer held-out images have no limits of their own."""
     max_latency_ratio: PositiveFloat | None = 1.5
-    """Longest time for one image, in multiples of the champion's, both measured in turns. `null`: no limit."""
+    """Longest time for one image, as a multiple of the champion's; both are measured in turns. `null`: no limit."""
     max_latency_ms: PositiveFloat | None = None
     """Longest time for one image, on the machine that runs the gate. Default: no limit."""
     max_size_ratio: PositiveFloat | None = 1.5
-    """Largest size of the published files, in multiples of the champion's. `null`: no limit."""
+    """Largest size of the published files, as a multiple of the champion's. `null`: no limit."""
     max_size_bytes: Annotated[int, Field(ge=1)] | None = None
     """Largest size of the published files. Default: no limit."""
     first: Literal["promote", "hold"] = "promote"
-    """Without a champion: `promote` what keeps the absolute floors and limits, or `hold` until somebody promotes it."""
+    """Without a champion: `promote` a challenger within absolute limits, or `hold` it until somebody promotes it."""
 
 
 class NightlyConfig(Section, decides=Decides.OUTPUT):
-    """The scheduled job: ingest what is new, check it, train, and promote what is proven better."""
+    """The scheduled job: ingest new data, check it, train a challenger, and promote it if it proves better."""
 
     warm_start: Literal["none", "champion"] = "none"
-    """`champion`: the head begins with the serving model's weights, class by class; new classes begin afresh."""
+    """`champion`: the head begins with the serving model's weights, class by class; new classes get fresh weights."""
     checks: ChecksConfig = ChecksConfig()
     gate: GateConfig = GateConfig()
     keep_runs: Annotated[Annotated[int, Field(ge=1)] | None, Decides.PLACEMENT] = 14
-    """At the end of a night, older runs of nights are removed: so many of the newest stay, and all that are in use, as
-    those of published versions are. `null`: none is removed."""
+    """Number of runs of nights that stay; older ones are removed at the end of a night. Runs in use also stay, such as
+    those of published versions. `null`: no run is removed."""
     claim_expires_s: Annotated[PositiveFloat, Decides.PLACEMENT] = 900.0
-    """Seconds without a sign of life after which a night counts as dead, and another job may go on with it."""
+    """Seconds without renewal after which the claim on a night expires, so that another job can resume the night."""
     webhook_env: str | None = None
-    """Name of an environment variable that holds a URL; each night's summary is sent there as JSON. Not the URL itself,
-    which usually is a secret. Default: nothing is sent."""
+    """Name of an environment variable with a URL, to which each night's main figures are sent as JSON. The URL itself
+    is usually a secret, so it does not belong here. Default: nothing is sent."""
 
     @field_validator("webhook_env")
     @classmethod

@@ -1,4 +1,4 @@
-"""Paths of a configuration: which of its values are paths, and where they lead on this machine."""
+"""Paths in a configuration: which values are paths, and how they are resolved on this machine."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _SQLITE = "sqlite:///"
 
 
 def path_here(text: str | Path) -> Path:
-    """The path on this machine, where `~` is the home of whoever runs this and `~name` that of a user.
+    """Expand `~` to the home of the current user, and `~name` to the home of that user.
 
-    Raises ConfigError where there is no such home: an unknown user, or a container whose user has none.
+    Raises ConfigError if there is no such home: the user is unknown, or has no home, as in some containers.
     """
     try:
         return Path(text).expanduser()
@@ -28,34 +28,34 @@ def path_here(text: str | Path) -> Path:
 
 
 def is_model_file(model: str) -> bool:
-    """Whether `base.model` is a path or an address: it has a `/` or a file's ending. Else it names a Keras network.
+    """Whether `base.model` is a path or an address: it contains a `/` or ends like a model file.
 
-    What lies in some folder does not matter: a folder `ResNet50` beside the configuration is not the network.
+    Otherwise it names a Keras network, even if a folder or file with that name exists.
     """
     return "/" in model or model.endswith(_FILE_OF_A_MODEL)
 
 
 def is_source_path(source: str) -> bool:
-    """Whether `dataset.source` is a path or an address, and no dataset by name."""
+    """Whether `dataset.source` is a path or an address, not the name of a dataset."""
     return source != "digits" and not source.startswith("tfds:")
 
 
 _IS_PATH: dict[str, Callable[[str], bool]] = {
     "storage.uri": bool,
-    # `~` is the home on each machine, whichever reads the configuration.
+    # `~` stays, because each machine expands it to its own home.
     "storage.cache_folder": lambda folder: not folder.startswith("~"),
     "dataset.source": is_source_path,
     "base.model": is_model_file,
     "base.weights": lambda weights: weights not in {"imagenet", "none"},
     "sweep.mlflow": lambda uri: "/" in uri,
 }
-"""The keys that hold paths, and which of their values are some."""
+"""The keys whose values can be paths, each with a test whether a value is one."""
 
 
 def anchor(document: dict[str, Any], folder: Path) -> None:
-    """Let relative paths in a configuration's document begin in `folder` (absolute): they become absolute, in place.
+    """Make relative paths in a configuration's document absolute, in place; they start at `folder` (absolute).
 
-    Whatever else is wrong with the document is left as it is, for the models to explain.
+    Values of a wrong type do not change; validation by the models reports them.
     """
     if isinstance(document.get("storage"), str):
         document["storage"] = {"uri": document["storage"]}

@@ -1,4 +1,4 @@
-"""The `sweep` section: which keys are searched, over what, how, and when it ends."""
+"""The `sweep` section: searched keys with their values, search algorithm, scheduler, and budget."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ MAX_TRIALS = 10_000
 
 
 class DomainConfig(Section, decides=Decides.SEARCH):
-    """Values of one key: exactly one of these. A plain list is short for `{choices: …}`."""
+    """Values of one key: exactly one kind of domain. A plain list is short for `{choices: …}`."""
 
     choices: Annotated[list[Any], Field(min_length=1)] | None = None
-    """These values."""
+    """A list of values."""
     uniform: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
-    """Numbers between two ends, all equally likely."""
+    """Lowest and highest number; uniformly distributed."""
     log_uniform: Annotated[list[float], Field(min_length=2, max_length=2)] | None = None
-    """Numbers between two ends above zero, each order of magnitude equally likely."""
+    """Lowest and highest number, both above 0; log-uniformly distributed."""
     integers: Annotated[list[int], Field(min_length=2, max_length=2)] | None = None
-    """Whole numbers between two ends, both included."""
+    """Smallest and largest integer, both included."""
 
     @model_validator(mode="before")
     @classmethod
@@ -47,13 +47,13 @@ class DomainConfig(Section, decides=Decides.SEARCH):
 
     @property
     def ends(self) -> tuple[float, float] | None:
-        """Lowest and highest value; None for choices."""
+        """Lowest and highest value; None for `choices`."""
         pair = self.uniform or self.log_uniform or self.integers
         return None if pair is None else (pair[0], pair[1])
 
     @property
     def size(self) -> int | None:
-        """How many values there are; None where they are continuous."""
+        """Number of values; None for a continuous domain."""
         if self.choices is not None:
             return len(self.choices)
         return None if self.integers is None else self.integers[1] - self.integers[0] + 1
@@ -69,30 +69,30 @@ _SCHEDULERS: dict[str, dict[str, float]] = {
 
 
 class SchedulerConfig(Section, decides=Decides.SEARCH):
-    """Who stops trials early. A plain string is short for `{kind: …}`; options of another kind are refused."""
+    """Early stopping of trials. A plain string is short for `{kind: …}`; options of another kind are refused."""
 
     kind: Literal["none", "asha", "median", "pbt"] = "none"
     """`none`: every trial runs all its epochs. `asha`: asynchronous successive halving (Li et al., 2020). `median`: a
-    trial ends when its best is below the median of the others' running means (Golovin et al., 2017). `pbt`: population
-    based training (Jaderberg et al., 2017), where the worst trials go on from the weights of the best with changed
-    values."""
+    trial ends if its best result is worse than the median of the running means of the other trials (Golovin et al.,
+    2017). `pbt`: population based training (Jaderberg et al., 2017); the worst trials continue from the weights of the
+    best ones with changed values."""
     grace_epochs: Annotated[int, Field(ge=1)] | None = None
-    """`asha` and `median`: no trial is stopped before so many epochs. Default: 1."""
+    """`asha` and `median`: smallest number of epochs before a trial is stopped. Default: 1."""
     reduction_factor: Annotated[int, Field(ge=2)] | None = None
-    """`asha`: one of so many trials goes on at each rung; rungs are that factor apart. Default: 3."""
+    """`asha`: at each rung 1 of this many trials continues; the epochs of rungs grow by this factor. Default: 3."""
     min_trials: Annotated[int, Field(ge=1)] | None = None
-    """`median`: no trial is stopped before so many others have come as far. Default: 3."""
+    """`median`: no trial is stopped before this many other trials have reached the same epoch. Default: 3."""
     interval_epochs: Annotated[int, Field(ge=1)] | None = None
-    """`pbt`: the worst copy the best every so many epochs. Default: 1."""
+    """`pbt`: number of epochs between two exchanges, in which the worst trials copy the best. Default: 1."""
     quantile: Annotated[float, Field(gt=0.0, le=0.5)] | None = None
-    """`pbt`: share of the trials that is the best, and that is the worst. Default: 0.25."""
+    """`pbt`: share of the trials that counts as the best, and share that counts as the worst. Default: 0.25."""
 
     @model_validator(mode="before")
     @classmethod
     def _options_of_its_kind(cls, value: object) -> object:
         value = {"kind": value} if isinstance(value, str) else value
         if not isinstance(value, dict) or str(value.get("kind", "none")) not in _SCHEDULERS:
-            return value  # the field's own check explains it
+            return value  # the validation of the field reports it
         kind = value.get("kind", "none")
         for name in cls.model_fields:
             if name != "kind" and name not in _SCHEDULERS[kind] and value.get(name) is not None:
@@ -105,35 +105,35 @@ class SweepConfig(Section, decides=Decides.SEARCH):
     """A search over keys of this configuration, with Ray Tune."""
 
     space: Annotated[dict[str, DomainConfig], Field(min_length=1)]
-    """What is searched: for each dotted key of this configuration (`phases.0.learning_rate`) its values."""
+    """Values to search, by dotted key of this configuration (`phases.0.learning_rate`)."""
     search: Literal["grid", "random", "optuna"] = "random"
-    """`grid`: every combination. `random`: combinations drawn by `seed`. `optuna`: drawn by Optuna's TPE sampler
-    (Bergstra et al., 2011) from the results so far (needs the extra `optuna`)."""
+    """`grid`: every combination. `random`: random combinations, by `seed`. `optuna`: Optuna's TPE sampler (Bergstra et
+    al., 2011) draws from the results so far (needs the extra `optuna`)."""
     trials: Annotated[int, Field(ge=1, le=MAX_TRIALS)] | None = None
-    """How many combinations `random` and `optuna` try. Default: 16. Not for `grid`, which tries all."""
+    """Number of combinations for `random` and `optuna`. Default: 16. Not for `grid`, which tries all."""
     scheduler: SchedulerConfig = SchedulerConfig()
     metric: Literal["accuracy", "loss"] = "accuracy"
-    """What decides, on the validation split."""
+    """Metric that is optimised, on the validation split."""
     max_epochs: Annotated[int, Field(ge=1)] | None = None
-    """Budget: end the sweep after so many epochs over all trials. Default: none."""
+    """Budget: the sweep ends after this number of epochs of all trials together. Default: no limit."""
     max_seconds: PositiveFloat | None = None
-    """Budget: end the sweep when an attempt at it has run for so long. Default: none."""
+    """Budget: the sweep ends when an attempt at it has run for this time, in seconds. Default: no limit."""
     target: Annotated[float, Field(ge=0.0)] | None = None
-    """End the sweep once a trial's metric is this good. Default: none."""
+    """The sweep ends once the metric of a trial is at least this good. Default: no target."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Decides what is tried. `training.seed` decides how a trial learns, the same for all unless it is searched."""
+    """Seed of the search. Training uses `training.seed`, the same for all trials unless it is searched."""
     max_failures: Annotated[int, Field(ge=0), Decides.PLACEMENT] = 1
-    """A trial that fails is tried again so often, then recorded as failed; the sweep goes on."""
+    """Number of retries of a failed trial. Then it is recorded as failed, and the sweep continues."""
     folds: Annotated[int, Field(ge=0)] = 0
-    """`k`: judge a trial by the mean over k trainings, each validated on another k-th of training and validation split
-    together. `0`: by the validation split."""
+    """Cross-validation: with `k` folds, the result of a trial is the mean over k trainings, each validated on another
+    fold of the training and validation splits together. `0`: one training, validated on the validation split."""
     concurrency: Annotated[Annotated[int, Field(ge=1)] | None, Decides.PLACEMENT] = None
-    """Trials in flight at a time. Default: as many as the cluster can run."""
+    """Number of concurrent trials. Default: as many as the cluster can run."""
     gpus_per_trial: Annotated[Annotated[float, Field(gt=0.0, lt=1.0)] | None, Decides.PLACEMENT] = None
-    """Share of a GPU for each process that trains trials: 0.5 has two of them share one, which pays for small networks.
-    Only with `workers: {count: 1, gpus_per_worker: 1}`. Default: whole GPUs."""
+    """Share of a GPU for each process that trains trials. With 0.5, two processes share a GPU, which is efficient for
+    small networks. Only with `workers: {count: 1, gpus_per_worker: 1}`. Default: whole GPUs."""
     mlflow: Annotated[str | None, Decides.PLACEMENT] = None
-    """Also log each trial that ended to MLflow at this tracking URI, `http://…` or `sqlite:///…` (needs the extra
+    """MLflow tracking URI, `http://…` or `sqlite:///…`, to which each finished trial is logged, too (needs the extra
     `mlflow`)."""
 
     @model_validator(mode="before")
@@ -191,7 +191,7 @@ class SweepConfig(Section, decides=Decides.SEARCH):
 
     @property
     def combinations(self) -> int | None:
-        """How many different trials there are; None where a key is continuous."""
+        """Number of different combinations; None if a domain is continuous."""
         total = 1
         for domain in self.space.values():
             if domain.size is None:
@@ -201,5 +201,5 @@ class SweepConfig(Section, decides=Decides.SEARCH):
 
     @property
     def trial_count(self) -> int:
-        """Trials that the sweep makes; a combination is not tried twice."""
+        """Number of trials of the sweep; no combination is tried twice."""
         return min(count for count in (self.trials, self.combinations) if count is not None)

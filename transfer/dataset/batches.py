@@ -1,16 +1,16 @@
-"""Shards → decoded images, as tensors: in batches of an epoch, or in the order in which they are stored.
+"""Decoded images from shards, as tensors: in the batches of an epoch, or in stored order.
 
 The order of an epoch is a pure function of (shards, seed, epoch), not of the number of workers. Shards are shuffled and
 grouped into windows that fit in memory; the rows of each window are permuted. Every worker computes the same order and
-takes its slice of each global batch, so 1 worker and 64 workers train on the same batches.
-The two-level shuffle is the usual one for sharded data (compare mosaicml/streaming's `py1b`).
+takes its slice of each global batch, so 1 worker and 64 workers train on the same batches. This two-level shuffle is
+usual for sharded data (compare mosaicml/streaming's `py1b`).
 
 Each batch of an epoch is a dict:
 
 - `images`: float32 [batch, height, width, 3], pixel values in 0..255
 - `labels`: int32 [batch]
-- `real`: float32 [batch], 1 for a row of the dataset, 0 for one that only fills up the epoch's last batch
-- `positions`: int32 [batch], each row's place in the global batch
+- `real`: float32 [batch], 1 for a row of the dataset, 0 for padding of the epoch's last batch
+- `positions`: int32 [batch], position of each row in the global batch
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ from transfer.storage import Store
 
 @dataclass(frozen=True)
 class Window:
-    """Rows that are in memory together."""
+    """Shards that are in memory together, and the order of their rows."""
 
     shards: tuple[Shard, ...]
     start: int
     """Position of the window's first row in the epoch."""
     order: np.ndarray
-    """int64 [rows]: the k-th row visited is row `order[k]` of the window's shards, concatenated."""
+    """int64 [rows]: the k-th visited row is row `order[k]` of the concatenated shards."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class WorkerSlice:
     count: int = 1
 
     def positions(self, batch_size: int) -> range:
-        """Positions of this worker in a global batch of `batch_size` rows, which `count` divides."""
+        """Positions of this worker in a global batch of `batch_size` rows, a multiple of `count`."""
         share = batch_size // self.count
         return range(self.index * share, (self.index + 1) * share)
 
@@ -66,10 +66,10 @@ class WorkerSlice:
 def windows(
     shards: Sequence[Shard], *, window_size_bytes: int | None, seed: int | None = None, epoch: int = 0
 ) -> Iterator[Window]:
-    """Yield the windows of one epoch. `seed` None visits the rows as they are stored.
+    """Yield the windows of one epoch. With `seed` None, rows are in stored order.
 
-    Without `window_size_bytes` all shards are one window with one global permutation. Any window size that holds all
-    shards gives the same order.
+    Without `window_size_bytes`, all shards are one window with one global permutation. Every window size that fits all
+    shards results in that same order.
     """
     generator = None if seed is None else np.random.default_rng([seed, epoch])
     visited = list(shards) if generator is None else [shards[i] for i in generator.permutation(len(shards))]
@@ -82,7 +82,7 @@ def windows(
 
 
 def _groups(shards: Sequence[Shard], size_bytes: int | None) -> Iterator[list[Shard]]:
-    """Consecutive shards of together at most `size_bytes`, at least one each."""
+    """Yield groups of consecutive shards, each of at most `size_bytes` or a single shard."""
     group: list[Shard] = []
     group_size_bytes = 0
     for shard in shards:
@@ -101,17 +101,17 @@ def steps_per_epoch(rows: int, batch_size: int) -> int:
 
 
 BATCHES_AHEAD = 2
-"""Batches that are decoded while the reader still works on the one before."""
+"""Number of batches that are decoded ahead of the consumer."""
 
 
 def stored_images(
     store: Store, shards: Sequence[Shard], *, image_input: ImageInput, batch_size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """All images of some shards as they are stored, and their labels: for the passes that see every image once.
+    """Yield all images and labels of some shards in stored order, for passes that read every image once.
 
-    Without tf.data: tracing and starting a pipeline takes longer than decoding hundreds of images.
-    Yields float32 [n, height, width, 3] in 0..255 and int32 [n], n below `batch_size` at the very end only.
-    Holds at most three shards in memory. Raises CorruptObjectError, ObjectNotFoundError, StorageError.
+    It does not use tf.data, because tracing and starting a pipeline takes longer than decoding hundreds of images.
+    Yields float32 [n, height, width, 3] in 0..255 and int32 [n]; n is `batch_size` except in the last batch. At most
+    three shards are in memory. Raises CorruptObjectError, ObjectNotFoundError, StorageError.
     """
     cpus = os.cpu_count() or 1
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(cpus) as decoders:
@@ -143,7 +143,7 @@ def _finished(batch: tuple[list[Future[np.ndarray]], np.ndarray]) -> tuple[np.nd
 
 
 def decoded(encoded: bytes, *, image_input: ImageInput) -> np.ndarray:
-    """One image as float32 [height, width, 3] in 0..255. Raises what `load_image` raises."""
+    """Decode one image as float32 [height, width, 3] in 0..255. Raises the errors of `load_image`."""
     load = _compiled(load_plain_jpeg if is_plain_jpeg(encoded) else load_image, image_input)
     image: np.ndarray = load(tf.constant(encoded)).numpy()
     return image
@@ -152,9 +152,11 @@ def decoded(encoded: bytes, *, image_input: ImageInput) -> np.ndarray:
 def checked_and_decoded(
     data: bytes, *, key: str, image_input: ImageInput, limits: DatasetConfig, transcode: bool, background: str | None
 ) -> tuple[bytes, np.ndarray] | RejectedImage:
-    """A file's image as an ingest would store it, and the same decoded: float32 [height, width, 3] in 0..255.
+    """Check a file as an ingest does, and decode its image.
 
-    `key`: the file's name. `limits`: what an image may be. `transcode`, `background`: as in `check_image`.
+    `key`: name of the file. `limits`: largest file size and number of pixels. `transcode`, `background`: as in
+    `check_image`. Returns the bytes that an ingest would store and float32 [height, width, 3] in 0..255, or the reason
+    for which the image is rejected.
     """
     outcome = check_image(
         data,
@@ -174,7 +176,7 @@ def checked_and_decoded(
 def _compiled(load: Callable[[tf.Tensor, ImageInput], tf.Tensor], image_input: ImageInput) -> Any:
     @tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
     def loaded(image_bytes: tf.Tensor) -> tf.Tensor:
-        # No other device decodes, and a trip to one for resizing costs more than it saves.
+        # Only CPUs decode, and a copy to a GPU for resizing costs more time than it saves.
         with tf.device("CPU"):
             return load(image_bytes, image_input)
 
@@ -183,8 +185,8 @@ def _compiled(load: Callable[[tf.Tensor, ImageInput], tf.Tensor], image_input: I
 
 DEFAULT_WINDOW_SIZE_BYTES = 256 * 1024**2
 
-# Encoded images, and for each its label, whether it is real, and its position. Two components instead of four: tf.data
-# handles each component of each row on its own.
+# Encoded images, and for each image its label, whether it is real, and its position. Two components instead of four,
+# because tf.data has a cost for each component of each row.
 _ROWS = (tf.TensorSpec([None], tf.string), tf.TensorSpec([None, 3], tf.int32))
 Rows = tuple[np.ndarray, np.ndarray]
 _COLUMNS = ["image", "label"]
@@ -204,13 +206,13 @@ def image_batches(
     start_step: int = 0,
     window_size_bytes: int = DEFAULT_WINDOW_SIZE_BYTES,
 ) -> tf.data.Dataset:
-    """Batches of some epochs, one after the other, as one worker sees them.
+    """The batches of one worker, for several epochs in sequence.
 
-    `batch_size` is global; `worker` takes its slice of each batch, cut into pieces of `replica_batch_size` (default:
-    the whole slice). `epochs` may go on without end: one stream for a whole phase builds its pipeline once, and reads
-    ahead over the end of an epoch. `start_step` leaves out the batches of the first epoch before it, without decoding
-    them. `seed` None keeps the stored order. Raises CorruptObjectError, from the iterator, when a shard's bytes are not
-    the ones its digest promises.
+    `batch_size` is global; `worker` takes its slice of each batch, divided into pieces of `replica_batch_size`
+    (default: the whole slice). `epochs` may be infinite: a phase then builds its pipeline once and reads ahead across
+    the end of an epoch. `start_step`: the first epoch starts at this batch; earlier ones are skipped without decoding.
+    With `seed` None, rows are in stored order. The iterator raises CorruptObjectError if a shard's bytes do not match
+    its digest.
     """
     worker = worker or WorkerSlice()
     own = worker.positions(batch_size)
@@ -230,9 +232,9 @@ def image_batches(
         labels, real, positions = tf.unstack(facts, axis=1)
         return {"images": images, "labels": labels, "real": tf.cast(real, tf.float32), "positions": positions}
 
-    # Rows are read ahead while others are decoded.
+    # Read rows ahead while earlier rows are decoded.
     rows = tf.data.Dataset.from_generator(chunks, output_signature=_ROWS).prefetch(2).unbatch()
-    # A fixed number: AUTOTUNE settles on fewer calls than keep all cores busy while Python hands rows over.
+    # A fixed number, because AUTOTUNE chooses too few calls to keep all cores busy while Python hands over rows.
     images = rows.map(decode, num_parallel_calls=_CALLS_PER_CPU * (os.cpu_count() or 1), deterministic=True)
     batches = images.batch(replica_batch_size or len(own), drop_remainder=True)
     return batches.map(named).prefetch(tf.data.AUTOTUNE)
@@ -241,9 +243,9 @@ def image_batches(
 def _own_rows(
     store: Store, plan: Iterator[Window], held: dict[str, pa.Table], *, own: range, batch_size: int, start_step: int
 ) -> Iterator[Rows]:
-    """Yield the rows at the positions `own` of every global batch, a window at a time, then what fills the last.
+    """Yield the rows at the positions `own` of every global batch, one window at a time, then the padding.
 
-    `held` keeps the shards of the last window by name: a dataset that fits into a window is read once.
+    `held`: shards of the last window by name, so that a dataset that fits into one window is read only once.
     """
     rows_seen = 0
     for window in plan:
@@ -264,14 +266,14 @@ def _own_rows(
 
 
 def _filling(positions: Sequence[int]) -> Rows:
-    """Rows that are no image of the dataset: every worker and replica must run the same number of full batches."""
+    """Padding rows, because every worker and replica must run the same number of full batches."""
     black_pixel = tf.io.encode_png(tf.zeros([1, 1, 3], tf.uint8)).numpy()
     facts = np.array([(0, 0, position) for position in positions], np.int32).reshape(-1, 3)
     return np.array([black_pixel] * len(positions), dtype=object), facts
 
 
 def _chunks(table: pa.Table, rows: np.ndarray, positions: np.ndarray, size: int = 256) -> Iterator[Rows]:
-    """Cut the chosen rows of a window into pieces small enough to hand over without a second copy of the window."""
+    """Yield the chosen rows of a window in small pieces, so that the window is never copied as a whole."""
     images = BinaryColumn(table["image"])
     facts = np.stack([table["label"].to_numpy()[rows], np.ones(len(rows)), positions], axis=1).astype(np.int32)
     for start in range(0, len(rows), size):
@@ -280,7 +282,7 @@ def _chunks(table: pa.Table, rows: np.ndarray, positions: np.ndarray, size: int 
 
 
 class BinaryColumn:
-    """Values of a column of bytes by row. Arrow's own `take` takes twenty times as long for values of 20 KB."""
+    """A column of bytes, read by row. For values of 20 KB, Arrow's own `take` takes twenty times as long."""
 
     def __init__(self, column: pa.ChunkedArray) -> None:
         self._chunks = []

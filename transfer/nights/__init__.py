@@ -1,1 +1,1 @@
-"""Every night: what is new is checked, a challenger is trained, and it replaces the champion if it proves better."""
+"""The nightly job: check new data, train a challenger, and promote it if it proves better than the champion."""

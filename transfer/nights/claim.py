@@ -1,7 +1,7 @@
-"""Who works on a night: a claim that is renewed while its holder lives, and expires when it is not.
+"""The claim of the process that works on a night: renewed while the process lives, expired otherwise.
 
-Every renewal is the next entry of a log, created with put-if-absent. So whoever was taken for dead and is not cannot
-renew: somebody else has that number, and it notices before it does anything that lasts.
+Every renewal is the next entry of a log, created with put-if-absent. So a process that was wrongly taken for dead
+cannot renew its claim: another process wrote that number. It notices this before it writes anything durable.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from transfer.storage import Log, Store, as_model, now_utc
 
 logger = logging.getLogger(__name__)
 
-# A renewal may fail now and then without the claim being lost.
+# Several renewals in each expiry, so that a failed one does not lose the claim.
 _RENEWALS_PER_EXPIRY = 4
 
 
@@ -32,19 +32,19 @@ class Claim(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     holder: str
-    """Drawn for each claim."""
+    """Random id of the claim."""
     host: str
     namespace: str
-    """Of process ids: within it, and on this host, `pid` tells whether the holder lives."""
+    """PID namespace: in the same one on the same host, `pid` shows whether the holder lives."""
     pid: int
     since: str
     until: str
-    """Not renewed until then, it has expired."""
+    """Time at which the claim expires unless it is renewed."""
     released: bool = False
 
     @property
     def holds(self) -> bool:
-        """Whether its holder may still be at work."""
+        """Whether the holder may still be working."""
         expired = datetime.now(UTC) >= datetime.fromisoformat(self.until)
         return not (self.released or expired or _is_dead(self))
 
@@ -55,7 +55,7 @@ class HeldClaim:
     def __init__(self, log: Log, number: int, claim: Claim, *, expires_s: float) -> None:
         self._log, self._number, self._claim, self._expires_s = log, number, claim, expires_s
         self._lost: str | None = None
-        # Two renewals at once would take the second one for another's.
+        # With two renewals at once, the second one would find its number taken and count the claim as lost.
         self._renewing = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._renew_until_ended, name="claim", daemon=True)
@@ -73,8 +73,8 @@ class HeldClaim:
             self._append(self._claim.model_copy(update={"released": True}))
 
     def check(self) -> None:
-        """To be called before anything that lasts. Raises NightBusyError when somebody else took the night over."""
-        # Whatever the clocks say: the machine may have slept, or its clock may have been set back.
+        """Call this before every durable write. Raises NightBusyError if another process took the night over."""
+        # Independent of clocks, because the machine may have slept or its clock may have been set back.
         self._renew()
         if self._lost is not None:
             raise NightBusyError(
@@ -104,9 +104,9 @@ class HeldClaim:
 
 
 def take_claim(store: Store, prefix: str, *, expires_s: float, what: str) -> HeldClaim:
-    """Claim what has its log of claims at `prefix`; `what` names it in messages.
+    """Take the claim whose log is at `prefix`. `what`: name of the claimed work in messages.
 
-    Raises NightBusyError, saying who is at work and since when.
+    Raises NightBusyError if another process has the claim; the message names that process.
     """
     number, current = _latest(store, prefix)
     if current is not None and current.holds:
@@ -130,18 +130,18 @@ def take_claim(store: Store, prefix: str, *, expires_s: float, what: str) -> Hel
 
 
 def held_claim(store: Store, prefix: str) -> Claim | None:
-    """The claim of who may be at work on what has its log of claims at `prefix`; None where nobody is."""
+    """The current claim in the log at `prefix`; None if no process can be working."""
     _, claim = _latest(store, prefix)
     return claim if claim is not None and claim.holds else None
 
 
 def described(claim: Claim) -> str:
-    """Who it is and since when, for people."""
+    """The process of the claim and its start, in words."""
     return f"process {claim.pid} on {claim.host}, since {claim.since}"
 
 
 def _latest(store: Store, prefix: str) -> tuple[int, Claim | None]:
-    """The number and the claim that count; 0 and None where there is none."""
+    """Number and claim of the latest entry; 0 and None if the log is empty."""
     found = Log(store, prefix).latest()
     return (0, None) if found is None else (found[0], as_model(Claim, found[1], uri=store.uri))
 
@@ -158,7 +158,7 @@ def _from_now(seconds: float) -> str:
 
 
 def _is_dead(claim: Claim) -> bool:
-    """Whether the claim's process is gone from this machine; False for another machine's, of which nothing is known."""
+    """Whether the claim's process has ended; False for a process of another machine, which cannot be checked."""
     if (claim.host, claim.namespace) != (socket.gethostname(), _namespace()):
         return False
     try:
@@ -166,12 +166,12 @@ def _is_dead(claim: Claim) -> bool:
     except ProcessLookupError:
         return True
     except PermissionError:
-        pass  # It is another user's.
+        pass  # The process exists and belongs to another user.
     return False
 
 
 def _namespace() -> str:
-    """The containers of a machine number their processes apart; empty where the system has no containers."""
+    """Id of the PID namespace, because containers number processes on their own; empty on systems without it."""
     try:
         return os.readlink("/proc/self/ns/pid")  # noqa: PTH115 - not a file's path
     except OSError:

@@ -1,6 +1,6 @@
-"""Checks of what is new before anything is trained: numbers, their limits, and a look at the new images.
+"""Checks of new data before training: counts with their limits, and checks of the new images themselves.
 
-Features are those that training caches anyway: what is computed here is found there.
+The features are the ones that training caches anyway, so training reuses those that are computed here.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ NO_CHAMPION = "No model serves yet, so there is nothing to compare with."
 _NO_IMAGES = "The serving model was trained on none of the present classes, so there is nothing to compare with."
 _CHANCE = 0.99
 _DRAWS = 200
-"""How rarely chance alone may raise an alarm about classes, and how many draws tell."""
+"""Chance alone fails `label_shift` with probability 1 - `_CHANCE` at most, estimated from `_DRAWS` random draws."""
 AGREEMENT_IMAGES = 512
-"""New images that the champion is asked about, at most."""
+"""Largest number of new images that the champion predicts."""
 
 
 def check_change(change: DataChange, checks: ChecksConfig) -> list[Finding]:
-    """The checks that need no more than counts: `volume`, `vanished`, `flood`, `rejects` and `label_shift`."""
+    """The checks that need only counts: `volume`, `vanished`, `flood`, `rejects` and `label_shift`."""
     return [
         *_volume(change, checks),
         *_vanished(change, checks),
@@ -73,7 +73,7 @@ def _flood(change: DataChange, checks: ChecksConfig) -> list[Finding]:
         return not_asked("flood", why, checks)
     limit = checks.flood.limit
     before = sum(each.before for each in change.classes)
-    # A class that had as large a share before is no news.
+    # A class that had such a large share before is not a change.
     small = [each for each in change.classes if each.before / before <= limit]
     most = max(small, key=lambda each: each.new, default=None)
     if most is None:
@@ -102,7 +102,7 @@ def _label_shift(change: DataChange, checks: ChecksConfig) -> list[Finding]:
     before = np.array([each.before for each in change.classes], np.float64)
     new = np.array([each.new for each in change.classes], np.float64)
     distance = _distance(new, before)
-    # Few images of many classes are never distributed like the rest, even if drawn from it.
+    # A few images of many classes differ in distribution from the rest even if they are drawn from it at random.
     drawn = np.random.default_rng(0).multinomial(change.new, before / before.sum(), size=_DRAWS)
     chance = float(np.quantile([_distance(each, before) for each in drawn], _CHANCE))
     limit = max(checks.label_shift.limit, chance)
@@ -121,25 +121,24 @@ def _distance(counts: np.ndarray, others: np.ndarray) -> float:
 
 
 def _nothing_before(change: DataChange) -> str | None:
-    """Why there are no earlier images of these classes, if so: dropping classes and starting over leave out others."""
+    """The reason if no earlier image has one of the present classes, as after dropping classes or starting over."""
     if change.before is None:
         return NO_CHAMPION
     return None if any(each.before for each in change.classes) else _NO_IMAGES
 
 
 def look_at_new(config: Config, *, run_id: str, champion: int | None) -> list[Finding]:
-    """The checks `drift` and `agreement` of what is new since the champion's dataset, for a run that was opened.
+    """The checks `drift` and `agreement` of images that are new since the champion's dataset.
 
-    For `drift`, the features that the run will train on are computed and cached here, where they are to be and are not
-    yet: by the workers, if there are any.
+    For `drift`, missing cached features of the run are computed first, on the workers if there are any.
 
     Args:
-        config: Its `nightly.checks` has the limits.
-        run_id: Id of the run that the night will train.
-        champion: Number of the version that serves; None where none does.
+        config: `nightly.checks` has the limits.
+        run_id: Id of the opened run that the night will train.
+        champion: Number of the version that serves; None if none does.
 
     Raises:
-        TransferError: What reading, computing and asking meet.
+        TransferError: Reading, feature extraction or prediction failed.
     """
     checks = config.nightly.checks
     if champion is None or checks.drift.action == checks.agreement.action == "off":
@@ -152,7 +151,7 @@ def look_at_new(config: Config, *, run_id: str, champion: int | None) -> list[Fi
 
 
 def _look(config: Config, run_id: str, champion: int) -> list[Finding]:
-    """`look_at_new` where TensorFlow may be loaded."""
+    """`look_at_new` in a process with TensorFlow."""
     checks = config.nightly.checks
     store = open_store(config.storage)
     run = load_run(store, run_id, config)
@@ -206,7 +205,7 @@ def _drift(run: Run, now: Dataset, difference: Difference) -> list[Finding]:
 
 
 def _to_train_on(now: Dataset, difference: Difference) -> tuple[list[ShardRows], list[ShardRows]]:
-    """Some images of the training split that are not new, and some that are."""
+    """Samples of the training split: images that are not new, and images that are."""
     is_new = {shard.sha256: np.zeros(shard.rows, bool) for shard in now.shards_of("train")}
     is_new |= {rows.shard.sha256: rows.is_new for rows in difference.new if rows.shard.split == "train"}
     before, new = (
@@ -238,7 +237,7 @@ def _agreement(run: Run, version: ModelVersion, now: Dataset, difference: Differ
         )
         return not_asked("agreement", why, checks)
     right = _right_answers(run.store, version, asked, np.array(names), np.array(now.classes))
-    # On its own test split, which it was not trained on either.
+    # The accuracy on the version's own held-out split, which it was not trained on either.
     expected = version.provenance.metrics.accuracy
     return check_agreement(right / images, expected, images=images, checks=checks)
 
@@ -246,7 +245,7 @@ def _agreement(run: Run, version: ModelVersion, now: Dataset, difference: Differ
 def _right_answers(
     store: Store, version: ModelVersion, asked: list[ShardRows], names: np.ndarray, classes: np.ndarray
 ) -> int:
-    """For how many of these images the champion answers their class. `names` [its class], `classes` [label]."""
+    """Number of images that the champion predicts correctly. `names`: by its class index, `classes`: by label."""
     from transfer.registry.published_model import BATCH_SIZE, load_answers
 
     right = 0
@@ -261,7 +260,7 @@ def _right_answers(
 
 
 def check_drift(area: float, *, before: int, new: int, checks: ChecksConfig) -> list[Finding]:
-    """The check of the features, given how well so many images `before` and so many `new` ones can be told apart."""
+    """The check `drift`. `area`: area under the ROC curve; `before`, `new`: numbers of images."""
     limit = checks.drift.limit
     text = (
         f"A classifier tells {new:,} new images from {before:,} earlier ones with an area under the ROC curve of "
@@ -271,7 +270,7 @@ def check_drift(area: float, *, before: int, new: int, checks: ChecksConfig) -> 
 
 
 def check_agreement(accuracy: float, expected: float, *, images: int, checks: ChecksConfig) -> list[Finding]:
-    """The check of the labels, given the champion's accuracy on so many new images, and on held-out ones."""
+    """The check `agreement`. `accuracy`: of the champion on `images` new images; `expected`: on held-out images."""
     drop, limit = 100 * (expected - accuracy), 100 * checks.agreement.limit
     digits = digits_apart(drop, limit, least=3, kind="g")
     dropped = f"The drop is {drop:.{digits}g} points" if drop > 0 else "There is no drop"
@@ -283,12 +282,12 @@ def check_agreement(accuracy: float, expected: float, *, images: int, checks: Ch
 
 
 def not_asked(check: str, why: str, checks: ChecksConfig) -> list[Finding]:
-    """A check that was not made. `why`: a sentence."""
+    """Finding of a skipped check. `why`: the reason, as a sentence."""
     return _finding(check, None, why, checks)
 
 
 def too_few(new: int, checks: ChecksConfig) -> str | None:
-    """Why so many new images are not compared in distribution, features or labels, if so."""
+    """The reason if `new` images are too few to compare distributions, features or labels; otherwise None."""
     if new >= checks.min_new_images:
         return None
     there = f"There is {new:,} new image" if new == 1 else f"There are {new:,} new images"
@@ -296,14 +295,14 @@ def too_few(new: int, checks: ChecksConfig) -> str | None:
 
 
 def refusals(findings: Iterable[Finding]) -> list[Finding]:
-    """Those for which a night ends before training."""
+    """The findings that end a night before training."""
     return [finding for finding in findings if not finding.passed and finding.action == "refuse"]
 
 
 def _finding(
     check: str, found: float | None, text: str, checks: ChecksConfig, *, limit: float | None = None
 ) -> list[Finding]:
-    """The finding; none where the check is off. `limit`: default is the configuration's."""
+    """The finding of a check; empty if the check is off. `limit`: default is the configured one."""
     config = getattr(checks, check)
     if config.action == "off":
         return []

@@ -1,4 +1,4 @@
-"""What changed between two dataset versions, image by image. Shards that both have are not read."""
+"""Difference between two dataset versions, image by image. Shards that both versions have are not read."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from transfer.nights.summary import ClassChange, DataChange
 from transfer.storage import Store
 
 _READERS = 8
-"""Shards read at once: of each only digests and labels, and a bucket takes some ten milliseconds to answer."""
+"""Number of shards read in parallel: only digests and labels are read, and a bucket's latency is some 10 ms."""
 
 
 @dataclass(frozen=True, eq=False)
 class NewRows:
-    """A shard that the version before has not. `labels`: int32 [rows]; `is_new`: bool [rows]."""
+    """A shard that the earlier version does not have. `labels`: int32 [rows]; `is_new`: bool [rows]."""
 
     shard: Shard
     labels: np.ndarray
@@ -31,8 +31,8 @@ class NewRows:
 class Difference:
     """The images by which two versions differ. An image whose class changed is new and gone.
 
-    `new`: every shard that only the later version has, in its order; no other shard holds new images. `gone`: int64
-    [n], labels of the images that only the earlier one has, as `class_places` counts them.
+    `new`: the shards that only the later version has, in its order; no other shard has new images. `gone`: int64 [n],
+    labels of the images that only the earlier version has, as indices into the names of `class_places`.
     """
 
     new: tuple[NewRows, ...]
@@ -40,7 +40,7 @@ class Difference:
 
 
 def data_change(store: Store, before: Dataset | None, now: Dataset, *, renames: Mapping[str, str]) -> DataChange:
-    """How `now` differs from `before`, in numbers; without `before` every image is new. As `compare` otherwise."""
+    """Count how `now` differs from `before`; without `before` every image is new. `renames`, errors: as `compare`."""
     if before is None:
         totals = _totals(now)
         classes = [ClassChange(name=name, before=0, new=totals[name], gone=0) for name in now.classes]
@@ -52,7 +52,7 @@ def data_change(store: Store, before: Dataset | None, now: Dataset, *, renames: 
         new += np.bincount(rows.labels[rows.is_new], minlength=len(names))
     gone = np.bincount(difference.gone, minlength=len(names))
     counts = np.bincount(places, weights=[*_totals(before).values()], minlength=len(names))
-    # Of the same dataset a class goes only where somebody dropped it or started over: nothing to be warned of.
+    # In the same dataset a class disappears only if somebody dropped it or started over, which needs no warning.
     told = names[: len(now.classes)] if before.name == now.name else names
     classes = [
         ClassChange(name=name, before=int(counts[index]), new=int(new[index]), gone=int(gone[index]))
@@ -64,8 +64,8 @@ def data_change(store: Store, before: Dataset | None, now: Dataset, *, renames: 
 def compare(store: Store, before: Dataset, now: Dataset, *, renames: Mapping[str, str]) -> Difference:
     """Find the images that only one of two versions has. Raises CorruptObjectError, ObjectNotFoundError, StorageError.
 
-    An image is the same if its bytes and its class are; a class that has another name by now is the same class.
-    `renames`: `{old: new}`, dataset.rename_classes.
+    Two images are the same if their bytes and their class are the same. A renamed class is the same class. `renames`:
+    `{old: new}`, dataset.rename_classes.
     """
     names, places = class_places(before, now, renames=renames)
     here = _read(store, _only_in(now, before), np.arange(len(names)))
@@ -79,7 +79,7 @@ def compare(store: Store, before: Dataset, now: Dataset, *, renames: Mapping[str
 
 
 def class_places(before: Dataset, now: Dataset, *, renames: Mapping[str, str]) -> tuple[list[str], list[int]]:
-    """The classes of both versions, those of `now` first, and for each class of `before` its place among them."""
+    """Names of the classes of both versions, those of `now` first, and for each class of `before` its index there."""
     names, places = list(now.classes), []
     found = places_among(before.classes, now.classes, same_indices=now.has_indices_of(before), renames=renames)
     for name, place in zip(before.classes, found, strict=True):
@@ -90,7 +90,7 @@ def class_places(before: Dataset, now: Dataset, *, renames: Mapping[str, str]) -
 
 @dataclass(frozen=True, eq=False)
 class _Images:
-    """Images of a shard: `labels` int32 [rows], and `keys` bytes [rows], digest and label in one."""
+    """Images of a shard. `labels`: int32 [rows]; `keys`: 36 bytes [rows], digest and label concatenated."""
 
     shard: Shard
     labels: np.ndarray
@@ -98,7 +98,7 @@ class _Images:
 
 
 def _read(store: Store, shards: Sequence[Shard], places: np.ndarray) -> list[_Images]:
-    """The images of some shards. `places`: int64 [classes of the shards], what their labels are called here."""
+    """Read the images of some shards. `places`: int64 [classes of the shards], the new index of each label."""
 
     def read(shard: Shard) -> _Images:
         table = read_columns(store, shard, ["sha256", "label"])

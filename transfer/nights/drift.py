@@ -1,9 +1,9 @@
-"""Whether new images look different: a classifier two-sample test on their features.
+"""Drift of new images: a classifier two-sample test on their features.
 
-If a classifier that was trained to tell new from earlier images does no better than chance on images that it was not
-trained on, nothing it could see is different (Lopez-Paz and Oquab, "Revisiting Classifier Two-Sample Tests", 2017,
-https://arxiv.org/abs/1610.06545). Measured by the area under the ROC curve, which does not depend on how many there are
-of each.
+A classifier is trained to distinguish new from earlier images. If it is no better than chance on held-out images, it
+found no difference (Lopez-Paz and Oquab, "Revisiting Classifier Two-Sample Tests", 2017,
+https://arxiv.org/abs/1610.06545). The measure is the area under the ROC curve, which does not depend on the numbers of
+new and earlier images.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import numpy as np
 from transfer.dataset.manifest import Shard
 
 MAX_SHARDS = 64
-"""That are opened for a sample: opening one may mean fetching it."""
+"""Largest number of shards that are opened for a sample, because opening one may mean fetching it."""
 
 
 @dataclass(frozen=True, eq=False)
 class ShardRows:
-    """Some rows of a shard: int64 [n], ascending."""
+    """Some rows of a shard. `rows`: int64 [n], ascending."""
 
     shard: Shard
     rows: np.ndarray
@@ -31,10 +31,11 @@ class ShardRows:
 
 
 def sample(groups: Iterable[ShardRows], most: int) -> list[ShardRows]:
-    """Of these rows `most`, or all of them if they are fewer, from `MAX_SHARDS` shards at most; none without rows.
+    """Sample at most `most` of these rows, from at most 64 shards (`MAX_SHARDS`). Shards without rows are left out.
 
-    Digests decide: which shards, by their own, and which rows, since those of a shard are sorted by their images'. So
-    class, name and age have no part in it. Each shard gives the same share of its rows.
+    The sample depends on digests only: shards are chosen by their digests, and the first rows of each are taken, which
+    are sorted by the digests of their images. So class, name and age have no influence. The share of sampled rows is
+    the same in each shard.
     """
     shards = sorted((rows for rows in groups if len(rows)), key=lambda rows: rows.shard.sha256)[:MAX_SHARDS]
     ends = np.cumsum([len(rows) for rows in shards], dtype=np.int64)
@@ -46,27 +47,27 @@ def sample(groups: Iterable[ShardRows], most: int) -> list[ShardRows]:
 
 
 SAMPLE_IMAGES = 2000
-"""Of each that are enough: more hardly change the area, and only take longer."""
+"""Largest sample of new and of earlier images; larger ones hardly change the area and take longer."""
 FEWEST_IMAGES = 10
-"""Of each, below which an area says nothing."""
+"""Smallest number of new and of earlier images; with fewer, the area means nothing."""
 _FOLDS = 5
 _MAX_DIMENSIONS = 64
 _MAX_WEIGHT = 10.0
-"""Of an earlier image, in multiples of the mean."""
+"""Largest weight of an earlier image, in multiples of the mean weight."""
 
 
 def drift(
     before: np.ndarray, new: np.ndarray, *, labels_before: np.ndarray, labels_new: np.ndarray, seed: int
 ) -> float | None:
-    """How well new images can be told from earlier ones: the area under the ROC curve, 0.5 for not at all.
+    """Area under the ROC curve of a classifier of new against earlier images; 0.5 if it cannot distinguish them.
 
-    `before` [n, d] and `new` [m, d]: features of at most `SAMPLE_IMAGES` each. `labels_before` and `labels_new`: int32
-    [n], [m], their classes. That classes come in other shares is no drift: earlier images are weighted so that theirs
-    are those of the new ones, and classes that only one side has are left out. None where less than `FEWEST_IMAGES` of
-    a side remain.
+    `before` [n, d] and `new` [m, d]: features of at most 2000 images (`SAMPLE_IMAGES`) each. `labels_before` and
+    `labels_new`: their classes, int32 [n] and [m]. Other shares of the classes are no drift: earlier images are
+    weighted to the class shares of the new ones, and classes that only one side has are left out. Returns None if less
+    than 10 images (`FEWEST_IMAGES`) of a side remain.
 
-    The area is the mean over folds that a logistic regression was not trained on, so few images do not look different
-    by being learned by heart. `seed` decides the folds.
+    The area is the mean over held-out folds of a logistic regression, so that overfitting to few images does not count
+    as drift. `seed` decides the folds.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
@@ -79,7 +80,7 @@ def drift(
     labels = np.concatenate([labels_before[of_before], labels_new[of_new]])
     is_new = np.repeat([0, 1], [of_before.sum(), of_new.sum()])
     weights = np.concatenate([_weights(labels_before[of_before], labels_new[of_new]), np.ones(of_new.sum())])
-    # Both sides count the same, as much as the smaller one has images.
+    # Both sides get the same total weight: the number of images of the smaller side.
     for side in (0, 1):
         weights[is_new == side] *= np.bincount(is_new).min() / weights[is_new == side].sum()
     fold = _folds(labels, is_new, seed)
@@ -93,20 +94,20 @@ def drift(
 
 
 def _weights(labels: np.ndarray, labels_new: np.ndarray) -> np.ndarray:
-    """Of each earlier image, float64 [n], with which their classes come in the shares of the new ones."""
+    """Weight of each earlier image, float64 [n]: the weighted class shares equal those of the new images."""
     _, index, counts = np.unique(labels, return_inverse=True, return_counts=True)
     _, counts_new = np.unique(labels_new, return_counts=True)
     weights = (counts_new / counts)[index]
-    # A class of which hardly an image was there before shall not be judged by that one alone.
+    # A class with very few earlier images must not depend on those alone.
     limited: np.ndarray = np.minimum(weights, _MAX_WEIGHT * weights.mean())
     return limited
 
 
 def _folds(labels: np.ndarray, is_new: np.ndarray, seed: int) -> np.ndarray:
-    """The fold of each image, int64 [n]: of each class and side all folds have equally many, give or take one.
+    """The fold of each image, int64 [n], stratified by class and side.
 
-    Else those that a fold has too many of, the others have too few of, and what is learned there is wrong here: areas
-    of few images would be below 0.5.
+    Without stratification, a class that is over-represented in one fold is under-represented in training; with few
+    images the area then falls below 0.5.
     """
     shuffled = np.random.default_rng(seed).permutation(len(labels))
     order = np.lexsort((shuffled, labels, is_new))
@@ -116,13 +117,13 @@ def _folds(labels: np.ndarray, is_new: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _reduced(features: np.ndarray, seed: int) -> np.ndarray:
-    """Standardised features, float [n, d], in at most `_MAX_DIMENSIONS` directions: those in which they vary most."""
+    """Standardised features, float [n, d], reduced to their first `_MAX_DIMENSIONS` principal components."""
     from sklearn.decomposition import PCA
     from sklearn.preprocessing import StandardScaler
 
     reduced: np.ndarray = StandardScaler().fit_transform(features)
     dimensions = min(_MAX_DIMENSIONS, *features.shape)
     if dimensions < features.shape[1]:
-        # Which side an image is of has no part in it, so that it need not be done anew for each fold.
+        # PCA does not use the sides, so it need not be fitted in each fold.
         reduced = PCA(dimensions, random_state=seed).fit_transform(reduced)
     return reduced

@@ -1,4 +1,4 @@
-"""Cached features of some of a dataset version's images, for the check that compares their distribution."""
+"""Cached features of a sample of a dataset version's images, for the check `drift`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transfer.training.samples import CachedSplit
 from transfer.training.shared_models import process_models, untrained_model
 
 _TAKE_SIZE_BYTES = 32 * 1024**2
-"""Of features, copied out of the maps at a time."""
+"""Size of the features that are copied at a time."""
 
 
 def cached_features(
@@ -23,9 +23,8 @@ def cached_features(
 ) -> list[tuple[np.ndarray, np.ndarray]] | None:
     """Features float32 [n, channels] and labels int32 [n] for each group of rows of the training split, none empty.
 
-    A map is averaged over its places. All features that the run's phases will train on are computed and cached first,
-    where they are not yet. None where no phase has cached features. Raises what `untrained_model` and
-    `FeaturePlan` raise.
+    Feature maps are averaged over their positions. Missing cached features of all phases of the run are computed first.
+    Returns None if no phase has cached features. Raises the errors of `untrained_model` and `FeaturePlan`.
     """
     with process_models().strategy.scope():
         inputs = FeaturePlan(run, dataset, untrained_model(run, dataset))

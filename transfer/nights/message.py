@@ -1,4 +1,4 @@
-"""A night in a few words: what a terminal, a scheduler's log and a webhook are told."""
+"""A summary of a night in words, for the terminal, the log of a scheduler, and the webhook."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from transfer.runtime.numbers import duration, many, p_text, percent, points
 logger = logging.getLogger(__name__)
 
 _KEYS_SHOWN = 5
-# Of the request to the webhook.
+# Attempts and timeout of the request to the webhook.
 _ATTEMPTS = 3
 _TIMEOUT_S = 10.0
 
 
 def seconds(summary: NightSummary) -> float:
-    """What all steps took together, in seconds of wall clock."""
+    """Duration of all steps together, in seconds of wall clock."""
     return sum(step.seconds for step in summary.steps)
 
 
 def refused(change: DataChange) -> str:
-    """How many files ingest refused, why, and where they are listed; without a full stop."""
+    """Number of files that ingest refused, reasons, and the object that lists them; without a full stop."""
     if not change.rejects:
         return f"{many(change.rejected, 'file')} refused"
     return f"{rejects_text(change.rejects)}; listed in {change.ledger}"
 
 
 def headline(summary: NightSummary) -> str:
-    """What the night came to, in one sentence."""
+    """Outcome of the night in one sentence."""
     challenger, champion = f"Version {summary.challenger}", summary.champion
     match summary.outcome:
         case "promoted":
@@ -57,7 +57,7 @@ def headline(summary: NightSummary) -> str:
 
 
 def verdict(comparison: Comparison) -> str:
-    """How often the challenger is right, and what that is set beside."""
+    """Number of images that the challenger, the champion and the commonest class get right."""
     metrics, champion = comparison.challenger.metrics, comparison.champion
     interval = metrics.accuracy_interval
     beside = f"version {champion.version} is right for {champion.metrics.right:,}, and " if champion else ""
@@ -70,7 +70,7 @@ def verdict(comparison: Comparison) -> str:
 
 
 def other_settings(summary: NightSummary) -> str | None:
-    """That the champion was trained with other settings than the night, if so."""
+    """A sentence with the settings in which the night differs from the champion's training; None if there are none."""
     keys = summary.other_settings
     if not keys:
         return None
@@ -82,7 +82,7 @@ def other_settings(summary: NightSummary) -> str | None:
 
 
 def why(summary: NightSummary) -> str:
-    """The outcome's reason. A promotion's is every rule; where the rules are shown, too, their number is enough."""
+    """The reason of the outcome. For a promotion, the number of rules is enough, because the rules are shown, too."""
     if summary.outcome == "promoted" and summary.decision is not None:
         rules = len(summary.decision.rules)
         return f"The challenger passed all rules of the gate, {rules} of {rules}."
@@ -90,7 +90,7 @@ def why(summary: NightSummary) -> str:
 
 
 def message_of(summary: NightSummary, *, page: str | None) -> dict[str, Any]:
-    """The figures of a night that people ask for first, of JSON's own types; `page` is where the rest is."""
+    """The main figures of a night, with JSON types only. `page`: address of the page."""
     compared, change = summary.comparison, summary.change
     champion = compared.champion if compared else None
     return {
@@ -118,7 +118,7 @@ def message_of(summary: NightSummary, *, page: str | None) -> dict[str, Any]:
 
 
 def for_people(summary: NightSummary, *, serving: Serving, page: str) -> dict[str, str | None]:
-    """The same for a terminal, a line a name; `serving` is what serves now."""
+    """The main figures for a terminal, one line for each name. `serving`: the promotion in force."""
     change = summary.change
     lines = {
         "night": f"{summary.night} of {summary.name}",
@@ -136,12 +136,12 @@ def for_people(summary: NightSummary, *, serving: Serving, page: str) -> dict[st
         "took": _took_line(summary),
         "page": page,
     }
-    # A sentence of a check or an error may have lines of its own.
+    # The text of a check or an error may contain line breaks.
     return {name: text and " ".join(text.split()) for name, text in lines.items()}
 
 
 def send(told: dict[str, Any], config: NightlyConfig) -> None:
-    """Send what `message_of` tells of a night as JSON to the configured webhook. A failure is only logged."""
+    """Send the result of `message_of` as JSON to the configured webhook. A failure is only logged."""
     if config.webhook_env is None:
         return
     url = os.environ.get(config.webhook_env, "")
@@ -154,7 +154,7 @@ def send(told: dict[str, Any], config: NightlyConfig) -> None:
     try:
         _post(url, json.dumps(told).encode())
     except OSError as error:
-        # The URL is a secret, and an error's text may hold it.
+        # The URL is a secret, and the text of an error may contain it.
         logger.warning("The webhook in %s did not take the night: %s.", config.webhook_env, type(error).__name__)
 
 

@@ -1,7 +1,7 @@
-"""A night, from what is new to what serves.
+"""A night, from the ingest of new data to the promotion.
 
-Each step finds what was done before, so whoever repeats a night that was cut short goes on with it. What lasts and
-could be done twice is decided by put-if-absent: what the night works on, the promotion, the night's end.
+Each step finds its result if it was done before, so a process that repeats an interrupted night resumes it. Durable
+steps that two processes could do are decided by put-if-absent: the plan of the night, the promotion, the night's end.
 """
 
 from __future__ import annotations
@@ -46,17 +46,17 @@ from transfer.training.run import Run, differing_keys, identity, open_run, read_
 
 logger = logging.getLogger(__name__)
 
-# What the promotion log gives as the reason; all rules stand in its evidence.
+# Rules whose texts are the reason in the promotion log; its evidence has all rules.
 _REASONS = {"better", "not_worse", "first"}
-# Of the page's trend. Each costs a few reads.
+# Number of nights in the trend of the page. Each night costs a few reads.
 _NIGHTS_SHOWN = 30
 
 
 def run_night(config: Config) -> tuple[NightSummary, str]:
-    """Work on the night that is not over, or on the next one, until it is over. Returns also where its page is.
+    """Work on the unfinished night, or else on the next one, to its end. Returns its summary and its page's address.
 
-    Raises NightBusyError when somebody else works on it, ConfigError when the configuration publishes nothing. What
-    else fails is recorded as the night's end, and raised.
+    Raises NightBusyError if another process works on it, ConfigError if the configuration does not publish. Any other
+    error is recorded as the end of the night, and raised.
     """
     if not config.publish.enabled:
         raise ConfigError(
@@ -65,7 +65,7 @@ def run_night(config: Config) -> tuple[NightSummary, str]:
         )
     store = writable_storage(config)
     check_source_and_files(config)
-    # What a night or another job that died had promoted, and not copied for servers.
+    # A night or another job may have died between a promotion and its copy for servers.
     serving = complete_serving_folder(store, config.name)
     with work_on_night(store, config) as (night, claim):
         logger.info("Night %d of %s.", night.number, night.name)
@@ -73,7 +73,7 @@ def run_night(config: Config) -> tuple[NightSummary, str]:
 
 
 class _EndedError(Exception):
-    """The night is over before all its steps."""
+    """The night ends before all steps are done."""
 
     def __init__(self, outcome: Outcome, reason: str) -> None:
         super().__init__(outcome, reason)
@@ -83,7 +83,7 @@ class _EndedError(Exception):
 
 @dataclass
 class _Work:
-    """A night that is being worked on, and what is known about it so far."""
+    """A night in progress. `known`: fields of its summary so far."""
 
     config: Config
     store: Store
@@ -135,7 +135,7 @@ class _Work:
         return self._judged(plan, run, challenger)
 
     def _planned(self) -> tuple[NightPlan, Dataset]:
-        """What the night works on, decided now unless it was already. Ends the night where there is nothing new."""
+        """Read or make the night's plan. Returns it and its dataset version; ends the night if there is nothing new."""
         plan = self.night.plan()
         if plan is None:
             with self._step("ingest") as step:
@@ -163,7 +163,7 @@ class _Work:
         )
 
     def _end_if_nothing_new(self, plan: NightPlan, dataset: Dataset) -> None:
-        """Also after a rollback: what was tried already and judged is not tried again."""
+        """End the night if the plan was judged before; also after a rollback, so that it is not tried again."""
         judged = judged_by(self.store, self.night.name, plan.trains)
         if judged not in (None, self.night.number):
             raise _EndedError(
@@ -184,14 +184,14 @@ class _Work:
         self._found(check_change(change, self.config.nightly.checks))
 
     def _look(self, run_id: str, champion: int | None) -> None:
-        """Check what only the images themselves tell; what that computes is cached for training."""
+        """Make the checks that need the images themselves; their features are cached for training."""
         with self._step("look at new images") as step:
             found = look_at_new(self.config, run_id=run_id, champion=champion)
             step("%d checks.", len(found))
         self._found(found)
 
     def _found(self, findings: Sequence[Finding]) -> None:
-        """Note what was found. Ends the night where some of it is refused."""
+        """Record findings. Ends the night if one of them refuses the data."""
         self.known["findings"] = (*self.known.get("findings", ()), *findings)
         for finding in findings:
             if not finding.passed:
@@ -201,7 +201,7 @@ class _Work:
             raise _EndedError("refused", " ".join(finding.text for finding in refused))
 
     def _judged(self, plan: NightPlan, run: Run, challenger: ModelVersion) -> tuple[Outcome, str]:
-        """Compare, decide, and promote if that was decided, and nobody decided otherwise since it was published."""
+        """Compare and decide; promote if the gate passes and no promotion came after the challenger's publication."""
         if challenger.decided_on_since(plan.promotion):
             return "kept", (
                 f"Promotion {plan.promotion} decided what serves after version {challenger.number} was published "
@@ -228,7 +228,7 @@ class _Work:
         return "promoted", passed
 
     def _promote(self, plan: NightPlan, challenger: ModelVersion, *, reason: str, evidence: dict[str, Any]) -> int:
-        """Promote unless this night did before it was cut short; returns the promotion's number."""
+        """Promote, unless this night already did before an interruption. Returns the number of the promotion."""
         serving = read_serving(self.store, self.night.name)
         if serving.promotion is not None and (serving.promotion.evidence or {}).get("night") == self.night.number:
             return serving.number
@@ -237,8 +237,8 @@ class _Work:
         return plan.promotion + 1
 
     def _end(self, outcome: Outcome, reason: str) -> tuple[NightSummary, str]:
-        """Write down how the night ended, and tell the webhook."""
-        # Late: it loads what draws pages.
+        """Record the end of the night, and send it to the webhook."""
+        # Imported here, because it loads matplotlib.
         from transfer.nights.page import render_night
 
         summary = NightSummary(
@@ -256,20 +256,20 @@ class _Work:
         self.night.put_end(summary, render_night(summary, self.thumbnails, earlier=earlier))
         page = self.night.page_uri() or ""
         if outcome == "failed":
-            # The command ends with the error itself, so this is all that it says of the night.
+            # The command ends with the error itself, so only this line names the page.
             logger.info("Night %d of %s failed: %s", summary.night, summary.name, page)
         send(message_of(summary, page=page), self.config.nightly)
         self._remove_old_runs()
         return summary, page
 
     def _remove_old_runs(self) -> None:
-        """The night is over: nothing that fails here is its failure."""
+        """Remove old runs. The night is over, so an error here is only logged."""
         keep = self.config.nightly.keep_runs
         if keep is None:
             return
         try:
             gone = remove_old_nights(self.store, self.night.name, keep=keep, but={self.known.get("run", "")})
-        except Exception as error:  # noqa: BLE001 - whatever it is, the next night tries again
+        except Exception as error:  # noqa: BLE001 - the next night tries again
             logger.warning("Older runs of nights stay: %s", error)
         else:
             if gone:
@@ -289,23 +289,23 @@ class _Work:
 
 
 def _other_settings(store: Store, config: Config, dataset: Dataset, champion: ModelVersion | None) -> tuple[str, ...]:
-    """Keys that decide what is learned, and had other values when the champion was trained."""
+    """Keys that decide what is learned and that had other values in the champion's training."""
     if champion is None:
         return ()
     try:
         trained = read_start(store, champion.provenance.run).identity
     except (CorruptObjectError, ObjectNotFoundError):
         return ()
-    # The night decides anew which images it trains on and where the head begins.
+    # Each night decides its images and its warm start anew.
     decided = ("dataset", "training.warm_start")
     return tuple(key for key in differing_keys(trained, identity(config, dataset)) if not key.startswith(decided))
 
 
 def judged_digest(config: Config, dataset: Dataset) -> str:
-    """Digest of what a night would train, and by what it would be judged. The champion does not count: it moves."""
+    """Digest of the training and the gate's settings of a night, without the champion, which changes."""
     judging = deciding(config.nightly, Decides.OUTPUT)
     told: dict[str, Any] = {"learned": identity(config, dataset), "nightly": judging}
     if config.publish.promote == "never":
-        # It was judged, and not acted upon: a night that may promote has something to do.
+        # Such a night cannot promote, so a later night that may promote must judge again.
         told["promote"] = False
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

@@ -40,7 +40,7 @@ _WITHOUT_FIGURES: dict[Outcome, tuple[str, str]] = {
 
 
 def trend_chart(nights: Sequence[NightSummary]) -> str | None:
-    """Draw nights, the oldest first, as SVG; None where fewer than two have figures."""
+    """Draw nights, the oldest first, as SVG. Returns None if fewer than two have figures."""
     compared = [night for night in nights if night.comparison]
     if len(compared) < 2:
         return None
@@ -78,7 +78,7 @@ def trend_chart(nights: Sequence[NightSummary]) -> str | None:
 
 
 def counted(nights: Sequence[NightSummary]) -> str:
-    """How nights ended, in words: `8 nights: 3 promoted, 2 kept`."""
+    """Outcomes of nights in words, such as `Nights 1 to 5: 3 promoted, 2 kept.`; not empty."""
     counts = Counter(night.outcome for night in nights)
     first, last = nights[0].night, nights[-1].night
     return f"Nights {first} to {last}: {', '.join(f'{count} {outcome}' for outcome, count in counts.items())}."
@@ -93,13 +93,13 @@ def _served(night: NightSummary) -> float:
     return side.metrics.accuracy
 
 
-# Longer tables continue in a part that is folded away.
+# Rows that are visible; the rest of a longer table is collapsed.
 _OPEN_ROWS = 30
 
 
 @dataclass(frozen=True)
 class FigureRow:
-    """One figure of both models, and how it changed from champion to challenger; `better`: None where that is open."""
+    """One figure of both models, and its change from champion to challenger. `better`: None if that is undecided."""
 
     name: str
     challenger: str
@@ -119,7 +119,7 @@ class Span:
 
 @dataclass(frozen=True)
 class DifferenceScale:
-    """Where the difference of two accuracies, its interval, and none at all stand on a scale, in percent."""
+    """Positions on a scale in percent: a difference of two accuracies with its interval, and zero."""
 
     span: Span
     zero: float
@@ -127,7 +127,7 @@ class DifferenceScale:
 
 @dataclass(frozen=True)
 class ClassRow:
-    """One class on the images compared. `change` of the recall; `share`: of the largest change of any class."""
+    """One class on the compared images. `change`: of the recall; `share`: of the largest change of any class."""
 
     recall: ClassRecall
     change: float | None
@@ -136,7 +136,7 @@ class ClassRow:
 
 @dataclass(frozen=True)
 class KnownSide:
-    """What an earlier night found of the version that serves."""
+    """Figures of the version that serves, from an earlier night."""
 
     night: int
     side: Side
@@ -145,10 +145,10 @@ class KnownSide:
 def render_night(
     summary: NightSummary, thumbnails: Mapping[str, Thumbnail], *, earlier: Sequence[NightSummary] = ()
 ) -> str:
-    """One self-contained HTML page: no script, no link, nothing loaded from anywhere, the same text for the same night.
+    """Render a night as one self-contained HTML page without scripts and links; deterministic.
 
-    `thumbnails`: by the SHA-256 of the images that flipped; one that is missing gets a placeholder. `earlier`: nights
-    before it, the oldest first, of which the page shows the trend.
+    `thumbnails`: of the images that changed, by SHA-256; a missing one gets a placeholder. `earlier`: earlier nights
+    for the trend, oldest first.
     """
     comparison = summary.comparison
     nights = [*earlier, summary]
@@ -188,7 +188,7 @@ def render_night(
 
 
 def _known_side(version: int | None, earlier: Sequence[NightSummary]) -> KnownSide | None:
-    """The version that serves, as the latest night that compared it found it."""
+    """Figures of the version that serves, from the latest night that compared it."""
     for night in reversed(earlier):
         if night.comparison:
             for side in (night.comparison.challenger, night.comparison.champion):
@@ -208,7 +208,7 @@ def _figures(comparison: Comparison) -> list[FigureRow]:
         "Accuracy": (points(accuracy), accuracy),
         "Macro F1": (points(f1), f1),
         "Loss": (f"{loss:+.4f}", -loss),
-        # Neither good nor bad by themselves: time varies from one measurement to the next.
+        # Counted neither as better nor as worse, because times vary between measurements.
         "One image": (f"× {ours.latency_ms / theirs.latency_ms:.2f}", 0.0),
         "Files": (f"× {ours.size_bytes / theirs.size_bytes:.2f}", 0.0),
     }
@@ -233,7 +233,7 @@ def _of_side(side: Side) -> dict[str, str]:
 
 
 def _intervals(challenger: Side, champion: Side) -> list[tuple[str, Interval, Span]]:
-    """Both accuracies with their intervals on one scale, which is as wide as they need."""
+    """Both accuracies with their intervals, on one scale that spans both."""
     sides = {"challenger": challenger.metrics, "champion": champion.metrics}
     low = min(metrics.accuracy_interval.low for metrics in sides.values())
     high = max(metrics.accuracy_interval.high for metrics in sides.values())
@@ -265,7 +265,7 @@ def _place(value: float, *, low: float, high: float) -> float:
 
 
 def _class_rows(comparison: Comparison) -> list[ClassRow]:
-    """By rising change; then classes without one, those with images first. Sorting keeps equal ones in their order."""
+    """The classes by rising change, then those without a change, classes with images first. The sort is stable."""
     changes = [(row.change, row) for row in comparison.classes]
     largest = max((abs(change) for change, _ in changes if change is not None), default=0.0)
     rows = [
@@ -276,7 +276,7 @@ def _class_rows(comparison: Comparison) -> list[ClassRow]:
 
 
 def _unknown(comparison: Comparison) -> list[str]:
-    """Classes that the champion cannot answer."""
+    """Classes that the champion does not know."""
     if comparison.champion is None:
         return []
     return [row.name for row in comparison.classes if row.images and row.champion is None]
@@ -285,7 +285,7 @@ def _unknown(comparison: Comparison) -> list[str]:
 def _galleries(
     comparison: Comparison, thumbnails: Mapping[str, Thumbnail]
 ) -> list[tuple[str, int, list[tuple[Flip, Thumbnail | None]]]]:
-    """Images lost and images gained: a title, how many there are, and those that are shown."""
+    """Lost images and gained images: a title, their number, and the ones that are shown."""
     shown = [(flip, thumbnails.get(flip.sha256)) for flip in comparison.flips]
     lost = [(flip, picture) for flip, picture in shown if flip.challenger != flip.truth]
     gained = [(flip, picture) for flip, picture in shown if flip.challenger == flip.truth]

@@ -1,6 +1,6 @@
-"""Nights in storage: begun, planned, claimed by whoever works on one, ended.
+"""Nights in storage: their start, plan, claims and end.
 
-A night without an end is not over, or was given up: the next one has another configuration.
+A night without an end is in progress or interrupted; or it was given up, and the next night has another configuration.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class NightPlan(BaseModel):
-    """What a night works on. `promotion`: number of the promotion in force when it began (0: none was)."""
+    """Inputs of a night. `promotion`: number of the promotion in force at its start (0: none was)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -36,11 +36,11 @@ class NightPlan(BaseModel):
     promotion: int
     warm_start: str | None
     trains: str
-    """Digest of what would be trained and how it would be judged: a night with the same one has nothing new."""
+    """Digest of the training and the gate's settings. A later night with the same digest has nothing new."""
 
 
 class End(BaseModel):
-    """How a night ended, with the digests of its summary and its page."""
+    """End of a night, with the digests of its summary and its page."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -53,7 +53,7 @@ class End(BaseModel):
 
 @dataclass(frozen=True)
 class Standing:
-    """What has become of a night. `end`: None while it is `at work`, `interrupted` or `given up`."""
+    """Status of a night. `end`: None if it is `at work`, `interrupted` or `given up`."""
 
     outcome: str
     reason: str
@@ -69,9 +69,9 @@ class Night:
     number: int
     started: str
     config: str
-    """Digest of the configuration it was begun with."""
+    """Digest of the configuration that the night began with."""
     is_latest: bool = True
-    """Whether none was begun after it."""
+    """Whether no later night began."""
 
     @property
     def folder(self) -> str:
@@ -80,11 +80,11 @@ class Night:
 
     @property
     def claims(self) -> str:
-        """Where the log of its claims is."""
+        """Prefix of the log of its claims."""
         return layout.claims_log(self.folder)
 
     def plan(self) -> NightPlan | None:
-        """What it works on, once that is decided."""
+        """Read the plan; None if it is not decided yet."""
         name = layout.night_plan(self.folder)
         return (
             as_model(NightPlan, read_document(self.store, name), uri=self.store.uri)
@@ -93,16 +93,16 @@ class Night:
         )
 
     def put_plan(self, plan: NightPlan) -> None:
-        """Decide what it works on, also for whoever goes on with it."""
+        """Record the plan, also for a process that resumes the night."""
         put_document(self.store, layout.night_plan(self.folder), plan.model_dump())
 
     def end(self) -> End | None:
-        """How it ended, if it is over."""
+        """Read the end; None if the night is not over."""
         name = layout.night_end(self.folder)
         return as_model(End, read_document(self.store, name), uri=self.store.uri) if self.store.exists(name) else None
 
     def put_end(self, summary: NightSummary, page: str) -> None:
-        """End it. Raises AlreadyExistsError when somebody else ended it otherwise."""
+        """Record the end. Raises AlreadyExistsError if another process recorded a different end."""
         _, of_summary = put_content(
             self.store, partial(layout.night_summary, self.folder), summary.model_dump_json().encode()
         )
@@ -114,7 +114,7 @@ class Night:
         put_document(self.store, layout.night_end(self.folder), end.model_dump())
 
     def standing(self) -> Standing:
-        """How it ended, or what has become of it so far."""
+        """Status of the night."""
         end = self.end()
         if end is not None:
             return Standing(end.outcome, end.reason, end)
@@ -126,7 +126,7 @@ class Night:
         return Standing("interrupted", "The same command with the same configuration goes on with it.")
 
     def summary(self) -> NightSummary | None:
-        """All that is known about it, if it is over."""
+        """Read the summary; None if the night is not over."""
         end = self.end()
         if end is None:
             return None
@@ -134,34 +134,34 @@ class Night:
         return NightSummary.model_validate_json(data)
 
     def page_uri(self) -> str | None:
-        """Where its page is, if it is over."""
+        """Address of the page; None if the night is not over."""
         end = self.end()
         return None if end is None else f"{self.store.uri}/{layout.night_page(self.folder, end.page)}"
 
 
 def judged_by(store: Store, name: str, trains: str) -> int | None:
-    """Number of the night that came to a judgement on `NightPlan.trains`, if one did."""
+    """Number of the night that judged `NightPlan.trains`; None if no night did."""
     document = layout.judged(name, trains)
     return int(read_document(store, document)["night"]) if store.exists(document) else None
 
 
 @contextmanager
 def work_on_night(store: Store, config: Config) -> Iterator[tuple[Night, HeldClaim]]:
-    """Claim the night that is not over, or begin the next one. Raises NightBusyError when somebody works on one."""
+    """Claim the unfinished night, or begin the next one. Raises NightBusyError if another process works on it."""
     while True:
         night = _current(store, config)
         what = f"night {night.number} of {night.name}"
         with take_claim(store, night.claims, expires_s=config.nightly.claim_expires_s, what=what) as claim:
-            # Whoever had the claim may have ended the night, or begun it with another configuration.
+            # The previous holder of the claim may have ended the night, or begun it with another configuration.
             if night.end() is None and night.config == config_digest(config):
                 yield night, claim
                 return
 
 
 def _current(store: Store, config: Config) -> Night:
-    """The night that is not over, or the next one, begun.
+    """The unfinished night, or else the next one, which begins here.
 
-    One that was begun with another configuration, and that nobody works on, is left behind.
+    An unfinished night with another configuration is given up, unless a process works on it.
     """
     digest = config_digest(config)
     log = _log(store, config.name)
@@ -171,23 +171,23 @@ def _current(store: Store, config: Config) -> Night:
         if latest.end() is None and (latest.config == digest or held_claim(store, latest.claims)):
             return latest
     begun = {"started": now_utc(), "config": digest}
-    # Of two at the same moment one is first: both come to its night, and the claim decides.
+    # If two processes begin a night at the same time, both get the night of the first; the claim decides.
     with suppress(AlreadyExistsError):
         log.append(begun, number=number + 1)
     return read_night(store, config.name, number + 1)
 
 
 def list_nights(store: Store, name: str) -> Iterator[Night]:
-    """All nights, the latest first; each is read when it is asked for."""
+    """Yield all nights, the latest first; each is read when the iterator reaches it."""
     numbers = _log(store, name).numbers()
     for number in reversed(numbers):
         yield read_night(store, name, number, is_latest=number == numbers[-1])
 
 
 def earlier_summaries(store: Store, name: str, *, before: int, count: int) -> list[NightSummary]:
-    """Summaries of the last `count` nights before one, the oldest first, without those that are not over.
+    """Summaries of the last `count` nights before night `before`, oldest first, without unfinished nights.
 
-    They are shown, and nothing is decided by them: one that cannot be read is left out, with a warning.
+    They are only shown, so a summary that cannot be read is left out, with a warning.
     """
     found = []
     for number in [number for number in _log(store, name).numbers() if number < before][-count:]:
@@ -202,7 +202,7 @@ def earlier_summaries(store: Store, name: str, *, before: int, count: int) -> li
 
 
 def config_digest(config: Config) -> str:
-    """Digest of all that a night depends on, files of the base by their content; not of where it runs."""
+    """Digest of all settings of a night except where it runs; files of the base count by their content."""
     told = deciding(config, Decides.DATA, Decides.FEATURES, Decides.LEARNING, Decides.OUTPUT)
     told["base"] |= base_identity(config.base, storage=config.storage)
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What is known about a night when it is over: as JSON for programs, and what its page shows.
+"""The summary of a finished night: JSON for programs, and the data of its page.
 
 The champion is the version that serves when the night begins, the challenger the one that the night trains.
 """
@@ -17,7 +17,7 @@ Outcome = Literal["promoted", "kept", "nothing new", "refused", "failed"]
 
 
 class ClassChange(Figures):
-    """Images of one class, over all splits, that are new and that are gone."""
+    """Numbers of images of one class over all splits: in the version before, new, and gone."""
 
     name: str
     before: int
@@ -28,9 +28,9 @@ class ClassChange(Figures):
 class DataChange(Figures):
     """How a dataset version differs from the one that the champion was trained on (`before`; None: there is none).
 
-    An image whose label changed is new and gone. `new_shards` of `shards` are not in the version before. `rejects`:
-    how many of the `rejected` files were refused for which reason, and `ledger` the object that lists them; both empty
-    in summaries of earlier releases.
+    An image whose label changed counts as new and as gone. `new_shards`: number of the `shards` that the version before
+    does not have. `rejects`: number of refused files by reason. `ledger`: the object that lists them. Both are empty in
+    summaries of earlier releases.
     """
 
     before: str | None
@@ -47,14 +47,14 @@ class DataChange(Figures):
 
     @property
     def new_classes(self) -> list[ClassChange]:
-        """Classes of which the version before had no image; none where there is no version before."""
+        """Classes with images that had none in the version before; empty if there is no version before."""
         return [] if self.before is None else [each for each in self.classes if each.new and not each.before]
 
 
 class Finding(Figures):
-    """One check of the data: what was found, its limit, and what that means, in a sentence.
+    """Result of one check of the data. `text`: the figure and its limit in a sentence.
 
-    `found`: None where there was nothing to check; `text` says why. `passed` is True then.
+    `found`: the figure; None if the check was skipped. Then `passed` is True and `text` has the reason.
     """
 
     check: str
@@ -66,7 +66,7 @@ class Finding(Figures):
 
 
 class Step(Figures):
-    """What a part of the night took, in seconds of wall clock. `text`: what it did."""
+    """Duration of one step of the night, in seconds of wall clock. `text`: its result."""
 
     name: str
     seconds: float
@@ -74,7 +74,7 @@ class Step(Figures):
 
 
 class NightSummary(Figures):
-    """A night that is over. Times are UTC, ISO 8601. `champion`: version that served when it began."""
+    """A finished night. Times are UTC, ISO 8601. `champion`: the version that served when it began."""
 
     name: str
     night: int
@@ -88,7 +88,7 @@ class NightSummary(Figures):
     dataset: str | None = None
     run: str | None = None
     other_settings: tuple[str, ...] = ()
-    """Keys whose values decided what the champion learned, and are others in this night."""
+    """Keys that decide what is learned and whose values differ from those of the champion's training."""
     change: DataChange | None = None
     findings: tuple[Finding, ...] = ()
     comparison: Comparison | None = None

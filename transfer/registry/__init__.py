@@ -1,1 +1,1 @@
-"""Export to SavedModel, numbered versions, promotion, and prediction with what was published."""
+"""Export to SavedModel, numbered versions, promotion, and prediction with published versions."""

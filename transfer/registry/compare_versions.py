@@ -1,4 +1,4 @@
-"""A challenger beside the champion: both published versions are asked about the same held-out images."""
+"""Comparison of a challenger with the champion: both published versions predict the same held-out images."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ _WARM_UP_IMAGES = 3
 def compare_versions(
     config: Config, store: Store, dataset: Dataset, *, champion: int | None, challenger: int
 ) -> tuple[Comparison, dict[str, Thumbnail]]:
-    """Compare two versions of the model `config.name` on the test split, or on validation where there is no test.
+    """Compare two versions of the model `config.name` on the test split, or on validation if there is no test split.
 
-    Both answer as they were published, from the images' encoded bytes; one shard of these is in memory at a time.
+    Both exported models get the images' encoded bytes. One shard is in memory at a time.
 
     Args:
-        config: Its `nightly.gate` has the confidence, its `dataset.rename_classes` the names of earlier versions.
-        store: Where the versions and the dataset version are.
-        dataset: The dataset version whose held-out images are asked about.
-        champion: Number of the version that serves; None asks the challenger alone.
+        config: `nightly.gate` has the confidence level; `dataset.rename_classes` the names of renamed classes.
+        store: Storage with the versions and the dataset version.
+        dataset: The dataset version whose held-out images are predicted.
+        champion: Number of the version that serves; None evaluates the challenger alone.
         challenger: Number of the version that may take its place.
 
     Returns:
-        The comparison, and thumbnails of the images that flipped, by their SHA-256.
+        The comparison, and thumbnails of images that only one version predicts correctly, by SHA-256.
 
     Raises:
         DatasetError: There is no image to compare on.
-        RegistryError: There is no such version.
+        RegistryError: A version does not exist.
     """
     split = dataset.held_out_split
     shards = dataset.shards_of(split)
@@ -84,9 +84,10 @@ def compare_versions(
 
 
 def latencies_ms(models: Sequence[Answers], images: Sequence[bytes]) -> list[float]:
-    """Median time of each model for one image, in milliseconds; all are asked for each image, in changing order.
+    """Median time of each model for one image, in milliseconds.
 
-    So whatever else the machine does in the meantime slows all of them.
+    All models predict an image before the next image, in alternating order, so that other load on the machine slows all
+    of them equally.
     """
     for model in models:
         for image in images[:_WARM_UP_IMAGES]:
@@ -104,7 +105,7 @@ def latencies_ms(models: Sequence[Answers], images: Sequence[bytes]) -> list[flo
 def _thumbnails(
     store: Store, shards: Sequence[Shard], digests: Sequence[str], wanted: set[str], depth: Depth
 ) -> dict[str, Thumbnail]:
-    """Small pictures of some of the images; reads only the shards that they are in. `digests`: of all, in order."""
+    """Thumbnails of the `wanted` images; reads only their shards. `digests`: SHA-256 of all images, in order."""
     found: dict[str, Thumbnail | None] = {}
     start = 0
     for shard in shards:

@@ -1,4 +1,4 @@
-"""Champion and challenger beside each other, from what both answered for the same held-out images."""
+"""Comparison of champion and challenger, from their predictions for the same held-out images."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from transfer.evaluation.metrics import Figures, Interval, Metrics, bootstrap_in
 from transfer.evaluation.predictions import Predictions, in_classes
 
 MAX_FLIPS = 24
-"""Images that are shown of those gained, and of those lost."""
+"""Largest number of gained images that are shown, and of lost ones."""
 
 
 class Side(Figures):
-    """A model version as the gate met it. `latency_ms`: median for one image. `metrics`: on the images compared."""
+    """Figures of one model version. `latency_ms`: median for one image. `metrics`: on the compared images."""
 
     version: int
     run: str
@@ -27,7 +27,7 @@ class Side(Figures):
 
 
 class ClassRecall(Figures):
-    """Recall of one class on the images compared; `champion` is None where it does not know the class, too."""
+    """Recall of one class on the compared images; `champion` is None if there is none or it does not know the class."""
 
     name: str
     images: int
@@ -36,9 +36,9 @@ class ClassRecall(Figures):
 
     @property
     def change(self) -> float | None:
-        """By how much the challenger's recall is higher; None where there are not two.
+        """Recall of the challenger minus that of the champion; None if one of them is missing.
 
-        Counted in images, so that 2 of 10 lost are a loss of 0.2 and not of a little more.
+        The difference is counted in images: a loss of 2 of 10 images is exactly 0.2, without float rounding.
         """
         if self.champion is None or self.challenger is None:
             return None
@@ -46,7 +46,7 @@ class ClassRecall(Figures):
 
 
 class Flip(Figures):
-    """An image that one of the two has right and the other wrong."""
+    """An image that only one of the two models predicts correctly."""
 
     key: str
     sha256: str
@@ -58,10 +58,11 @@ class Flip(Figures):
 class Comparison(Figures):
     """Both models on the same held-out images, image by image.
 
-    `left_out`: held-out images that the champion may have been trained on. `difference`: accuracy of the challenger
-    less the champion's; `interval`: of the difference, by a paired bootstrap, at the gate's one-sided confidence at
-    each end. `p_value`: one-sided, of McNemar's exact test. `gained` and `lost`: images that only the challenger, only
-    the champion has right; `flips` shows some of both. All of these are None or empty where there is no champion.
+    `left_out`: number of held-out images that the champion may have been trained on. `difference`: accuracy of the
+    challenger minus that of the champion. `interval`: paired bootstrap interval of the difference; each end has the
+    gate's one-sided confidence. `p_value`: one-sided exact McNemar test. `gained`, `lost`: numbers of images that only
+    the challenger, or only the champion, predicts correctly; `flips` has some of both. Without a champion all of these
+    are None, 0 or empty.
     """
 
     images: int
@@ -79,10 +80,10 @@ class Comparison(Figures):
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """The images that both models are asked about, as the new dataset version has them.
+    """The images that both models predict, as the new dataset version lists them.
 
-    `keys` and `digests` (SHA-256, hex): n of each. `labels`: int32 [n]. `comparable`: bool [n], False for images that
-    the champion may have been trained on. `classes`: names in the order of their indices.
+    `keys` and `digests` (SHA-256, hex): one for each of the n images. `labels`: int32 [n]. `comparable`: bool [n],
+    False for images that the champion may have been trained on. `classes`: names in the order of their indices.
     """
 
     keys: list[str]
@@ -94,9 +95,9 @@ class HeldOut:
 
 @dataclass(frozen=True, eq=False)
 class Contender:
-    """A model version and what it answered for the held-out images.
+    """A model version and its predictions for the held-out images.
 
-    `classes`: what it tells apart, in the order of its outputs, named as in the new dataset version.
+    `classes`: the model's classes in the order of its outputs, named as in the new dataset version.
     `probabilities`: float32 [n, classes]. `latency_ms`: median for one image.
     """
 
@@ -110,9 +111,9 @@ class Contender:
 
 
 def compare(challenger: Contender, champion: Contender | None, images: HeldOut, gate: GateConfig) -> Comparison:
-    """Judge both on the comparable images; the challenger alone where there is no champion.
+    """Compute the metrics of both models on the comparable images; without a champion those of the challenger alone.
 
-    Raises DatasetError when no image is comparable.
+    Raises DatasetError if no image is comparable.
     """
     rows = np.flatnonzero(images.comparable)
     if not len(rows):
@@ -137,7 +138,7 @@ def compare(challenger: Contender, champion: Contender | None, images: HeldOut, 
         **counts,
         challenger=ours,
         champion=theirs,
-        # Not the difference of two rounded shares: a margin of 0.03 is met by 3 more of 100.
+        # The difference of two rounded shares can be below 0.03 although 3 more of 100 images are correct.
         difference=(len(gained) - len(lost)) / len(rows),
         interval=bootstrap_interval(differences, confidence=gate.confidence, seed=0),
         p_value=mcnemar(len(gained), len(lost)),
@@ -174,7 +175,7 @@ def _recalls(classes: list[str], challenger: Side, champion: Side | None, *, kno
 
 
 def _flips(rows: np.ndarray, after: Predictions, before: Predictions, digests: list[str]) -> list[Flip]:
-    """The images of which the challenger is surest, whether it is right or wrong; equal ones by key."""
+    """The images with the challenger's highest confidence, whether it is right or wrong; ties are sorted by key."""
     sure = after.probabilities[rows].max(axis=1)
     order = sorted(range(len(rows)), key=lambda place: (-sure[place], after.keys[rows[place]]))
     return [

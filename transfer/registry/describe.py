@@ -1,4 +1,4 @@
-"""What the registry knows of a model's versions, from its documents alone."""
+"""Descriptions of a model's versions, from the registry's documents and the dataset versions that they name."""
 
 from __future__ import annotations
 
@@ -22,30 +22,31 @@ from transfer.storage import Log, Store, as_model, now_utc
 
 
 class Refusal(BaseModel):
-    """An entry of the log: when a version was refused, and beside which one, if one served."""
+    """An entry of the log of refusals. `champion`: the version that served then; None if none did."""
 
     model_config = ConfigDict(frozen=True)
 
     at: str
     champion: int | None
     evidence: dict[str, Any]
-    """As a promotion has it: the number of the night or the id of the run, and the gate's rules with their figures."""
+    """The number of the night or the id of the run, and the gate's rules with their figures; as in a promotion."""
 
     @property
     def failed(self) -> list[dict[str, Any]]:
-        """The rules that were not passed."""
+        """The rules that failed."""
         return [rule for rule in self.evidence["rules"] if not rule["passed"]]
 
     @property
     def text(self) -> str:
-        """In sentences."""
+        """The refusal in sentences."""
         return f"Refused: {' '.join(rule['text'] for rule in self.failed)}"
 
 
 def record_refusal(store: Store, version: ModelVersion, *, champion: int | None, evidence: dict[str, Any]) -> None:
-    """Write down that a version was refused, unless it was for the same; `champion`: what served then.
+    """Record that a version was refused. `champion`: number of the version that serves.
 
-    Raises CorruptObjectError, StorageError.
+    A refusal that only repeats the previous one (same champion, same failed rules) is not recorded again. Raises
+    CorruptObjectError, StorageError.
     """
     refusal = Refusal(at=now_utc(), champion=champion, evidence=evidence)
     known = [(each.champion, [rule["name"] for rule in each.failed]) for each in refusals_of(store, version)[-1:]]
@@ -55,13 +56,13 @@ def record_refusal(store: Store, version: ModelVersion, *, champion: int | None,
 
 
 def refusals_of(store: Store, version: ModelVersion) -> list[Refusal]:
-    """Every time that a version was refused, the oldest first. Raises CorruptObjectError, StorageError."""
+    """All refusals of a version, oldest first. Raises CorruptObjectError, StorageError."""
     log = _log(store, version.model, version.number)
     return [as_model(Refusal, log.read(number), uri=store.uri) for number in log.numbers()]
 
 
 def latest_refusals(store: Store, model: str) -> dict[int, Refusal]:
-    """The latest refusal of each version that was refused, by its number. Raises CorruptObjectError, StorageError."""
+    """The latest refusal of each refused version, by version number. Raises CorruptObjectError, StorageError."""
     folder = layout.refusals_folder(model)
     by_version = defaultdict(list)
     for item in store.list(f"{folder}/"):
@@ -84,11 +85,11 @@ def trained_on(store: Store, version: ModelVersion) -> Dataset:
 
 
 def classes_in(store: Store, dataset: Dataset, version: ModelVersion, renames: Mapping[str, str]) -> list[str]:
-    """The classes of a model version, in the order of its outputs, by the names that a dataset version has for them.
+    """The classes of a model version, in the order of its outputs, by their names in a dataset version.
 
-    A class keeps its index from one version of a dataset to the next, whatever its name, unless somebody dropped a
-    class or started over. After that, and in a model of another dataset, it has only its name, of which `renames` says
-    whether it changed.
+    A class keeps its index from one version of a dataset to the next, even if it is renamed, unless somebody dropped a
+    class or started over. In that case, and for a model of another dataset, classes are matched by name, after
+    `renames` (`{old: new}`).
     """
     is_own = version.provenance.dataset_version.name == dataset.name
     same_indices = is_own and dataset.has_indices_of(trained_on(store, version))
@@ -98,11 +99,13 @@ def classes_in(store: Store, dataset: Dataset, version: ModelVersion, renames: M
 def never_trained_on(
     store: Store, version: ModelVersion, dataset: Dataset, split: str, digests: Sequence[str]
 ) -> np.ndarray:
-    """Whether a model version kept each image of a split of `dataset` at least as far from its training: bool [n].
+    """Whether a model version was never trained on an image: bool [n], for the images of a split of `dataset`.
 
-    Where splits or groups were given to the version's own dataset version, or images were placed, the record of that
-    decides: an image that the record does not have counts, unless groups are made in another way since, so that the
-    version may know others of the image's group. Elsewhere the images' content decides. `digests` are their SHA-256.
+    The version's own dataset version must have the image in the same split or in one further from training. If that
+    dataset version records splits (splits or groups were given, or images of small classes placed), the recorded splits
+    decide. An image that it does not have then counts as never trained on, unless groups are formed in another way by
+    now: the version may have been trained on other images of its group. Without recorded splits, the images' content
+    decides. `digests`: SHA-256 of the n images.
     """
     before = trained_on(store, version)
     if before.splitting is None:
@@ -119,13 +122,13 @@ def never_trained_on(
 
 @dataclass(frozen=True)
 class DescribedVersion:
-    """A version and what was decided about it."""
+    """A version with its status: promoted, pinned, refused."""
 
     version: ModelVersion
     is_promoted: bool
     pin: Pin | None
     refusal: Refusal | None
-    """The latest one."""
+    """The latest refusal."""
 
 
 def describe_versions(store: Store, model: str) -> list[DescribedVersion]:
@@ -134,7 +137,7 @@ def describe_versions(store: Store, model: str) -> list[DescribedVersion]:
 
 
 def describe_version(store: Store, model: str, number: int | None = None) -> DescribedVersion:
-    """A version by number, or the promoted one. Raises RegistryError when there is none."""
+    """A version by number, or the promoted one. Raises RegistryError if it does not exist."""
     version = load_version(store, model, number)
     refusals = refusals_of(store, version)
     (described,) = _describe(store, model, [version], {version.number: refusals[-1]} if refusals else {})

@@ -1,14 +1,14 @@
-"""A trained model as a SavedModel that takes raw image bytes, and that every loader of SavedModels can run.
+"""Export of a trained model as a SavedModel that takes encoded images and that every SavedModel loader can run.
 
-Decoding, orientation, resizing and preprocessing are inside, by the same functions that training used. The signatures:
+The graph contains decoding, orientation, resizing and preprocessing: the same functions that training used. Signatures:
 
 - `serving_default`: `image_bytes` string [batch] (JPEG, PNG, GIF, BMP or WebP)
 - `pixels`: `images` float32 [batch, height, width, 3] in 0..255, RGB, upright; resized inside
 
-Both answer `probabilities` float32 [batch, classes], `class_index` int32 [batch] and `class_name` string [batch].
+Both return `probabilities` float32 [batch, classes], `class_index` int32 [batch] and `class_name` string [batch].
 
-Nothing of Keras is saved. A session (TensorFlow Serving, the C, Java and Go APIs) restores the variables that it finds
-under their names in the object graph: with Keras's own variables there, it would find none of the network's.
+No Keras object is saved. A session (TensorFlow Serving, the C, Java and Go APIs) restores variables by their names in
+the object graph; if Keras's own variables were in it, the session would find none of the network's variables.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from transfer.training.model import TransferModel
 DESCRIPTION = "assets.extra/transfer.json"
 """What a version is, for people and for this project: a file among its files."""
 FILE_NAME = "tf_serving_warmup_requests"
-"""In `assets.extra`, where TensorFlow Serving looks for it."""
+"""File in `assets.extra` in which TensorFlow Serving looks for warm-up requests."""
 
 
 def write_warmup_requests(folder: Path, *, image_input: ImageInput) -> None:
@@ -39,7 +39,7 @@ def write_warmup_requests(folder: Path, *, image_input: ImageInput) -> None:
     gray = tf.fill(image_input.shape, tf.constant(128, tf.uint8))
     requests = {
         "serving_default": {"image_bytes": tf.make_tensor_proto([tf.io.encode_jpeg(gray).numpy()])},
-        # One number and a shape, rather than as many numbers as the image has.
+        # One value and a shape: the proto stays small, because the value is not repeated for each pixel.
         "pixels": {"images": tf.make_tensor_proto(128.0, tf.float32, [1, *image_input.shape])},
     }
     with tf.io.TFRecordWriter(str(folder / FILE_NAME)) as writer:
@@ -62,14 +62,14 @@ def export(
 ) -> None:
     """Write the SavedModel into `folder`, which must not exist or be empty.
 
-    `provenance` (where the model came from) stands with the names of the classes, and of those that are never answered,
-    as JSON in `assets.extra`, which loaders ignore and people read; requests to warm a server up with stand beside it.
-    `graph`: whether BatchNorms are merged into the layers before them, or stay as they were trained. `background`:
-    color that encoded images with transparent pixels are put on, as those that the model was trained on.
+    `assets.extra`, which loaders ignore, gets `transfer.json` and warm-up requests for servers. The JSON has
+    `provenance` (the model's origin), the names of the classes, and which of them have no training images. `graph`:
+    `merged` merges BatchNorms into the layers before them, `plain` exports them as they were trained. `background`:
+    color behind transparent pixels, the same as in training.
     """
     inference = trace_inference(model, graph=graph)
     exported = tf.Module(name="transfer")
-    # SavedModel keeps what it can reach through attributes of a Module.
+    # SavedModel saves only objects that are reachable through attributes of a Module.
     exported.weights, exported.modules = inference.weights, inference.modules
     tf.saved_model.save(exported, str(folder), signatures=_signatures(model, inference.answer, background))
     described = folder / DESCRIPTION
@@ -88,7 +88,7 @@ def export(
 
 
 def _signatures(model: TransferModel, answer: Any, background: str | None) -> dict[str, Any]:
-    """The signatures, which share the traced network `answer`."""
+    """The two signatures; both call the traced network `answer`."""
     image_input = model.backbone.image_input
 
     def from_image_bytes(image_bytes: tf.Tensor) -> Tensors:

@@ -1,10 +1,11 @@
-"""Does the exported model answer what the evaluated model answered? Asked in fresh processes, by several loaders.
+"""Proof that the exported model predicts the same as the evaluated model, in fresh processes and by several loaders.
 
-Loaders differ in how they restore weights: Python's walks the object graph, a session restores variables by name. So a
-model may answer one of them, and the other not at all.
+Loaders restore weights in different ways: Python's loader walks the object graph, a session restores variables by name.
+So a model may work in one loader and fail in the other.
 
-A fresh process has nothing of the training process in it: a layer that only works because its Python object is still
-alive, a preprocessing step left out of the export or a class order that changed show up here, before anyone serves it.
+A fresh process shares no object with the training process. So the proof finds a layer that only works while its Python
+object is alive, a preprocessing step that is missing in the export, and a changed order of classes, before the model is
+published.
 """
 
 from __future__ import annotations
@@ -33,16 +34,16 @@ Answer = Callable[[list[bytes]], np.ndarray]
 
 @dataclass(frozen=True)
 class Loader:
-    """One way to load a model and to ask it."""
+    """One way to load a model and run it."""
 
     name: str
-    """In messages and in provenance."""
+    """Name of the loader in messages and in the provenance."""
     load: Callable[[Path], Answer]
 
     def answers(self, folder: Path, batches: Iterable[list[bytes]]) -> np.ndarray | str:
-        """The probabilities for all images, float32 [images, classes]; or why the model in `folder` gives none.
+        """The probabilities for all images, float32 [images, classes]; or the error of the model in `folder`, as text.
 
-        Raises OutOfMemoryError, which says nothing about the model.
+        Raises OutOfMemoryError, because that is no fault of the model.
         """
         with memory_explained(f"A model asked by {self.name}"):
             try:
@@ -51,15 +52,15 @@ class Loader:
             except Exception as error:
                 if what_did_not_fit(error):
                     raise
-                # Whatever it is, the model does not answer. TensorFlow's messages go on for pages.
+                # Any exception means that the model fails. TensorFlow's messages can be pages long.
                 return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
 
 
 def load_in_python(folder: Path) -> Answer:
-    """Python's loader, asked for encoded images."""
+    """Load with Python's loader; the function takes encoded images."""
     loaded = tf.saved_model.load(str(folder))
 
-    # Through the loaded object, with which its variables live and die.
+    # The closure holds `loaded`, because the variables live only as long as that object.
     def answer(images: list[bytes]) -> np.ndarray:
         return _probabilities(loaded.signatures["serving_default"](image_bytes=tf.constant(images)))
 
@@ -67,7 +68,7 @@ def load_in_python(folder: Path) -> Answer:
 
 
 def load_in_session(folder: Path) -> Answer:
-    """A session, as TensorFlow Serving and the C, C++, Java and Go APIs make it, asked for encoded images."""
+    """Load into a session, as TensorFlow Serving and the C, C++, Java and Go APIs do; it takes encoded images."""
     session = tf.compat.v1.Session(graph=tf.Graph())
     loaded = tf.compat.v1.saved_model.load(session, [tf.saved_model.SERVING], str(folder))
     signature = loaded.signature_def["serving_default"]
@@ -80,7 +81,7 @@ def load_in_session(folder: Path) -> Answer:
 
 
 def load_pixels_in_python(folder: Path) -> Answer:
-    """Python's loader, asked for images that this project's own decoder has decoded."""
+    """Load with Python's loader; the function decodes images with this project's decoder and runs `pixels`."""
     loaded = tf.saved_model.load(str(folder))
     ask = loaded.signatures["pixels"]
     described = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
@@ -107,27 +108,27 @@ def _probabilities(answers: dict[str, tf.Tensor]) -> np.ndarray:
 logger = logging.getLogger(__name__)
 
 TOLERANCE = 1e-5
-"""Largest difference in any probability that may be published."""
+"""Largest difference in any probability with which a model is published."""
 HALF_PRECISION_TOLERANCE = 2e-2
-"""The same for networks that compute in half precision, where fused and plain kernels round differently."""
+"""The same for networks in half precision, in which fused and plain kernels round differently."""
 _BATCH_SIZE = 32
 _FEW = 8
 
 Outcomes = dict[str, float | str]
-"""By the name of a loader: the largest difference in a probability, or why it got no answer."""
+"""For each loader's name, the largest difference in a probability, or the error as text."""
 
 
 def prove_parity(
     exported: Path, images: list[bytes], expected: np.ndarray, *, tolerance: float = TOLERANCE
 ) -> dict[str, float]:
-    """Compare the exported model's answers, in fresh processes, with `expected`, float32 [images, classes].
+    """Compare the exported model's probabilities, in fresh processes, with `expected`, float32 [images, classes].
 
-    Returns the largest difference in a probability, by the name of the loader (`Loader`). Python's loader answers
-    all images, the others the first few: what they can have wrong does not depend on the image. Raises ParityError when
-    a difference is above `tolerance`, when a loader gets no answer, and when a process fails; OutOfMemoryError.
+    Returns the largest difference in a probability by the loader's name. Python's loader predicts all images, the
+    others the first 8, because their possible faults do not depend on the image. Raises ParityError if a difference is
+    above `tolerance`, a loader fails or a process fails; OutOfMemoryError.
     """
     few = (images[:_FEW], expected[:_FEW])
-    # Side by side: each load takes as long as dozens of images.
+    # In parallel, because each load takes as long as the prediction of dozens of images.
     with process_pool(2) as pool:
         asked = [
             pool.submit(compare, exported, images, expected, [PYTHON]),
@@ -144,7 +145,7 @@ def prove_parity(
 
 
 def outcomes_of(asked: Future[Outcomes]) -> Outcomes:
-    """What a process found. Raises ParityError when it failed or ended, OutOfMemoryError."""
+    """The result of a process. Raises ParityError if it failed or ended abruptly, OutOfMemoryError."""
     try:
         return asked.result()
     except OutOfMemoryError as error:
@@ -164,13 +165,13 @@ def outcomes_of(asked: Future[Outcomes]) -> Outcomes:
 
 
 def check_outcome(loader: str, outcome: float | str, *, images: int, tolerance: float) -> None:
-    """Raise ParityError unless a loader got answers, DifferentAnswersError if they differ by more than `tolerance`."""
+    """Raise ParityError if a loader failed, DifferentAnswersError if the difference is not within `tolerance`."""
     if isinstance(outcome, str):
         raise ParityError(
             f"The exported model does not answer, asked by {loader}: {outcome}",
             advice="Nothing was published. This is a bug in the export or in a custom network.",
         )
-    # Written so that NaN is no agreement.
+    # In this form of the comparison, NaN fails.
     if not outcome <= tolerance:
         raise DifferentAnswersError(
             f"The exported model's probabilities, asked by {loader}, differ from the evaluated model's by "
@@ -180,11 +181,11 @@ def check_outcome(loader: str, outcome: float | str, *, images: int, tolerance: 
 
 
 def compare(exported: Path, images: list[bytes], expected: np.ndarray, loaders: Sequence[Loader]) -> Outcomes:
-    """The outcome of each of these loaders in this process. Raises OutOfMemoryError."""
+    """Run these loaders in this process and compare each with `expected`. Raises OutOfMemoryError."""
     batches = [images[start : start + _BATCH_SIZE] for start in range(0, len(images), _BATCH_SIZE)]
     found: Outcomes = {}
     for loader in loaders:
         answers = loader.answers(exported, batches)
-        # NaN must fail the proof; Python's max() would drop it depending on the order.
+        # NaN must fail the proof; depending on the order, Python's max() would drop it.
         found[loader.name] = answers if isinstance(answers, str) else float(np.max(np.abs(answers - expected)))
     return found

@@ -1,4 +1,4 @@
-"""Published versions on this machine's disk, for programs that read no bucket."""
+"""Copies of published versions on this machine's disk, for programs that cannot read a bucket."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from transfer.storage import Store, sha256_of_file
 
 
 def fetch_version(store: Store, version: ModelVersion, to: Path, *, promotion: int | None = None) -> Path:
-    """Copy a version's files, each verified, into a folder in `to`, and return that folder.
+    """Copy a version's files, each verified, into a folder in `to`. Returns that folder.
 
-    Its name is the number of the `promotion` by which the version serves, so that a rollback is a higher one; without
-    that `version-<number>`, which no server takes for something to serve.
+    The folder is named by the number of the `promotion`, so that a rollback has a higher number. Without `promotion` it
+    is `version-<number>`, which servers ignore because it is no number.
 
-    It appears whole or not at all, so a server may watch `to`. Where it is there already, nothing is copied. Raises
-    CorruptObjectError for a wrong byte in storage, RegistryError when the folder is there with other content.
+    The folder appears whole or not at all, so a server may watch `to`. A folder that exists is compared, not copied
+    again. Raises CorruptObjectError for a wrong byte in storage, RegistryError if the folder exists with other content.
     """
     target = to / (f"version-{version.number}" if promotion is None else str(promotion))
     if target.exists():
@@ -30,7 +30,7 @@ def fetch_version(store: Store, version: ModelVersion, to: Path, *, promotion: i
         raise RegistryError(
             f"The folder {to} cannot be made: {error.strerror}.", advice="Name another one with --to."
         ) from error
-    # In the same folder, so that it can be renamed; the name is no number, so that no server takes it for a version.
+    # In `to`, because a rename works only inside a file system. The name is no number, so servers ignore it.
     with tempfile.TemporaryDirectory(dir=to, prefix=f".{version.number}-") as folder:
         downloaded = download_version(store, version, Path(folder) / "model")
         try:
@@ -38,13 +38,13 @@ def fetch_version(store: Store, version: ModelVersion, to: Path, *, promotion: i
         except OSError:
             if not target.exists():
                 raise
-            # Somebody else fetched it meanwhile.
+            # Another process fetched the version meanwhile.
             _check_same(version, target)
     return target
 
 
 def higher_number(folder: Path) -> int | None:
-    """The highest number beside a fetched version's folder, if that is another one: TensorFlow Serving serves it."""
+    """The highest number of a folder beside `folder`, if above its own: TensorFlow Serving serves that one instead."""
     numbers = [int(path.name) for path in folder.parent.iterdir() if path.is_dir() and path.name.isdigit()]
     return max((number for number in numbers if number > int(folder.name)), default=None)
 

@@ -1,4 +1,4 @@
-"""Whether a challenger may serve: one rule after the other, all of them asked, each answered with its numbers."""
+"""The gate: decides whether a challenger may serve, by rules that are all evaluated and recorded with their figures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transfer.runtime.numbers import digits_apart, many, p_text, percent, percen
 
 
 class Rule(Figures):
-    """One rule of the gate. `found` and `limit` in the unit that `text` names."""
+    """Result of one rule of the gate. `found` and `limit` have the unit that `text` names."""
 
     name: str
     found: float | None
@@ -21,19 +21,19 @@ class Rule(Figures):
 
 
 class Decision(Figures):
-    """What the gate decided: the challenger serves if every rule is passed."""
+    """Decision of the gate: the challenger serves if it passes every rule."""
 
     promote: bool
     rules: list[Rule]
 
     @property
     def failed(self) -> str:
-        """What the rules say that were not passed, in sentences."""
+        """Texts of the failed rules, as sentences."""
         return " ".join(rule.text for rule in self.rules if not rule.passed)
 
 
 def decide(gate: GateConfig, comparison: Comparison) -> Decision:
-    """Ask every rule that the configuration sets. Without a champion those remain that judge the challenger alone."""
+    """Evaluate every configured rule. Without a champion, only the rules about the challenger alone apply."""
     rules = [*_against_champion(gate, comparison), *_floors(gate, comparison), *_limits(gate, comparison)]
     if comparison.champion is None:
         rules += [_beats_commonest_class(comparison.challenger.metrics), _first(gate)]
@@ -138,7 +138,7 @@ def _enough_images(gate: GateConfig, comparison: Comparison) -> Rule:
 
 
 def _better(gate: GateConfig, comparison: Comparison, p_value: float) -> Rule:
-    # 1 - 0.95 is a little more than 0.05.
+    # In floats, 1 - 0.95 is slightly above 0.05.
     limit = round(1 - gate.confidence, 12)
     found = (
         f"The challenger alone is right for {many(comparison.gained, 'image')}, the champion alone for "
@@ -219,7 +219,7 @@ def _class_recall(gate: GateConfig, classes: list[ClassRecall], limit: float) ->
 
 
 def _judged(gate: GateConfig, classes: list[ClassRecall]) -> list[ClassRecall]:
-    """Classes with enough images to be judged alone."""
+    """Classes with at least `class_min_images` held-out images."""
     return [row for row in classes if row.images >= gate.class_min_images]
 
 

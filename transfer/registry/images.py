@@ -1,4 +1,4 @@
-"""The images that predictions are asked for: found in folders, prefixes and lists, and read as an ingest reads them."""
+"""Images for batch prediction: found in folders, prefixes and lists, and read as an ingest reads them."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ _LIST_SUFFIX = ".txt"
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A file to answer."""
+    """A file to predict."""
 
     key: str
-    """Its name in the predictions."""
+    """Key of the image in the predictions."""
     place: str
-    """Where it is: a path, or an object's address."""
+    """A path, or the address of an object."""
     size_bytes: int
-    """-1 where nobody knows before it is read."""
+    """Size of the file; -1 if it is unknown before the file is read."""
     storage: StorageConfig
-    """How a bucket is reached."""
+    """Options of a bucket, such as its endpoint."""
     refused: Reject | None = None
-    """Why it cannot be read, where its listing tells."""
+    """Reason for which the file cannot be read, if its listing shows one."""
 
     def read(self, *, max_size_bytes: int) -> bytes | Reject:
-        """Bytes of the image, or why there are none; of one of unknown size no more than `max_size_bytes` + 1.
+        """Read the bytes of the image. Returns a reject if it cannot be read or is larger than `max_size_bytes`.
 
-        Raises StorageError.
+        Of a file of unknown size at most `max_size_bytes` + 1 bytes are read. Raises StorageError.
         """
         if self.refused:
             return self.refused
@@ -55,13 +55,13 @@ class Image:
 
 
 def find_images(places: Sequence[str], storage: StorageConfig, *, alone: bool | None = None) -> list[Image]:
-    """The files at `places`, in their order, each once: a place is an image, a folder, a prefix, or a list of those.
+    """Find the files at `places`, in order and without duplicates.
 
-    A list is a `.txt` file of one place a line, relative to its own folder. The key of an image is its path below the
-    folder, with the folder before it unless the place is `alone` (by default, where there is just one). The key of an
-    image that is itself a place is the place as it was written. A file that is there and cannot be read is an image
-    that is refused. Hidden files, sidecar files and what systems leave behind are left out. Raises DatasetError for a
-    place without files, StorageError.
+    A place is an image, a folder, a prefix, or a list of these: a `.txt` file with one place a line, relative to the
+    folder of the list. The key of an image is its path below the folder; unless `alone` (default: there is only one
+    place), the folder's own path precedes it. The key of an image that is itself a place is the place as written. A
+    file that exists but cannot be read is returned with `refused`. Hidden files, sidecar files and files of the system
+    (such as `Thumbs.db`) are skipped. Raises DatasetError for a place without files, StorageError.
     """
     found: dict[str, Image] = {}
     named = left_out = 0
@@ -87,7 +87,7 @@ def find_images(places: Sequence[str], storage: StorageConfig, *, alone: bool | 
 
 
 def _files_at(place: str, storage: StorageConfig, *, alone: bool) -> Iterator[Image]:
-    """The files at a place, those that are left out as well; none where there is nothing."""
+    """All files at a place, also those that are to be skipped; none if the place does not exist."""
     before = "" if alone else f"{_shown(place.rstrip('/'))}/"
     if place.startswith("s3://"):
         yield from _objects_at(place, before, storage)
@@ -111,7 +111,7 @@ def _objects_at(place: str, before: str, storage: StorageConfig) -> Iterator[Ima
         key = f"{before}{key_of(item.name)}"
         yield Image(key, f"{place.rstrip('/')}/{item.name}", item.size_bytes, storage, refused)
     folder, _, name = place.rpartition("/")
-    # Of `s3://bucket` nothing is left that could name an image.
+    # `s3://bucket` alone has no object name.
     if not is_folder and name and not folder.endswith(":/"):
         store = store_of(storage.model_copy(update={"uri": folder}))
         if store.exists(name):
@@ -123,7 +123,7 @@ def _is_list(place: str) -> bool:
 
 
 def _listed(place: str, storage: StorageConfig) -> Iterator[Image]:
-    """What a list names. A line that leads to nothing is an image that is refused."""
+    """The images of a list. A line without a file becomes an image with `refused`."""
     path = _local(place)
     for line in filter(None, map(str.strip, os.fsdecode(path.read_bytes()).splitlines())):
         written = line if "://" in line else str(path.parent / path_here(line))
@@ -136,7 +136,7 @@ def _listed(place: str, storage: StorageConfig) -> Iterator[Image]:
 
 
 def _local(place: str) -> Path:
-    """The path of a place on this machine. Raises DatasetError for an address that is read nowhere."""
+    """The path of a place on this machine. Raises DatasetError for an unsupported scheme."""
     scheme, is_address, _ = place.partition("://")
     if not is_address:
         return path_here(place).absolute()
@@ -149,5 +149,5 @@ def _local(place: str) -> Path:
 
 
 def _shown(place: str) -> str:
-    """A place as it was written, unless it has characters that do not print."""
+    """A place as written; if it has unprintable characters, they are escaped."""
     return place if place.isprintable() else key_of(place)

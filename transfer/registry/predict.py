@@ -1,4 +1,4 @@
-"""Answers of a published model for images: a file of predictions or, for a few images, the predictions themselves."""
+"""Batch prediction with a published model: written to a file or, for a few images, returned."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from transfer.runtime.progress import progress
 from transfer.storage import open_store
 
 MOST_SHOWN = 50
-"""Most images that are answered without an output."""
+"""Largest number of images that are predicted without an output."""
 
 
 @dataclass(frozen=True)
 class PredictOutcome:
-    """What a prediction job did."""
+    """Result of a prediction job."""
 
     version: int
     images: int
     errors: int
     output: str | None
     predictions: list[Row] | None
-    """A row an image, of JSON's own types; None where they were written to `output`."""
+    """One row for each image, with JSON types only; None if the rows were written to `output`."""
 
 
 def predict(
@@ -47,15 +47,15 @@ def predict(
     overwrite: bool = False,
     version: int | None = None,
 ) -> PredictOutcome:
-    """Answer `images` (paths and `s3://` addresses of images, folders and prefixes) with a published version.
+    """Predict `images` (paths and `s3://` addresses of images, folders and prefixes) with a published version.
 
-    The predictions are written to the file `output` (path or `s3://`) as its suffix says: `.parquet`, `.csv` or
-    `.jsonl`. A file that exists is replaced where `overwrite` is set. Without `output` they are returned, for at most
-    MOST_SHOWN images. `version`: default is the promoted one. Bad images are listed with their reason and do not stop
-    the job. Memory does not grow with the number of images, but for their names.
+    The predictions are written to the file `output` (path or `s3://`) in the format of its suffix: `.parquet`, `.csv`
+    or `.jsonl`. An existing file is replaced only with `overwrite`. Without `output` the predictions are returned, for
+    at most 50 images (`MOST_SHOWN`). `version`: default is the promoted one. Bad images are listed with their reason
+    and do not stop the job. Only the list of files grows in memory with the number of images.
 
-    Raises DatasetError where there are no files, RegistryError when there is no such version, ConfigError for too many
-    images without an output, and what `check_output` and `PublishedModel` raise.
+    Raises DatasetError if there are no files, RegistryError if the version does not exist, ConfigError for too many
+    images without an output, and the errors of `check_output` and `PublishedModel`.
     """
     if output is not None:
         check_output(output, config.storage, overwrite=overwrite)
@@ -86,18 +86,18 @@ def predict(
 
 @dataclass
 class _Read:
-    """Some files as they were read."""
+    """A batch of files that were read."""
 
     rows: list[Row | None] = field(default_factory=list)
-    """In the order of the files: the row of one that cannot be answered, None for one that can."""
+    """One for each file, in order: the row with its error, or None if the file can be predicted."""
     keys: list[str] = field(default_factory=list)
-    """Of those that can be answered, as are the next two."""
+    """Keys of the files that can be predicted; `encoded` and `pixels` have the same files in the same order."""
     encoded: list[bytes] = field(default_factory=list)
     pixels: list[np.ndarray] = field(default_factory=list)
 
 
 class _Reader:
-    """Reads and checks files as an ingest does, on the background that the model was trained with."""
+    """Reads and checks files as an ingest does; transparent pixels get the background of the model's training."""
 
     def __init__(self, limits: DatasetConfig, *, image_input: ImageInput, background: str | None) -> None:
         self._limits = limits
@@ -135,7 +135,7 @@ class _Reader:
 def _answered(
     model: PublishedModel, reader: _Reader, images: Iterable[Image], *, engine: Engine
 ) -> Iterator[list[Row]]:
-    """The rows of all images in their order, some at a time. While the model answers, the next files are read."""
+    """Yield the rows of all images, in order and in batches. Reading the next files overlaps with prediction."""
     waiting: deque[_Read] = deque()
 
     def batches() -> Iterator[tuple[list[bytes], np.ndarray]]:

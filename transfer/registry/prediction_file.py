@@ -1,7 +1,8 @@
-"""Predictions as a file: Parquet, CSV or JSON Lines, as its suffix says. No TensorFlow: a driver checks outputs.
+"""Predictions as a file: Parquet, CSV or JSON Lines, by its suffix. Without TensorFlow, so a driver can check outputs.
 
 A row is a dictionary of `key`, `class_name`, `class_index`, `confidence`, `error` and `probabilities` (float32, in the
-order of the model's classes). Of an image that was answered `error` is None, of any other all but `key` and `error`.
+order of the model's classes). `error` is None for a predicted image; for any other image, all except `key` and `error`
+are None.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _COLUMNS = [
 
 
 def answered(key: str, probabilities: np.ndarray, classes: Sequence[str]) -> Row:
-    """The row of an image, given the model's float32 `probabilities` [classes]."""
+    """The row of a predicted image. `probabilities`: float32 [classes]."""
     index = int(np.argmax(probabilities))
     return {
         "key": key,
@@ -49,12 +50,12 @@ def answered(key: str, probabilities: np.ndarray, classes: Sequence[str]) -> Row
 
 
 def failed(key: str, error: str) -> Row:
-    """The row of an image that could not be answered."""
+    """The row of an image that could not be predicted."""
     return {**dict.fromkeys(name for name, _ in _COLUMNS), "key": key, "error": error, "probabilities": None}
 
 
 def as_json(row: Row, classes: Sequence[str]) -> Row:
-    """A row of JSON's own types, its probabilities by class."""
+    """The row with JSON types only; its probabilities are a dictionary by class."""
     if row["error"] is not None:
         return row
     numbers = [_shortest(value) for value in row["probabilities"]]
@@ -64,7 +65,7 @@ def as_json(row: Row, classes: Sequence[str]) -> Row:
 
 @contextmanager
 def predictions_file(path: Path, version: ModelVersion) -> Iterator[Callable[[list[Row]], None]]:
-    """A function that adds rows to a new file, in the format of its suffix. Rows are not kept in memory."""
+    """Open a new file in the format of its suffix. Yields a function that appends rows; rows do not stay in memory."""
     classes = version.classes
     match path.suffix:
         case ".parquet":
@@ -87,10 +88,10 @@ def predictions_file(path: Path, version: ModelVersion) -> Iterator[Callable[[li
 
 
 def check_output(output: str, storage: StorageConfig, *, overwrite: bool) -> None:
-    """Refuse an output before anything is spent on it. `storage` says how a bucket is reached.
+    """Refuse an output before the job starts. `storage`: options of a bucket.
 
-    Raises ConfigError for a suffix that stands for no format, AlreadyExistsError for a file that exists, unless it may
-    be overwritten; StorageError.
+    Raises ConfigError for an unknown suffix, AlreadyExistsError if the file exists and `overwrite` is False,
+    StorageError.
     """
     if not output.endswith(SUFFIXES):
         raise ConfigError(
@@ -103,7 +104,7 @@ def check_output(output: str, storage: StorageConfig, *, overwrite: bool) -> Non
 
 
 def deliver(file: Path, output: str, storage: StorageConfig, *, overwrite: bool) -> None:
-    """Bring a finished file to `output`. Raises AlreadyExistsError as `check_output` does, StorageError."""
+    """Copy a finished file to `output`. Raises AlreadyExistsError as `check_output` does, StorageError."""
     store, name = _place(output, storage)
     if overwrite:
         store.replace(name, file)
@@ -111,7 +112,7 @@ def deliver(file: Path, output: str, storage: StorageConfig, *, overwrite: bool)
     try:
         store.put(name, file)
     except AlreadyExistsError:
-        # Somebody wrote it while the images were answered.
+        # Another process wrote the file during prediction.
         raise _taken(output) from None
 
 
@@ -122,7 +123,7 @@ def _taken(output: str) -> AlreadyExistsError:
 
 
 def _place(output: str, storage: StorageConfig) -> tuple[Store, str]:
-    """The store that an output is put into, and its name there."""
+    """The store of an output, and its name in that store."""
     where = output if "://" in output else str(path_here(output).absolute())
     folder, _, name = where.rpartition("/")
     return open_store(storage.model_copy(update={"uri": folder or "/"})), name
@@ -134,12 +135,12 @@ def _metadata(version: ModelVersion) -> dict[str, str]:
 
 
 def _flat(row: Row, schema: pa.Schema) -> Row:
-    """A row with a column for each class."""
+    """The row with one column for each class's probability."""
     columns = schema.names[len(_COLUMNS) :]
     values = [None] * len(columns) if row["probabilities"] is None else row["probabilities"]
     return {**row, **dict(zip(columns, values, strict=True))}
 
 
 def _shortest(value: np.float32) -> float:
-    """The number in as few digits as tell it from other float32: 0.9, not 0.8999999761581421."""
+    """The number with the fewest digits that identify the float32: 0.9, not 0.8999999761581421."""
     return float(str(value))

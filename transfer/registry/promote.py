@@ -1,10 +1,10 @@
-"""Which version serves: promoting one, going back to one, and the folder that servers read.
+"""Promotion, rollback, and the folders that servers read.
 
-Servers read the version that a promotion made serve from a folder named by the promotion's number. A server that takes
-the highest number, as TensorFlow Serving does, serves what was promoted last, a rollback included: that is a promotion,
-too. A folder is written after the log's entry that it is named after. On a disk, where such servers read, it appears
-whole; in a bucket its `saved_model.pb` comes last. Where a job dies between the two, the next one that trains, promotes
-or begins a night completes it.
+Each promotion copies the files of its version into a folder named by the promotion's number. A rollback is a promotion,
+too. So a server that takes the highest number, as TensorFlow Serving does, serves the version that was promoted last. A
+folder is written after its entry in the promotion log. On a disk, which such servers read, the folder appears whole; in
+a bucket its `saved_model.pb` is written last. If a job dies between the entry and the folder, the next job that trains,
+promotes or begins a night completes the folder.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from transfer.storage import Store, as_model, now_utc
 
 @dataclass(frozen=True)
 class Serving:
-    """What serves, and what served before it."""
+    """The promotion in force, and the version that served before."""
 
     number: int
-    """Of the promotion in force; 0 when there is none."""
+    """Number of the promotion in force; 0 if there is none."""
     promotion: Promotion | None
     before: int | None
-    """The last version in the promotion log that is not the present one."""
+    """The latest version in the promotion log that differs from the present one."""
 
     @property
     def version(self) -> int | None:
@@ -45,7 +45,7 @@ class Serving:
 
     @property
     def text(self) -> str:
-        """What serves, since when, and what it replaced: a sentence without its full stop."""
+        """The version that serves, since when, and which version it replaced, as a sentence without a full stop."""
         if self.promotion is None:
             return "Nothing serves"
         replaced = self.promotion.replaces
@@ -55,14 +55,14 @@ class Serving:
 
 @dataclass(frozen=True)
 class Rollback:
-    """What serves after a rollback, and whether it is something else than before."""
+    """Result of a rollback. `changed`: whether another version serves than before."""
 
     promotion: Promotion
     changed: bool
 
 
 def read_serving(store: Store, model: str) -> Serving:
-    """What serves now. Raises CorruptObjectError, StorageError."""
+    """Read which version serves now. Raises CorruptObjectError, StorageError."""
     promotions = list_promotions(store, model)
     number, current = next(promotions, (0, None))
     before = (other.version for _, other in promotions if current and other.version != current.version)
@@ -77,11 +77,11 @@ def promote(
     after: int | None = None,
     evidence: dict[str, Any] | None = None,
 ) -> Promotion:
-    """Make a version the one that serves, once all its bytes were verified. Does nothing when it already is.
+    """Make a version serve, after all its bytes were verified. If it already serves, no promotion is added.
 
     `after`: number of the promotion in force when this one was decided on (0: none was); default: the one in force now.
-    Raises PromotionConflictError when somebody else promoted since, RegistryError when the version was removed or is
-    damaged.
+    `evidence`: what the decision was based on, for the promotion log. Raises PromotionConflictError if another process
+    promoted since, RegistryError if the version was removed or is damaged.
     """
     log = promotions_log(store, version.model)
     latest = log.latest()
@@ -105,7 +105,7 @@ def promote(
             log.append(promotion.model_dump(mode="json"), number=number + 1)
         except AlreadyExistsError as error:
             won = as_model(Promotion, log.read(number + 1), uri=store.uri)
-            # By somebody else, or by a request of our own that was given up and came late.
+            # The entry is from another process, or from an earlier request of this one whose response was lost.
             if won.version != version.number:
                 raise _conflict(store, version, number + 1) from error
             promotion = won
@@ -116,8 +116,8 @@ def promote(
 def roll_back(store: Store, model: str, *, reason: str, to: int | None = None) -> Rollback:
     """Promote the version that served before the present one, or version `to`.
 
-    Changes nothing when `to` serves already. Raises RegistryError when nothing served before or the version does not
-    exist or is damaged, PromotionConflictError when somebody else promoted since this began.
+    If `to` already serves, no promotion is added. Raises RegistryError if no version served before, or the version does
+    not exist or is damaged; PromotionConflictError if another process promotes at the same time.
     """
     serving = read_serving(store, model)
     if serving.promotion is None and to is None:
@@ -137,9 +137,10 @@ def roll_back(store: Store, model: str, *, reason: str, to: int | None = None) -
 
 
 def complete_serving_folder(store: Store, model: str) -> Serving:
-    """Write what is missing of the folder of the promotion in force: a job died, or an earlier release promoted.
+    """Complete the folder for servers of the promotion in force.
 
-    Returns what serves. Raises CorruptObjectError, StorageError.
+    It is incomplete if a job died, or if an earlier release promoted. Returns the promotion in force. Raises
+    CorruptObjectError, StorageError.
     """
     serving = read_serving(store, model)
     if serving.version is None:
@@ -154,7 +155,7 @@ def complete_serving_folder(store: Store, model: str) -> Serving:
 
 
 def _put_files(store: Store, version: ModelVersion, copy: Path, promotion: int) -> None:
-    """In the order of publication: `saved_model.pb` comes last."""
+    """Write the files in the order of publication, in which `saved_model.pb` is last."""
     folder = layout.served_folder(version.model, promotion)
     store.put_folder(folder, copy, [file.name for file in version.files])
 

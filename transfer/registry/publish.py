@@ -1,4 +1,4 @@
-"""From an evaluated run to a published model version."""
+"""Publication of an evaluated run as a model version."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ logger = logging.getLogger(__name__)
 
 
 def publish_run(run: Run, dataset: Dataset, *, report_number: int | None = None, again: bool = False) -> ModelVersion:
-    """Export a run's model, prove that it answers as it was evaluated, and add it to the registry.
+    """Export a run's model, prove that the export predicts as evaluated, and add it to the registry.
 
-    A run is published once: publishing it again returns its version, unless `again` asks for a new one, exported by the
-    present code. `report_number`: default is the newest report.
-    Raises RegistryError when the run was not evaluated, ParityError when the export answers differently,
-    PublishConflictError when another process published the run meanwhile.
+    A run is published once: publishing it again returns the existing version. With `again`, the present code exports a
+    new version. `report_number`: default is the newest report. Raises RegistryError if the run has no report,
+    ParityError if the export predicts something else, PublishConflictError if another process published the run
+    meanwhile.
     """
     published = published_version(run.store, run.config.name, run.id)
     if published is not None and not again:
         logger.info("Run %s is published already, as version %d.", run.id, published.number)
         return published
-    # The proof's processes: their server imports TensorFlow while the model is exported.
+    # The fork server of the proof's processes imports TensorFlow while this process exports the model.
     start_server()
     report_number = report_number or run.newest_report()
     if report_number is None:
@@ -44,7 +44,7 @@ def publish_run(run: Run, dataset: Dataset, *, report_number: int | None = None,
     report, predictions = load_report(run, report_number)
     asked = (run.config.publish.graph, tuple(dataset.untrained_classes))
     if (report.graph, report.untrained_classes) != asked:
-        # The proof compares answers of one network: those of another one differ by more than it accepts.
+        # Predictions of another graph or with other classes differ from the export by more than the proof accepts.
         logger.info("Run %s was evaluated with another graph or other classes, and is evaluated anew.", run.id)
         serving = answers_of_serving(run.config, run.store, dataset, report.split, but=run.id)
         report_number = evaluate_run(run, dataset, split=report.split, serving=serving)

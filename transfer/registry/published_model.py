@@ -1,4 +1,4 @@
-"""Published models that are loaded and asked: for images, for a dataset version, for what serves."""
+"""Prediction with published models: for images, for a dataset version, and with the version that serves."""
 
 from __future__ import annotations
 
@@ -42,41 +42,47 @@ logger = logging.getLogger(__name__)
 
 BATCH_SIZE = 32
 Answers = Callable[[list[bytes]], dict[str, Any]]
-"""What a published model answers for encoded images."""
+"""From encoded images to the outputs of a published model, by name."""
 Batch = tuple[list[bytes], np.ndarray]
-"""Encoded images, and the same decoded: float32 [n, height, width, 3] in 0..255."""
+"""n encoded images, and the same images decoded: float32 [n, height, width, 3] in 0..255."""
 Engine = Literal["auto", "tensorflow", "openvino"]
 
 
 def load_answers(store: Store, version: ModelVersion, folder: Path) -> Answers:
-    """Load a published version: a function from n encoded images to its answers.
+    """Load a published version as a function of n encoded images.
 
+    <<<<<<< HEAD
+    The function returns `probabilities` float32 [n, classes], `class_index` int32 [n] and `class_name` bytes [n].
+    `folder`: destination of the version's files. Raises CorruptObjectError for a wrong byte, RegistryError if the
+    version is removed meanwhile, OutOfMemoryError; the function raises OutOfMemoryError, too.
+    =======
     They are `probabilities` float32 [n, classes], `class_index` int32 [n] and `class_name` bytes [n]. `folder`: where
     its files are put. Raises CorruptObjectError for a wrong byte, RegistryError when the version is removed meanwhile,
     OutOfMemoryError, as the answers do. They raise RegistryError for an image that the version does not decode.
+    >>>>>>> part-b
     """
     return PublishedModel(version, download_version(store, version, folder)).answer
 
 
 class PublishedModel:
-    """A version whose files are on this machine. Raises OutOfMemoryError, as its answers do."""
+    """A loaded version, from files on this machine. Loading and prediction raise OutOfMemoryError."""
 
     def __init__(self, version: ModelVersion, files: Path) -> None:
         self.classes = version.classes
         self.subject, self.advice = f"Version {version.number} of {version.model}", FOR_PREDICTION
         with memory_explained(self.subject, advice=self.advice):
-            # Kept, for the variables of its signatures live as long as it does.
+            # Held, because the variables of its signatures live only as long as this object.
             self._loaded = tf.saved_model.load(str(files))
         self._files = files
 
     @cached_property
     def image_input(self) -> ImageInput:
-        """The images that the network takes."""
+        """Size, fit and resizing of the network's input images."""
         return ImageInput(**self._description["image_input"])
 
     @property
     def background(self) -> str | None:
-        """Color that the model puts images with transparent pixels on, `#rrggbb`; None: it drops their alpha."""
+        """Color behind transparent pixels, `#rrggbb`; None if the model drops the alpha channel."""
         background: str | None = self._description.get("background")
         return background
 
@@ -91,7 +97,7 @@ class PublishedModel:
         return self.image_input.shape
 
     def answer(self, encoded: list[bytes]) -> dict[str, Any]:
-        """What the signature for encoded images answers."""
+        """Run the signature for encoded images. Returns its outputs by name."""
         work = f"{self.subject}, asked about at most {BATCH_SIZE} images at a time,"
         try:
             with memory_explained(work, advice=self.advice):
@@ -105,11 +111,11 @@ class PublishedModel:
             ) from error
 
     def answers(self, batches: Iterator[Batch], *, engine: Engine) -> Iterator[np.ndarray]:
-        """Probabilities float32 [n, classes] for each batch, in order; batches are read a little ahead.
+        """Yield probabilities float32 [n, classes] for each batch, in order; batches are read a little ahead.
 
-        The network runs as fast as this machine can, on images that this project decoded. Where the model was exported
-        by a release that decodes otherwise, or the signature gives something else for the first images, all are
-        answered by the signature. Raises FeaturesError when OpenVINO was asked for by name and cannot be used.
+        The fast forward pass predicts from the decoded images. If a release with other decoding exported the model, or
+        the signature for encoded images predicts something else for the first images, that signature predicts all.
+        Raises FeaturesError if `engine` is `openvino` and OpenVINO cannot be used.
         """
         first = list(islice(batches, 1))
         if not first or not self._decodes_alike(*first[0]):
@@ -120,25 +126,25 @@ class PublishedModel:
             yield probabilities
 
     def trace(self) -> Any:
-        """The network as a function without variables, for decoded images: to [probabilities]."""
+        """The network as a traced function without variables, from decoded images to [probabilities]."""
         images = tf.TensorSpec([None, *self.row_shape], tf.float32)
         return with_constants(traced(lambda rows: [self._of_pixels(rows)], images))
 
     def plain(self, rows: np.ndarray) -> list[np.ndarray]:
-        """What the signature for decoded images answers."""
+        """Run the signature for decoded images, `rows`. Returns [probabilities]."""
         return [self._of_pixels(tf.constant(rows)).numpy()]
 
     def _of_pixels(self, images: tf.Tensor) -> tf.Tensor:
         return self._loaded.signatures["pixels"](images=images)["probabilities"]
 
     def _decodes_alike(self, encoded: list[bytes], pixels: np.ndarray) -> bool:
-        """Whether this release decodes and resizes images as the one that exported the model did."""
+        """Whether this release decodes and resizes images as the release that exported the model."""
         if self._description.get("decoding", FEATURE_CODE_VERSION) != FEATURE_CODE_VERSION:
             return False
         by_signature = self.answer(encoded[:CHECKED_ROWS])["probabilities"]
         (by_pixels,) = self.plain(pixels[:CHECKED_ROWS])
         difference = float(np.max(np.abs(by_signature - by_pixels)))
-        # Written so that NaN is no agreement.
+        # In this form of the comparison, NaN counts as a difference.
         if difference <= TOLERANCE:
             return True
         logger.warning(
@@ -151,7 +157,7 @@ class PublishedModel:
 
 @dataclass
 class Asked:
-    """Images in stored order, and for each model its answers, float32 [batch, classes] each."""
+    """Images in stored order. `answers`: for each model its probabilities, float32 [batch, classes] for each batch."""
 
     answers: list[list[np.ndarray]]
     keys: list[str] = field(default_factory=list)
@@ -161,7 +167,7 @@ class Asked:
 
 
 def ask(models: Sequence[Answers], store: Store, shards: Sequence[Shard], *, first_images: int = 0) -> Asked:
-    """Ask models about all images of some shards, one shard in memory at a time. `first_images`: how many to return."""
+    """Predict all images of `shards` with each model. One shard is in memory; `first_images`: number to return."""
     asked = Asked(answers=[[] for _ in models])
     with progress("compare", total=sum(shard.rows for shard in shards)) as advance:
         for shard in shards:
@@ -186,10 +192,11 @@ def _batches(table: Any) -> Iterator[list[bytes]]:
 def answers_of_serving(
     config: Config, store: Store, dataset: Dataset, split: str, *, but: str, gate_asks: bool = False
 ) -> ServingAnswers | None:
-    """The version that serves, and its answers for a split of a dataset version; None where none serves.
+    """The version that serves, with its predictions for a split of a dataset version.
 
-    None, too, where it is of the run `but`. It is asked unless its report has the answers, or a gate asks it later
-    (`gate_asks`). Raises CorruptObjectError for a damaged promotion or version, StorageError.
+    Returns None if no version serves or the serving version is from run `but`. The predictions come from the version's
+    report if that has the split; otherwise the model runs here, unless a gate runs it later (`gate_asks`). Raises
+    CorruptObjectError for a damaged promotion or version, StorageError.
     """
     serving = read_serving(store, config.name)
     if serving.version is None:
@@ -207,7 +214,7 @@ def answers_of_serving(
 
 
 def _of_report(config: Config, store: Store, version: ModelVersion) -> SameImages | None:
-    """The answers that the version was published with; None where they cannot be read any more."""
+    """The predictions in the version's report; None if they cannot be read any more."""
     try:
         run = load_run(store, version.provenance.run, config)
         _, predictions = load_report(run, version.provenance.report)

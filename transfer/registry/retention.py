@@ -1,9 +1,9 @@
-"""Removing old versions, never one that serves, served last, is pinned or is about to be promoted.
+"""Removal of old versions; never one that serves, served before, is pinned or is about to be promoted.
 
-A version is removed by an entry of the retention log; from then on it does not exist for the commands and jobs here.
-Only then its objects go: the JSON first, so that whoever reads storage directly sees it whole or not at all, then
-`saved_model.pb`, without which nobody loads a folder as a model, then the rest. What a killed removal
-left is removed by the next one.
+An entry of the retention log removes a version: from then on it does not exist for commands and jobs. Only then its
+objects are removed. The JSON goes first, so that direct readers of storage see the version whole or not at all; then
+`saved_model.pb`, without which no folder loads as a model; then the rest. The next removal completes one that was
+killed.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from transfer.storage import Store, now_utc, remove_in_steps
 
 
 def pin_version(store: Store, model: str, number: int, *, reason: str) -> Pin:
-    """Keep a version until it is unpinned. One that is pinned already keeps its pin, with its reason.
+    """Protect a version from removal until it is unpinned. An existing pin does not change, nor does its reason.
 
-    Raises RegistryError when there is no such version, also when it is removed at this moment.
+    Raises RegistryError if the version does not exist, also if another process removes it at this moment.
     """
 
     def decide(now: Retention) -> RetentionEntry | None:
@@ -39,7 +39,7 @@ def pin_version(store: Store, model: str, number: int, *, reason: str) -> Pin:
 
 
 def unpin_version(store: Store, model: str, number: int, *, reason: str = "") -> Pin | None:
-    """Take a version's pin away; returns it, or None when there was none. Raises RegistryError for no such version."""
+    """Remove a version's pin. Returns it, or None if there was none. Raises RegistryError for an unknown version."""
     load_version(store, model, number)
     taken: Pin | None = None
 
@@ -57,7 +57,7 @@ def unpin_version(store: Store, model: str, number: int, *, reason: str = "") ->
 
 @dataclass(frozen=True)
 class Kept:
-    """A version beyond the newest that stays, and why."""
+    """A version that stays although it is not among the newest, with the reason."""
 
     version: ModelVersion
     why: str
@@ -65,7 +65,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class RemovalPlan:
-    """What goes of a model's versions, oldest first, and what stays although it is old."""
+    """The versions to remove, oldest first, and the old versions that stay."""
 
     going: tuple[ModelVersion, ...]
     kept: tuple[Kept, ...]
@@ -73,21 +73,21 @@ class RemovalPlan:
 
 @dataclass(frozen=True)
 class Cleaning:
-    """What `remove_old_versions` removed, or would remove."""
+    """Result of `remove_old_versions`: what it removed, or would remove."""
 
     plan: RemovalPlan
     unfinished: tuple[int, ...]
-    """Versions that were removed earlier, of which something was still there."""
+    """Versions that were removed earlier but still had objects."""
     served: tuple[int, ...]
-    """Promotions before the last two, whose copies for servers go."""
+    """Promotions before the last two; their copies for servers are removed."""
 
 
 def remove_old_versions(store: Store, model: str, *, keep: int, remove: bool = False) -> Cleaning:
-    """Find, and with `remove` remove, versions beyond the newest `keep` (1 or more) that nothing needs.
+    """Find unneeded versions beyond the newest `keep` (1 or more), and remove them if `remove` is set.
 
-    Those that are promoted, were promoted last before that, are pinned or about to be promoted stay, and whatever is
-    being published: it is no version yet. Several may run at once. Raises CorruptObjectError for a document that
-    cannot be read: then nothing is removed. StorageError.
+    The version that serves, the one that served before it, pinned versions and versions that are about to be promoted
+    stay. So does a version that is being published, which does not count as a version yet. Several calls may run at
+    once. Raises CorruptObjectError for a damaged document, in which case nothing is removed; StorageError.
     """
     if keep < 1:
         raise ValueError(f"keep (={keep}) must be 1 or more")
@@ -113,10 +113,10 @@ def remove_old_versions(store: Store, model: str, *, keep: int, remove: bool = F
 
 
 def _plan(store: Store, model: str, now: Retention, keep: int) -> RemovalPlan:
-    """What goes if `now` is what holds when it is decided.
+    """The plan for the retention state `now`.
 
-    The promotion log is read after the retention log. So a promotion that is not in it yet was announced in `now`, or
-    will find that the version was removed when it is announced.
+    The promotion log is read after the retention log. So a promotion that is not in its log yet either was announced in
+    `now`, or finds the version removed when it is announced.
     """
     reasons = _reasons_to_stay(now, read_serving(store, model))
     old = list(list_versions(store, model))[:-keep]
@@ -127,7 +127,7 @@ def _plan(store: Store, model: str, now: Retention, keep: int) -> RemovalPlan:
 
 
 def _reasons_to_stay(now: Retention, serving: Serving) -> dict[int, str]:
-    """Why each version that must stay does, the strongest reason if there are several."""
+    """The reason for each version that must stay; the strongest one if there are several."""
     reasons = {each.version: "about to be promoted" for each in now.announced if each.promotion > serving.number}
     reasons |= {pin.version: f"pinned: {pin.reason}" for pin in now.pins}
     if serving.before is not None:
@@ -138,7 +138,7 @@ def _reasons_to_stay(now: Retention, serving: Serving) -> dict[int, str]:
 
 
 def _left_of(store: Store, model: str, removed: Iterable[int]) -> dict[int, list[str]]:
-    """Names of the objects that are still there of removed versions, by version."""
+    """Names of the remaining objects of removed versions, by version."""
     left: dict[int, list[str]] = {}
     wanted, folder = set(removed), layout.versions_log(model)
     for item in store.list(f"{folder}/"):
@@ -149,7 +149,7 @@ def _left_of(store: Store, model: str, removed: Iterable[int]) -> dict[int, list
 
 
 def _served_before(store: Store, model: str) -> dict[int, list[str]]:
-    """Names of the copies for servers that nobody reads any more, by promotion: all but those of the last two."""
+    """Names of the objects in copies for servers before the last two promotions, by promotion."""
     folder, copies = layout.serving_folder(model), defaultdict(list)
     last = max(promotions_log(store, model).numbers(), default=0)
     for item in store.list(f"{folder}/"):
@@ -160,13 +160,13 @@ def _served_before(store: Store, model: str) -> dict[int, list[str]]:
 
 
 def _remove(store: Store, left: dict[int, list[str]], model: str) -> None:
-    """First the documents, without which a version does not exist."""
+    """Remove objects; first the documents, because a version without its document does not exist."""
     names = [name for of_version in left.values() for name in of_version]
     documents = {layout.entry(layout.versions_log(model), number) for number in left} & set(names)
     remove_in_steps(store, [documents, *_graphs_first(set(names) - documents)])
 
 
 def _graphs_first(names: Iterable[str]) -> tuple[list[str], list[str]]:
-    """Without them nobody loads a folder as a model."""
+    """Split off the files `saved_model.pb`, without which no folder loads as a model, to be removed first."""
     graphs = {name for name in names if name.endswith("/saved_model.pb")}
     return sorted(graphs), sorted(set(names) - graphs)

@@ -1,8 +1,8 @@
-"""The log that decides what may happen to a model's versions.
+"""The log of pins, removals and announced promotions of a model's versions.
 
-An entry says what was done, and all that holds from then on; the highest number is current. Pins, removals and
-promotions each take the next number of this log before anything happens. So of a removal and a pin or a promotion at
-the same time one is first, and the other sees it and decides anew.
+An entry has an action and the complete state after it; the entry with the highest number is current. Pins, removals and
+promotions are written under the next number of this log before they take effect. So if a removal and a pin or promotion
+happen at the same time, one of them is first, and the other one reads it and decides anew.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from transfer.storage import Log, Store, as_model, now_utc
 
 
 class Pin(BaseModel):
-    """A version that stays until it is unpinned."""
+    """A version that is protected from removal until it is unpinned."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -30,8 +30,8 @@ class Pin(BaseModel):
 class Announcement(BaseModel):
     """A version that is about to become an entry of the promotion log.
 
-    Once that log has an entry of this number, whoever wrote it, the announcement means nothing any more. So one whose
-    writer died needs no time-out.
+    Once the promotion log has an entry with this number, from any process, the announcement has no effect any more. So
+    the announcement of a process that died needs no time-out.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -41,7 +41,7 @@ class Announcement(BaseModel):
 
 
 class Retention(BaseModel):
-    """What holds at one time. Versions that are `removed` do not exist, whatever is left of them."""
+    """State after an entry. Versions in `removed` do not exist, even if objects of them remain."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -55,7 +55,7 @@ class Retention(BaseModel):
 
 
 class RetentionEntry(BaseModel):
-    """An entry of the log."""
+    """An entry of the log. `then`: the state after it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -67,21 +67,22 @@ class RetentionEntry(BaseModel):
 
 
 def retention_log(store: Store, model: str) -> Log:
-    """The log of what was pinned, announced and removed of a model's versions."""
+    """The log of pins, removals and announced promotions of a model."""
     return Log(store, layout.retention_log(model))
 
 
 def read_retention(store: Store, model: str) -> Retention:
-    """What holds now."""
+    """Read the current state."""
     return _latest(store, model)[1]
 
 
 def add_entry(
     store: Store, model: str, decide: Callable[[Retention], RetentionEntry | None]
 ) -> tuple[RetentionEntry | None, Retention]:
-    """Add what `decide` answers to what holds now; asked again as long as others come first.
+    """Append the entry that `decide` returns for the current state.
 
-    Returns the entry and what holds after it. With None nothing is added. Raises what `decide` raises, StorageError.
+    `decide` is called again if another process appends first. If it returns None, nothing is appended. Returns the
+    entry and the state after it. Raises the errors of `decide`, StorageError.
     """
     while True:
         number, now = _latest(store, model)
@@ -96,9 +97,9 @@ def add_entry(
 
 
 def announce_promotion(store: Store, model: str, version: int, *, promotion: int) -> None:
-    """Say that the version is about to become the promotion log's entry of that number: from now on it stays.
+    """Announce that the promotion log's entry `promotion` will be this version, which protects it from removal.
 
-    Raises RegistryError when the version was removed.
+    Raises RegistryError if the version was removed.
     """
 
     def decide(now: Retention) -> RetentionEntry:
@@ -117,7 +118,7 @@ def announce_promotion(store: Store, model: str, version: int, *, promotion: int
 
 
 def check_not_removed(now: Retention, model: str, version: int) -> None:
-    """Raises RegistryError for a version that was removed."""
+    """Raise RegistryError if the version was removed."""
     if version in now.removed:
         raise RegistryError(
             f"Version {version} of model `{model}` was removed by `transfer registry gc`.",

@@ -1,7 +1,7 @@
-"""Whether published versions are intact and can be served.
+"""Verification that published versions are intact and can be served.
 
-What publishing proves of a new version, this asks of those that there are: also of versions that an earlier release of
-this project exported.
+Publishing proves this for a new version only; here it is checked for existing versions, also those that an earlier
+release exported.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from transfer.runtime.startup import import_tensorflow
 from transfer.storage import Store
 
 TOLERANCE = 1e-4
-"""Largest difference in a probability between two loaders; half precision rounds alike in all of them."""
+"""Largest difference in a probability between two loaders; also for half precision, which all loaders round alike."""
 
 
 def problems_of_versions(store: Store, model: str, number: int | None = None) -> Iterator[tuple[ModelVersion, str]]:
-    """Each version, or the one with that number, and what is wrong with it: empty when nothing is.
+    """Verify all versions of a model, or version `number`. Yields each with its problem, empty if there is none.
 
-    This process sees no GPU from then on. Raises RegistryError when there is no such version, StorageError when storage
+    This process sees no GPU afterwards. Raises RegistryError if the version does not exist, StorageError if storage
     cannot be read, OutOfMemoryError.
     """
     import_tensorflow()
     import tensorflow as tf
 
-    # Two loaders may choose another algorithm of a GPU, and would differ without anything being wrong.
+    # On a GPU two loaders may choose different algorithms, and would differ although nothing is wrong.
     tf.config.set_visible_devices([], "GPU")
     versions = list_versions(store, model) if number is None else [load_version(store, model, number)]
     for version in versions:
@@ -48,7 +48,7 @@ def _problem(store: Store, version: ModelVersion) -> str:
 
 
 def _problem_of_model(folder: Path, *, classes: int) -> str:
-    """Ask a SavedModel for two images by every loader; the answers must be probabilities, and agree."""
+    """Predict two images with every loader. Returns the problem unless all return probabilities that agree."""
     from transfer.registry.export_proof import LOADERS
 
     first: np.ndarray | None = None
@@ -65,7 +65,7 @@ def _problem_of_model(folder: Path, *, classes: int) -> str:
 
 
 def _two_images() -> list[bytes]:
-    """A gray picture and one of noise, as PNG."""
+    """A gray image and a noise image, as PNG."""
     import tensorflow as tf
 
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)

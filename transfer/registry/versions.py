@@ -1,9 +1,9 @@
 """Model versions in storage.
 
-A run's publication holds the whole version. It is written when all files of the version are in storage, and before the
-version's own JSON, which alone makes a version exist. Whoever finds an entry without it writes that JSON: it is the
-same, whoever does. A run whose version was removed, or that is to be published once more, is published anew, by the
-next entry.
+A version exists once its JSON is in storage. Before that, an entry in the run's log of publications is written, after
+all files of the version. The entry contains the whole version, so any process that finds an entry without the JSON
+writes that JSON, with the same content. The log's next entry is a new publication of the run: after its version was
+removed, or with `--again`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from transfer.storage import Log, Store, as_model, now_utc, put_document, sha256
 
 
 def published_version(store: Store, model: str, run: str) -> ModelVersion | None:
-    """The version that a run was published as, unless it was removed. Raises StorageError."""
+    """The version that a run was published as; None if there is none or it was removed. Raises StorageError."""
     latest = _publications(store, model, run).latest()
     if latest is None:
         return None
@@ -37,10 +37,11 @@ def published_version(store: Store, model: str, run: str) -> ModelVersion | None
 def publish_once(
     store: Store, version: ModelVersion, *, run: str, instead_of: ModelVersion | None = None
 ) -> ModelVersion:
-    """Make an uploaded version the one that a run is published as, and have it exist.
+    """Record an uploaded version as the run's publication, and make it exist.
 
-    `instead_of`: the version that the run is known to be published as, which stays a version. Raises
-    PublishConflictError when another process published the run meanwhile; then its version exists. StorageError.
+    `instead_of`: the version that the run was published as before, which continues to exist. Raises
+    PublishConflictError if another process published the run meanwhile, in which case that version exists;
+    StorageError.
     """
     log = _publications(store, version.model, run)
     number = max(log.numbers(), default=0) + 1
@@ -77,7 +78,7 @@ class Promotion(BaseModel):
     reason: str
     replaces: Number | None
     evidence: dict[str, Any] | None = None
-    """What it was decided on, for programs: a night's number and its gate's rules with their figures."""
+    """What the decision was based on, for programs: the night or run, and the gate's rules with their figures."""
 
 
 def versions_log(store: Store, model: str) -> Log:
@@ -86,14 +87,14 @@ def versions_log(store: Store, model: str) -> Log:
 
 
 def promotions_log(store: Store, model: str) -> Log:
-    """The log of which version serves."""
+    """The log of a model's promotions; its highest entry is the version that serves."""
     return Log(store, layout.promotions_log(model))
 
 
 def add_version(
     store: Store, model: str, exported: Path, *, classes: list[str], provenance: Provenance
 ) -> ModelVersion:
-    """Upload a SavedModel from a local folder as the model's next version, and have it exist."""
+    """Upload a SavedModel from a local folder as the model's next version, and make it exist."""
     return commit_version(store, upload_version(store, model, exported, classes=classes, provenance=provenance))
 
 
@@ -108,7 +109,7 @@ def upload_version(
 ) -> ModelVersion:
     """Upload a SavedModel from a local folder under the model's next number, as a version that does not exist yet.
 
-    A number is claimed first; a publisher that dies leaves a folder without its JSON, and its number is not used again.
+    The number is claimed first. If the process dies, a folder without a JSON remains, and its number is not used again.
     """
     number = _claim(store, model)
     folder = layout.version_folder(model, number)
@@ -130,7 +131,7 @@ def upload_version(
 
 
 def commit_version(store: Store, version: ModelVersion) -> ModelVersion:
-    """Make an uploaded version exist; nothing happens where it does. Raises AlreadyExistsError, StorageError."""
+    """Make an uploaded version exist; no effect if it exists. Raises AlreadyExistsError, StorageError."""
     versions_log(store, version.model).append(version.model_dump(mode="json"), number=version.number)
     return version
 
@@ -139,24 +140,24 @@ def list_versions(store: Store, model: str) -> Iterator[ModelVersion]:
     """All published versions, oldest first."""
     removed = read_retention(store, model).removed
     for number in versions_log(store, model).numbers():
-        # A reader may come between the decision to remove a version and its end, from either side.
+        # A removed version may still have its JSON, and a listed one may lose it before it is read.
         version = None if number in removed else _read_version(store, model, number)
         if version is not None:
             yield version
 
 
 def models_with_versions(store: Store) -> list[str]:
-    """Names of the models that have published versions, by name."""
+    """Names of the models that have published versions, sorted."""
     return [model for model in model_names(store) if next(list_versions(store, model), None) is not None]
 
 
 def model_names(store: Store) -> list[str]:
-    """Names of the models of which there is anything, by name. One listing."""
+    """Names of the models that have any object in storage, sorted; from one listing."""
     return sorted({layout.below(layout.MODELS, item.name)[0] for item in store.list(f"{layout.MODELS}/")})
 
 
 def load_version(store: Store, model: str, number: int | None = None) -> ModelVersion:
-    """A version by number, or the promoted one. Raises RegistryError when there is none."""
+    """A version by number, or the promoted one. Raises RegistryError if it does not exist."""
     if number is None:
         promotion = current_promotion(store, model)
         if promotion is None:
@@ -166,7 +167,7 @@ def load_version(store: Store, model: str, number: int | None = None) -> ModelVe
             )
         number = promotion.version
     else:
-        # What serves is never removed, so whoever wants that need not ask.
+        # Only for a given number, because the version that serves is never removed.
         check_not_removed(read_retention(store, model), model, number)
     version = _read_version(store, model, number) if number > 0 else None
     if version is None:
@@ -178,7 +179,7 @@ def load_version(store: Store, model: str, number: int | None = None) -> ModelVe
 
 
 def _waiting(store: Store, model: str) -> str:
-    """What to do where no version serves."""
+    """Advice for a model without a promoted version."""
     waiting = [str(number) for number in versions_log(store, model).numbers()]
     if not waiting:
         return "`transfer train` publishes one."
@@ -189,9 +190,9 @@ def _waiting(store: Store, model: str) -> str:
 
 
 def download_version(store: Store, version: ModelVersion, folder: Path) -> Path:
-    """Copy a version's files into `folder`, each verified.
+    """Copy a version's files into `folder`, each verified. Returns `folder`.
 
-    Raises CorruptObjectError for a wrong byte, RegistryError when the version is removed meanwhile.
+    Raises CorruptObjectError for a wrong byte, RegistryError if the version is removed meanwhile.
     """
     for file in version.files:
         path = folder / file.name
@@ -205,13 +206,13 @@ def download_version(store: Store, version: ModelVersion, folder: Path) -> Path:
 
 
 def current_promotion(store: Store, model: str) -> Promotion | None:
-    """The promotion in force, or None."""
+    """The promotion in force, or None if no version serves."""
     latest = promotions_log(store, model).latest()
     return as_model(Promotion, latest[1], uri=store.uri) if latest else None
 
 
 def list_promotions(store: Store, model: str) -> Iterator[tuple[int, Promotion]]:
-    """The promotion log with its numbers, newest first; each entry is read when it is asked for."""
+    """Yield the promotion log's numbers and entries, newest first; each entry is read when the iterator reaches it."""
     log = promotions_log(store, model)
     for number in reversed(log.numbers()):
         yield number, as_model(Promotion, log.read(number), uri=store.uri)
@@ -225,7 +226,7 @@ def _read_version(store: Store, model: str, number: int) -> ModelVersion | None:
 
 
 def _claim(store: Store, model: str) -> int:
-    """Reserve a number: put-if-absent of a claim makes one publisher its owner."""
+    """Reserve a version number: put-if-absent of a claim makes one publisher its owner."""
     folder = layout.versions_log(model)
     taken = {part for obj in store.list(f"{folder}/") if (part := layout.below(folder, obj.name)[0][:8]).isdigit()}
     number = max((int(part) for part in taken), default=0) + 1
@@ -236,13 +237,13 @@ def _claim(store: Store, model: str) -> int:
         except AlreadyExistsError:
             number += 1
             continue
-        # Who stood still since the listing may have got a number whose version was published and removed meanwhile.
+        # If this process paused since the listing, the number's version may have been published and removed meanwhile.
         if number not in read_retention(store, model).removed:
             return number
         number += 1
 
 
 def _saved_model_files(exported: Path) -> list[Path]:
-    """All files, the graph last: nobody loads a folder without `saved_model.pb` as a model."""
+    """All files of a SavedModel, `saved_model.pb` last: without it no folder loads as a model."""
     files = [path for path in exported.rglob("*") if path.is_file()]
     return sorted(files, key=lambda path: (path.name == "saved_model.pb", path))
