@@ -181,7 +181,8 @@ def test_images_that_are_fitted_already_are_not_cropped_again(tmp_path, caplog):
     pixels = np.stack([decoded(file, image_input=image_input) for file in files])
     (answers,) = asked.answers(iter([(files, pixels)]), engine="tensorflow")
     np.testing.assert_allclose(answers, asked.answer(files)["probabilities"], atol=TOLERANCE)
-    assert caplog.messages == []
+    # TensorFlow may warn of what an earlier test of the process has saved.
+    assert [record.message for record in caplog.records if record.name.startswith("transfer")] == []
 
 
 def test_a_model_of_an_earlier_release_is_asked_by_its_pixels(tmp_path):
