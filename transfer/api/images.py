@@ -155,6 +155,10 @@ def _from_pillow(image: PillowImage, key: str) -> bytes | Reject:
     try:
         # Pillow reads an opened file only now.
         upright = ImageOps.exif_transpose(image)
+        if upright.mode in {"I", "F"}:
+            detail = f"pixels of 32 bits (mode {upright.mode}), and nothing says which value is white: give 16 bits, "
+            detail += "`Image.fromarray(np.asarray(image).astype('uint16'))`"
+            return Reject(key, RejectReason.UNSUPPORTED_FORMAT, detail)
         has_alpha = "A" in upright.getbands() or "transparency" in upright.info
         # Pillow's conversion of 16 bits would clip to white.
         return _as_png(upright if is_deep(upright) else upright.convert("RGBA" if has_alpha else "RGB"))
