@@ -280,7 +280,8 @@ class Training:
     def program(self) -> PhaseProgram:
         """The steps of the present phase, ready for the first one. To be called in one's turn."""
         phase = self.config.phases[self.progress.phase]
-        weights = class_weights(self.config.training.class_weights, self.dataset)
+        run = self.run
+        weights = class_weights(self.config.training.class_weights, run.store, self.dataset, run.fold)
         return self.shared.program(self.model, phase, self.config, class_weights=weights, steps_per_epoch=self.steps)
 
     def _train_epoch(self, program: PhaseProgram, samples: Samples, progress: Progress) -> tuple[Totals, Progress]:

@@ -208,7 +208,8 @@ class Pack:
         self._dataset = dataset
         self._cached = cached
         self._common = runs[0].config
-        self._untrained = untrained_classes(runs[0].store, dataset, runs[0].fold)
+        self._fold = runs[0].fold
+        self._untrained = untrained_classes(runs[0].store, dataset, self._fold)
         self._steps = steps_per_epoch(len(cached.train[0]), self._common.training.batch_size)
         self._store, self._folder = runs[0].store, folder
         self._checkpoints = PackCheckpoints(runs[0].store, folder)
@@ -342,7 +343,7 @@ class Pack:
             CutModel(preprocess=tf.identity, frozen=None, unfrozen=None, head=head),
             phase=phase,
             training=training,
-            class_weights=class_weights(training.class_weights, self._dataset),
+            class_weights=class_weights(training.class_weights, self._store, self._dataset, self._fold),
             augmentation=None,
             steps_per_epoch=self._steps,
             trials=trials,

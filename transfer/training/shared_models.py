@@ -179,11 +179,10 @@ class SharedModels:
             id(model.head),
             json.dumps(compiled_in),
             augmentation and augmentation.model_dump_json(),
-            class_weights.tobytes(),
             steps_per_epoch,
         )
         program = _made(self._programs, of_program, build, MAX_PROGRAMS)
-        program.start(learning_rate=phase.learning_rate, seed=training.seed)
+        program.start(learning_rate=phase.learning_rate, class_weights=class_weights, seed=training.seed)
         return program
 
 

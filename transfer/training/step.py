@@ -114,9 +114,10 @@ class PhaseProgram:
     ) -> None:
         """`class_weights`: float32 [classes]. `trials`: whose head is a pack's; their chunks are `side_by_side`."""
         self.strategy = tf.distribute.get_strategy()
-        # A variable, so that the compiled steps serve other learning rates, too.
+        # Variables, so that the compiled steps serve other learning rates and the other folds, too.
         peak = trials.learning_rates if trials else phase.learning_rate
         self._learning_rate = tf.Variable(peak, trainable=False, dtype=tf.float32)
+        self._class_weights = tf.Variable(class_weights, trainable=False, dtype=tf.float32)
         self._seeds = trials.seeds if trials else training.seed
         self._trials = trials
         self.optimizer = build_optimizer(
@@ -134,7 +135,6 @@ class PhaseProgram:
         self._training = training
         self._label_smoothing = trials.label_smoothings if trials else training.label_smoothing
         self._clip_norm = phase.optimizer.clip_norm
-        self._class_weights = tf.constant(class_weights, tf.float32)
         self._augmentation = augmentation
         # Nothing here needs autograph, which would first rewrite the source of everything that is called.
         compiled = partial(tf.function, autograph=False)
@@ -143,9 +143,10 @@ class PhaseProgram:
         self._train_steps = compiled(self._train_chunk)
         self._evaluate_steps = compiled(self._evaluate_chunk)
 
-    def start(self, *, learning_rate: float, seed: int) -> None:
-        """Begin a phase anew: with this peak learning rate, this seed, and a fresh optimiser."""
+    def start(self, *, learning_rate: float, class_weights: np.ndarray, seed: int) -> None:
+        """Begin a phase anew: with this peak learning rate, these weights of classes, this seed, a fresh optimiser."""
         self.set_learning_rate(learning_rate)
+        self._class_weights.assign(class_weights)
         self._seeds = seed
         for variable, value in zip(self.optimizer.variables, self._fresh_optimizer, strict=True):
             variable.assign(value)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.digits import digits_config, ingest_some_digits
+from tests.digits import digits_config, hold_out, ingest_some_digits
 from tests.trained import train
 from transfer.config import StorageConfig
 from transfer.dataset.ingest import ingest
@@ -199,10 +199,24 @@ def test_a_fold_with_a_phase_that_is_not_trained_on_kept_plain_images_is_refused
 
 def test_class_weights_by_name_must_name_classes(digits):
     _, dataset = digits
-    assert class_weights({"3": 2.0}, dataset)[3] == 2.0
-    assert class_weights("none", dataset).tolist() == [1.0] * 10
+    store = store_of(digits)
+    assert class_weights({"3": 2.0}, store, dataset, None)[3] == 2.0
+    assert class_weights("none", store, dataset, None).tolist() == [1.0] * 10
     with pytest.raises(ConfigError, match="which are no classes"):
-        class_weights({"cat": 2.0}, dataset)
+        class_weights({"cat": 2.0}, store, dataset, None)
+
+
+def test_balanced_weights_count_the_images_that_the_fold_trains_on(tmp_path):
+    source, first = ingest_some_digits(tmp_path)
+    dataset = hold_out(source, first, "7")
+    store = open_store(digits_config(source, str(tmp_path / "storage")).storage)
+    assert not dataset.counts["train"].get("7")
+    shards = [shard for split in ("train", "validation") for shard in dataset.shards_of(split)]
+    labels = np.concatenate([read_columns(store, shard, ["label"])["label"].to_numpy() for shard in shards])
+    fold = Fold(0, FOLDS)
+    counts = np.bincount(labels[fold.rows(store, dataset)[0]], minlength=10)
+    assert counts[7]
+    np.testing.assert_array_equal(class_weights("balanced", store, dataset, fold), balanced_class_weights(counts))
 
 
 def test_balanced_weights_are_those_of_scikit_learn():
