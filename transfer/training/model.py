@@ -1,4 +1,4 @@
-"""A pretrained base with a new head, and where it is split for a phase."""
+"""A pretrained base with a new head, and where it is cut for a phase."""
 
 from __future__ import annotations
 

@@ -158,12 +158,12 @@ class SharedModels:
         steps_per_epoch: int,
     ) -> PhaseProgram:
         """The steps of a phase of `config`, ready for the first one. To be called in one's turn."""
-        split, training = model.cut(phase.unfreeze), config.training
+        cut, training = model.cut(phase.unfreeze), config.training
         augmentation = config.augmentation if phase.augment and config.augmentation.is_active else None
 
         def build() -> PhaseProgram:
             return PhaseProgram(
-                split,
+                cut,
                 phase=phase,
                 training=training,
                 class_weights=class_weights,

@@ -103,7 +103,7 @@ class PhaseProgram:
 
     def __init__(
         self,
-        split: CutModel,
+        cut: CutModel,
         *,
         phase: PhaseConfig,
         training: TrainingConfig,
@@ -127,11 +127,11 @@ class PhaseProgram:
             steps_per_epoch=steps_per_epoch,
             loss_scaling=training.mixed_precision == "float16",
         )
-        self.optimizer.build(split.variables)
+        self.optimizer.build(cut.variables)
         self._fresh_optimizer = [np.array(variable) for variable in self.optimizer.variables]
-        self._split = split
-        self._untrained = untrained_in(split.head)
-        self._variables = [variable.value for variable in split.variables]
+        self._cut = cut
+        self._untrained = untrained_in(cut.head)
+        self._variables = [variable.value for variable in cut.variables]
         self._training = training
         self._label_smoothing = trials.label_smoothings if trials else training.label_smoothing
         self._clip_norm = phase.optimizer.clip_norm
@@ -271,11 +271,11 @@ class PhaseProgram:
             features, (labels, real) = self._features(batch, self._augmentation), self._answers(batch)
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(self._variables)
-                logits = self._split.logits(features, training=True)
+                logits = self._cut.logits(features, training=True)
                 losses = cross_entropy(labels, logits, smoothing=self._label_smoothing, untrained=self._untrained)
                 weights = real * tf.gather(self._class_weights, labels)
                 replicas = self.strategy.num_replicas_in_sync
-                loss = tf.reduce_sum(losses * weights) / real_images + self._split.regularization() / replicas
+                loss = tf.reduce_sum(losses * weights) / real_images + self._cut.regularization() / replicas
                 objective = self.optimizer.scale_loss(loss)
             gradients = tape.gradient(objective, self._variables)
         self.optimizer.apply_gradients(zip(self._clipped(gradients), self._variables, strict=True))
@@ -283,7 +283,7 @@ class PhaseProgram:
 
     def _evaluate_replica(self, batch: Batch) -> tf.Tensor:
         labels, real = self._answers(batch)
-        logits = self._split.logits(self._features(batch, None), training=False)
+        logits = self._cut.logits(self._features(batch, None), training=False)
         losses = cross_entropy(labels, logits, smoothing=0.0, untrained=self._untrained)
         return totals_of(labels, real, logits, losses)
 
@@ -292,7 +292,7 @@ class PhaseProgram:
         if "features" in batch:
             return tf.cast(batch["features"], tf.float32)
         images = batch["images"]
-        return self._split.features(augmentation(images) if augmentation else images)
+        return self._cut.features(augmentation(images) if augmentation else images)
 
     def _clipped(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
         """Gradients scaled so that the norm of their sum over replicas is at most `clip_norm`, in a pack each trial's.
