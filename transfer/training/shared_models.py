@@ -90,7 +90,8 @@ class SharedModels:
 
         `untrained`: indices of the classes that it never answers.
 
-        Raises what `build_model` raises, and BaseChangedError when a file is replaced while it is read.
+        Raises BackboneError when the base cannot be loaded, ConfigError when the head does not fit the classes,
+        BaseChangedError when a file is replaced while it is read.
         """
         base = self._base(config)
         first = build_head_for(base.backbone, config, classes, untrained=untrained)

@@ -8,16 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from transfer.catalog.run import EpochRow
 from transfer.config import PhaseConfig
 from transfer.errors import DivergedError, OutOfMemoryError
 from transfer.training.history import final_row
 from transfer.tuning.records import FailedBy
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,13 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.sourcing import config_of, write_classes
+from tests.sourcing import config_of, read_ledger, write_classes
 from transfer.config import DatasetConfig
 from transfer.dataset import candidates as candidates_module
 from transfer.dataset import ingest as ingest_module
 from transfer.dataset.decisions import drop_class, is_pending, read_decided, restore_class, start_over
 from transfer.dataset.ingest import ingest
-from transfer.dataset.manifest import dataset_log, load_dataset, read_ledger
+from transfer.dataset.manifest import dataset_log, load_dataset
 from transfer.dataset.shards import read_shard
 from transfer.dataset.splits import SPLITS
 from transfer.errors import DatasetError

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.digits import digits_config, hold_out, ingest_some_digits
-from tests.trained import train
+from tests.trained import build_model, train
 from transfer.config import StorageConfig
 from transfer.dataset.ingest import ingest
 from transfer.dataset.shards import read_columns
@@ -15,7 +15,6 @@ from transfer.maintenance.features import UsageWatch
 from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoints
 from transfer.training.feature_plan import FeaturePlan
-from transfer.training.model import build_model
 from transfer.training.rows import Fold, balanced_class_weights, class_weights
 from transfer.training.run import load_run, open_run
 from transfer.training.samples import CachedSplit

@@ -10,18 +10,16 @@ import tensorflow as tf
 from PIL import Image, ImageOps
 
 from tests.digits import digits_config, ingest_some_digits
-from tests.published import provenance_of
+from tests.published import add_version, provenance_of
 from tests.replicas import two_replicas
-from tests.trained import largest_difference, measure_curve, models_under, train
+from tests.trained import build_model, largest_difference, measure_curve, models_under, train
 from transfer.catalog.run import Progress
 from transfer.dataset.ingest import ingest
 from transfer.errors import ConfigError
-from transfer.registry.versions import add_version
 from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoints
 from transfer.training.feature_plan import FeaturePlan
 from transfer.training.loop import Training
-from transfer.training.model import build_model
 from transfer.training.pack import Pack
 from transfer.training.rows import Fold
 from transfer.training.run import open_run
