@@ -103,6 +103,26 @@ def _trained_images(store: Store, dataset: Dataset, fold: Fold | None) -> np.nda
     return np.bincount(_column(store, _shards(dataset), "label")[trained], minlength=len(dataset.classes))
 
 
+def held_out_but_seen(store: Store, dataset: Dataset, *, before: Dataset) -> str | None:
+    """The held-out images that a model of the version `before` was trained on, counted in words; None without any.
+
+    Shards that both versions have in one split are not read: an image is in a version once. Raises what reading shards
+    raises.
+    """
+    unchanged = {*before.shards} & {*dataset.shards}
+
+    def digests(version: Dataset, split: str) -> set[str]:
+        shards = [shard for shard in version.shards_of(split) if shard not in unchanged]
+        with ThreadPoolExecutor(READERS) as pool:
+            tables = pool.map(lambda shard: read_columns(store, shard, ["sha256"]), shards)
+            return {digest for table in tables for digest in table["sha256"].to_pylist()}
+
+    trained = digests(before, "train")
+    seen = {split: len(trained & digests(dataset, split)) for split in ("validation", "test")}
+    found = [f"{count:,} of {dataset.rows(split):,} in {split}" for split, count in seen.items() if count]
+    return " and ".join(found) if found else None
+
+
 def _groups(store: Store, dataset: Dataset) -> np.ndarray:
     """A number for each image's group, int64; images without a group have numbers of their own."""
     if dataset.splitting is None or not dataset.splitting.groups_in_shards:

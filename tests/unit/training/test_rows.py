@@ -15,7 +15,7 @@ from transfer.maintenance.features import UsageWatch
 from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoints
 from transfer.training.feature_plan import FeaturePlan
-from transfer.training.rows import Fold, balanced_class_weights, class_weights
+from transfer.training.rows import Fold, balanced_class_weights, class_weights, held_out_but_seen
 from transfer.training.run import load_run, open_run
 from transfer.training.samples import CachedSplit
 
@@ -194,6 +194,26 @@ def test_a_fold_with_a_phase_that_is_not_trained_on_kept_plain_images_is_refused
     run = new_run(digits, None, fold=Fold(0, FOLDS), **changes)
     with pytest.raises(ConfigError, match=reason):
         FeaturePlan(run, dataset, build_model(run.config, dataset.classes))
+
+
+def test_what_a_model_was_trained_on_is_counted_in_the_splits_that_hold_it_out(digits):
+    store, dataset = store_of(digits), digits[1]
+    assert held_out_but_seen(store, dataset, before=dataset) is None
+    shards = {split: dataset.shards_of(split)[0] for split in ("train", "validation", "test")}
+
+    def moved(**to):
+        changed = [shard.model_copy(update={"split": to[split]}) for split, shard in shards.items()]
+        return dataset.model_copy(update={"shards": changed})
+
+    rows = {split: shard.rows for split, shard in shards.items()}
+    nearer = moved(train="train", validation="train", test="train")
+    expected = (
+        f"{rows['validation']} of {rows['validation']} in validation and {rows['test']} of {rows['test']} in test"
+    )
+    assert held_out_but_seen(store, dataset, before=nearer) == expected
+    # Validated on before and tested on now: nothing was trained on.
+    further = moved(train="train", validation="test", test="test")
+    assert held_out_but_seen(store, further, before=dataset) is None
 
 
 def test_class_weights_by_name_must_name_classes(digits):
