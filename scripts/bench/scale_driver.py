@@ -37,7 +37,7 @@ from transfer.config import parse_config
 from transfer.dataset.file_cache import SeenLog
 from transfer.dataset.listing import list_source
 from transfer.dataset.manifest import Dataset, Shard, dataset_log, latest_dataset
-from transfer.dataset.shards import ParentShard, plan_shards, unique_images
+from transfer.dataset.shards import RecordedShard, plan_shards, unique_images
 from transfer.dataset.splits import SPLITS
 from transfer.features.layout import Extraction
 from transfer.storage import Log, open_store
@@ -95,7 +95,7 @@ def plan(figures: Figures, shards: int, images_per_shard: int) -> None:
     with figures.step("plan_shards, first night", "images", images):
         planned = plan_shards(first, [], shard_size_bytes=size_bytes)
     parent = [
-        ParentShard(
+        RecordedShard(
             Shard(name="", sha256=str(number), split=new.split, rows=len(new.images), size_bytes=size_bytes),
             first.words[new.images],
             first.labels[new.images],

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from transfer.dataset.listing import CheckedColumns, Listing
 from transfer.dataset.manifest import Shard
-from transfer.dataset.shards import Images, ParentShard, ShardPlan, plan_shards, unique_images
+from transfer.dataset.shards import Images, RecordedShard, ShardPlan, plan_shards, unique_images
 from transfer.dataset.sources.base import Entry
 from transfer.dataset.splits import SPLITS, nothing_given
 
@@ -136,14 +136,14 @@ def wear(*, shards: int, images_per_shard: int, nights: int) -> dict[str, Any]:
     }
 
 
-def _rewritten(images: Images, parent: list[ParentShard], share: float, size_bytes: int) -> float:
+def _rewritten(images: Images, parent: list[RecordedShard], share: float, size_bytes: int) -> float:
     """Share of the shards that do not stay when a random share of the images goes."""
     stays = np.random.default_rng(0).random(len(images)) >= share
     return 1 - len(plan_shards(part_of(images, stays), parent, shard_size_bytes=size_bytes).kept) / len(parent)
 
 
 def _after(
-    every: Images, parent: list[ParentShard], images: int, added: int, nights: int, size_bytes: int
+    every: Images, parent: list[RecordedShard], images: int, added: int, nights: int, size_bytes: int
 ) -> dict[str, Any]:
     before = len(parent)
     for night in range(1, nights + 1):
@@ -161,12 +161,12 @@ def _after(
     }
 
 
-def _as_written(images: Images, plan: ShardPlan, parent: list[ParentShard]) -> list[ParentShard]:
+def _as_written(images: Images, plan: ShardPlan, parent: list[RecordedShard]) -> list[RecordedShard]:
     """The shards of the version that a plan makes."""
     known_shards = {shard.shard.sha256: shard for shard in parent}
     written = []
     for new in plan.new:
         words = images.words[new.images]
         shard = Shard(name="", sha256=words.tobytes().hex(), split=new.split, rows=len(words), size_bytes=1)
-        written.append(ParentShard(shard, words, images.labels[new.images], images.groups[new.images]))
+        written.append(RecordedShard(shard, words, images.labels[new.images], images.groups[new.images]))
     return [*(known_shards[shard.sha256] for shard in plan.kept), *written]

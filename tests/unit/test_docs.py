@@ -235,6 +235,6 @@ def test_each_layout_of_a_source_has_a_configuration_and_each_key_that_reads_one
     for dataset in found:
         parse_config({**MINIMAL, "dataset": dataset})
     keys = {key for dataset in found for key in dataset}
-    of_images = {"validation", "test", "background", "transcode", "name", "rename_classes"}
+    of_images = {"validation", "test", "background", "depth", "transcode", "name", "rename_classes"}
     limits = {key for key in DatasetConfig.model_fields if key.startswith(("max_", "min_")) or key.endswith("_bytes")}
     assert keys == {*DatasetConfig.model_fields} - of_images - limits

@@ -180,6 +180,11 @@ def _from_pillow(image: PillowImage, key: str) -> bytes:
     from transfer.dataset.pillow import is_deep
 
     upright = ImageOps.exif_transpose(image)
+    if upright.mode in {"I", "F"}:
+        raise DatasetError(
+            f"Image {key} has pixels of 32 bits (mode {upright.mode}), and nothing says which value is white.",
+            advice="Give its file, or 16 bits: `Image.fromarray(np.asarray(image).astype('uint16'))`.",
+        )
     has_alpha = "A" in upright.getbands() or "transparency" in upright.info
     try:
         # Pillow's conversion of 16 bits would clip to white.

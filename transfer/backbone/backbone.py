@@ -104,6 +104,13 @@ def pooled(backbone: Backbone, pooling: Literal["average", "max", "flatten"]) ->
     )
 
 
+def _identity(image_input: ImageInput) -> str:
+    # Runs of earlier releases have the side alone: their images were squares, stretched.
+    if image_input == ImageInput(image_input.height, image_input.height):
+        return str(image_input.height)
+    return json.dumps(image_input.describe(), sort_keys=True)
+
+
 class Backbone:
     """A pretrained network, its preprocessing, and its blocks.
 
@@ -150,7 +157,7 @@ class Backbone:
         It is the same in every process, and for the same network from another file. It changes with any weight.
         """
         parts = (
-            json.dumps(self.image_input.describe(), sort_keys=True),
+            _identity(self.image_input),
             self.preprocess.name,
             network_digest(self.network),
         )

@@ -1,7 +1,7 @@
 """The configuration: typed models, reading YAML with overrides, rendering, and the generated reference."""
 
 from transfer.config.decides import deciding, keys_that_vary
-from transfer.config.image_input import Depth, ImageInput, depth_title
+from transfer.config.image_input import Depth, ImageInput
 from transfer.config.loading import load_config, load_document, parse_config, set_key
 from transfer.config.models import (
     NOT_LEARNED,
@@ -56,7 +56,6 @@ __all__ = [
     "Varies",
     "WorkersConfig",
     "deciding",
-    "depth_title",
     "keys_that_vary",
     "load_config",
     "load_document",

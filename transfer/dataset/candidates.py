@@ -20,7 +20,7 @@ from transfer.dataset.file_cache import SeenLog, digest_of_check
 from transfer.dataset.ingest_tasks import Candidate, Limits, check_batch
 from transfer.dataset.listing import CheckedColumns, Listing, batches, list_source
 from transfer.dataset.manifest import MISSING, UNREADABLE, Dataset, Reject, Splitting, check_reject_share, counted
-from transfer.dataset.shards import Images, ParentShard, unique_images
+from transfer.dataset.shards import Images, RecordedShard, unique_images
 from transfer.dataset.small_classes import place_images
 from transfer.dataset.sources import Source
 from transfer.dataset.sources.table import none_there
@@ -254,7 +254,7 @@ def select(
     known: list[str],
     classes: list[str],
     latest: Dataset | None,
-    recorded: Sequence[ParentShard],
+    recorded: Sequence[RecordedShard],
 ) -> Selection:
     """Select each image in `checked` once, with its class and its split, and collect the files that are left out.
 

@@ -5,6 +5,9 @@ What each format gives, odd cases included, is written in docs/images.md.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import tensorflow as tf
 
 from transfer.config import Depth, ImageInput
@@ -80,15 +83,29 @@ def fit_image(image: tf.Tensor, image_input: ImageInput) -> tf.Tensor:
     """Decoded pixels as a network takes them: [..., any height, any width, channels] to [..., height, width, channels].
 
     One image, or a batch of images of one size, in 0..255; it becomes float32. Resized bilinearly; what comes first or
-    last is as `image_input` says. The one place where an image's size changes, in training, ingest's checks and
-    serving.
+    last is as `image_input` says. The one place where an image's size changes, in training and in serving. It takes
+    images of any size, so an image that ingest's check has decoded cannot fail here.
     """
     size = (image_input.height, image_input.width)
+    resize = functools.partial(tf.image.resize, method="bilinear", antialias=image_input.antialias)
     if image_input.fit == "pad":
-        return tf.image.resize_with_pad(image, *size, method="bilinear", antialias=image_input.antialias)
+        return _with_bars(image, size, resize)
     if image_input.fit == "crop":
         image = _center(image, size, image_input.crop_share)
-    return tf.image.resize(image, size, method="bilinear", antialias=image_input.antialias)
+    return resize(image, size)
+
+
+def _with_bars(image: tf.Tensor, size: tuple[int, int], resize: Callable[..., tf.Tensor]) -> tf.Tensor:
+    """The whole image in its own shape, in the middle of black bars."""
+    found, wanted = (tf.cast(sides, tf.float64) for sides in (tf.shape(image)[-3:-1], tf.constant(size)))
+    scaled = tf.cast(tf.round(tf.reduce_min(wanted / found) * found), tf.int32)
+    # A long, thin image keeps a line of one pixel.
+    resized = resize(image, tf.clip_by_value(scaled, 1, size))
+    missing = tf.constant(size) - tf.shape(resized)[-3:-1]
+    before = missing // 2
+    of_sides = tf.stack([before, missing - before], axis=1)
+    padded = tf.pad(resized, tf.pad(of_sides, [[image.shape.rank - 3, 1], [0, 0]]))
+    return tf.ensure_shape(padded, [*image.shape[:-3], *size, image.shape[-1]])
 
 
 def _center(image: tf.Tensor, size: tuple[int, int], share: float) -> tf.Tensor:

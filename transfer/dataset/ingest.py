@@ -1,12 +1,13 @@
-"""From a source to an immutable dataset version, in two parallel passes.
+"""From a source to an immutable dataset version, in three steps.
 
-1. Check: each image is read and decoded once, except unchanged images of an earlier ingest (`file_cache.py`). Only the
-   results return, not the images.
-2. Plan: which images are selected, in which split and shard, and which shards of the latest version stay (`shards.py`).
-3. Write: each new shard is built from the source where it is written.
+1. Check, in parallel: each image is read and decoded once, except unchanged images of an earlier ingest
+   (`file_cache.py`). Only the results return, not the images.
+2. Plan: which images are selected, in which split and shard, and which shards of the parent version stay (`shards.py`).
+   The ledger of rejects is written.
+3. Write, in parallel: each new shard is built where it is written; its images are read from the source again.
 
-Then it writes the ledger of rejects, and the version itself last. Readers see nothing before that. The next ingest
-reuses the shards of a failed one, because shards are named by their content.
+The version itself is written last, and readers see nothing before that. The next ingest reuses the shards of a failed
+one, because shards are named by their content.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from transfer.dataset.decisions import read_decided
 from transfer.dataset.ingest_tasks import ChangedError, Row, ShardTask, build_shard
 from transfer.dataset.listing import CheckedColumns
 from transfer.dataset.manifest import Dataset, Shard, count_rejects, dataset_log, latest_dataset, write_ledger
-from transfer.dataset.shards import Images, ParentShard, PlannedShard, moved_images, plan_shards, read_recorded
+from transfer.dataset.shards import Images, PlannedShard, RecordedShard, moved_images, plan_shards, read_recorded
 from transfer.dataset.sources import Source, open_source
 from transfer.dataset.splits import NONE_GIVEN, TRAIN
 from transfer.errors import AlreadyExistsError, DatasetError
@@ -59,19 +60,19 @@ def _ingest_as_decided(config: Config, store: Store, source: Source) -> Dataset:
     """List, check and add a version by the current decisions. Raises _DecidedMeanwhileError if they change."""
     candidates = list_candidates(config, store, source)
     _check_before_reading(candidates)
-    known, unknown = candidates.seen_log.recall(candidates.listing)
+    remembered, unread = candidates.seen_log.recall(candidates.listing)
     try:
-        return _ingest(candidates, known, unknown)
+        return _ingest(candidates, remembered, unread)
     except ChangedError as error:
-        if len(unknown) == len(candidates.listing):
+        if len(unread) == len(candidates.listing):
             raise
         logger.warning("%s Perhaps its time and size did not show it: all files are read again.", error.message)
         return _ingest(candidates, CheckedColumns(), np.arange(len(candidates.listing)))
 
 
-def _ingest(candidates: Candidates, checked: CheckedColumns, unknown: np.ndarray) -> Dataset:
-    """Check the rows `unknown` of the listing, and add a version of the images in `checked`."""
-    check_images(candidates, checked, unknown)
+def _ingest(candidates: Candidates, checked: CheckedColumns, unread: np.ndarray) -> Dataset:
+    """Check the rows `unread` of the listing, and add a version of the images in `checked`."""
+    check_images(candidates, checked, unread)
     candidates.seen_log.add(candidates.listing, checked)
     try:
         return _add_version(candidates, checked)
@@ -104,10 +105,10 @@ def _add_version(candidates: Candidates, checked: CheckedColumns) -> Dataset:
     store, options, name = candidates.store, candidates.config.dataset, candidates.config.dataset_name
     latest = latest_dataset(store, name)
     parent = candidates.decided.history(latest)
-    known = candidates.known_classes(parent)
-    classes = candidates.class_order(known)
+    known_classes = candidates.known_classes(parent)
+    classes = candidates.class_order(known_classes)
     recorded = read_recorded(store, latest)
-    selection = select(candidates, checked, known=known, classes=classes, latest=latest, recorded=recorded)
+    selection = select(candidates, checked, known=known_classes, classes=classes, latest=latest, recorded=recorded)
     images = selection.images
     ledger = write_ledger(store, selection.rejects)
     selection.check(ledger=ledger)
@@ -118,7 +119,9 @@ def _add_version(candidates: Candidates, checked: CheckedColumns) -> Dataset:
     parent_shards = recorded if parent else []
     if parent is not None:
         _warn_of_moved(candidates, images, parent_shards, since=parent.reference)
-    plan = plan_shards(images, parent_shards, shard_size_bytes=options.shard_size_bytes)
+    # All shards of a version have the column of groups, or none has: also those without a grouped image.
+    has_same_columns = parent is not None and parent.groups_in_shards == selection.splitting.groups_in_shards
+    plan = plan_shards(images, parent_shards if has_same_columns else [], shard_size_bytes=options.shard_size_bytes)
     if (
         parent is not None
         and plan.leaves_as_it_is(parent.shards)
@@ -126,7 +129,7 @@ def _add_version(candidates: Candidates, checked: CheckedColumns) -> Dataset:
         == (parent.classes, parent.background, parent.depth, parent.splitting)
     ):
         logger.info("%s has these images already.", parent.reference)
-        if ledger != parent.rejects:
+        if ledger and ledger != parent.rejects:
             logger.info("What was refused this time is in %s.", ledger)
         return parent
     number = latest.number + 1 if latest else 1
@@ -135,7 +138,7 @@ def _add_version(candidates: Candidates, checked: CheckedColumns) -> Dataset:
         number=number,
         parent=parent.number if parent else None,
         created=now_utc(),
-        indices_from=parent.indices_from if parent and len(known) == len(parent.classes) else number,
+        indices_from=parent.indices_from if parent and len(known_classes) == len(parent.classes) else number,
         classes=classes,
         shards=[*plan.kept, *_write_shards(candidates, images, plan.new)],
         counts=selection.counts,
@@ -155,7 +158,7 @@ def _add_version(candidates: Candidates, checked: CheckedColumns) -> Dataset:
     return dataset
 
 
-def _warn_of_moved(candidates: Candidates, images: Images, parent: Sequence[ParentShard], *, since: str) -> None:
+def _warn_of_moved(candidates: Candidates, images: Images, parent: Sequence[RecordedShard], *, since: str) -> None:
     for (before, now), places in moved_images(images, parent).items():
         trained = f" Models of earlier versions were trained on {'it' if len(places) == 1 else 'them'}."
         logger.warning(
@@ -205,7 +208,7 @@ def _shard_task(candidates: Candidates, images: Images, planned: PlannedShard) -
 
 
 def _check_arrived(store: Store, shard: Shard) -> None:
-    """Raise StorageError if a shard is missing: a worker on another machine may have its own folder of that name."""
+    """Raise DatasetError if a shard is missing: a worker on another machine may have its own folder of that name."""
     if not store.exists(shard.name):
         raise DatasetError(
             f"A worker wrote {shard.name}, and it is not in {store.uri}.",

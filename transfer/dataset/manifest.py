@@ -224,6 +224,11 @@ class Dataset(BaseModel):
         """Classes without training images, by index; no model predicts them."""
         return [name for name in self.classes if not self.counts["train"].get(name)]
 
+    @property
+    def groups_in_shards(self) -> bool:
+        """Whether the shards have a column of groups: all of them, or none."""
+        return self.splitting is not None and self.splitting.groups_in_shards
+
     def has_indices_of(self, other: Dataset) -> bool:
         """Whether an index is the same class in both versions, whatever its name."""
         return self.name == other.name and self.indices_from == other.indices_from

@@ -5,9 +5,13 @@ uncompressed (encoded images do not compress), without dictionaries and statisti
 bytes. A row group holds about 8 MiB of images, which a reader or writer needs in memory at once. Pages have checksums,
 for readers of a few columns, which cannot verify the digest of the object.
 
-Of byte-identical images with one label only the first in the source's order is stored. If they have several labels, all
-of them are refused, because no label is known to be right. A shard of the parent version stays if the new version has
-all of its rows with the same label, group and split. All other images go to new shards, sorted by digest.
+Of byte-identical images with one label only one is stored: a copy that is given to test, else to validation, else to
+train, else one without a given split; of several such copies the first in the source's order. Only with
+`dataset.prefer` may copies be given to several splits. If copies have several labels, all of them are refused, because
+no label is known to be right.
+
+A shard of the parent version stays if the new version has all of its rows with the same label, group and split. All
+other images go to new shards, sorted by digest.
 """
 
 from __future__ import annotations
@@ -161,8 +165,8 @@ class Images:
 
 
 @dataclass(frozen=True)
-class ParentShard:
-    """The rows of a shard of the parent version: `words` uint64 [n, 4], `labels` int32 [n], `groups` uint64 [n]."""
+class RecordedShard:
+    """What a shard of a version holds: `words` uint64 [n, 4], `labels` int32 [n], `groups` uint64 [n]."""
 
     shard: Shard
     words: np.ndarray
@@ -170,18 +174,18 @@ class ParentShard:
     groups: np.ndarray
 
 
-def read_recorded(store: Store, dataset: Dataset | None) -> list[ParentShard]:
+def read_recorded(store: Store, dataset: Dataset | None) -> list[RecordedShard]:
     """Read which images the shards of a version hold, not the images; nothing of None.
 
     Raises CorruptObjectError, ObjectNotFoundError, StorageError.
     """
-    has_groups = dataset is not None and dataset.splitting is not None and dataset.splitting.groups_in_shards
+    has_groups = dataset is not None and dataset.groups_in_shards
 
-    def read(shard: Shard) -> ParentShard:
+    def read(shard: Shard) -> RecordedShard:
         table = read_columns(store, shard, ["sha256", "label", *(["group"] if has_groups else [])])
         groups = group_hashes(table["group"].to_pylist() if has_groups else [None] * len(table))
         words = as_words(bytes.fromhex("".join(table["sha256"].to_pylist())), 32)
-        return ParentShard(shard, words, table["label"].to_numpy(), groups)
+        return RecordedShard(shard, words, table["label"].to_numpy(), groups)
 
     with ThreadPoolExecutor(READERS) as pool:
         return list(pool.map(read, dataset.shards if dataset else []))
@@ -227,15 +231,15 @@ def unique_images(
     given = listing.given.splits[rows]
     # Rows are the last sort key, so that copies stay in the source's order; before it, test first, then validation.
     order = np.lexsort((rows, -given, *words.T[::-1]))
-    first_of_group, group = _groups(words[order])
-    is_conflict = _has_several(labels[order], first_of_group)[group]
+    first_of_copies, copies = _find_copies(words[order])
+    is_conflict = _has_several(labels[order], first_of_copies)[copies]
     if not may_straddle:
-        _check_given_once(listing, rows[order][~is_conflict], group[~is_conflict])
+        _check_given_once(listing, rows[order][~is_conflict], copies[~is_conflict])
     is_first = np.zeros(len(order), bool)
-    is_first[first_of_group] = True
+    is_first[first_of_copies] = True
 
-    rejects = list(_duplicates(listing, rows[order], first_of_group[group], ~is_first & ~is_conflict))
-    rejects += _conflicts(listing, rows[order][is_conflict], group[is_conflict])
+    rejects = list(_duplicates(listing, rows[order], first_of_copies[copies], ~is_first & ~is_conflict))
+    rejects += _conflicts(listing, rows[order][is_conflict], copies[is_conflict])
     kept = order[is_first & ~is_conflict]
     given_of_kept = listing.given.part(rows[kept])
     return (
@@ -253,29 +257,29 @@ def unique_images(
     )
 
 
-def _groups(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Find groups of equal neighbors: the index at which each group starts, and the group of each index."""
+def _find_copies(words: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Number sorted digests so that copies share a number: the index of the first of each number, and all numbers."""
     starts = np.ones(len(words), bool)
     starts[1:] = (words[1:] != words[:-1]).any(axis=1)
     return np.flatnonzero(starts), np.cumsum(starts) - 1
 
 
-def _has_several(labels: np.ndarray, first_of_group: np.ndarray) -> np.ndarray:
+def _has_several(labels: np.ndarray, first_of_copies: np.ndarray) -> np.ndarray:
     if not len(labels):
         return np.zeros(0, bool)
-    smallest = np.minimum.reduceat(labels, first_of_group)
-    several: np.ndarray = smallest != np.maximum.reduceat(labels, first_of_group)
+    smallest = np.minimum.reduceat(labels, first_of_copies)
+    several: np.ndarray = smallest != np.maximum.reduceat(labels, first_of_copies)
     return several
 
 
-def _check_given_once(listing: Listing, rows: np.ndarray, group: np.ndarray) -> None:
-    """Raise DatasetError if copies are given several splits; `rows` are sorted by group, and by split inside it."""
+def _check_given_once(listing: Listing, rows: np.ndarray, copies: np.ndarray) -> None:
+    """Raise DatasetError if copies are given several splits; `rows` are sorted by `copies`, and by split inside it."""
     splits = listing.given.splits[rows]
     is_given = splits[1:] != NONE_GIVEN
-    places = np.flatnonzero((group[1:] == group[:-1]) & (splits[1:] != splits[:-1]) & is_given)
+    places = np.flatnonzero((copies[1:] == copies[:-1]) & (splits[1:] != splits[:-1]) & is_given)
     if len(places):
         one, other = rows[places[0]], rows[places[0] + 1]
-        count = len(np.unique(group[places]))
+        count = len(np.unique(copies[places]))
         raise DatasetError(
             f"{count:,} image{' is' if count == 1 else 's are'} in several given splits: {listing.key(int(one))} in "
             f"{SPLITS[splits[places[0]]]} has the same bytes as {listing.key(int(other))} in "
@@ -294,13 +298,13 @@ def _duplicates(
         yield Reject(key, DUPLICATE, f"the same bytes as {first_key}, which is kept")
 
 
-def _conflicts(listing: Listing, rows: np.ndarray, group: np.ndarray) -> Iterator[Reject]:
-    """Refuse all images of groups with several labels; `rows` are sorted by group."""
-    for start, stop in pairwise([*np.flatnonzero(np.diff(group, prepend=-1)), len(group)]):
-        copies = rows[start:stop]
-        codes = listing.label_codes[copies]
-        one, other = copies[codes.argmin()], copies[codes.argmax()]
-        for row, code in zip(copies, codes, strict=True):
+def _conflicts(listing: Listing, rows: np.ndarray, copies: np.ndarray) -> Iterator[Reject]:
+    """Refuse all copies, which have several labels; `rows` are sorted by `copies`."""
+    for start, stop in pairwise([*np.flatnonzero(np.diff(copies, prepend=-1)), len(copies)]):
+        refused = rows[start:stop]
+        codes = listing.label_codes[refused]
+        one, other = refused[codes.argmin()], refused[codes.argmax()]
+        for row, code in zip(refused, codes, strict=True):
             contrary = int(one if code != codes.min() else other)
             yield Reject(
                 listing.key(int(row)),
@@ -310,7 +314,7 @@ def _conflicts(listing: Listing, rows: np.ndarray, group: np.ndarray) -> Iterato
             )
 
 
-def plan_shards(images: Images, parent: Sequence[ParentShard], *, shard_size_bytes: int) -> ShardPlan:
+def plan_shards(images: Images, parent: Sequence[RecordedShard], *, shard_size_bytes: int) -> ShardPlan:
     """Decide which shards stay and which are written. A shard is closed when its images reach `shard_size_bytes`."""
     is_covered = np.zeros(len(images), bool)
     kept = []
@@ -327,14 +331,14 @@ def plan_shards(images: Images, parent: Sequence[ParentShard], *, shard_size_byt
     return ShardPlan(kept, new)
 
 
-def _fits(images: Images, places: np.ndarray, shard: ParentShard) -> bool:
+def _fits(images: Images, places: np.ndarray, shard: RecordedShard) -> bool:
     split = SPLITS.index(shard.shard.split)
     same_labels = images.labels[places] == shard.labels
     same_groups = images.groups[places] == shard.groups
     return bool((same_labels & same_groups & (images.splits[places] == split)).all())
 
 
-def moved_images(images: Images, parent: Sequence[ParentShard]) -> dict[tuple[str, str], np.ndarray]:
+def moved_images(images: Images, parent: Sequence[RecordedShard]) -> dict[tuple[str, str], np.ndarray]:
     """Images whose split differs from that in the parent version: indices in `Images`, by both splits."""
     moved: dict[tuple[str, str], list[np.ndarray]] = {}
     for shard in parent:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from transfer.dataset.listing import as_words, find_words
-from transfer.dataset.shards import Images, ParentShard
+from transfer.dataset.shards import Images, RecordedShard
 from transfer.dataset.splits import SPLITS, TEST, TRAIN, VALIDATION
 
 _SMALLEST_SHARE_IN_IMAGES = 0.5
@@ -23,13 +23,13 @@ def place_images(
     *,
     shares: Mapping[str, float],
     placed: Mapping[str, str],
-    recorded: Sequence[ParentShard],
+    recorded: Sequence[RecordedShard],
 ) -> tuple[np.ndarray, dict[str, str]]:
     """The splits of all images, int8 [n], and the placed ones among them: `{sha256: split}`.
 
-    A class should have a training image, and one in test and in validation where its share of that is half an image or
-    more. Where it has none, the first of its new images by SHA-256 is placed there. A split gives up no last image of a
-    class, unless it is the only one for training.
+    A class should have a training image, and one in test and in validation where that split's share of its drawn
+    images is half an image or more. Where it has none, the first of its new images by SHA-256 is placed there. A split
+    gives up no last image of a class, unless it is the only one for training.
 
     `drawn` bool [n]: whose split in `images` was drawn by their own content. `shares` are those of each split in what
     is drawn. `placed` is what the latest version says of its own images, `recorded` its shards. An image that has left
@@ -37,19 +37,20 @@ def place_images(
     """
     splits = images.splits.copy()
     placed = {digest: split for digest, split in placed.items() if shares[split] > 0}
-    known = as_words(bytes.fromhex("".join(placed)), 32)
-    for place, split in zip(find_words(images.words, known).tolist(), placed.values(), strict=True):
+    placed_words = as_words(bytes.fromhex("".join(placed)), 32)
+    for place, split in zip(find_words(images.words, placed_words).tolist(), placed.values(), strict=True):
         if place >= 0 and drawn[place]:
             splits[place] = SPLITS.index(split)
     is_free = drawn.copy()
-    for words in (known, *(shard.words for shard in recorded)):
+    for words in (placed_words, *(shard.words for shard in recorded)):
         places = find_words(images.words, words)
         is_free[places[places >= 0]] = False
     order = np.argsort(images.labels, kind="stable")
     for of_class in np.split(order, np.flatnonzero(np.diff(images.labels[order])) + 1):
         for split in (TRAIN, TEST, VALIDATION):
             counts = np.bincount(splits[of_class], minlength=len(SPLITS))
-            is_due = split == TRAIN or shares[split] * len(of_class) >= _SMALLEST_SHARE_IN_IMAGES
+            share_in_images = shares[split] * np.count_nonzero(drawn[of_class])
+            is_due = split == TRAIN or share_in_images >= _SMALLEST_SHARE_IN_IMAGES
             if counts[SPLITS.index(split)] or not is_due:
                 continue
             gives = counts > (0 if split == TRAIN else 1)

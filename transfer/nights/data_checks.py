@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from transfer.catalog.model import ModelVersion
-from transfer.config import ChecksConfig, Config, depth_title
+from transfer.config import ChecksConfig, Config
+from transfer.config.image_input import depth_title
 from transfer.dataset.manifest import Dataset, load_dataset
 from transfer.dataset.shards import read_shard
 from transfer.nights.dataset_diff import Difference, compare

@@ -3,9 +3,10 @@
 The graph contains decoding, orientation, resizing and preprocessing: the same functions that training used. Signatures:
 
 - `serving_default`: `image_bytes` string [batch] (JPEG, PNG, GIF, BMP or WebP)
-- `pixels`: `images` float32 [batch, height, width, 3] in 0..255, RGB, upright; resized inside
+- `pixels`: `images` float32 [batch, any height, any width, channels] in 0..255, RGB, upright; fitted inside
+- `fitted`: `images` float32 [batch, height, width, channels] in 0..255, as the network takes them
 
-Both return `probabilities` float32 [batch, classes], `class_index` int32 [batch] and `class_name` string [batch].
+All return `probabilities` float32 [batch, classes], `class_index` int32 [batch] and `class_name` string [batch].
 
 No Keras object is saved. A session (TensorFlow Serving, the C, Java and Go APIs) restores variables by their names in
 the object graph; if Keras's own variables were in it, the session would find none of the network's variables.
@@ -28,9 +29,11 @@ from transfer.features.network import traced
 from transfer.training.inference import trace_inference
 from transfer.training.model import TransferModel
 
+FITTED = "fitted"
+"""Signature for images that `fit_image` has made already: fitted twice, an image would be cropped twice."""
 DESCRIPTION = "assets.extra/transfer.json"
 """What a version is, for people and for this project: a file among its files."""
-FILE_NAME = "tf_serving_warmup_requests"
+WARMUP_FILE = "tf_serving_warmup_requests"
 """File in `assets.extra` in which TensorFlow Serving looks for warm-up requests."""
 
 
@@ -42,7 +45,7 @@ def write_warmup_requests(folder: Path, *, image_input: ImageInput) -> None:
         # One value and a shape: the proto stays small, because the value is not repeated for each pixel.
         "pixels": {"images": tf.make_tensor_proto(128.0, tf.float32, [1, *image_input.shape])},
     }
-    with tf.io.TFRecordWriter(str(folder / FILE_NAME)) as writer:
+    with tf.io.TFRecordWriter(str(folder / WARMUP_FILE)) as writer:
         for signature, inputs in requests.items():
             request = PredictRequest(inputs=inputs)
             request.model_spec.signature_name = signature
@@ -88,7 +91,7 @@ def export(
 
 
 def _signatures(model: TransferModel, answer: Any, background: str | None) -> dict[str, Any]:
-    """The two signatures; both call the traced network `answer`."""
+    """The three signatures; each calls the traced network `answer`."""
     image_input = model.backbone.image_input
 
     def from_image_bytes(image_bytes: tf.Tensor) -> Tensors:
@@ -101,6 +104,9 @@ def _signatures(model: TransferModel, answer: Any, background: str | None) -> di
     def from_pixels(images: tf.Tensor) -> Tensors:
         return named(answer(tf.ensure_shape(fit_image(images, image_input), [None, *image_input.shape])))
 
+    def from_fitted(images: tf.Tensor) -> Tensors:
+        return named(answer(images))
+
     def named(probabilities: tf.Tensor) -> Tensors:
         index = tf.argmax(probabilities, axis=-1, output_type=tf.int32)
         class_name = tf.gather(tf.constant(model.classes), index)
@@ -111,4 +117,5 @@ def _signatures(model: TransferModel, answer: Any, background: str | None) -> di
         "pixels": traced(
             from_pixels, tf.TensorSpec([None, None, None, image_input.channels], tf.float32, name="images")
         ),
+        FITTED: traced(from_fitted, tf.TensorSpec([None, *image_input.shape], tf.float32, name="images")),
     }

@@ -30,7 +30,7 @@ from transfer.features.forward import CHECKED_ROWS, TOLERANCE, forward_of
 from transfer.features.frozen import FEATURE_CODE_VERSION
 from transfer.features.network import traced, with_constants
 from transfer.registry.describe import classes_in, never_trained_on
-from transfer.registry.export import DESCRIPTION
+from transfer.registry.export import DESCRIPTION, FITTED
 from transfer.registry.promote import read_serving
 from transfer.registry.versions import download_version, load_version
 from transfer.runtime.memory import FOR_PREDICTION, memory_explained
@@ -73,7 +73,10 @@ class PublishedModel:
     @cached_property
     def image_input(self) -> ImageInput:
         """Size, fit and resizing of the network's input images."""
-        return ImageInput(**self._description["image_input"])
+        described = self._description
+        # An earlier release stretched each image to a square, and stored its side.
+        side = described.get("image_size")
+        return ImageInput(side, side) if side else ImageInput(**described["image_input"])
 
     @property
     def background(self) -> str | None:
@@ -123,14 +126,16 @@ class PublishedModel:
     def trace(self) -> Any:
         """The network as a traced function without variables, from decoded images to [probabilities]."""
         images = tf.TensorSpec([None, *self.row_shape], tf.float32)
-        return with_constants(traced(lambda rows: [self._of_pixels(rows)], images))
+        return with_constants(traced(lambda rows: [self._of_fitted(rows)], images))
 
     def plain(self, rows: np.ndarray) -> list[np.ndarray]:
-        """Run the signature for decoded images, `rows`. Returns [probabilities]."""
-        return [self._of_pixels(tf.constant(rows)).numpy()]
+        """Run the signature for fitted images, `rows`. Returns [probabilities]."""
+        return [self._of_fitted(tf.constant(rows)).numpy()]
 
-    def _of_pixels(self, images: tf.Tensor) -> tf.Tensor:
-        return self._loaded.signatures["pixels"](images=images)["probabilities"]
+    def _of_fitted(self, images: tf.Tensor) -> tf.Tensor:
+        signatures = self._loaded.signatures
+        # A model of an earlier release has no signature for them. It stretches images, which changes no fitted one.
+        return signatures[FITTED if FITTED in signatures else "pixels"](images=images)["probabilities"]
 
     def _decodes_alike(self, encoded: list[bytes], pixels: np.ndarray) -> bool:
         """Whether this release decodes and resizes images as the release that exported the model."""

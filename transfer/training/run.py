@@ -20,7 +20,8 @@ from transfer import __version__
 from transfer.backbone.identity import base_digests, base_identity
 from transfer.catalog import layout
 from transfer.catalog.run import ReportEntry, RunStart
-from transfer.config import NOT_LEARNED, Config, Decides, deciding, depth_title
+from transfer.config import NOT_LEARNED, Config, Decides, deciding
+from transfer.config.image_input import depth_title
 from transfer.dataset.manifest import Dataset
 from transfer.errors import (
     AlreadyExistsError,

@@ -189,6 +189,13 @@ def test_the_bars_beside_a_padded_image_do_not_mix_with_it():
     np.testing.assert_array_equal(np.delete(padded, range(5, 15), axis=0), 0.0)
 
 
+@pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
+def test_a_line_of_pixels_can_be_fitted(fit):
+    found = fit_image(tf.ones((3, 1000, 3)), ImageInput(20, 30, fit=fit))
+    assert found.shape == (20, 30, 3)
+    assert found.numpy().max() == 1
+
+
 @pytest.mark.parametrize(("share", "sides"), [(0.5, (30, 30)), (0.001, (1, 1))])
 def test_a_share_of_the_largest_part_is_around_the_center(share, sides):
     image = np.asarray(images.picture(120, 60))

@@ -195,6 +195,20 @@ def test_what_is_refused_is_in_the_ledger_with_its_reason(source, folder_storage
     assert len(rows_of(store, dataset)) == 40
 
 
+def test_what_was_refused_is_said_of_unchanged_images_only_if_something_was(source, folder_storage, caplog):
+    caplog.set_level("INFO")
+    for name, said in (("one.jpg", False), ("other.jpg", True), (None, False)):
+        for broken in source.glob("cat/*.jpg"):
+            broken.unlink()
+        if name:
+            (source / "cat" / name).write_text("not an image")
+        caplog.clear()
+        _, dataset = ingested(source, folder_storage, max_reject_share=0.1)
+        assert dataset.number == 1
+        assert ("What was refused this time is in rejects/" in caplog.text) == said
+        assert "None" not in caplog.text
+
+
 def test_a_file_that_is_too_large_is_not_even_read(source, folder_storage):
     with (source / "cat" / "huge.png").open("wb") as file:
         file.truncate(1024**4)  # Sparse: there is no such memory.

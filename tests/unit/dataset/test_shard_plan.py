@@ -9,7 +9,7 @@ import pytest
 
 from transfer.dataset.listing import Checked, CheckedColumns, Listing, batches
 from transfer.dataset.manifest import Shard
-from transfer.dataset.shards import Images, ParentShard, plan_shards, unique_images
+from transfer.dataset.shards import Images, RecordedShard, plan_shards, unique_images
 from transfer.dataset.splits import SPLITS, nothing_given, split_indices
 
 
@@ -49,7 +49,7 @@ def parent_of(images, plan):
         rows = len(planned.images)
         shard = Shard(name=f"shards/{number}", sha256=str(number), split=planned.split, rows=rows, size_bytes=1)
         of_shard = (column[planned.images] for column in (images.words, images.labels, images.groups))
-        shards.append(ParentShard(shard, *of_shard))
+        shards.append(RecordedShard(shard, *of_shard))
     return shards
 
 
@@ -70,6 +70,22 @@ def test_copies_with_one_label_are_kept_once():
     assert sorted(keys) == ["b", "c"]
     assert [(r.key, r.reason) for r in rejects] == [("a", "duplicate"), ("d", "duplicate")]
     assert all("same bytes as b" in reject.detail for reject in rejects)
+
+
+def test_of_copies_with_and_without_a_given_split_the_one_in_test_is_kept_else_in_validation_else_in_train():
+    listing, checked = known(*[(f"{n}", "cat", "same") for n in range(5)])
+    for given, kept_key in (
+        ([-1, 0, 1, 2, 2], "3"),
+        ([-1, 0, 1, 0, 1], "2"),
+        ([-1, 0, -1, -1, 0], "1"),
+        ([-1, -1, -1, -1, -1], "0"),
+    ):
+        listing.given.splits[:] = given
+        images, rejects = unique_images(
+            listing, checked, np.zeros(1, np.int32), validation=0.0, test=0.0, may_straddle=True
+        )
+        assert [listing.keys[int(row)].as_py() for row in images.rows] == [kept_key]
+        assert {each.detail for each in rejects} == {f"the same bytes as {kept_key}, which is kept"}
 
 
 def test_copies_with_several_labels_are_all_refused():

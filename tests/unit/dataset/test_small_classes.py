@@ -12,7 +12,7 @@ from tests.sourcing import config_of, write_classes
 from transfer.catalog.model import ModelVersion
 from transfer.dataset.ingest import ingest
 from transfer.dataset.manifest import Shard, dataset_log
-from transfer.dataset.shards import Images, ParentShard, read_columns
+from transfer.dataset.shards import Images, RecordedShard, read_columns
 from transfer.dataset.small_classes import place_images
 from transfer.dataset.splits import SPLITS, split_indices
 from transfer.registry.describe import never_trained_on
@@ -43,7 +43,7 @@ def night(labels, before, placed):
     """The split of each image by its number, and what was placed; `before` is that of the night before."""
     numbers, images = images_of(labels)
     shard = Shard(name="", sha256="", split="train", rows=0, size_bytes=0)
-    recorded = [ParentShard(shard, words_of(sorted(before)), np.zeros(0), np.zeros(0))] if before else []
+    recorded = [RecordedShard(shard, words_of(sorted(before)), np.zeros(0), np.zeros(0))] if before else []
     drawn = np.ones(len(numbers), bool)
     splits, placed = place_images(images, drawn, shares=SHARES, placed=placed, recorded=recorded)
     by_content = {number: SPLITS[split] for number, split in zip(numbers, images.splits, strict=True)}
@@ -97,6 +97,18 @@ def test_a_class_with_images_in_held_out_splits_only_gets_one_for_training(count
     held_out = [number for number in range(200) if images_of({number: 0})[1].splits[0] == 2]
     found, _, _ = night(dict.fromkeys(held_out[:count], 0), {}, {})
     assert sorted(found.values()) == ["test"] * (count - 1) + ["train"]
+
+
+def test_given_test_images_do_not_count_towards_whether_validation_is_due():
+    shares = {"train": 0.85, "validation": 0.15, "test": 0.0}
+    # 15 % of 3 images are less than half a one; of 4 images they are more.
+    for in_train, placed_count in ((3, 0), (4, 1)):
+        _, images = images_of(dict.fromkeys(range(in_train + 5), 0))
+        images.splits[:] = [SPLITS.index("train")] * in_train + [SPLITS.index("test")] * 5
+        drawn = images.splits == SPLITS.index("train")
+        splits, placed = place_images(images, drawn, shares=shares, placed={}, recorded=[])
+        assert list(placed.values()) == ["validation"] * placed_count
+        assert (splits[~drawn] == SPLITS.index("test")).all()
 
 
 def splits_by_digest(store, dataset):

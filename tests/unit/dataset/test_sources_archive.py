@@ -266,6 +266,17 @@ def test_a_member_that_comes_twice_is_refused(tmp_path, folder_storage):
     assert "comes twice" in refusal(path, folder_storage)
 
 
+@pytest.mark.parametrize("name", ["cat/1.png", "cat/1.png/deep"])
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+def test_a_folder_with_the_name_of_a_file_is_refused(tmp_path, folder_storage, kind, name):
+    folder = {f"{name}/": b"" if kind == "zip" else special(name, tarfile.DIRTYPE)}
+    path = tmp_path / f"a.{kind}"
+    path.write_bytes((zip_of if kind == "zip" else tar_of)({"cat/1.png": b"x"} | folder))
+    message = refusal(path, folder_storage)
+    assert f"`{name}" in message
+    assert "comes twice, or as file and as folder" in message
+
+
 def test_a_damaged_archive_is_refused(pack, folder_storage):
     path = pack({f"cat/{number}.png": os.urandom(1000) for number in range(20)})
     whole = path.read_bytes()

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.sourcing import image, write_file
+from tests.sourcing import image, write_classes, write_file
 from tests.unit.dataset.test_splits_given import ingested, refusal, splits_of, table_of, warnings_in
 from transfer.dataset.shards import read_columns
 from transfer.dataset.splits import NONE_GIVEN, SPLITS, Given, decide_splits
@@ -135,3 +135,17 @@ def test_groups_that_change_no_split_are_recorded_in_a_new_version_all_the_same(
     groups = {shard.split: {*read_columns(store, shard, ["group"])["group"].to_pylist()} for shard in second.shards}
     assert groups == {"train": {"p0"}, "validation": {"p1"}, "test": {"p2"}}
     assert ingested(source, folder_storage, group_pattern=PATTERN) == second
+
+
+def test_all_shards_have_the_column_of_groups_if_groups_come_later_even_those_without_a_grouped_image(
+    tmp_path, folder_storage
+):
+    source = write_patients(tmp_path / "images" / "train", [1, 2]).parent
+    write_classes(source / "val", first_seed=50, cat=2, dog=2)
+    before = ingested(source, folder_storage)
+    grouped = ingested(source, folder_storage, group_pattern=PATTERN)
+    store = open_store(folder_storage)
+    groups = {shard.split: {*read_columns(store, shard, ["group"])["group"].to_pylist()} for shard in grouped.shards}
+    assert groups == {"train": {"p1", "p2"}, "validation": {None}}
+    assert ingested(source, folder_storage, group_pattern=PATTERN) == grouped
+    assert ingested(source, folder_storage).shards == before.shards

@@ -2,6 +2,7 @@
 
 import io
 import json
+import types
 import warnings
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
@@ -21,7 +22,9 @@ from tests.unit.registry.c_api import answer_of_c_api
 from transfer.backbone.backbone import Backbone
 from transfer.backbone.files import RANGES
 from transfer.backbone.load import load_backbone
+from transfer.catalog.model import ModelVersion
 from transfer.config import BaseNetworkConfig, HeadConfig, ImageInput
+from transfer.dataset.batches import decoded
 from transfer.dataset.decode import load_image
 from transfer.errors import OutOfMemoryError, ParityError, RegistryError
 from transfer.registry.export import DESCRIPTION, export
@@ -161,6 +164,40 @@ def test_a_model_puts_transparent_pictures_on_the_background_that_it_was_trained
     pixels[:, SIZE // 2 :] = (0, 255, 0)
     found = compare(tmp_path / "exported", files, expected_of(model, pixels), LOADERS[:2])
     assert all(difference <= TOLERANCE for difference in found.values()), found
+
+
+def published(model, folder):
+    """A version of `model` whose files are in `folder`."""
+    export(model, folder, provenance={})
+    version = ModelVersion.model_construct(model="pets", number=1, classes=tuple(CLASSES))
+    return PublishedModel(version, folder)
+
+
+def test_images_that_are_fitted_already_are_not_cropped_again(tmp_path, caplog):
+    image_input = ImageInput(20, 36, fit="crop", crop_share=0.6)
+    model = model_on(convolutions(shape=image_input.shape), image_input)
+    asked = published(model, tmp_path / "exported")
+    files = [encode(picture(90, 70, seed=seed), "PNG") for seed in range(3)]
+    pixels = np.stack([decoded(file, image_input=image_input) for file in files])
+    (answers,) = asked.answers(iter([(files, pixels)]), engine="tensorflow")
+    np.testing.assert_allclose(answers, asked.answer(files)["probabilities"], atol=TOLERANCE)
+    # TensorFlow may warn of what an earlier test of the process has saved.
+    assert [record.message for record in caplog.records if record.name.startswith("transfer")] == []
+
+
+def test_a_model_of_an_earlier_release_is_asked_by_its_pixels(tmp_path):
+    model = model_on(convolutions())
+    asked = published(model, tmp_path / "exported")
+    path = tmp_path / "exported" / DESCRIPTION
+    described = json.loads(path.read_text())
+    del described["image_input"]
+    path.write_text(json.dumps(described | {"image_size": SIZE}))
+    signatures = {name: found for name, found in asked._loaded.signatures.items() if name != "fitted"}
+    asked._loaded = types.SimpleNamespace(signatures=signatures, holds_variables=asked._loaded)
+    files, pixels = pictures()
+    assert asked.image_input == SQUARE
+    (answers,) = asked.answers(iter([(files, pixels)]), engine="tensorflow")
+    np.testing.assert_allclose(answers, expected_of(model, pixels), atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("fit", ["crop", "pad"])

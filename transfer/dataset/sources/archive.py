@@ -106,6 +106,11 @@ class _Unpacking:
                 self.count(len(piece))
                 file.write(piece)
 
+    def make_folder(self, name: str) -> None:
+        """Make the folder of a member; it may be there already."""
+        with self._new(name) as target:
+            target.mkdir(exist_ok=True)
+
     def link(self, name: str, linked: str) -> None:
         """Give an unpacked file another name: a hard link of `tar`."""
         with self._new(name) as target:
@@ -172,7 +177,7 @@ def _unpack_zip(archive: Path, unpacking: _Unpacking) -> None:
             if kind not in {0, stat.S_IFREG, stat.S_IFDIR}:
                 raise RefusedArchiveError(f"its member `{key_of(name)}` is a link or a device, not a plain file")
             if name.endswith("/"):
-                unpacking.target(name).mkdir(parents=True, exist_ok=True)
+                unpacking.make_folder(name)
             else:
                 with opened.open(member) as content:
                     unpacking.write(name, content)
@@ -213,7 +218,7 @@ def _unpack_tar(archive: Path, unpacking: _Unpacking) -> None:
     with _uncompressed(archive) as file, tarfile.open(fileobj=file, mode="r:") as opened:
         for member in _members(opened):
             if member.isdir():
-                unpacking.target(member.name).mkdir(parents=True, exist_ok=True)
+                unpacking.make_folder(member.name)
             elif member.islnk() and unpacking.bounds.hard_links:
                 unpacking.link(member.name, member.linkname)
             elif member.isreg() and not member.issparse():
