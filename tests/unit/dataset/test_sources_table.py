@@ -201,8 +201,9 @@ def test_a_missing_column_names_the_columns_found(images, folder_storage):
 )
 def test_a_table_that_is_none_says_so(tmp_path, folder_storage, name, content):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(DatasetError, match="cannot be read"):
+    with pytest.raises(DatasetError, match="cannot be read") as caught:
         everything_of(tmp_path / name, folder_storage)
+    assert not caught.value.message.endswith("..")
 
 
 def test_a_table_in_a_bucket_names_objects_beside_it_and_anywhere(s3_storage, tmp_path):

@@ -205,7 +205,7 @@ class Table:
             ) from error
         except pa.ArrowException as error:
             raise DatasetError(
-                f"The table {file} cannot be read: {error}.",
+                f"The table {file} cannot be read: {str(error).rstrip('.')}.",
                 advice="A .csv is UTF-8 with a header line; a .parquet has a column of paths or of images and one of "
                 "class names.",
             ) from error
