@@ -163,7 +163,7 @@ def _check_classes(photos: str, found: Listing, *, may_be_splits: bool) -> None:
             advice="Put the images into one folder a class, PHOTOS/<class>/<image>.",
         )
     if found.is_whole:
-        class_order(found.labels, [], source=photos, may_be_splits=may_be_splits)
+        class_order(found.labels, [], source=photos, keys=found.image_keys(), may_be_splits=may_be_splits)
 
 
 def _usual_side(source: Source, found: Listing) -> int:

@@ -76,7 +76,8 @@ class Candidates:
         """Classes of the new version, the known ones first. `labels`: default is those listed. Raises DatasetError."""
         labels = self.listing.labels if labels is None else labels
         may_be_splits = self.config.dataset.splits is not None
-        return class_order(labels, known, source=self.uri, may_be_splits=may_be_splits)
+        keys = self.listing.image_keys()
+        return class_order(labels, known, source=self.uri, keys=keys, may_be_splits=may_be_splits)
 
     @cached_property
     def splitting(self) -> Splitting:
