@@ -152,7 +152,7 @@ def check_images(candidates: Candidates, checked: CheckedColumns, rows: np.ndarr
         heavy=candidates.bytes_travel,
     )
     row = iter(rows.tolist())
-    with progress("check", total=len(rows)) as advance, closing(answers):
+    with progress("check", total=len(rows), unit="files") as advance, closing(answers):
         for batch in answers:
             for outcome in batch:
                 checked.add(next(row), outcome)
