@@ -1,4 +1,4 @@
-"""Checks without TensorFlow that the source and the files of the base network exist.
+"""Checks without TensorFlow that the source and the files of the base network exist, and that an archive opens.
 
 The configuration itself checks divisibility; `dataset/rehearsal.py` predicts what ingest finds in the images.
 """
@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import importlib.util
 
-from transfer.config import BaseNetworkConfig, Config, StorageConfig
+from transfer.config import BaseNetworkConfig, Config, DatasetConfig, StorageConfig
 from transfer.config.paths import is_model_file, is_source_path, path_here
-from transfer.dataset.sources.archive import ARCHIVE_SUFFIXES
+from transfer.dataset.sources import is_packed
+from transfer.dataset.sources.archive import ARCHIVE_SUFFIXES, check_archive
 from transfer.dataset.sources.fetch import names_beside
 from transfer.errors import BackboneError, ConfigError, DatasetError, StorageError
 from transfer.runtime.distribution import install_extra
@@ -20,11 +21,11 @@ _FILES = (".keras", ".h5", ".hdf5", *ARCHIVE_SUFFIXES, ".csv", ".tsv", ".parquet
 
 
 def check_source_and_files(config: Config) -> None:
-    """Raise DatasetError if the dataset's source is missing, BackboneError if a file of the base network is.
+    """Raise DatasetError if `check_source` refuses the source, BackboneError if a file of the base network is missing.
 
     Raises StorageError if S3 fails. It reads one page of a bucket's listing, and no object.
     """
-    _check_source(config)
+    check_source(config.dataset, config.storage)
     check_base_files(config.base, config.storage)
 
 
@@ -54,21 +55,27 @@ def check_splits(config: Config, *, sweeps: bool) -> None:
         )
 
 
-def _check_source(config: Config) -> None:
-    source = config.dataset.source
+def check_source(dataset: DatasetConfig, storage: StorageConfig) -> None:
+    """Raise DatasetError if the source is missing, or is an archive on this machine that cannot be opened.
+
+    Raises StorageError if S3 fails.
+    """
+    source = dataset.source
     if source.startswith("tfds:"):
         if importlib.util.find_spec("tensorflow_datasets") is None:
             raise DatasetError(
                 f"dataset.source is `{source}`, and tensorflow-datasets is not installed.",
                 advice=install_extra("tfds"),
             )
-    elif is_source_path(source) and not _exists("dataset.source", source, config.storage):
+    elif is_source_path(source) and not _exists("dataset.source", source, storage):
         in_bucket = source.startswith("s3://")
-        where = f"there.{names_beside(source, config.storage)}" if in_bucket else f"at {path_here(source).absolute()}."
+        where = f"there.{names_beside(source, storage)}" if in_bucket else f"at {path_here(source).absolute()}."
         raise DatasetError(
             f"dataset.source is `{source}`, and there is nothing {where}",
             advice="Give a folder, an archive, a table, an s3:// prefix, `tfds:NAME` or `digits`.",
         )
+    elif is_packed(source) and "://" not in source and (archive := path_here(source)).is_file():
+        check_archive(archive, uri=source)
 
 
 def files_of(base: BaseNetworkConfig) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""A first configuration for a folder of images: what `transfer init` writes."""
+"""A first configuration for some images: what `transfer init` writes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import re
 import statistics
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,15 @@ import numpy as np
 import yaml
 
 from transfer.config import DatasetConfig, StorageConfig
-from transfer.config.paths import path_here
+from transfer.config.paths import is_source_path, path_here
 from transfer.dataset.classes import class_order
 from transfer.dataset.listing import Listing, list_source
 from transfer.dataset.manifest import Reject
-from transfer.dataset.sources import Source, is_packed, open_source
+from transfer.dataset.sources import Source, is_packed, open_source, unused_columns
 from transfer.dataset.sources.base import key_of
 from transfer.dataset.splits import SPLITS, TEST, TRAIN, VALIDATION
 from transfer.errors import ConfigError, DatasetError
+from transfer.preflight import check_source
 
 _IMAGE_SIZES = (96, 128, 160, 192, 224)
 """Image sizes for which MobileNetV2 has weights."""
@@ -85,23 +87,28 @@ augmentation: {rotation_degrees: 10, zoom: 0.1, brightness: 0.1, views: 4}
 
 @dataclass(frozen=True)
 class Starter:
-    """A configuration as text, and its inputs. `name`: name of the job and its model, after the folder."""
+    """A configuration as text, and its inputs. `name`: name of the job and its model, after the folder.
+
+    `images`, `classes`: None for a source whose content is known only when a job reads it.
+    """
 
     text: str
     name: str
-    images: int
-    classes: int
+    images: int | None
+    classes: int | None
 
 
 def write_starter(photos: str, output: Path) -> Starter:
     """Write a commented configuration for the images at `photos` to `output`.
 
-    `photos`: a folder or an `s3://` prefix of class folders, or a table. Raises ConfigError if `output` exists, cannot
-    be written or would be among the images; DatasetError for a folder without class folders.
+    `photos`: any value of `dataset.source`. Raises ConfigError if `output` exists, cannot be written or would be among
+    the images; DatasetError for a folder without class folders, and for a source that is missing.
     """
     if output.exists():
         raise ConfigError(f"{output} is there already.", advice=_ELSEWHERE)
-    starter = make_starter(photos, photos if "://" in photos else _relative(path_here(photos), output))
+    check_source(DatasetConfig(source=photos), StorageConfig(uri=photos))
+    is_local = is_source_path(photos) and "://" not in photos
+    starter = make_starter(photos, _relative(path_here(photos), output) if is_local else photos)
     try:
         # Do not replace a file that was created meanwhile, either.
         with output.open("x", encoding="utf-8") as file:
@@ -118,19 +125,17 @@ def make_starter(
 
     `dataset`: how the images are read. `storage`: how a bucket is reached. Raises DatasetError, ConfigError.
     """
+    name = model_name(photos.removeprefix("tfds:"))
+    if is_packed(photos) or not is_source_path(photos):
+        return Starter(_text_without_a_look(source, name), name, None, None)
     dataset = dataset or DatasetConfig(source=photos)
     storage = storage or StorageConfig(uri=photos)
-    if is_packed(photos):
-        raise ConfigError(
-            f"What is in {photos} is known only when it is unpacked.",
-            advice="Give a folder, an s3:// prefix or a table; or write a configuration yourself.",
-        )
     with open_source(dataset, storage) as opened:
         found = list_source(opened, renames=dataset.rename_classes, most=MOST_LISTED)
         _check_classes(photos, found, may_be_splits=dataset.splits is not None)
-        side = _usual_side(opened, found)
-    name = model_name(photos)
-    return Starter(_text(source, name, found, side), name, len(found), len(found.labels))
+        unused = unused_columns(opened)
+        side = _usual_side(opened, found, unused.get("path_column", []))
+    return Starter(_text(source, name, found, side, unused), name, len(found), len(found.labels))
 
 
 def training_for(images: int) -> dict[str, Any]:
@@ -163,11 +168,14 @@ def _check_classes(photos: str, found: Listing, *, may_be_splits: bool) -> None:
             advice="Put the images into one folder a class, PHOTOS/<class>/<image>.",
         )
     if found.is_whole:
-        class_order(found.labels, [], source=photos, may_be_splits=may_be_splits)
+        class_order(found.labels, [], source=photos, keys=found.image_keys(), may_be_splits=may_be_splits)
 
 
-def _usual_side(source: Source, found: Listing) -> int:
-    """Median of the shorter sides of a few images, in pixels. Raises DatasetError if none of them can be read."""
+def _usual_side(source: Source, found: Listing, image_columns: Sequence[str]) -> int:
+    """Median of the shorter sides of a few images, in pixels. Raises DatasetError if none of them can be read.
+
+    `image_columns`: columns of images that a table has beside its paths.
+    """
     _, first_of_class = np.unique(found.label_codes, return_index=True)
     asked = [found.key(row) for row in sorted(first_of_class.tolist())[:_EXAMPLES]]
     headers = (source.read(key, max_size_bytes=_HEADER_SIZE_BYTES) for key in asked)
@@ -175,9 +183,21 @@ def _usual_side(source: Source, found: Listing) -> int:
     if not sides:
         raise DatasetError(
             f"Of the first files of {len(asked)} classes none is an image; the first of them is {asked[0]}.",
-            advice="Put images into the class folders: JPEG, PNG, GIF, BMP or WebP.",
+            advice=_advice_for_a_table(image_columns)
+            if source.description["kind"] == "table"
+            else "Put images into the class folders: JPEG, PNG, GIF, BMP or WebP.",
         )
     return statistics.median_low(sides)
+
+
+def _advice_for_a_table(image_columns: Sequence[str]) -> str:
+    if not image_columns:
+        return "The paths in a table start at its folder, and name images: JPEG, PNG, GIF, BMP or WebP."
+    name = image_columns[0]
+    return (
+        f"The table has images in its column `{name}`. Take the column of paths out of it, or write a configuration: "
+        f"`dataset: {{source: …, path_column: {name}}}`, `base: {{model: MobileNetV2}}`, a `name` and a `storage`."
+    )
 
 
 def _shorter_side(header: bytes) -> int | None:
@@ -200,29 +220,57 @@ def _images_of(split: str, found: Listing, plan: _Plan) -> str:
     return f"about {round(np.count_nonzero(given <= SPLITS.index(TRAIN)) * plan.held_out):,} images"
 
 
-def _text(source: str, name: str, found: Listing, side: int) -> str:
-    plan = _plan_for(len(found))
-    image_size = next((size for size in _IMAGE_SIZES if size >= side), _IMAGE_SIZES[-1])
-    or_more = "" if found.is_whole else " or more"
-    return f"""\
-# Made by `transfer init`. {len(found.labels):,} classes{or_more}, {len(found):,} files{or_more}:
-{_class_lines(found)}
+_NAME_AND_STORAGE = """\
 # `transfer config check` says what a job would do with it. docs/configuration.md has every key.
 # Relative paths begin in the folder of this file.
 
-name: {_scalar(name)}  # of the job and of the model that it publishes, after the folder's name; any other does
+name: {name}  # of the job and of the model that it publishes, after the folder's name; any other does
 storage: ./storage  # where datasets, runs and models are kept: a folder, or s3://BUCKET/PREFIX
-
-dataset:
-  source: {_scalar(source)}
-  validation: {plan.held_out}  # kept for choosing, {_images_of(VALIDATION, found, plan)}
-  test: {plan.held_out}  # kept for the report, {_images_of(TEST, found, plan)}
-
+"""
+_NETWORK = """\
 base:
   # Small and quick: MobileNetV2 (2.3 million parameters) or EfficientNetV2B0 (5.9). Often better, and several times
   # slower: ResNet50 (24), EfficientNetV2S (20), ConvNeXtTiny (28). `transfer inspect NETWORK` lists their blocks.
   model: MobileNetV2
-  image_size: {image_size}  # pixels; half of a few images have a shorter side of {side:,} or less
+"""
+_COLUMNS = {
+    "split_column": "the table has it; without it, splits are drawn",
+    "group_column": "the table has it; without it, the images of a group may be in different splits",
+    "path_column": "the table has images in it; without it, the files that its paths name are read",
+}
+
+
+def _text_without_a_look(source: str, name: str) -> str:
+    return f"""\
+# Made by `transfer init`. What is in the source is known only when a job reads it, so these are the usual settings.
+{_NAME_AND_STORAGE.format(name=_scalar(name))}
+dataset:
+  source: {_scalar(source)}
+
+{_NETWORK}
+phases:
+  # Only the head is trained. docs/config_check.md has settings by the number of images.
+  - {{unfreeze: 0, epochs: 5, learning_rate: 1.0e-3}}
+"""
+
+
+def _text(source: str, name: str, found: Listing, side: int, unused: Mapping[str, Sequence[str]]) -> str:
+    plan = _plan_for(len(found))
+    image_size = next((size for size in _IMAGE_SIZES if size >= side), _IMAGE_SIZES[-1])
+    or_more = "" if found.is_whole else " or more"
+    columns = "".join(
+        f"  # {key}: {_scalar(column)}  # {_COLUMNS[key]}\n" for key, names in unused.items() for column in names
+    )
+    return f"""\
+# Made by `transfer init`. {len(found.labels):,} classes{or_more}, {len(found):,} files{or_more}:
+{_class_lines(found)}
+{_NAME_AND_STORAGE.format(name=_scalar(name))}
+dataset:
+  source: {_scalar(source)}
+  validation: {plan.held_out}  # kept for choosing, {_images_of(VALIDATION, found, plan)}
+  test: {plan.held_out}  # kept for the report, {_images_of(TEST, found, plan)}
+{columns}
+{_NETWORK}  image_size: {image_size}  # pixels; half of a few images have a shorter side of {side:,} or less
 
 training:
   batch_size: {plan.batch_size}

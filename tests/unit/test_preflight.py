@@ -3,10 +3,10 @@
 import pytest
 
 from tests.digits import digits_config
-from transfer.config import parse_config
+from transfer.config import DatasetConfig, parse_config
 from transfer.ensure import writable_storage
 from transfer.errors import BackboneError, ConfigError, DatasetError, StorageError
-from transfer.preflight import check_source_and_files, check_splits
+from transfer.preflight import check_source, check_source_and_files, check_splits
 from transfer.storage import open_store
 
 
@@ -74,3 +74,10 @@ def test_a_given_split_is_one_to_validate_and_evaluate_on_whatever_its_share():
     check(split_column="split")
     with pytest.raises(ConfigError, match="nothing to evaluate the run on"):
         check(splits={"train": "train"})
+
+
+def test_an_archive_on_this_machine_is_opened(tmp_path, folder_storage):
+    (tmp_path / "photos.zip").write_text("a page that says that the file has moved")
+    dataset = DatasetConfig(source=str(tmp_path / "photos.zip"))
+    with pytest.raises(DatasetError, match=r"The archive .*photos.zip is refused"):
+        check_source(dataset, folder_storage)

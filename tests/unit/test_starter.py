@@ -2,12 +2,16 @@
 
 import json
 import os
+import shutil
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.images import encode, picture
 from tests.sourcing import write_classes
-from transfer.config import load_config
+from transfer.api.configure import configured
+from transfer.config import PhaseConfig, load_config
 from transfer.errors import ConfigError, DatasetError
 from transfer.starter import write_starter
 
@@ -43,6 +47,51 @@ def test_given_splits_are_counted_and_the_other_is_drawn_from_what_is_left(tmp_p
     text = write_starter(str(tmp_path / "photos"), tmp_path / "config.yaml").text
     assert "validation: 0.2  # kept for choosing, 4 images that are given: this share is not used" in text
     assert "test: 0.2  # kept for the report, about 4 images" in text
+
+
+def test_columns_for_splits_and_groups_stand_there_to_be_taken(photos, tmp_path):
+    names = [path.relative_to(tmp_path) for path in sorted(photos.rglob("*.png"))]
+    rows = "".join(f"{name},{name.parent.name},train,{number}\n" for number, name in enumerate(names))
+    (tmp_path / "t.csv").write_text(f"path,label,split,patient\n{rows}")
+    write_starter(str(tmp_path / "t.csv"), tmp_path / "config.yaml")
+    text = (tmp_path / "config.yaml").read_text()
+    assert load_config(tmp_path / "config.yaml").dataset.split_column is None
+    for line in ("split_column: split", "group_column: patient"):
+        assert f"\n  # {line}  # the table has it; without it, " in text
+        text = text.replace(f"# {line}", line)
+    (tmp_path / "config.yaml").write_text(text)
+    dataset = load_config(tmp_path / "config.yaml").dataset
+    assert (dataset.split_column, dataset.group_column) == ("split", "patient")
+
+
+def test_a_table_with_paths_and_images_says_which_key_takes_the_images(tmp_path):
+    table = pa.table({"path": ["1.png", "2.png"], "image": [encode(picture(), "PNG")] * 2, "label": ["cat", "dog"]})
+    pq.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(DatasetError, match=r"none is an image; the first of them is 1\.png") as refused:
+        write_starter(str(tmp_path / "t.parquet"), tmp_path / "config.yaml")
+    assert "path_column: image" in refused.value.advice
+    assert "class folders" not in refused.value.advice
+
+
+@pytest.mark.parametrize("source", ["photos.zip", "digits"])
+def test_a_source_that_cannot_be_looked_into_gets_the_usual_settings(photos, tmp_path, source):
+    shutil.make_archive(str(tmp_path / "photos"), "zip", photos)
+    photos_source = str(tmp_path / source) if source.endswith(".zip") else source
+    starter = write_starter(photos_source, tmp_path / "config.yaml")
+    assert (starter.images, starter.classes) == (None, None)
+    config = load_config(tmp_path / "config.yaml")
+    assert (config.dataset.source, config.base.model) == (photos_source, "MobileNetV2")
+    assert config.phases == [PhaseConfig()]
+    # What Python makes of it is the same.
+    assert configured(photos_source, storage=tmp_path / "storage") == config
+
+
+@pytest.mark.parametrize(("name", "said"), [("nowhere.zip", "there is nothing at"), ("text.zip", "is refused")])
+def test_an_archive_that_is_none_gets_no_configuration(tmp_path, name, said):
+    (tmp_path / "text.zip").write_text("no archive")
+    with pytest.raises(DatasetError, match=said):
+        write_starter(str(tmp_path / name), tmp_path / "config.yaml")
+    assert not (tmp_path / "config.yaml").exists()
 
 
 def test_more_images_train_blocks_too_and_larger_ones_stay_larger(tmp_path, monkeypatch):

@@ -13,10 +13,9 @@ from pydantic import BaseModel, ValidationError
 
 from transfer.config import Config, DatasetConfig, StorageConfig, load_document, parse_config, set_key
 from transfer.config.explain import explain
-from transfer.config.paths import anchor, is_source_path
-from transfer.dataset.sources import is_packed
+from transfer.config.paths import anchor
 from transfer.errors import ConfigError
-from transfer.starter import make_starter, model_name
+from transfer.starter import make_starter
 
 Source = str | os.PathLike[str] | Mapping[str, Any] | Config
 """A configuration (`Config`, mapping, path of a YAML file), or where the images are."""
@@ -117,19 +116,15 @@ def _document_of(source: Source, changes: Mapping[str, Any], storage: Storage | 
         document = load_document(Path(place))
         anchor(document, Path(place).parent.resolve())
         return document
-    if is_source_path(place) and not is_packed(place):
-        # The keys `dataset.…` among the changes decide which images count.
-        looked: dict[str, Any] = {"dataset": {"source": place}}
-        for key, value in changes.items():
-            if key.startswith("dataset."):
-                set_key(looked, key, value, name=f"changes[{key!r}]")
-        dataset = _section(DatasetConfig, looked["dataset"], name="dataset")
-        reached = None if storage is None else storage_config(storage)
-        found: dict[str, Any] = yaml.safe_load(make_starter(place, place, dataset=dataset, storage=reached).text)
-        return found
-    # The number of images in an archive, a table or TFDS is known only after it is read.
-    name = model_name(place.removeprefix("tfds:"))
-    return {"name": name, "storage": "./storage", "dataset": {"source": place}, "base": {"model": "MobileNetV2"}}
+    # The keys `dataset.…` among the changes decide which images count.
+    looked: dict[str, Any] = {"dataset": {"source": place}}
+    for key, value in changes.items():
+        if key.startswith("dataset."):
+            set_key(looked, key, value, name=f"changes[{key!r}]")
+    dataset = _section(DatasetConfig, looked["dataset"], name="dataset")
+    reached = None if storage is None else storage_config(storage)
+    found: dict[str, Any] = yaml.safe_load(make_starter(place, place, dataset=dataset, storage=reached).text)
+    return found
 
 
 def _section(kind: type[Kind], section: Mapping[str, Any], *, name: str) -> Kind:

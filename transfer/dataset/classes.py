@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from transfer.dataset.splits import SPLITS, TRAIN, split_named
 from transfer.errors import DatasetError
@@ -47,11 +47,14 @@ def no_classes(source: str, *, beside: str) -> DatasetError:
     )
 
 
-def class_order(labels: Sequence[str], known: Sequence[str], *, source: str, may_be_splits: bool = False) -> list[str]:
+def class_order(
+    labels: Sequence[str], known: Sequence[str], *, source: str, keys: Iterable[str] = (), may_be_splits: bool = False
+) -> list[str]:
     """Order the classes: the `known` classes of the parent version first, in its order, then new classes, sorted.
 
-    Raises DatasetError for fewer than two labels, for names of splits (unless `may_be_splits`), if no known class is
-    among the labels, and for names that people would take for the same.
+    `keys`: those of the images; from them the error for names of splits tells why the folders are not splits. Raises
+    DatasetError for fewer than two labels, for names of splits (unless `may_be_splits`), if no known class is among the
+    labels, and for names that people would take for the same.
     """
     splits = {} if may_be_splits else {name: split for name in labels if (split := split_named(name))}
     # A single class may be called `train` or `test`.
@@ -60,9 +63,10 @@ def class_order(labels: Sequence[str], known: Sequence[str], *, source: str, may
         others = [name for name in labels if name not in splits]
         beside = f" (beside {named(others)})" if others else ""
         raise DatasetError(
-            f"The folders in {source} are {folders}{beside}: splits, and no classes.",
-            advice="Where class folders are in them, name them in dataset.splits, `{train: train, …}`; or one of them "
-            "in dataset.subfolder; `dataset.splits: {}` takes them as classes.",
+            f"The folders in {source} are {folders}{beside}: splits, and no classes.{_uneven(splits, keys)}",
+            advice="Give each of them the same class folders. Or where class folders are in them, name them in "
+            "dataset.splits, `{train: train, …}`; or one of them in dataset.subfolder; `dataset.splits: {}` takes them "
+            "as classes.",
         )
     if len(labels) == 1:
         raise DatasetError(
@@ -87,6 +91,21 @@ def class_order(labels: Sequence[str], known: Sequence[str], *, source: str, may
                 "more. Names of earlier versions count: `transfer datasets start-over` forgets them.",
             )
     return classes
+
+
+def _uneven(splits: Collection[str], keys: Iterable[str]) -> str:
+    """The sentence on a class folder that some folders of splits have and others lack; empty if there is none."""
+    folders_of: dict[str, set[str]] = {}
+    for key in keys:
+        folder, _, inside = key.partition("/")
+        if folder in splits and "/" in inside:
+            folders_of.setdefault(inside.partition("/")[0], set()).add(folder)
+    everywhere = set[str]().union(*folders_of.values())
+    for name, folders in sorted(folders_of.items()):
+        if folders != everywhere:
+            lacking = named(sorted(everywhere - folders))
+            return f" The class folder `{name}` is only in {named(sorted(folders))}, not in {lacking}."
+    return ""
 
 
 def renamed(parent: Sequence[str], renames: Mapping[str, str]) -> list[str]:

@@ -52,6 +52,11 @@ class Listing:
         key: str = self.keys[row].as_py()
         return key
 
+    def image_keys(self) -> Iterator[str]:
+        """Keys of all images, in the order of the rows."""
+        for chunk in self.keys.iterchunks():
+            yield from chunk.to_pylist()
+
 
 def list_source(
     source: Source,

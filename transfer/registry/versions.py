@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -154,10 +155,7 @@ def load_version(store: Store, model: str, number: int | None = None) -> ModelVe
     if number is None:
         promotion = current_promotion(store, model)
         if promotion is None:
-            raise RegistryError(
-                f"No version of model `{model}` is promoted in {store.uri}.",
-                advice=_waiting(store, model),
-            )
+            raise _nothing_promoted(store, model)
         number = promotion.version
     else:
         # Only for a given number, because the version that serves is never removed.
@@ -171,14 +169,29 @@ def load_version(store: Store, model: str, number: int | None = None) -> ModelVe
     return version
 
 
-def _waiting(store: Store, model: str) -> str:
-    """Advice for a model without a promoted version."""
+def _nothing_promoted(store: Store, model: str) -> RegistryError:
+    """The error for a model without a promoted version, which may not exist at all."""
+    found = f"No version of model `{model}` is promoted in {store.uri}"
     waiting = [str(number) for number in versions_log(store, model).numbers()]
-    if not waiting:
-        return "`transfer train` publishes one."
-    return (
-        f"It has version{'s' if len(waiting) > 1 else ''} {', '.join(waiting[-5:])}. `transfer registry show` says why "
-        f"none serves, `transfer registry promote` makes one serve, and `predict` takes `--version {waiting[-1]}`."
+    if waiting:
+        return RegistryError(
+            f"{found}.",
+            advice=f"It has version{'s' if len(waiting) > 1 else ''} {', '.join(waiting[-5:])}. `transfer registry "
+            "show` says why none serves, `transfer registry promote` makes one serve, and `predict` takes `--version "
+            f"{waiting[-1]}`.",
+        )
+    others = models_with_versions(store)
+    if not others:
+        return RegistryError(
+            f"{found}, and no model has a version there.",
+            advice="Check the address of the storage. `transfer train` publishes a model in it.",
+        )
+    close = get_close_matches(model, others, n=3)
+    shown = ", ".join(f"`{name}`" for name in close or others[:5])
+    return RegistryError(
+        f"{found}: there is no such model.",
+        advice=f"{'Near that name are' if close else 'Among the models there are'} {shown}. `transfer train` publishes "
+        "others.",
     )
 
 

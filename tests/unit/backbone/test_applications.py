@@ -161,6 +161,7 @@ def test_imagenet_weights_that_cannot_be_had_name_the_address_and_the_place_for_
         load_backbone(config(weights="imagenet"))
     assert f"{address}/{WEIGHTS_FILE}" in caught.value.message
     assert str(tmp_path / "home" / "models" / WEIGHTS_FILE) in caught.value.advice
+    assert "`base.model: EfficientNetLite0` needs no download" in caught.value.advice
 
 
 @pytest.mark.parametrize("name", ["trained.weights.h5", WEIGHTS_FILE])

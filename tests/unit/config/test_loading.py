@@ -131,6 +131,12 @@ def test_a_missing_file_is_named(tmp_path):
         load_config(tmp_path / "nowhere.yaml")
 
 
+def test_a_folder_of_images_instead_of_a_file_leads_to_init(tmp_path):
+    with pytest.raises(ConfigError, match="is a folder, and a configuration is a YAML file") as refused:
+        load_config(tmp_path)
+    assert f"`transfer init {tmp_path}`" in refused.value.advice
+
+
 def test_a_folder_for_storage_is_the_same_from_every_working_directory():
     config = parse_config({**MINIMAL, "storage": "somewhere"})
     assert config.storage.uri == str(Path("somewhere").absolute())

@@ -21,6 +21,7 @@ from tests.sourcing import bytes_of, everything_of, image
 from transfer.config import DatasetConfig
 from transfer.dataset.sources import archive as archive_module
 from transfer.dataset.sources import open_source
+from transfer.dataset.sources.archive import check_archive
 from transfer.errors import DatasetError
 from transfer.storage import open_store
 
@@ -275,6 +276,26 @@ def test_a_folder_with_the_name_of_a_file_is_refused(tmp_path, folder_storage, k
     message = refusal(path, folder_storage)
     assert f"`{name}" in message
     assert "comes twice, or as file and as folder" in message
+
+
+@pytest.mark.parametrize("suffix", [".zip", ".tar", ".tar.gz", ".txz"])
+def test_a_file_that_is_no_archive_is_known_without_unpacking_it(tmp_path, folder_storage, suffix):
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(zip_of(MEMBERS) if suffix == ".zip" else tar_of(MEMBERS))
+    check_archive(path, uri=str(path))
+    path.write_bytes(b"a page that says that the file has moved")
+    refused = refusal(path, folder_storage)
+    with pytest.raises(DatasetError) as caught:
+        check_archive(path, uri=str(path))
+    assert caught.value.message == refused.replace(caught.value.advice, "").strip()
+    assert "damaged, encrypted or no such archive" in refused
+
+
+def test_a_zip_that_was_cut_is_known_without_unpacking_it(tmp_path):
+    path = tmp_path / "a.zip"
+    path.write_bytes(zip_of(MEMBERS)[:-40])
+    with pytest.raises(DatasetError, match="damaged"):
+        check_archive(path, uri=str(path))
 
 
 def test_a_damaged_archive_is_refused(pack, folder_storage):

@@ -115,6 +115,20 @@ def test_a_table_of_which_no_file_can_be_read_is_refused_in_one_sentence(tmp_pat
     )
 
 
+def test_a_table_with_paths_and_images_says_so_where_no_path_can_be_read(tmp_path, folder_storage, caplog, capsys):
+    columns = {"path": [f"{n}.png" for n in range(8)], "image": [image(n) for n in range(8)], "label": ["c", "d"] * 4}
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    config = config_of(tmp_path / "t.parquet", folder_storage)
+    with pytest.raises(DatasetError, match=r"images in the column `image`: `dataset\.path_column: image`"):
+        ingest(config, open_store(folder_storage))
+    assert "has images in `image`, which is not used; dataset.path_column would." in caplog.text
+    # Not one of them turned out to be an image.
+    assert "check: 8/8 files, " in capsys.readouterr().err
+    caplog.clear()
+    assert bytes_of(tmp_path / "t.parquet", folder_storage, path_column="image")["row-00000003"] == image(3)
+    assert not caplog.text
+
+
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 HUGGING_FACE = {"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}
 
@@ -201,8 +215,9 @@ def test_a_missing_column_names_the_columns_found(images, folder_storage):
 )
 def test_a_table_that_is_none_says_so(tmp_path, folder_storage, name, content):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(DatasetError, match="cannot be read"):
+    with pytest.raises(DatasetError, match="cannot be read") as caught:
         everything_of(tmp_path / name, folder_storage)
+    assert not caught.value.message.endswith("..")
 
 
 def test_a_table_in_a_bucket_names_objects_beside_it_and_anywhere(s3_storage, tmp_path):

@@ -236,6 +236,11 @@ def test_a_given_split_without_a_good_image_is_refused(source, folder_storage):
     ("layout", "options", "said"),
     [
         ({"train": {"cat": 4}, "test": {"dog": 4}}, {}, "are `test`, `train`: splits, and no classes"),
+        (
+            BY_FOLDER | {"test": {"cat": 4, "dog": 4, "newt": 1}},
+            {},
+            "and no classes. The class folder `newt` is only in `test`, not in ",
+        ),
         (BY_FOLDER | {"more": {"cat": 2}}, {}, "`train`, `val` (beside `more`): splits, and no classes"),
         (BY_FOLDER, {"splits": {"train": "training"}}, "`training`, and there is no such folder"),
         (BY_FOLDER, {"subfolder": "trian"}, "`trian`, and there is no such folder"),

@@ -115,6 +115,28 @@ def test_nothing_promoted_says_so(store):
         load_version(store, "flowers")
 
 
+@pytest.mark.parametrize(
+    ("model", "found", "advice"),
+    [
+        ("flower", r"is promoted in .*: there is no such model\.", "Near that name are `flowers`."),
+        ("dogs", r"is promoted in .*: there is no such model\.", "Among the models there are `flowers`."),
+        ("flowers", r"is promoted in [^:]*\. It has", "It has version 1."),
+    ],
+)
+def test_a_model_that_does_not_exist_is_told_from_one_that_waits(folder_storage, exported, model, found, advice):
+    store = open_store(folder_storage)
+    add(store, exported)
+    with pytest.raises(RegistryError, match=found) as refused:
+        load_version(store, model)
+    assert advice in refused.value.advice
+
+
+def test_a_storage_without_any_model_says_so(folder_storage):
+    with pytest.raises(RegistryError, match="no model has a version there") as refused:
+        load_version(open_store(folder_storage), "flowers")
+    assert "Check the address of the storage" in refused.value.advice
+
+
 def promoted_meanwhile(monkeypatch, version, *, reason):
     """Somebody promotes the version between the look of the next promotion at the log and its writing."""
     from transfer.registry import versions as module

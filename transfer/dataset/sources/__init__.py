@@ -14,13 +14,13 @@ from transfer.dataset.sources.base import Entry, Label, Source, key_of, store_of
 from transfer.dataset.sources.digits import DigitsSource, write_digits
 from transfer.dataset.sources.fetch import fetch, without_secrets
 from transfer.dataset.sources.folder import BucketFolderSource, FolderSource
-from transfer.dataset.sources.table import TableSource, unpack_images
+from transfer.dataset.sources.table import TableSource, UnpackedSource, unpack_images
 from transfer.dataset.sources.tabular import Table, is_table, parts_among
 from transfer.dataset.sources.tfds import write_tfds
 from transfer.dataset.sources.walk import SelectedSource, is_folder, scan
 from transfer.errors import ConfigError, DatasetError, StorageError
 
-__all__ = ["Entry", "Label", "Source", "is_packed", "open_source", "write_digits"]
+__all__ = ["Entry", "Label", "Source", "is_packed", "open_source", "unused_columns", "write_digits"]
 
 _WEB = ("http://", "https://")
 _REMOTE = ("s3://", *_WEB)
@@ -46,6 +46,13 @@ def open_source(config: DatasetConfig, storage: StorageConfig) -> Iterator[Sourc
             source = _open(config, storage, Path(folder))
         _check_keys(config, source.description["kind"])
         yield SelectedSource(source, config) if config.exclude or config.classes else source
+
+
+def unused_columns(source: Source) -> dict[str, list[str]]:
+    """Columns of a table that the configuration does not use although it could, by the key that would use them."""
+    if isinstance(source, SelectedSource):
+        source = source.source
+    return source.table.unused_columns() if isinstance(source, TableSource | UnpackedSource) else {}
 
 
 @contextmanager

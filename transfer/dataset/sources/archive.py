@@ -137,21 +137,45 @@ def unpack(archive: Path, folder: Path, *, uri: str, max_size_bytes: int) -> Pat
 
     Raises DatasetError, in which `uri` names the archive.
     """
-    is_zip = uri.lower().endswith(".zip") or _start(archive).startswith(b"PK")
     bounds = Bounds(MAX_MEMBERS, max_size_bytes, "dataset.source_max_size_bytes")
+    with _refusals_of(uri):
+        try:
+            unpack_members(archive, folder, bounds=bounds, is_zip=_is_zip(archive, uri))
+        except OSError as error:
+            raise DatasetError(
+                f"The archive {uri} could not be unpacked to {folder}: {error.strerror or error}.",
+                advice="Check the free space there; TMPDIR chooses another folder.",
+            ) from error
+    return _class_folders_in(folder)
+
+
+def check_archive(archive: Path, *, uri: str) -> None:
+    """Open an archive without unpacking it: the directory of a zip, the first member of a tar.
+
+    Raises DatasetError, in which `uri` names the archive, if `unpack` would be refused there.
+    """
     try:
-        unpack_members(archive, folder, bounds=bounds, is_zip=is_zip)
+        with _refusals_of(uri), _damage_refused():
+            if _is_zip(archive, uri):
+                zipfile.ZipFile(archive).close()
+            else:
+                with _uncompressed(archive) as file:
+                    tarfile.open(fileobj=file, mode="r:").close()
+    except OSError as error:
+        raise DatasetError(
+            f"The archive {uri} cannot be read: {error.strerror or error}.", advice="Check the file and its rights."
+        ) from error
+
+
+@contextmanager
+def _refusals_of(uri: str) -> Iterator[None]:
+    try:
+        yield
     except RefusedArchiveError as error:
         raise DatasetError(
             f"The archive {uri} is refused: {error}.",
             advice="Nothing of it was used. Pack plain class folders, or unpack it yourself and give the folder.",
         ) from error
-    except OSError as error:
-        raise DatasetError(
-            f"The archive {uri} could not be unpacked to {folder}: {error.strerror or error}.",
-            advice="Check the free space there; TMPDIR chooses another folder.",
-        ) from error
-    return _class_folders_in(folder)
 
 
 def unpack_members(archive: Path, folder: Path, *, bounds: Bounds, is_zip: bool) -> None:
@@ -160,11 +184,18 @@ def unpack_members(archive: Path, folder: Path, *, bounds: Bounds, is_zip: bool)
     Raises RefusedArchiveError, after which the unpacked files must not be used, and OSError if they cannot be written.
     """
     unpacking = _Unpacking(folder, bounds)
-    try:
+    with _damage_refused():
         if is_zip:
             _unpack_zip(archive, unpacking)
         else:
             _unpack_tar(archive, unpacking)
+
+
+@contextmanager
+def _damage_refused() -> Iterator[None]:
+    """Raise RefusedArchiveError where a library finds that an archive is damaged."""
+    try:
+        yield
     except _DAMAGED as error:
         raise RefusedArchiveError(f"it is damaged, encrypted or no such archive ({error})") from error
 
@@ -237,6 +268,10 @@ def _members(opened: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         yield member
         # tarfile keeps every member in memory, 1 KB each.
         opened.members = []  # type: ignore[attr-defined]
+
+
+def _is_zip(archive: Path, uri: str) -> bool:
+    return uri.lower().endswith(".zip") or _start(archive).startswith(b"PK")
 
 
 def _start(archive: Path) -> bytes:

@@ -37,11 +37,11 @@ class UnpackedSource:
     """Images of a table, in files named by their keys, with an index."""
 
     root: str
-    uri: str
+    table: Table
 
     @property
     def description(self) -> dict[str, Any]:  # noqa: D102 - Source says it
-        return {"kind": "table", "uri": self.uri}
+        return {"kind": "table", "uri": self.table.uri}
 
     def entries(self) -> Iterator[Entry | Label | Reject]:  # noqa: D102
         with pq.ParquetFile(Path(self.root, _INDEX)) as index:
@@ -93,7 +93,7 @@ def unpack_images(table: Table, column: str, folder: Path, *, max_size_bytes: in
     with pq.ParquetWriter(folder / _INDEX, _SCHEMA) as index:
         while batch := list(islice(rows, _BATCH)):
             index.write_table(pa.Table.from_pylist(batch, _SCHEMA))
-    return UnpackedSource(str(folder), table.uri)
+    return UnpackedSource(str(folder), table)
 
 
 def _listed(
@@ -187,12 +187,16 @@ def split_of(word: str | None, table: Table, number: int) -> str | None:
     return split
 
 
-def none_there(table: str, path_column: str, rejects: Sequence[Reject]) -> DatasetError:
-    """The error for a table of which no file could be read: one sentence instead of one line for each row."""
+def none_there(table: str, path_column: str, rejects: Sequence[Reject], *, images: Sequence[str]) -> DatasetError:
+    """The error for a table of which no file could be read: one sentence instead of one line for each row.
+
+    `images`: the columns of the table that contain images.
+    """
     shown = ", ".join(f"`{reject.key}`" for reject in rejects[:3])
     return DatasetError(
         f"None of the {len(rejects):,} files that the column `{path_column}` of {table} names could be read, such as "
-        f"{shown}: {rejects[0].detail}.",
+        f"{shown}: {rejects[0].detail}."
+        + "".join(f" The table has images in the column `{name}`: `dataset.path_column: {name}`." for name in images),
         advice="Paths are whole names of files, relative to the folder of the table, absolute, file:// or s3://. "
         "dataset.path_column names another column.",
     )

@@ -87,16 +87,40 @@ class Table:
             return None
         with self._reading(self.files[0]) as parquet:
             schema = parquet.schema_arrow
+        images = _image_columns(schema)
         if self.path_column in schema.names:
-            columns = [self.path_column]
+            return self.path_column if self.path_column in images else None
+        return images[0] if len(images) == 1 else None
+
+    def unused_columns(self) -> dict[str, list[str]]:
+        """Columns that the configuration does not use although it could, by the key that would use them.
+
+        They have usual names for splits or groups, or contain images where `path_column` has paths. Raises
+        DatasetError.
+        """
+        file = self.files[0]
+        if file.lower().endswith(_PARQUET):
+            with self._reading(file) as parquet:
+                names, images = parquet.schema_arrow.names, _image_columns(parquet.schema_arrow)
         else:
-            columns = [name for name in schema.names if _is_image(schema.field(name).type)]
-        return columns[0] if len(columns) == 1 and _is_image(schema.field(columns[0]).type) else None
+            with self._errors(file):
+                (_, names), images = self._header(file), []
+        unused = {
+            option: [name for name in names if name.strip().casefold() in usual and name not in self._names]
+            for option, usual in _USUAL_COLUMNS.items()
+            if option not in self._columns
+        }
+        if self.path_column in names and self.path_column not in images:
+            unused["path_column"] = [name for name in images if name not in self._names]
+        return {option: columns for option, columns in unused.items() if columns}
 
     def rows(self) -> Iterator[tuple[str | None, ...]]:
         """Path, label, split and group of each row as text, None for an empty cell. Raises DatasetError."""
-        for file in self.files:
-            for batch in self._texts(file).to_batches(max_chunksize=10_000):
+        for number, file in enumerate(self.files):
+            texts = self._texts(file)
+            if number == 0:
+                self._warn_of_unused()
+            for batch in texts.to_batches(max_chunksize=10_000):
                 columns, nothing = batch.to_pydict(), [None] * len(batch)
                 named = (self.path_column, self.label_column, self.split_column, self.group_column)
                 yield from zip(*(columns[name] if name else nothing for name in named), strict=True)
@@ -115,12 +139,11 @@ class Table:
     def images(self, column: str) -> Iterator[tuple[bytes | None, str | None, str | None, str | None]]:
         """Bytes, label, split and group of each row, in the order of `image_paths`. Raises DatasetError."""
         named = {key: name for key, name in self._columns.items() if key != "path_column"}
+        self._warn_of_unused()
         for file in self.files:
             with self._reading(file) as parquet:
                 schema = parquet.schema_arrow
                 self._check_columns(schema.names, named)
-                if file == self.files[0]:
-                    self._warn_of_unused(schema.names)
                 for batch in parquet.iter_batches(batch_size=64, columns=[column, *dict.fromkeys(named.values())]):
                     images = batch.column(column)
                     data = images.field("bytes") if pa.types.is_struct(images.type) else images
@@ -137,8 +160,6 @@ class Table:
         with self._reading(file) as parquet:
             schema = parquet.schema_arrow
             self._check_columns(schema.names, self._columns)
-            if file == self.files[0]:
-                self._warn_of_unused(schema.names)
             table = parquet.read(self._names)
             return pa.table([_texts_of(table[name], schema, name) for name in self._names], self._names)
 
@@ -150,21 +171,21 @@ class Table:
             strings_can_be_null=True,
         )
         with self._errors(file):
-            parse = csv.ParseOptions(delimiter=self._delimiter(file), newlines_in_values=True)
+            delimiter, names = self._header(file)
+            if names:
+                self._check_columns(names, self._columns)
+            parse = csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
             with self._open(file) as opened:
                 return csv.read_csv(opened, parse_options=parse, convert_options=options)
 
-    def _delimiter(self, file: str) -> str:
-        """The separator that finds most columns in the header. Raises DatasetError if it does not find both."""
+    def _header(self, file: str) -> tuple[str, list[str]]:
+        """The separator that finds most columns in the header, and the columns; none of an empty file."""
         with self._open(file) as opened:
             start = opened.read(_HEADER_SIZE_BYTES).decode("utf-8-sig", errors="replace")
         wanted = {*self._names}
         headers = {each: next(python_csv.reader(StringIO(start), delimiter=each), []) for each in _DELIMITERS}
         best = max(headers, key=lambda delimiter: (len(wanted & {*headers[delimiter]}), len(headers[delimiter])))
-        if start:
-            self._check_columns(headers[best], self._columns)
-            self._warn_of_unused(headers[best])
-        return best
+        return best, headers[best]
 
     @property
     def _columns(self) -> dict[str, str]:
@@ -205,7 +226,7 @@ class Table:
             ) from error
         except pa.ArrowException as error:
             raise DatasetError(
-                f"The table {file} cannot be read: {error}.",
+                f"The table {file} cannot be read: {str(error).rstrip('.')}.",
                 advice="A .csv is UTF-8 with a header line; a .parquet has a column of paths or of images and one of "
                 "class names.",
             ) from error
@@ -219,13 +240,15 @@ class Table:
                     advice=f"Set dataset.{option} to the right one.",
                 )
 
-    def _warn_of_unused(self, found: Sequence[str]) -> None:
-        """Warn of columns with usual names for splits or groups that the configuration does not use."""
-        for option, usual in _USUAL_COLUMNS.items():
-            unused = [name for name in found if name.strip().casefold() in usual and name not in self._names]
-            if unused and option not in self._columns:
-                named = ", ".join(f"`{name}`" for name in unused)
-                logger.warning("The table %s has %s, which is not used; dataset.%s would.", self.uri, named, option)
+    def _warn_of_unused(self) -> None:
+        for option, columns in self.unused_columns().items():
+            what = "images in " if option == "path_column" else ""
+            named = what + ", ".join(f"`{name}`" for name in columns)
+            logger.warning("The table %s has %s, which is not used; dataset.%s would.", self.uri, named, option)
+
+
+def _image_columns(schema: pa.Schema) -> list[str]:
+    return [field.name for field in schema if _is_image(field.type)]
 
 
 def _is_image(kind: pa.DataType) -> bool:
