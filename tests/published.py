@@ -13,7 +13,7 @@ from transfer.catalog.model import BaseDigest, Provenance, ReportedMetrics, Trai
 from transfer.config.reference import render
 from transfer.dataset.manifest import Dataset
 from transfer.registry.promote import promote
-from transfer.registry.versions import add_version, download_version, list_versions
+from transfer.registry.versions import commit_version, download_version, list_versions, upload_version
 from transfer.storage import open_store
 
 MODEL = "flowers"
@@ -30,6 +30,11 @@ def provenance_of(run="run", dataset="flowers/00000001", *, accuracy=0.9, loss=0
         metrics=ReportedMetrics(loss=loss, accuracy=accuracy, split="test"),
         config=config or {},
     )
+
+
+def add_version(store, model, exported, *, classes, provenance):
+    """Upload a SavedModel from a local folder as the model's next version, and make it exist."""
+    return commit_version(store, upload_version(store, model, exported, classes=classes, provenance=provenance))
 
 
 def publish_some(store, count, *, promoted=(), model=MODEL):

@@ -15,13 +15,12 @@ import tensorflow as tf
 from PIL import Image
 
 from tests.contenders import heads
-from tests.published import first_version, provenance_of
+from tests.published import add_version, first_version, provenance_of
 from transfer.config import parse_config
 from transfer.dataset.manifest import dataset_log
 from transfer.dataset.shards import write_shard
 from transfer.dataset.splits import SPLITS, split_indices
 from transfer.registry.compare_versions import compare_versions
-from transfer.registry.versions import add_version
 from transfer.storage import open_store
 from transfer.training.run import open_run
 

@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from tests.images import encode, picture
+from transfer.catalog import layout
 from transfer.config import Config, DatasetConfig, StorageConfig
 from transfer.dataset.listing import list_source
 from transfer.dataset.rehearsal import classes_of, known_classes, rehearse
 from transfer.dataset.sources import open_source
+from transfer.storage import Store
 
 LIMIT = 1024**2
 LONG_AGO_S = 1_700_000_000
@@ -69,3 +74,8 @@ def rehearsal_of(candidates):
     """What `config check` says of listed candidates."""
     known = known_classes(candidates)
     return rehearse(candidates, known=known, classes=classes_of(candidates, known))
+
+
+def read_ledger(store: Store, name: str) -> pa.Table:
+    """A ledger, verified by the digest in its name. Columns: `key`, `reason`, `detail`."""
+    return pq.read_table(pa.BufferReader(store.read_verified(name, layout.sha256_in(name))))

@@ -9,9 +9,11 @@ import functools
 import numpy as np
 import tensorflow as tf
 
+from transfer.backbone.load import build_backbone
 from transfer.dataset.manifest import load_dataset
 from transfer.training import loop
 from transfer.training.checkpoints import Checkpoint, Checkpoints
+from transfer.training.model import TransferModel, build_head_for
 from transfer.training.run import Run
 from transfer.training.shared_models import SharedModels
 from transfer.tuning import lr_find
@@ -21,6 +23,12 @@ from transfer.tuning import lr_find
 def models_under(strategy):
     """What all tests under a strategy share."""
     return SharedModels(strategy)
+
+
+def build_model(config, classes):
+    """A model that no other test has: the pretrained base and a new head."""
+    backbone = build_backbone(config)
+    return TransferModel(backbone, build_head_for(backbone, config, classes), classes, digest=backbone.digest())
 
 
 def train(run, dataset, *, strategy=None, **options):

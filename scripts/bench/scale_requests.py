@@ -243,11 +243,12 @@ class Jobs:
 
     def _inputs(self, cache: str, dataset: Dataset) -> Any:
         from transfer.training.feature_plan import FeaturePlan
-        from transfer.training.model import build_model
         from transfer.training.run import open_run
+        from transfer.training.shared_models import process_models
 
         config = self._config(cache)
-        return FeaturePlan(open_run(open_store(config.storage), config, dataset), dataset, build_model(config, CLASSES))
+        model = process_models().model(config, CLASSES)
+        return FeaturePlan(open_run(open_store(config.storage), config, dataset), dataset, model)
 
     def _epoch_from_features(self, opened: Any) -> None:
         from transfer.training.samples import CachedBatches

@@ -38,10 +38,11 @@ with atheris.instrument_imports(include=INSTRUMENTED):
     import PIL.Image
     import yaml
 
+    from tests.sourcing import read_ledger
     from transfer.config.loading import load_config, parse_config
     from transfer.config.reference import render
     from transfer.dataset.check import AcceptedImage, check_image
-    from transfer.dataset.manifest import load_dataset, read_ledger
+    from transfer.dataset.manifest import load_dataset
     from transfer.dataset.refusals import RejectedImage
     from transfer.dataset.shards import read_columns, read_shard
     from transfer.errors import TransferError

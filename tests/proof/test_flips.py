@@ -12,11 +12,12 @@ from tests.proof.amount import trials
 from tests.proof.driver import DATASET, MODEL, RUN, job_with_a_past
 from tests.proof.figures import note
 from tests.proof.flipping import flipped, sampled
+from tests.sourcing import read_ledger
 from transfer.catalog import layout
 from transfer.catalog.run import Progress
 from transfer.config import ImageInput
 from transfer.dataset.file_cache import SeenLog
-from transfer.dataset.manifest import Reject, Shard, load_dataset, read_ledger, write_ledger
+from transfer.dataset.manifest import Reject, Shard, load_dataset, write_ledger
 from transfer.dataset.shards import read_columns, read_shard, write_shard
 from transfer.errors import CorruptObjectError
 from transfer.nights.claim import held_claim, take_claim

@@ -19,13 +19,12 @@ import pytest
 from tests.proof.amount import trials
 from tests.proof.figures import note
 from tests.published import MODEL, publish_some
-from tests.sourcing import config_of, write_classes
+from tests.sourcing import config_of, read_ledger, write_classes
 from transfer.backbone import keras_file
 from transfer.backbone.load import load_backbone
 from transfer.catalog.model import ModelVersion
 from transfer.config import BaseNetworkConfig
 from transfer.dataset.ingest import ingest
-from transfer.dataset.manifest import read_ledger
 from transfer.errors import BackboneError, CorruptObjectError, DatasetError, StorageError
 from transfer.registry.published_model import load_answers
 from transfer.registry.versions import download_version, load_version, versions_log

@@ -23,13 +23,14 @@ def digits(tmp_path_factory):
     return digits_config(source, str(folder / "storage")), dataset
 
 
-def changed(config, *, learning_rate=3e-3, seed=0, unfreeze=(0, 1), dropout=0.2, **phase):
+def changed(config, *, learning_rate=3e-3, seed=0, weights="none", unfreeze=(0, 1), dropout=0.2, **phase):
     epochs = (2, 1)
     phases = [
         {"unfreeze": depth, "epochs": count, "learning_rate": learning_rate, **phase}
         for depth, count in zip(unfreeze, epochs, strict=False)
     ]
-    update = {"phases": phases, "training": {"batch_size": 16, "seed": seed}, "head": {"dropout": dropout}}
+    training = {"batch_size": 16, "seed": seed, "class_weights": weights}
+    update = {"phases": phases, "training": training, "head": {"dropout": dropout}}
     return type(config).model_validate({**config.model_dump(), **update})
 
 
@@ -93,8 +94,8 @@ def test_runs_that_take_turns_learn_what_each_learns_alone(digits, keep, depths)
     config = config.model_copy(update={"features": config.features.model_copy(update={"cache": keep})})
     shared = SharedModels(tf.distribute.get_strategy())
     configs = [
-        changed(config, learning_rate=rate, unfreeze=unfreeze)
-        for rate, unfreeze in zip((1e-3, 1e-2), depths, strict=True)
+        changed(config, learning_rate=rate, weights=weights, unfreeze=unfreeze)
+        for rate, weights, unfreeze in zip((1e-3, 1e-2), ("none", {"3": 8.0}), depths, strict=True)
     ]
     trainings = [open_training(each, dataset, shared) for each in configs]
     rows = [[], []]
@@ -107,14 +108,19 @@ def test_runs_that_take_turns_learn_what_each_learns_alone(digits, keep, depths)
         assert_same(of_it, weights_of(training), alone(each, dataset))
 
 
-def test_what_differs_in_learning_rate_and_seed_alone_is_compiled_once(digits, monkeypatch):
+def test_what_differs_in_learning_rate_seed_and_class_weights_alone_is_compiled_once(digits, monkeypatch):
     built = []
     build = PhaseProgram.__init__
     monkeypatch.setattr(PhaseProgram, "__init__", lambda self, *a, **k: (built.append(self), build(self, *a, **k))[1])
     config, dataset = digits
     shared = SharedModels(tf.distribute.get_strategy())
-    for learning_rate, seed, dropout in [(1e-3, 0, 0.2), (1e-2, 0, 0.2), (1e-3, 5, 0.2), (1e-3, 0, 0.3)]:
-        each = changed(config, learning_rate=learning_rate, seed=seed, dropout=dropout, unfreeze=(1,))
+    for rate, seed, weights, dropout in [
+        (1e-3, 0, "none", 0.2),
+        (1e-2, 0, "none", 0.2),
+        (1e-3, 5, "balanced", 0.2),
+        (1e-3, 0, "none", 0.3),
+    ]:
+        each = changed(config, learning_rate=rate, seed=seed, weights=weights, dropout=dropout, unfreeze=(1,))
         training = open_training(each, dataset, shared)
         while not training.complete:
             training.next_epoch()

@@ -136,7 +136,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
 
         Raises:
             NotFittedError: `fit` was not called. It is an exception of scikit-learn.
-            DatasetError: An image cannot be read or decoded.
+            DatasetError: An image cannot be read or decoded, or a path names several, as a folder does.
 
         Example:
             >>> from pathlib import Path
@@ -161,7 +161,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
 
         Raises:
             NotFittedError: `fit` was not called. It is an exception of scikit-learn.
-            DatasetError: An image cannot be read or decoded.
+            DatasetError: An image cannot be read or decoded, or a path names several, as a folder does.
 
         Example:
             >>> from pathlib import Path
@@ -172,8 +172,22 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
             (3, 2)
         """
         check_is_fitted(self)
-        found = self.run_.predict(list(X))
-        return np.array([[each.probabilities[name] for name in self._names] for each in found])
+        paths = list(X)
+        found = self.run_.predict(paths)
+        # Each path has one prediction or more; a row that belongs to no path would move all later ones.
+        if len(found) != len(paths):
+            raise DatasetError(
+                f"X has {len(paths):,} paths, and {len(found):,} images are there; expected an image a path.",
+                advice="Give the paths of images, not of folders, prefixes or lists. `run_.predict` takes those, too.",
+            )
+        if failed := [each for each in found if each.error]:
+            raise DatasetError(
+                f"{len(failed):,} of {len(found):,} images cannot be predicted. The first is {failed[0].image}: "
+                f"{str(failed[0].error).rstrip('.')}.",
+                advice="Leave them out, or call `run_.predict`, which gives each such image its `error`.",
+            )
+        rows = [[each.probabilities[name] for name in self._names] for each in found]
+        return np.array(rows, np.float64).reshape(len(paths), len(self._names))
 
     def _trained_on(self, paths: Sequence[str], names: Sequence[str], *, storage: Any) -> TrainedRun:
         with tempfile.TemporaryDirectory(prefix="transfer-table-") as folder:

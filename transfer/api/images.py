@@ -6,7 +6,6 @@ import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,15 +18,11 @@ from transfer.errors import DatasetError
 
 if TYPE_CHECKING:
     from transfer.dataset.manifest import Reject
-    from transfer.dataset.refusals import RejectedImage
+    from transfer.registry.published_model import Batch
 
 Image = str | os.PathLike[str] | bytes | np.ndarray | PillowImage
 """A path, an `s3://` address, the bytes of a file, an image of Pillow, or pixels: uint8 [height, width, 3], RGB."""
 _KINDS = (str, os.PathLike, bytes, np.ndarray, PillowImage)
-Batch = tuple[list[bytes], np.ndarray]
-"""Encoded images, and the same decoded: float32 [n, size, size, 3] in 0..255."""
-
-BATCH_SIZE = 32
 
 
 @dataclass(frozen=True)
@@ -75,47 +70,33 @@ def predictions(
         answer: Function from an iterator of batches to probabilities float32 [n, classes] of each batch.
 
     Returns:
-        One Prediction for each image. That of an image that cannot be read has an `error`.
+        One Prediction for each image, in order. That of an image in a sequence or folder that cannot be read or decoded
+        has an `error`.
 
     Raises:
-        DatasetError: An image that is given alone cannot be read or decoded.
+        DatasetError: An image that is given alone cannot be read or decoded, or something given is no image: an array
+            of another type or shape, an address of the web.
         StorageError: A bucket cannot be read.
     """
     from transfer.dataset.manifest import Reject
-    from transfer.dataset.refusals import RejectedImage
+    from transfer.registry.answered_images import answered_images
 
     given = list(images) if isinstance(images, Iterable) and not isinstance(images, _KINDS) else [images]
-    keys: list[str] = []
-    errors: dict[int, str] = {}
-
-    def decoded() -> Iterator[tuple[bytes, np.ndarray]]:
-        for key, data in _encoded(given, storage, limits):
-            outcome = data if isinstance(data, Reject) else _decoded(key, data, image_input, limits)
-            if isinstance(outcome, Reject | RejectedImage):
-                if _is_alone(key, images):
-                    raise _unanswered(key, outcome.reason, outcome.detail)
-                errors[len(keys)] = f"{outcome.reason}: {outcome.detail}"
-                keys.append(key)
-            else:
-                keys.append(key)
-                yield outcome
-
-    def batches() -> Iterator[Batch]:
-        images = decoded()
-        while batch := list(islice(images, BATCH_SIZE)):
-            yield [data for data, _ in batch], np.stack([pixels for _, pixels in batch])
-
-    rows = iter([row for probabilities in answer(batches()) for row in probabilities])
-    return [
-        Prediction(key, None, None, {}, errors[index]) if index in errors else _prediction(key, next(rows), classes)
-        for index, key in enumerate(keys)
-    ]
+    encoded = _encoded(given, storage, limits, must_exist=isinstance(images, _KINDS))
+    batches = answered_images(encoded, image_input=image_input, limits=limits, answer=answer)
+    answers = [answered for batch in batches for answered in batch]
+    for key, answered in answers:
+        if isinstance(answered, Reject) and _is_alone(key, images):
+            raise _unanswered(answered)
+    return [_prediction(key, answered, classes) for key, answered in answers]
 
 
-def _prediction(key: str, row: np.ndarray, classes: Sequence[str]) -> Prediction:
-    best = int(np.argmax(row))
-    by_class = dict(zip(classes, row.tolist(), strict=True))
-    return Prediction(key, classes[best], float(row[best]), by_class)
+def _prediction(key: str, answered: np.ndarray | Reject, classes: Sequence[str]) -> Prediction:
+    if not isinstance(answered, np.ndarray):
+        return Prediction(key, None, None, {}, f"{answered.reason}: {answered.detail}")
+    best = int(np.argmax(answered))
+    by_class = dict(zip(classes, answered.tolist(), strict=True))
+    return Prediction(key, classes[best], float(answered[best]), by_class)
 
 
 def _is_alone(key: str, images: object) -> bool:
@@ -126,7 +107,7 @@ def _is_alone(key: str, images: object) -> bool:
 
 
 def _encoded(
-    images: Sequence[Image], storage: StorageConfig, limits: DatasetConfig
+    images: Sequence[Image], storage: StorageConfig, limits: DatasetConfig, *, must_exist: bool
 ) -> Iterator[tuple[str, bytes | Reject]]:
     from transfer.registry.images import find_images
 
@@ -138,7 +119,8 @@ def _encoded(
         elif isinstance(image, PillowImage):
             yield f"#{index}", _from_pillow(image, f"#{index}")
         elif isinstance(image, str | os.PathLike):
-            for found in find_images([os.fspath(image)], storage, alone=len(images) == 1):
+            place = os.fspath(image)
+            for found in find_images([place], storage, alone=len(images) == 1, must_exist=must_exist):
                 yield found.key, found.read(max_size_bytes=limits.max_file_size_bytes)
         else:
             raise DatasetError(
@@ -147,20 +129,9 @@ def _encoded(
             )
 
 
-def _decoded(
-    key: str, data: bytes, image_input: ImageInput, limits: DatasetConfig
-) -> tuple[bytes, np.ndarray] | RejectedImage:
-    from transfer.dataset.batches import checked_and_decoded
-
-    # A program holds the image already, in whatever format, so every format that can be transcoded is accepted.
-    return checked_and_decoded(
-        data, key=key, image_input=image_input, limits=limits, transcode=True, background=limits.background
-    )
-
-
-def _unanswered(key: str, reason: str, detail: str) -> DatasetError:
+def _unanswered(refused: Reject) -> DatasetError:
     return DatasetError(
-        f"{key} cannot be answered ({reason}): {detail.rstrip('.')}.",
+        f"{refused.key} cannot be answered ({refused.reason}): {refused.detail.rstrip('.')}.",
         advice="Give another one. In a list or a folder such an image is a prediction with its `error`.",
     )
 
@@ -175,22 +146,24 @@ def _from_pixels(pixels: np.ndarray, key: str) -> PillowImage:
     return fromarray(pixels)
 
 
-def _from_pillow(image: PillowImage, key: str) -> bytes:
+def _from_pillow(image: PillowImage, key: str) -> bytes | Reject:
     """Encode an image as PNG: upright by its EXIF orientation, as files are read, and in RGB or RGBA."""
+    from transfer.dataset.manifest import Reject
     from transfer.dataset.pillow import is_deep
+    from transfer.dataset.refusals import RejectReason
 
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode in {"I", "F"}:
-        raise DatasetError(
-            f"Image {key} has pixels of 32 bits (mode {upright.mode}), and nothing says which value is white.",
-            advice="Give its file, or 16 bits: `Image.fromarray(np.asarray(image).astype('uint16'))`.",
-        )
-    has_alpha = "A" in upright.getbands() or "transparency" in upright.info
     try:
+        # Pillow reads an opened file only now.
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode in {"I", "F"}:
+            detail = f"pixels of 32 bits (mode {upright.mode}), and nothing says which value is white: give 16 bits, "
+            detail += "`Image.fromarray(np.asarray(image).astype('uint16'))`"
+            return Reject(key, RejectReason.UNSUPPORTED_FORMAT, detail)
+        has_alpha = "A" in upright.getbands() or "transparency" in upright.info
         # Pillow's conversion of 16 bits would clip to white.
         return _as_png(upright if is_deep(upright) else upright.convert("RGBA" if has_alpha else "RGB"))
     except (OSError, ValueError) as error:
-        raise DatasetError(f"Image {key} cannot be read: {error}.", advice="Give its file, or its pixels.") from error
+        return Reject(key, RejectReason.CORRUPT, str(error))
 
 
 def _as_png(image: PillowImage) -> bytes:

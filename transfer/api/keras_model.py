@@ -22,7 +22,7 @@ def standalone_model(model: TransferModel, *, name: str) -> keras.Model:
         name: String. Name of the new model.
 
     Returns:
-        Model from pixels, float32 [batch, image_size, image_size, 3] in 0..255, to probabilities, float32
+        Model from pixels, float32 [batch, height, width, channels] in 0..255, to probabilities, float32
         [batch, classes].
 
     Raises:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from transfer.api.images import Batch, Image, Prediction, predictions
+from transfer.api.images import Image, Prediction, predictions
 from transfer.catalog.model import ModelVersion
 from transfer.config import Config, DatasetConfig, StorageConfig
 from transfer.dataset.manifest import Dataset
@@ -31,6 +31,8 @@ from transfer.tuning.records import SweepResult
 if TYPE_CHECKING:
     import keras
     import pandas as pd
+
+    from transfer.registry.published_model import Batch
 
 
 @dataclass(frozen=True, repr=False)
@@ -124,10 +126,12 @@ class TrainedRun:
                 Pillow image, or pixels uint8 [height, width, 3] in RGB. A folder or prefix stands for the images in it.
 
         Returns:
-            One Prediction for each image, in order. That of an image that cannot be read has an `error`.
+            One Prediction for each image, in order. That of an image in a sequence or folder that cannot be read or
+            decoded has an `error`.
 
         Raises:
-            DatasetError: An image that is given alone cannot be read or decoded.
+            DatasetError: An image that is given alone cannot be read or decoded, or something given is no image: an
+                array of another type or shape, an address of the web.
             StorageError: A bucket cannot be read.
 
         Example:
@@ -154,7 +158,7 @@ class TrainedRun:
         """Build the model as a `keras.Model` of Keras's own layers, with a copy of the weights.
 
         Returns:
-            Model from pixels, float32 [batch, height, width, 3] in 0..255, to probabilities, float32
+            Model from pixels, float32 [batch, height, width, channels] in 0..255, to probabilities, float32
             [batch, classes].
 
         Raises:
@@ -328,13 +332,16 @@ class Model:
         """Predict images.
 
         Args:
-            images: One image or a sequence of images, as for `TrainedRun.predict`.
+            images: One image or a sequence of images. An image is a path, an `s3://` address, the bytes of a file, a
+                Pillow image, or pixels uint8 [height, width, 3] in RGB. A folder or prefix stands for the images in it.
 
         Returns:
-            One Prediction for each image, in order.
+            One Prediction for each image, in order. That of an image in a sequence or folder that cannot be read or
+            decoded has an `error`.
 
         Raises:
-            DatasetError: An image cannot be read or decoded.
+            DatasetError: An image that is given alone cannot be read or decoded, or something given is no image: an
+                array of another type or shape, an address of the web.
             StorageError: A bucket cannot be read.
 
         Example:

@@ -79,14 +79,19 @@ def nodes_in_order(network: keras.Model) -> list[Node]:
 
 def has_trainable_weights(network: keras.Model) -> bool:
     """Whether training can change any weight of the network, including layers that are frozen now."""
-    return any(own_trainable_variables(layer) for layer in inner_layers(network))
+    return bool(trainable_weights(network))
+
+
+def trainable_weights(network: keras.Model) -> list[keras.Variable]:
+    """The weights that training can change, each once, including those of layers that are frozen now."""
+    # A layer may be called twice.
+    found = {id(weight): weight for layer in inner_layers(network) for weight in own_trainable_variables(layer)}
+    return list(found.values())
 
 
 def trainable_parameters(network: keras.Model) -> int:
     """Number of parameters that training can change, including layers that are frozen now."""
-    # A layer that is called twice counts once.
-    found = {id(weight): weight for layer in inner_layers(network) for weight in own_trainable_variables(layer)}
-    return sum(prod(weight.shape) for weight in found.values())
+    return sum(prod(weight.shape) for weight in trainable_weights(network))
 
 
 def has_batch_norms(network: keras.Model) -> bool:

@@ -75,7 +75,7 @@ class LoadedNetwork:
 
     name: str
     network: Any
-    """A functional `keras.Model` from one float32 image [batch, size, size, 3] to one output."""
+    """A functional `keras.Model` from one float32 image [batch, height, width, channels] to one output."""
     preprocessing: Preprocessing
     """Used when the configuration says `preprocessing: auto`."""
 

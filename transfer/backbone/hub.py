@@ -34,7 +34,7 @@ MAIN_OUTPUTS = ("default", "logits")
 
 
 class SavedModelLayer(keras.layers.Layer):
-    """A reusable SavedModel as a layer: float32 images [batch, size, size, 3] to the module's main output.
+    """A reusable SavedModel as a layer: float32 images [batch, height, width, channels] to the module's main output.
 
     Its variables are those of the module, so gradients and checkpoints reach the variables that the module uses. While
     the layer is trainable, the module's regularisation losses are among its `losses`. It computes in the types of the
@@ -63,7 +63,7 @@ class SavedModelLayer(keras.layers.Layer):
         self.built = True
 
     def call(self, images: Any, training: bool | None = None) -> Any:
-        """The module's main output for images, float32 [batch, size, size, 3]."""
+        """The module's main output for images, float32 [batch, height, width, channels]."""
         arguments = {"training": bool(training)} if self._takes_training else {}
         output = self.module(images, **arguments)
         return output if self.output_key is None else output[self.output_key]

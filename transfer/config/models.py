@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from unicodedata import normalize
 
-from pydantic import Field, ModelWrapValidatorHandler, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
 from transfer.config.decides import LEARNED, decided_by, why_not_searched
 from transfer.config.explain import explain
@@ -147,7 +155,8 @@ class DatasetConfig(Section, decides=Decides.DATA):
     """Names that changed, `{old: new}`: labels of the source and classes of earlier versions get the new name. Two old
     names may become one, unless both have an index already. No name may be both old and new."""
     transcode: bool = False
-    """Turn formats that the serving graph cannot decode (TIFF, AVIF, HEIC, …) into PNG instead of refusing them."""
+    """Turn formats that the serving graph cannot decode (TIFF, AVIF, HEIC, …) into PNG instead of refusing them at
+    ingest. `predict` always does."""
     background: str | None = None
     """Color under transparent pixels: `black`, `white` or `"#rrggbb"`, in quotes. Images with transparent pixels
     are stored on it, and the published model puts them on it. Default: the color that the file has under them.
@@ -306,6 +315,18 @@ class BaseNetworkConfig(Section, decides=Decides.FEATURES):
     convention; `0..255` for `.keras` files."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the network's constructor in `keras.applications`, for example `{alpha: 0.35}`."""
+
+    @field_validator("image_size", mode="wrap")
+    @classmethod
+    def _one_sentence_about_a_size(cls, value: object, handler: ValidatorFunctionWrapHandler) -> int | tuple[int, int]:
+        try:
+            size: int | tuple[int, int] = handler(value)
+        except ValidationError:
+            found = "" if isinstance(value, str | int | float) else f", not {value}"
+            raise ValueError(
+                f"must be the side of a square or `[height, width]`, each from 8 to 4,096 pixels{found}"
+            ) from None
+        return size
 
     @model_validator(mode="after")
     def _crop_share_only_with_crop(self) -> BaseNetworkConfig:

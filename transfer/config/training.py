@@ -155,7 +155,7 @@ class TrainingConfig(Section, decides=Decides.LEARNING):
     """Images a step over all workers and replicas; must be divisible by their number."""
     seed: Annotated[int, Field(ge=0, lt=2**31), Decides.FEATURES, Varies.IN_PACK | Varies.IN_PROGRAM] = 0
     """Decides initial weights of the head, the order of images, dropout and augmentation."""
-    class_weights: Literal["none", "balanced"] | dict[str, PositiveFloat] = "none"
+    class_weights: Annotated[Literal["none", "balanced"] | dict[str, PositiveFloat], Varies.IN_PROGRAM] = "none"
     """`balanced` weighs classes by the inverse of their frequency (King and Zeng, 2001); or a weight for each class by
     name."""
     label_smoothing: Annotated[Fraction, Varies.IN_TRAINING | Varies.IN_PACK] = 0.0

@@ -7,7 +7,7 @@ usual for sharded data (compare mosaicml/streaming's `py1b`).
 
 Each batch of an epoch is a dict:
 
-- `images`: float32 [batch, height, width, 3], pixel values in 0..255
+- `images`: float32 [batch, height, width, channels], pixel values in 0..255
 - `labels`: int32 [batch]
 - `real`: float32 [batch], 1 for a row of the dataset, 0 for padding of the epoch's last batch
 - `positions`: int32 [batch], position of each row in the global batch
@@ -110,8 +110,8 @@ def stored_images(
     """Yield all images and labels of some shards in stored order, for passes that read every image once.
 
     It does not use tf.data, because tracing and starting a pipeline takes longer than decoding hundreds of images.
-    Yields float32 [n, height, width, 3] in 0..255 and int32 [n]; n is `batch_size` except in the last batch. At most
-    three shards are in memory. Raises CorruptObjectError, ObjectNotFoundError, StorageError.
+    Yields float32 [n, height, width, channels] in 0..255 and int32 [n]; n is `batch_size` except in the last batch. At
+    most three shards are in memory. Raises CorruptObjectError, ObjectNotFoundError, StorageError.
     """
     cpus = os.cpu_count() or 1
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(cpus) as decoders:
@@ -143,28 +143,29 @@ def _finished(batch: tuple[list[Future[np.ndarray]], np.ndarray]) -> tuple[np.nd
 
 
 def decoded(encoded: bytes, *, image_input: ImageInput) -> np.ndarray:
-    """Decode one image as float32 [height, width, 3] in 0..255. Raises the errors of `load_image`."""
+    """Decode one image as float32 [height, width, channels] in 0..255. Raises the errors of `load_image`."""
     load = _compiled(load_plain_jpeg if is_plain_jpeg(encoded) else load_image, image_input)
     image: np.ndarray = load(tf.constant(encoded)).numpy()
     return image
 
 
 def checked_and_decoded(
-    data: bytes, *, key: str, image_input: ImageInput, limits: DatasetConfig, transcode: bool, background: str | None
+    data: bytes, *, key: str, image_input: ImageInput, limits: DatasetConfig
 ) -> tuple[bytes, np.ndarray] | RejectedImage:
-    """Check a file as an ingest does, and decode its image.
+    """Check a file to be predicted as an ingest does, and decode its image.
 
-    `key`: name of the file. `limits`: largest file size and number of pixels. `transcode`, `background`: as in
-    `check_image`. Returns the bytes that an ingest would store and float32 [height, width, 3] in 0..255, or the reason
-    for which the image is rejected.
+    Whatever can be transcoded is, whether or not the dataset's images were: a prediction stores nothing, so nothing
+    speaks for a refusal. `key`: name of the file. `limits`: largest file size and number of pixels, and the background
+    of transparent pixels. Returns the bytes that an ingest would store and float32 [height, width, channels] in 0..255,
+    or the reason for which the image is rejected.
     """
     outcome = check_image(
         data,
         key=key,
         max_pixels=limits.max_pixels,
         max_file_size_bytes=limits.max_file_size_bytes,
-        transcode=transcode,
-        background=background,
+        transcode=True,
+        background=limits.background,
         depth=image_input.depth,
     )
     if isinstance(outcome, RejectedImage):

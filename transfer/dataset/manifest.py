@@ -58,14 +58,6 @@ def write_ledger(store: Store, rejects: Sequence[Reject]) -> str | None:
     return name
 
 
-def read_ledger(store: Store, name: str) -> pa.Table:
-    """Read a ledger and verify the digest in its name. Columns: `key`, `reason`, `detail`.
-
-    Raises CorruptObjectError, ObjectNotFoundError, StorageError.
-    """
-    return pq.read_table(pa.BufferReader(store.read_verified(name, layout.sha256_in(name))))
-
-
 def count_rejects(rejects: Sequence[Reject]) -> dict[str, int]:
     """Count the lines of each reason."""
     return dict(sorted(Counter(reject.reason for reject in rejects).items()))

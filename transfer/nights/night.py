@@ -42,6 +42,7 @@ from transfer.registry.describe import record_refusal, trained_on
 from transfer.registry.promote import complete_serving_folder, promote, read_serving
 from transfer.registry.versions import load_version
 from transfer.storage import Store, now_utc
+from transfer.training.rows import held_out_but_seen
 from transfer.training.run import Run, differing_keys, identity, open_run, read_start, run_id_for
 
 logger = logging.getLogger(__name__)
@@ -153,14 +154,29 @@ class _Work:
     def _plan(self, dataset: Dataset) -> NightPlan:
         serving = read_serving(self.store, self.night.name)
         champion = serving.version
-        warm = self.config.nightly.warm_start == "champion" and champion is not None
         return NightPlan(
             dataset=dataset.number,
             champion=champion,
             promotion=serving.number,
-            warm_start=f"{self.night.name}/{champion}" if warm else self.config.training.warm_start,
+            warm_start=self._begins_with(champion, dataset),
             trains=judged_digest(self.config, dataset),
         )
+
+    def _begins_with(self, champion: int | None, dataset: Dataset) -> str | None:
+        """The version whose head the night's begins with; None for a new head."""
+        if champion is None or self.config.nightly.warm_start == "none":
+            return self.config.training.warm_start
+        before = trained_on(self.store, load_version(self.store, self.night.name, champion))
+        seen = held_out_but_seen(self.store, dataset, before=before)
+        if seen is None:
+            return f"{self.night.name}/{champion}"
+        logger.warning(
+            "The head begins anew: version %d was trained on images that %s holds out (%s).",
+            champion,
+            dataset.reference,
+            seen,
+        )
+        return None
 
     def _end_if_nothing_new(self, plan: NightPlan, dataset: Dataset) -> None:
         """End the night if the plan was judged before; also after a rollback, so that it is not tried again."""

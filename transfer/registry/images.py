@@ -54,14 +54,17 @@ class Image:
         return read_object(storage, name, self.key, max_size_bytes=max_size_bytes)
 
 
-def find_images(places: Sequence[str], storage: StorageConfig, *, alone: bool | None = None) -> list[Image]:
+def find_images(
+    places: Sequence[str], storage: StorageConfig, *, alone: bool | None = None, must_exist: bool = True
+) -> list[Image]:
     """Find the files at `places`, in order and without duplicates.
 
     A place is an image, a folder, a prefix, or a list of these: a `.txt` file with one place a line, relative to the
     folder of the list. The key of an image is its path below the folder; unless `alone` (default: there is only one
     place), the folder's own path precedes it. The key of an image that is itself a place is the place as written. A
-    file that exists but cannot be read is returned with `refused`. Hidden files, sidecar files and files of the system
-    (such as `Thumbs.db`) are skipped. Raises DatasetError for a place without files, StorageError.
+    file that exists but cannot be read is returned with `refused`; so is a place without files, unless places
+    `must_exist`. Hidden files, sidecar files and files of the system (such as `Thumbs.db`) are skipped. Raises
+    DatasetError for a place without files that must exist, StorageError.
     """
     found: dict[str, Image] = {}
     named = left_out = 0
@@ -69,7 +72,9 @@ def find_images(places: Sequence[str], storage: StorageConfig, *, alone: bool | 
     for place in places:
         here = list(_listed(place, storage) if _is_list(place) else _files_at(place, storage, alone=alone))
         images = [image for image in here if image.refused is None or image.refused.reason != IGNORED]
-        if not images:
+        if not images and not must_exist:
+            images = [_missing(place, place, storage)]
+        elif not images:
             among = f" but {len(here):,} that are hidden or left behind by the system" if here else ""
             raise DatasetError(
                 f"There are no files in {key_of(place)}{among}.",
@@ -129,10 +134,15 @@ def _listed(place: str, storage: StorageConfig) -> Iterator[Image]:
         written = line if "://" in line else str(path.parent / path_here(line))
         images = list(_files_at(written, storage, alone=False))
         if not images:
-            images = [Image(line, written, -1, storage, Reject(line, MISSING, "there is no such file"))]
+            images = [_missing(line, written, storage)]
         if [image.place for image in images] == [written]:
             images = [replace(images[0], key=_shown(line))]
         yield from images
+
+
+def _missing(written: str, place: str, storage: StorageConfig) -> Image:
+    refused = Reject(_shown(written), MISSING, "there is no such file, nor a folder with files")
+    return Image(refused.key, place, -1, storage, refused)
 
 
 def _local(place: str) -> Path:

@@ -92,13 +92,6 @@ def promotions_log(store: Store, model: str) -> Log:
     return Log(store, layout.promotions_log(model))
 
 
-def add_version(
-    store: Store, model: str, exported: Path, *, classes: list[str], provenance: Provenance
-) -> ModelVersion:
-    """Upload a SavedModel from a local folder as the model's next version, and make it exist."""
-    return commit_version(store, upload_version(store, model, exported, classes=classes, provenance=provenance))
-
-
 def upload_version(
     store: Store,
     model: str,

@@ -107,10 +107,8 @@ class FeaturePlan:
     def requests(self, phases: Container[int] | None = None) -> list[Request]:
         """The features to cache for some phases (default: all), as a driver without TensorFlow can pass them on."""
         config = self._run.config
-        asked = [
-            index for index, choice in enumerate(self.choices) if choice.cached and (not phases or index in phases)
-        ]
-        return [request for index in asked for request in requests_of(config, config.phases[index])]
+        asked = [config.phases[index] for index in self._cached_among(phases)]
+        return [request for phase in asked for request in requests_of(config, phase)]
 
     def claim(self) -> None:
         """Note an attempt at this run, and what it may rely on: `transfer runs gc` and `cache gc` leave both alone.
@@ -163,13 +161,17 @@ class FeaturePlan:
             )
         return shards, [row for row in rows if row is not None]
 
+    def _cached_among(self, phases: Container[int] | None) -> list[int]:
+        """The phases that train on cached features, among some (default: all)."""
+        indices = (index for index, choice in enumerate(self.choices) if choice.cached)
+        return [index for index in indices if phases is None or index in phases]
+
     def _wanted(self, phases: Container[int] | None) -> list[tuple[list[Shard], list[FrozenPart]]]:
         """The frozen parts to cache, with the shards that they are needed for: one pass over the images each."""
         splits: dict[str, set[str]] = {}
         frozen_parts: dict[str, FrozenPart] = {}
-        for index, (phase, choice) in enumerate(zip(self._frozen_parts, self.choices, strict=True)):
-            is_asked = choice.cached and (phases is None or index in phases)
-            for split, of_split in phase.items() if is_asked else ():
+        for index in self._cached_among(phases):
+            for split, of_split in self._frozen_parts[index].items():
                 for frozen_part in of_split:
                     frozen_parts[frozen_part.digest] = frozen_part
                     splits.setdefault(frozen_part.digest, set()).add(split)

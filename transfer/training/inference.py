@@ -27,7 +27,7 @@ class Inference:
     """A model with the weights of the moment it was traced. Nothing of Keras is in it."""
 
     answer: Any
-    """A concrete function: images, float32 [batch, size, size, 3] in 0..255, to probabilities [batch, classes]."""
+    """A concrete function: images, float32 [n, height, width, channels] in 0..255, to probabilities [n, classes]."""
     weights: list[tf.Variable]
     """Those that it computes with, except for constants of the graph."""
     modules: list[Any]
@@ -67,7 +67,7 @@ class InferenceWork:
         self._inference = inference
 
     def trace(self) -> Any:
-        """The model as a function without variables, images float32 [n, height, width, 3] to [probabilities]."""
+        """The model as a function without variables, images float32 [n, height, width, channels] to [probabilities]."""
         images = tf.TensorSpec([None, *self.row_shape], tf.float32)
         return with_constants(traced(lambda rows: [self._inference.answer(rows)], images))
 

@@ -175,7 +175,6 @@ class Training:
         self.worker = worker or WorkerSlice()
         self.is_chief = self.worker.index == 0
         self.shared = shared
-        self._extract_ahead = extract_ahead
         self._shows_progress = shows_progress and self.is_chief
         self._keeps = keeps
         self.checkpoints = Checkpoints(run)
@@ -199,10 +198,12 @@ class Training:
             self.weights = self.model.variables_of([phase.unfreeze for phase in self.config.phases])
             shared.will_train(self.model, self.weights)
             self.inputs = FeaturePlan(run, dataset, self.model)
-            # A group's driver has seen to it before the group started: here each worker would do all of it.
-            self._extracts = self.worker.count == 1
-            if self._extracts and extract_ahead:
+            # Phases whose features are computed when they begin. Those of a group were, before it started, by its
+            # driver: here each worker would compute all of them.
+            self._to_extract = range(len(self.config.phases)) if self.worker.count == 1 else range(0)
+            if self._to_extract and extract_ahead:
                 self.inputs.extract()
+                self._to_extract = range(0)
             self._resume()
 
     @property
@@ -280,7 +281,8 @@ class Training:
     def program(self) -> PhaseProgram:
         """The steps of the present phase, ready for the first one. To be called in one's turn."""
         phase = self.config.phases[self.progress.phase]
-        weights = class_weights(self.config.training.class_weights, self.dataset)
+        run = self.run
+        weights = class_weights(self.config.training.class_weights, run.store, self.dataset, run.fold)
         return self.shared.program(self.model, phase, self.config, class_weights=weights, steps_per_epoch=self.steps)
 
     def _train_epoch(self, program: PhaseProgram, samples: Samples, progress: Progress) -> tuple[Totals, Progress]:
@@ -320,7 +322,7 @@ class Training:
     def samples(self, *, epochs: int | None = None, max_steps: int = MAX_STEPS) -> Samples:
         """What the rest of the present phase, or so many epochs, train on, at most `max_steps` steps in one call."""
         progress, phase = self.progress, self.config.phases[self.progress.phase]
-        if self._extracts and not self._extract_ahead:
+        if progress.phase in self._to_extract:
             self.inputs.extract([progress.phase])
         epoch = len(progress.history)
         rest: dict[str, Any] = {

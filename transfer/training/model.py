@@ -1,4 +1,4 @@
-"""A pretrained base with a new head, and where it is split for a phase."""
+"""A pretrained base with a new head, and where it is cut for a phase."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from transfer.augmentation import KeyedDropout
 from transfer.backbone.backbone import Backbone
-from transfer.backbone.load import build_backbone
+from transfer.backbone.blocks import trainable_weights
 from transfer.config import Config, HeadConfig
 from transfer.errors import ConfigError
 
@@ -149,21 +149,13 @@ class TransferModel:
         return CutModel(self.backbone.preprocess, frozen, unfrozen, self.head)
 
     def variables_of(self, depths: list[int | str]) -> list[keras.Variable]:
-        """Everything that phases with these unfreeze depths would train, in a fixed order without repeats."""
-        found: dict[int, keras.Variable] = {}
-        for depth in depths:
-            found.update({id(variable): variable for variable in self.cut(depth).variables})
-        trained = set(found)
-        return [v for v in [*self.backbone.network.variables, *self.head.variables] if id(v) in trained]
+        """Everything that phases with these unfreeze depths would train, in a fixed order without repeats.
 
-
-def build_model(config: Config, classes: list[str]) -> TransferModel:
-    """The base with its pretrained weights and a new head. Call it within the strategy's scope.
-
-    Raises BackboneError when the base cannot be loaded, ConfigError when the head does not fit the classes.
-    """
-    backbone = build_backbone(config)
-    return TransferModel(backbone, build_head_for(backbone, config, classes), classes, digest=backbone.digest())
+        What is marked as trainable stays as it is. Raises BackboneError for a bad depth.
+        """
+        unfrozen = [part for _, part in map(self.backbone.cut, depths) if part is not None]
+        trained = {id(weight) for part in unfrozen for weight in trainable_weights(part)}
+        return [*(v for v in self.backbone.network.variables if id(v) in trained), *self.head.trainable_variables]
 
 
 def build_head_for(

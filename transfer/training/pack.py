@@ -57,11 +57,11 @@ class PackedTrial:
     failure: DivergedError | None = None
 
     @property
-    def has_ended(self) -> bool:
-        """Whether it is to leave the pack, if it has not yet."""
+    def ended(self) -> bool:
+        """Whether it has no epoch to come: it is to leave the pack, if it has not yet."""
         return self.failure is not None or self.now.progress.complete
 
-    def advance(
+    def note_epoch(
         self,
         trained: Totals,
         validated: Totals | None,
@@ -208,7 +208,8 @@ class Pack:
         self._dataset = dataset
         self._cached = cached
         self._common = runs[0].config
-        self._untrained = untrained_classes(runs[0].store, dataset, runs[0].fold)
+        self._fold = runs[0].fold
+        self._untrained = untrained_classes(runs[0].store, dataset, self._fold)
         self._steps = steps_per_epoch(len(cached.train[0]), self._common.training.batch_size)
         self._store, self._folder = runs[0].store, folder
         self._checkpoints = PackCheckpoints(runs[0].store, folder)
@@ -237,7 +238,7 @@ class Pack:
     def has(self, run_id: str) -> bool:
         """Whether a run is trained here or came to its end here; one that left before goes on alone."""
         member = self._members.get(run_id)
-        return member is not None and (member.is_live or member.has_ended)
+        return member is not None and (member.is_live or member.ended)
 
     def next_epoch(self) -> None:
         """Train and validate all live trials for one epoch, and write a checkpoint.
@@ -259,7 +260,7 @@ class Pack:
             rates, states = program.learning_rates, states_of(engine.head, program.optimizer)
             for index, member in enumerate(engine.members):
                 if member.is_live:
-                    member.advance(
+                    member.note_epoch(
                         trained[index],
                         validated[index],
                         states[index],
@@ -267,7 +268,7 @@ class Pack:
                         learning_rate=rates[index],
                         seconds=seconds,
                     )
-            self._leave([member for member in engine.members if member.is_live and member.has_ended])
+            self._leave([member for member in engine.members if member.is_live and member.ended])
             self._checkpoints.save(list(self._members.values()))
             self._tidy()
 
@@ -342,7 +343,7 @@ class Pack:
             CutModel(preprocess=tf.identity, frozen=None, unfrozen=None, head=head),
             phase=phase,
             training=training,
-            class_weights=class_weights(training.class_weights, self._dataset),
+            class_weights=class_weights(training.class_weights, self._store, self._dataset, self._fold),
             augmentation=None,
             steps_per_epoch=self._steps,
             trials=trials,

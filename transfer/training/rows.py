@@ -91,12 +91,36 @@ def untrained_classes(store: Store, dataset: Dataset, fold: Fold | None) -> tupl
 
     In a fold they can be others than in the training split. Raises what `Fold.rows` and reading shards raise.
     """
+    return tuple(np.flatnonzero(_trained_images(store, dataset, fold) == 0).tolist())
+
+
+def _trained_images(store: Store, dataset: Dataset, fold: Fold | None) -> np.ndarray:
+    """How many images of each class a run trains on, int64 [classes]."""
     if fold is None:
-        names = set(dataset.untrained_classes)
-        return tuple(index for index, name in enumerate(dataset.classes) if name in names)
+        counts = dataset.counts["train"]
+        return np.array([counts.get(name, 0) for name in dataset.classes], np.int64)
     trained, _ = fold.rows(store, dataset)
-    has_images = np.bincount(_column(store, _shards(dataset), "label")[trained], minlength=len(dataset.classes)) > 0
-    return tuple(np.flatnonzero(~has_images).tolist())
+    return np.bincount(_column(store, _shards(dataset), "label")[trained], minlength=len(dataset.classes))
+
+
+def held_out_but_seen(store: Store, dataset: Dataset, *, before: Dataset) -> str | None:
+    """The held-out images that a model of the version `before` was trained on, counted in words; None without any.
+
+    Shards that both versions have in one split are not read: an image is in a version once. Raises what reading shards
+    raises.
+    """
+    unchanged = {*before.shards} & {*dataset.shards}
+
+    def digests(version: Dataset, split: str) -> set[str]:
+        shards = [shard for shard in version.shards_of(split) if shard not in unchanged]
+        with ThreadPoolExecutor(READERS) as pool:
+            tables = pool.map(lambda shard: read_columns(store, shard, ["sha256"]), shards)
+            return {digest for table in tables for digest in table["sha256"].to_pylist()}
+
+    trained = digests(before, "train")
+    seen = {split: len(trained & digests(dataset, split)) for split in ("validation", "test")}
+    found = [f"{count:,} of {dataset.rows(split):,} in {split}" for split, count in seen.items() if count]
+    return " and ".join(found) if found else None
 
 
 def _groups(store: Store, dataset: Dataset) -> np.ndarray:
@@ -127,13 +151,17 @@ def _column(store: Store, shards: tuple[Shard, ...], name: str) -> np.ndarray:
         return np.concatenate([table[name].to_numpy(zero_copy_only=False) for table in tables])
 
 
-def class_weights(setting: Literal["none", "balanced"] | dict[str, float], dataset: Dataset) -> np.ndarray:
-    """Weight of each class in the loss, float32 [classes]. Raises ConfigError for a name that is no class."""
-    counts = dataset.counts["train"]
+def class_weights(
+    setting: Literal["none", "balanced"] | dict[str, float], store: Store, dataset: Dataset, fold: Fold | None
+) -> np.ndarray:
+    """Weight of each class in the loss of a run, float32 [classes]; `balanced` counts the images that it trains on.
+
+    Raises ConfigError for a name that is no class, and what `Fold.rows` and reading shards raise.
+    """
     if setting == "none":
         return np.ones(len(dataset.classes), np.float32)
     if setting == "balanced":
-        return balanced_class_weights(np.array([counts.get(name, 0) for name in dataset.classes]))
+        return balanced_class_weights(_trained_images(store, dataset, fold))
     check_weighted_classes(setting, dataset.classes, of=dataset.reference)
     return np.array([setting.get(name, 1.0) for name in dataset.classes], np.float32)
 

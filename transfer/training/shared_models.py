@@ -90,7 +90,8 @@ class SharedModels:
 
         `untrained`: indices of the classes that it never answers.
 
-        Raises what `build_model` raises, and BaseChangedError when a file is replaced while it is read.
+        Raises BackboneError when the base cannot be loaded, ConfigError when the head does not fit the classes,
+        BaseChangedError when a file is replaced while it is read.
         """
         base = self._base(config)
         first = build_head_for(base.backbone, config, classes, untrained=untrained)
@@ -158,12 +159,12 @@ class SharedModels:
         steps_per_epoch: int,
     ) -> PhaseProgram:
         """The steps of a phase of `config`, ready for the first one. To be called in one's turn."""
-        split, training = model.cut(phase.unfreeze), config.training
+        cut, training = model.cut(phase.unfreeze), config.training
         augmentation = config.augmentation if phase.augment and config.augmentation.is_active else None
 
         def build() -> PhaseProgram:
             return PhaseProgram(
-                split,
+                cut,
                 phase=phase,
                 training=training,
                 class_weights=class_weights,
@@ -179,11 +180,10 @@ class SharedModels:
             id(model.head),
             json.dumps(compiled_in),
             augmentation and augmentation.model_dump_json(),
-            class_weights.tobytes(),
             steps_per_epoch,
         )
         program = _made(self._programs, of_program, build, MAX_PROGRAMS)
-        program.start(learning_rate=phase.learning_rate, seed=training.seed)
+        program.start(learning_rate=phase.learning_rate, class_weights=class_weights, seed=training.seed)
         return program
 
 

@@ -103,7 +103,7 @@ class PhaseProgram:
 
     def __init__(
         self,
-        split: CutModel,
+        cut: CutModel,
         *,
         phase: PhaseConfig,
         training: TrainingConfig,
@@ -114,9 +114,10 @@ class PhaseProgram:
     ) -> None:
         """`class_weights`: float32 [classes]. `trials`: whose head is a pack's; their chunks are `side_by_side`."""
         self.strategy = tf.distribute.get_strategy()
-        # A variable, so that the compiled steps serve other learning rates, too.
+        # Variables, so that the compiled steps serve other learning rates and the other folds, too.
         peak = trials.learning_rates if trials else phase.learning_rate
         self._learning_rate = tf.Variable(peak, trainable=False, dtype=tf.float32)
+        self._class_weights = tf.Variable(class_weights, trainable=False, dtype=tf.float32)
         self._seeds = trials.seeds if trials else training.seed
         self._trials = trials
         self.optimizer = build_optimizer(
@@ -126,15 +127,14 @@ class PhaseProgram:
             steps_per_epoch=steps_per_epoch,
             loss_scaling=training.mixed_precision == "float16",
         )
-        self.optimizer.build(split.variables)
+        self.optimizer.build(cut.variables)
         self._fresh_optimizer = [np.array(variable) for variable in self.optimizer.variables]
-        self._split = split
-        self._untrained = untrained_in(split.head)
-        self._variables = [variable.value for variable in split.variables]
+        self._cut = cut
+        self._untrained = untrained_in(cut.head)
+        self._variables = [variable.value for variable in cut.variables]
         self._training = training
         self._label_smoothing = trials.label_smoothings if trials else training.label_smoothing
         self._clip_norm = phase.optimizer.clip_norm
-        self._class_weights = tf.constant(class_weights, tf.float32)
         self._augmentation = augmentation
         # Nothing here needs autograph, which would first rewrite the source of everything that is called.
         compiled = partial(tf.function, autograph=False)
@@ -143,9 +143,10 @@ class PhaseProgram:
         self._train_steps = compiled(self._train_chunk)
         self._evaluate_steps = compiled(self._evaluate_chunk)
 
-    def start(self, *, learning_rate: float, seed: int) -> None:
-        """Begin a phase anew: with this peak learning rate, this seed, and a fresh optimiser."""
+    def start(self, *, learning_rate: float, class_weights: np.ndarray, seed: int) -> None:
+        """Begin a phase anew: with this peak learning rate, these weights of classes, this seed, a fresh optimiser."""
         self.set_learning_rate(learning_rate)
+        self._class_weights.assign(class_weights)
         self._seeds = seed
         for variable, value in zip(self.optimizer.variables, self._fresh_optimizer, strict=True):
             variable.assign(value)
@@ -270,11 +271,11 @@ class PhaseProgram:
             features, (labels, real) = self._features(batch, self._augmentation), self._answers(batch)
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(self._variables)
-                logits = self._split.logits(features, training=True)
+                logits = self._cut.logits(features, training=True)
                 losses = cross_entropy(labels, logits, smoothing=self._label_smoothing, untrained=self._untrained)
                 weights = real * tf.gather(self._class_weights, labels)
                 replicas = self.strategy.num_replicas_in_sync
-                loss = tf.reduce_sum(losses * weights) / real_images + self._split.regularization() / replicas
+                loss = tf.reduce_sum(losses * weights) / real_images + self._cut.regularization() / replicas
                 objective = self.optimizer.scale_loss(loss)
             gradients = tape.gradient(objective, self._variables)
         self.optimizer.apply_gradients(zip(self._clipped(gradients), self._variables, strict=True))
@@ -282,7 +283,7 @@ class PhaseProgram:
 
     def _evaluate_replica(self, batch: Batch) -> tf.Tensor:
         labels, real = self._answers(batch)
-        logits = self._split.logits(self._features(batch, None), training=False)
+        logits = self._cut.logits(self._features(batch, None), training=False)
         losses = cross_entropy(labels, logits, smoothing=0.0, untrained=self._untrained)
         return totals_of(labels, real, logits, losses)
 
@@ -291,7 +292,7 @@ class PhaseProgram:
         if "features" in batch:
             return tf.cast(batch["features"], tf.float32)
         images = batch["images"]
-        return self._split.features(augmentation(images) if augmentation else images)
+        return self._cut.features(augmentation(images) if augmentation else images)
 
     def _clipped(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
         """Gradients scaled so that the norm of their sum over replicas is at most `clip_norm`, in a pack each trial's.

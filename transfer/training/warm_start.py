@@ -24,6 +24,7 @@ from transfer.dataset.manifest import Dataset, load_dataset
 from transfer.errors import ConfigError, ObjectNotFoundError, TrainingError
 from transfer.storage import Log, Store
 from transfer.training.checkpoints import Checkpoints, assign
+from transfer.training.rows import held_out_but_seen
 from transfer.training.run import Run, load_run, pinned_base, started_identity
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,8 @@ def warm_start(head: keras.Model, run: Run, dataset: Dataset) -> None:
     Each class that the version knows takes over its weights; others keep those that the seed decided. Hidden layers are
     taken over whole. To be called within the strategy's scope.
 
-    Raises ConfigError when the version is not there or its head does not fit, and for the run of a fold.
+    Raises ConfigError when the version is not there, its head does not fit, or it was trained on images that the run
+    holds out, as it is for the run of a fold.
     """
     reference = run.config.training.warm_start
     if reference is None:
@@ -57,7 +59,14 @@ def warm_start(head: keras.Model, run: Run, dataset: Dataset) -> None:
             advice="Set sweep.folds to 0, or leave warm_start out.",
         )
     published = published_head(run.store, run.config, reference)
-    places = _places(published, run, dataset)
+    before = load_dataset(run.store, published.run.dataset_name, published.run.dataset_number)
+    # For each class of the published head its index in the dataset; None where that does not have it.
+    places = places_among(
+        published.classes,
+        dataset.classes,
+        same_indices=dataset.has_indices_of(before),
+        renames=run.config.dataset.rename_classes,
+    )
     known = sum(place is not None for place in places)
     if not known:
         raise ConfigError(
@@ -65,6 +74,14 @@ def warm_start(head: keras.Model, run: Run, dataset: Dataset) -> None:
             advice="Name a version that does, or leave warm_start out.",
         )
     _check_same_base(reference, published.run, run)
+    seen = held_out_but_seen(run.store, dataset, before=before)
+    if seen is not None:
+        raise ConfigError(
+            f"training.warm_start is `{reference}`, which was trained on images that {dataset.reference} holds out: "
+            f"{seen}. The figures on them would be too good.",
+            advice=f"Split the images as for {before.reference} (dataset.validation, dataset.test, given splits, "
+            "groups), or leave warm_start out to begin with a new head.",
+        )
     first = [np.array(variable) for variable in head.trainable_variables]
     there, here = published.weights[0].shape[0], first[0].shape[0]
     if there != here:
@@ -72,14 +89,6 @@ def warm_start(head: keras.Model, run: Run, dataset: Dataset) -> None:
         raise _refused(reference, f"its head does not fit: it reads {there} features there and {here} here")
     assign(head.trainable_variables, taken_over(first, published.weights, places, output=run.config.head.output))
     logger.info("The head begins as that of %s, with %d of %d classes.", reference, known, len(dataset.classes))
-
-
-def _places(published: PublishedHead, run: Run, dataset: Dataset) -> list[int | None]:
-    """For each class of the published head its index in the dataset; None where that does not have it."""
-    name, number = published.run.dataset_name, published.run.dataset_number
-    is_same = name == dataset.name and dataset.has_indices_of(load_dataset(run.store, name, number))
-    renames = run.config.dataset.rename_classes
-    return places_among(published.classes, dataset.classes, same_indices=is_same, renames=renames)
 
 
 def published_head(store: Store, config: Config, reference: str) -> PublishedHead:

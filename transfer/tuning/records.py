@@ -306,7 +306,7 @@ class SweepRecords:
         An earlier attempt may have come further with a trial than one that ran out of its budget, or failed.
         """
         earlier = self.trial(record.number)
-        if earlier is not None and (earlier == record or _is_further(earlier, record)):
+        if earlier is not None and (earlier == record or _stands(earlier, record)):
             return earlier
         self._trial(record.number).append(record.model_dump(mode="json"))
         return record
@@ -329,12 +329,15 @@ class SweepRecords:
         return f"{self._store.uri}/{layout.sweep_page(self._folder, digest)}"
 
 
-def _is_further(earlier: TrialRecord, record: TrialRecord) -> bool:
-    if record.values != earlier.values:
-        return False
-    if record.status == "failed":
-        # A loss that is not finite says something of the trial itself: nobody could train it to its end.
-        return record.failed_by != "loss" and earlier.value is not None and len(earlier.rows) >= len(record.rows)
-    if record.stopped_by in (None, "scheduler") or earlier.failed_by == "memory":
-        return False
-    return earlier.status != "stopped" or len(earlier.rows) > len(record.rows)
+def _stands(earlier: TrialRecord, record: TrialRecord) -> bool:
+    """Whether an earlier record of the same values stands, as it came further than an attempt that was cut short."""
+    was_decided = record.status == "finished" or record.stopped_by == "scheduler" or record.failed_by == "loss"
+    return not was_decided and earlier.values == record.values and _reach(earlier) > _reach(record)
+
+
+def _reach(record: TrialRecord) -> tuple[int, int]:
+    """How far an attempt came, to be compared: first how it ended, then its epochs."""
+    if record.status == "failed" and record.failed_by != "loss":
+        # What went wrong around a trial says nothing of it.
+        return 0, len(record.rows)
+    return 1 if record.status == "stopped" else 2, len(record.rows)

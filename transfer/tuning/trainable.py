@@ -37,7 +37,7 @@ FAILED = -1e9
 POLL_S = 0.5
 """Between two looks at how far a group of workers has come."""
 _CHECKPOINT = "trial.json"
-_NOTHING = TrialState(run_id="", rows=(), complete=False)
+_NOTHING = TrialState(run_id="", rows=(), ended=False)
 
 
 class TuneTrial(tune.Trainable):
@@ -74,13 +74,13 @@ class TuneTrial(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """One more epoch of the trial."""
         self._epochs += 1
-        if len(self._state.rows) < self._epochs and not self._state.complete:
-            self._state = self._advanced()
+        if len(self._state.rows) < self._epochs and not self._state.ended:
+            self._state = self._ask()
         state = self._state
         if state.failure is not None and self._epochs > len(state.rows):
             failure = {"failure": state.failure.reason, "failed_by": state.failure.by}
             return self._report({METRIC: FAILED, "done": True, **failure})
-        ends = state.complete and state.failure is None and self._epochs >= len(state.rows)
+        ends = state.ended and state.failure is None and self._epochs >= len(state.rows)
         rows = state.rows[: self._epochs]
         # Over folds, the last row is already that of the weights that they ended with.
         is_mean = sweep_of(self._sweep.config).folds > 0
@@ -94,7 +94,7 @@ class TuneTrial(tune.Trainable):
 
     def cleanup(self) -> None:
         """Leave the trial; if it has not ended, its actor trains it no further."""
-        if self._actor and self._trial is not None and self._is_with_actor and not self._state.complete:
+        if self._actor and self._trial is not None and self._is_with_actor and not self._state.ended:
             ray.get(self._actor.stop.remote(self._trial, self._branch))
         self._trial = None
 
@@ -137,7 +137,8 @@ class TuneTrial(tune.Trainable):
             raise RuntimeError("there is no trial to report on")
         return self._trial
 
-    def _advanced(self) -> TrialState:
+    def _ask(self) -> TrialState:
+        """Have the trial trained until it has come as far as this process counts, or to its end."""
         self._is_with_actor = True
         if self._actor is None:
             self._group = self._group or GroupTrial(self._sweep, self._sweep.dataset, self._of)
@@ -173,7 +174,7 @@ class TuneTrial(tune.Trainable):
         metric = sweep_of(self._sweep.config).metric
         found = row.validation_accuracy if metric == "accuracy" else row.validation_loss
         if found is None:
-            raise TrainingError("A sweep compares trials on the validation split, and the dataset has none.")
+            raise RuntimeError("a trial of a sweep was not validated")
         return found if metric == "accuracy" else -found
 
     def _report(self, result: dict[str, Any]) -> dict[str, Any]:
@@ -190,7 +191,7 @@ def _recorded(record: TrialRecord | None, trial: Trial) -> TrialState:
     return TrialState(
         run_id=record.run_id,
         rows=record.rows,
-        complete=True,
+        ended=True,
         trained_flops=record.trained_flops,
         packed_with=record.packed_with,
         failure=Failure(record.reason or "", record.failed_by) if record.status == "failed" else None,
@@ -226,7 +227,7 @@ class GroupTrial:
             if not isinstance(self._error, DivergedError | OutOfMemoryError):
                 raise self._error or RuntimeError(f"run {self._run.id} ended without a word")
             failure = Failure.of(self._error)
-        return TrialState(run_id=self._run.id, rows=rows, complete=complete or failure is not None, failure=failure)
+        return TrialState(run_id=self._run.id, rows=rows, ended=complete or failure is not None, failure=failure)
 
     def _train(self) -> None:
         try:

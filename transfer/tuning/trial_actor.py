@@ -87,23 +87,23 @@ class TrialActor:
         `branch`: for a trial that took another's weights, where it goes on from.
         """
         run_id = self._run_id(trial, branch)
-        try:
-            runner = self._advanced(run_id, trial, epochs, branch)
-        except OutOfMemoryError as error:
-            failure = Failure.of(error)
-        else:
-            state = runner.state()
-            if state.complete:
-                # Of a trial that failed, some folds may have epochs to come.
-                self._open.pop(run_id).stop()
-            return state
-        # What is not held on to any more, by the error neither, is there for the next trial, or for another attempt.
-        rows = self._open.pop(run_id).rows if run_id in self._open else ()
-        if self._give_up_packs(trial):
-            return self.advance(trial, epochs, branch)
-        return TrialState(run_id, rows, complete=True, failure=failure)
+        while True:
+            try:
+                runner = self._trained(run_id, trial, epochs, branch)
+            except OutOfMemoryError as error:
+                failure = Failure.of(error)
+            else:
+                state = runner.state()
+                if state.ended:
+                    # Of a trial that failed, some folds may have epochs to come.
+                    self._open.pop(run_id).stop()
+                return state
+            # What is not held on to any more, by the error neither, is there for the next trial, or another attempt.
+            rows = self._open.pop(run_id).rows if run_id in self._open else ()
+            if not self._give_up_packs(trial):
+                return TrialState(run_id, rows, ended=True, failure=failure)
 
-    def _advanced(self, run_id: str, trial: Trial, epochs: int, branch: Branch | None) -> TrialRunner:
+    def _trained(self, run_id: str, trial: Trial, epochs: int, branch: Branch | None) -> TrialRunner:
         """The trial's runner, that far. A call of its own: what it holds is free once the error that ended it is."""
         if run_id not in self._open:
             self._open[run_id] = self._start(trial, branch)
@@ -281,7 +281,7 @@ class SingleRunner(TrialRunner):
         return TrialState(
             run_id=self._training.run.id,
             rows=self.rows,
-            complete=self.ended,
+            ended=self.ended,
             checkpoint=self._training.next_checkpoint - 1,
             trained_flops=self._flops,
             failure=Failure.of(self._failure) if self._failure else None,
@@ -325,7 +325,7 @@ class PackRunner(TrialRunner):
         return TrialState(
             run_id=self._run.id,
             rows=self.rows,
-            complete=self.ended,
+            ended=self.ended,
             trained_flops=self._flops,
             packed_with=self._size,
             failure=Failure.of(failure) if failure else None,

@@ -8,16 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from transfer.catalog.run import EpochRow
 from transfer.config import PhaseConfig
 from transfer.errors import DivergedError, OutOfMemoryError
 from transfer.training.history import final_row
 from transfer.tuning.records import FailedBy
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,8 @@ class TrialState:
     run_id: str
     """Empty for a trial whose folds are runs."""
     rows: tuple[EpochRow, ...]
-    complete: bool
+    ended: bool
+    """Whether it has no epoch to come: it was trained to its end, or failed."""
     checkpoint: int = 0
     """Number of the run's newest checkpoint; 0 where a pack keeps it."""
     trained_flops: float = 0.0
@@ -129,7 +127,7 @@ class FoldsRunner(TrialRunner):
         return TrialState(
             run_id="",
             rows=self.rows,
-            complete=self.ended,
+            ended=self.ended,
             trained_flops=first.trained_flops,
             packed_with=first.packed_with,
             failure=self._failure,

@@ -150,6 +150,13 @@ def test_a_classifier_of_scikit_learn(photos, tmp_path):
     loaded = pickle.loads(pickle.dumps(fitted))  # noqa: S301
     np.testing.assert_array_equal(loaded.predict_proba(paths[:5]), fitted.predict_proba(paths[:5]))
     np.testing.assert_allclose(fitted.predict_proba(paths[:5]).sum(axis=1), 1.0, atol=CLOSE)
+    assert fitted.predict([]).shape == (0,)
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    for predict in (fitted.predict, fitted.predict_proba):
+        with pytest.raises(DatasetError, match=r"2 of 3 images .* The first is .*/broken\.png: not_an_image: The file"):
+            predict([paths[0], tmp_path / "broken.png", tmp_path / "nowhere.png"])
+        with pytest.raises(DatasetError, match=r"X has 2 paths, and \d+ images are there; expected an image"):
+            predict([paths[0], photos / "3"])
     with pytest.raises(DatasetError, match="There are 5 images and labels of shape"):
         fitted.fit(paths[:5], labels[:4])
 

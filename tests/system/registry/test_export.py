@@ -1,5 +1,6 @@
 """From a trained run to a published model that answers raw bytes."""
 
+import io
 import json
 import subprocess
 import sys
@@ -12,10 +13,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 from tests.digits import digits_config, hold_out, ingest_some_digits, write_some_digits
 from tests.unit.registry.test_export_proof import Tampered
-from transfer import jobs
+from transfer import jobs, load_model
 from transfer.cli.main import app
 from transfer.config import ImageInput
 from transfer.config.reference import render
@@ -222,6 +224,15 @@ def test_predict_shows_what_it_answers_for_a_few_images(outcome, held_out, tmp_p
     np.testing.assert_allclose(list(probabilities.values()), predictions.probabilities[1], atol=1e-5)
     assert list(probabilities) == done.dataset.classes
     assert answer.predictions[2]["confidence"] == max(probabilities.values())
+
+    # The configuration does not transcode. What no graph decodes is answered all the same, as Python programs are.
+    scan = tmp_path / "scan.tif"
+    Image.open(io.BytesIO(held_out[1])).save(scan)
+    (of_command,) = jobs.predict(config, images=str(scan)).predictions
+    (of_python,) = load_model("digits", config.storage).predict(scan)
+    for found in (of_command["probabilities"], of_python.probabilities):
+        np.testing.assert_allclose(list(found.values()), predictions.probabilities[1], atol=1e-5)
+    scan.unlink()
     for index in range(4, 51):
         (tmp_path / f"{index}.png").write_bytes(held_out[0])
     with pytest.raises(ConfigError, match="There are 51 images, and at most 50 are answered without --output"):

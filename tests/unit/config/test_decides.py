@@ -129,4 +129,8 @@ def test_what_may_change_in_training_and_what_is_not_compiled_in():
         "base.antialias",
         "base.accept_head",
     )
-    assert keys_that_vary(Config, Varies.IN_PROGRAM) == ("phases.*.learning_rate", "training.seed")
+    assert keys_that_vary(Config, Varies.IN_PROGRAM) == (
+        "phases.*.learning_rate",
+        "training.seed",
+        "training.class_weights",
+    )

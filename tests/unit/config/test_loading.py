@@ -159,6 +159,16 @@ def test_a_secret_that_stands_where_its_variable_is_to_be_named_is_not_shown():
     assert "a-secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("size", [[160], "160x224", [160, 224, 3], {"height": 160}, [160, "x"], 0, [8, 5000]])
+def test_a_wrong_image_size_is_one_problem_in_the_words_of_the_configuration(size):
+    minimal = {"name": "n", "storage": "s", "dataset": {"source": "digits"}}
+    with pytest.raises(ConfigError) as refused:
+        parse_config({**minimal, "base": {"model": "MobileNetV2", "image_size": size}})
+    (line,) = str(refused.value).splitlines()[1:]
+    assert line.startswith("  base.image_size: must be the side of a square or `[height, width]`")
+    assert str(size) in line
+
+
 def test_a_config_that_is_built_in_python_explains_what_is_wrong():
     with pytest.raises(ConfigError) as refused:
         Config(

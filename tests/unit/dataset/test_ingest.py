@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from tests.images import encode, picture, with_alpha
-from tests.sourcing import config_of, image, write_classes
+from tests.sourcing import config_of, image, read_ledger, write_classes
 from transfer.dataset import ingest as ingest_module
 from transfer.dataset.ingest import ingest
-from transfer.dataset.manifest import dataset_log, load_dataset, read_ledger
+from transfer.dataset.manifest import dataset_log, load_dataset
 from transfer.dataset.shards import read_shard
 from transfer.dataset.splits import SPLITS
 from transfer.errors import AlreadyExistsError, CorruptObjectError, DatasetError, ObjectNotFoundError

@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 
-from tests.sourcing import config_of, image, write_classes
+from tests.sourcing import config_of, image, read_ledger, write_classes
 from transfer.dataset.ingest import ingest
-from transfer.dataset.manifest import dataset_log, read_ledger
+from transfer.dataset.manifest import dataset_log
 from transfer.errors import DatasetError
 from transfer.storage import open_store
 

@@ -8,9 +8,8 @@ import zipfile
 
 import pytest
 
-from tests.sourcing import config_of, image, rehearsal_of, write_classes, write_file
+from tests.sourcing import config_of, image, read_ledger, rehearsal_of, write_classes, write_file
 from transfer.dataset.ingest import ingest
-from transfer.dataset.manifest import read_ledger
 from transfer.dataset.rehearsal import listed_candidates
 from transfer.dataset.shards import read_shard
 from transfer.dataset.sources.folder import BucketFolderSource

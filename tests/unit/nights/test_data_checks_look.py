@@ -8,19 +8,18 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from tests.digits import digits_config
-from tests.published import provenance_of
-from tests.trained import train
+from tests.published import add_version, provenance_of
+from tests.trained import build_model, train
 from transfer.dataset.decisions import start_over
 from transfer.dataset.ingest import ingest
 from transfer.nights.data_checks import look_at_new
 from transfer.nights.drift import ShardRows
 from transfer.nights.drift_features import cached_features
 from transfer.registry.export import export
-from transfer.registry.versions import add_version, commit_version, load_version, upload_version
+from transfer.registry.versions import commit_version, load_version, upload_version
 from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoints
 from transfer.training.feature_plan import FeaturePlan
-from transfer.training.model import build_model
 from transfer.training.run import open_run
 
 PHASES = [{"unfreeze": 0, "epochs": 10, "learning_rate": 1e-2}]

@@ -1,5 +1,7 @@
 """Nights that end before anything is trained, by their command, and what is left of a gate's refusal."""
 
+import re
+
 import pytest
 
 from tests.digits import digits_config, ingest_some_digits
@@ -67,6 +69,23 @@ def test_settings_that_the_champion_was_not_trained_with_are_found(config, tmp_p
     assert (
         _other_settings(store, config, dataset, of_a_removed_run) == _other_settings(store, config, dataset, None) == ()
     )
+
+
+def test_a_night_begins_as_the_champion_only_where_that_saw_nothing_that_is_held_out(tmp_path, caplog):
+    world = World(tmp_path, test=0.4, validation=0.2)
+    champion = world.publish(CLASSES, [40.0, 220.0, 130.0]).number
+    nightly = world.config.nightly.model_copy(update={"warm_start": "champion"})
+    config = world.config.model_copy(update={"nightly": nightly})
+    first, *others = world.dataset.shards
+    assert first.split == "train"
+    moved = world.dataset.model_copy(update={"shards": [first.model_copy(update={"split": "test"}), *others]})
+    with work_on_night(world.store, config) as (night, claim):
+        work = _Work(config, world.store, night, claim)
+        assert work._begins_with(champion, world.dataset) == f"shades/{champion}"
+        assert work._begins_with(None, world.dataset) is None
+        assert not caplog.records
+        assert work._begins_with(champion, moved) is None
+    assert re.search(rf"holds out \([0-9]+ of {moved.rows('test')} in test\)", caplog.text)
 
 
 def test_a_version_that_a_nights_gate_refuses_is_known_as_refused(tmp_path):

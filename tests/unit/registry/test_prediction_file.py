@@ -127,6 +127,9 @@ def test_images_are_found_in_folders_and_by_themselves(storage):
     assert [image.read(max_size_bytes=99) for image in find_images([one], storage)] == [b"dogs/1.png"]
     with pytest.raises(DatasetError, match=r"There are no files in .*/birds"):
         find_images([cats, f"{storage.uri}/birds"], storage)
+    birds, *others = find_images([f"{storage.uri}/birds", cats], storage, must_exist=False)
+    assert (birds.key, birds.read(max_size_bytes=99).reason) == (f"{storage.uri}/birds", "missing")
+    assert len(others) == 2
 
 
 def test_what_cannot_be_read_is_an_image_that_is_refused_and_stops_no_other(folder_storage, tmp_path):

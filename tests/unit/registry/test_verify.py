@@ -4,11 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.published import provenance_of
+from tests.published import add_version, provenance_of
 from tests.unit.registry.test_export_proof import CLASSES, Tampered, convolutions, model_on
 from transfer.registry.export import export
 from transfer.registry.verify import problems_of_versions
-from transfer.registry.versions import add_version
 from transfer.storage import open_store
 
 

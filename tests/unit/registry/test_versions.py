@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.published import provenance_of
+from tests.published import add_version, provenance_of
 from transfer.errors import CorruptObjectError, PromotionConflictError, RegistryError
 from transfer.registry.promote import promote
 from transfer.registry.versions import (
-    add_version,
     current_promotion,
     download_version,
     list_promotions,

@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from tests.digits import digits_config, ingest_some_digits
-from tests.published import provenance_of
+from tests.published import add_version, provenance_of
 from transfer.backbone.backbone import pooled
 from transfer.backbone.load import load_backbone
 from transfer.cli.common import errors_explained
@@ -17,7 +17,6 @@ from transfer.evaluation import evaluate
 from transfer.features.forward import build_forward
 from transfer.features.frozen import frozen_part_of
 from transfer.registry.published_model import load_answers
-from transfer.registry.versions import add_version
 from transfer.runtime.memory import memory_explained
 from transfer.storage import open_store
 from transfer.training.run import open_run

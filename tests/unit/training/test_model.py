@@ -7,11 +7,10 @@ import pytest
 import tensorflow as tf
 
 from tests.digits import digits_config
-from tests.trained import plain_logits
+from tests.trained import build_model, plain_logits
 from transfer.backbone.backbone import set_precision
 from transfer.errors import BackboneError, ConfigError
 from transfer.training.inference import rounds_coarsely
-from transfer.training.model import build_model
 
 CLASSES = list("0123456789")
 
@@ -60,6 +59,14 @@ def test_gradients_stop_at_the_cut(model):
 def test_variables_of_several_depths_have_no_repeats(model):
     found = [id(variable) for variable in model.variables_of([0, 2, 1])]
     assert len(found) == len(set(found)) == len(model.cut(2).variables)
+
+
+def test_asking_for_variables_leaves_a_phase_as_it_is(model):
+    expected = names(model.cut(1).variables)
+    assert names(model.variables_of(["all"])) > expected
+    cut = model.cut(1)
+    model.variables_of([0, "all"])
+    assert names(cut.variables) == expected
 
 
 @pytest.mark.parametrize(("precision", "coarse"), [("off", False), ("bfloat16", True)])

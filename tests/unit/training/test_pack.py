@@ -7,13 +7,13 @@ import pytest
 import tensorflow as tf
 
 from tests.digits import digits_config, hold_out, ingest_some_digits, write_some_digits
-from tests.trained import train
+from tests.trained import build_model, train
 from transfer.dataset.ingest import ingest
 from transfer.errors import ConfigError, TrainingError
 from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoints
 from transfer.training.feature_plan import FeaturePlan
-from transfer.training.model import build_head, build_model
+from transfer.training.model import build_head
 from transfer.training.pack import Pack
 from transfer.training.pack_head import Trials, build_pack_head
 from transfer.training.run import open_run

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from tests.digits import digits_config, ingest_some_digits
-from tests.trained import train
+from tests.digits import digits_config, hold_out, ingest_some_digits
+from tests.trained import build_model, train
 from transfer.config import StorageConfig
 from transfer.dataset.ingest import ingest
 from transfer.dataset.shards import read_columns
@@ -15,8 +15,7 @@ from transfer.maintenance.features import UsageWatch
 from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoints
 from transfer.training.feature_plan import FeaturePlan
-from transfer.training.model import build_model
-from transfer.training.rows import Fold, balanced_class_weights, class_weights
+from transfer.training.rows import Fold, balanced_class_weights, class_weights, held_out_but_seen
 from transfer.training.run import load_run, open_run
 from transfer.training.samples import CachedSplit
 
@@ -197,12 +196,46 @@ def test_a_fold_with_a_phase_that_is_not_trained_on_kept_plain_images_is_refused
         FeaturePlan(run, dataset, build_model(run.config, dataset.classes))
 
 
+def test_what_a_model_was_trained_on_is_counted_in_the_splits_that_hold_it_out(digits):
+    store, dataset = store_of(digits), digits[1]
+    assert held_out_but_seen(store, dataset, before=dataset) is None
+    shards = {split: dataset.shards_of(split)[0] for split in ("train", "validation", "test")}
+
+    def moved(**to):
+        changed = [shard.model_copy(update={"split": to[split]}) for split, shard in shards.items()]
+        return dataset.model_copy(update={"shards": changed})
+
+    rows = {split: shard.rows for split, shard in shards.items()}
+    nearer = moved(train="train", validation="train", test="train")
+    expected = (
+        f"{rows['validation']} of {rows['validation']} in validation and {rows['test']} of {rows['test']} in test"
+    )
+    assert held_out_but_seen(store, dataset, before=nearer) == expected
+    # Validated on before and tested on now: nothing was trained on.
+    further = moved(train="train", validation="test", test="test")
+    assert held_out_but_seen(store, further, before=dataset) is None
+
+
 def test_class_weights_by_name_must_name_classes(digits):
     _, dataset = digits
-    assert class_weights({"3": 2.0}, dataset)[3] == 2.0
-    assert class_weights("none", dataset).tolist() == [1.0] * 10
+    store = store_of(digits)
+    assert class_weights({"3": 2.0}, store, dataset, None)[3] == 2.0
+    assert class_weights("none", store, dataset, None).tolist() == [1.0] * 10
     with pytest.raises(ConfigError, match="which are no classes"):
-        class_weights({"cat": 2.0}, dataset)
+        class_weights({"cat": 2.0}, store, dataset, None)
+
+
+def test_balanced_weights_count_the_images_that_the_fold_trains_on(tmp_path):
+    source, first = ingest_some_digits(tmp_path)
+    dataset = hold_out(source, first, "7")
+    store = open_store(digits_config(source, str(tmp_path / "storage")).storage)
+    assert not dataset.counts["train"].get("7")
+    shards = [shard for split in ("train", "validation") for shard in dataset.shards_of(split)]
+    labels = np.concatenate([read_columns(store, shard, ["label"])["label"].to_numpy() for shard in shards])
+    fold = Fold(0, FOLDS)
+    counts = np.bincount(labels[fold.rows(store, dataset)[0]], minlength=10)
+    assert counts[7]
+    np.testing.assert_array_equal(class_weights("balanced", store, dataset, fold), balanced_class_weights(counts))
 
 
 def test_balanced_weights_are_those_of_scikit_learn():

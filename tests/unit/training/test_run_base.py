@@ -6,7 +6,7 @@ import keras
 import pytest
 
 from tests.digits import digits_config, ingest_some_digits
-from tests.trained import models_under, train
+from tests.trained import build_model, models_under, train
 from transfer.catalog.run import Progress
 from transfer.demo import BASE_PATH
 from transfer.errors import BaseChangedError, RunConflictError
@@ -14,7 +14,6 @@ from transfer.evaluation.evaluate import evaluate_run
 from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoints
 from transfer.training.loop import Training
-from transfer.training.model import build_model
 from transfer.training.run import hold_to_base, open_run, pinned_base
 from transfer.training.shared_models import restore_model, untrained_model
 from transfer.training.step import create_strategy

@@ -28,7 +28,7 @@ def _full_precision():
     set_precision("off")
 
 
-def tiny_split(head):
+def tiny_cut(head):
     """A convolution, frozen, and one with BatchNorm, not frozen, with the same initial weights each time."""
 
     def convolution(seed):
@@ -36,10 +36,10 @@ def tiny_split(head):
 
     image = keras.Input((16, 16, 3))
     frozen = keras.Model(image, convolution(1)(image))
-    cut = keras.Input(frozen.output_shape[1:])
-    x = keras.layers.BatchNormalization()(cut)
-    features = convolution(2)(keras.layers.ReLU()(x))
-    unfrozen = keras.Model(cut, keras.layers.GlobalAveragePooling2D()(features))
+    features = keras.Input(frozen.output_shape[1:])
+    x = keras.layers.BatchNormalization()(features)
+    x = convolution(2)(keras.layers.ReLU()(x))
+    unfrozen = keras.Model(features, keras.layers.GlobalAveragePooling2D()(x))
     head = build_head(head, feature_shape=unfrozen.output_shape[1:], class_count=CLASSES, seed=0)
     return CutModel(lambda images: images / 127.5 - 1.0, frozen, unfrozen, head)
 
@@ -58,7 +58,7 @@ def parts_of(batch, replicas):
         yield {name: tf.constant(value[index * share : (index + 1) * share]) for name, value in batch.items()}
 
 
-def chunk_of(split, steps):
+def chunk_of(cut, steps):
     """The same batches as cached features, with room for one more."""
     batches = [global_batch(step) for step in steps]
 
@@ -66,7 +66,7 @@ def chunk_of(split, steps):
         return np.stack([*values, np.zeros_like(values[0])])
 
     return Chunk(
-        features=stacked([split.features(tf.constant(batch["images"])).numpy() for batch in batches]),
+        features=stacked([cut.features(tf.constant(batch["images"])).numpy() for batch in batches]),
         labels=stacked([batch["labels"] for batch in batches]),
         real=stacked([batch["real"] for batch in batches]),
         positions=batches[0]["positions"],
@@ -83,9 +83,9 @@ def trained(strategy, *, steps=6, head=None, phase=None, training=None, augmenta
     training = training or TrainingConfig(batch_size=BATCH, label_smoothing=0.1)
     with strategy.scope():
         set_precision(training.mixed_precision)
-        split = tiny_split(head or HeadConfig(hidden=[16], dropout=0.3, l2=1e-3))
+        cut = tiny_cut(head or HeadConfig(hidden=[16], dropout=0.3, l2=1e-3))
         program = PhaseProgram(
-            split,
+            cut,
             phase=phase or PhaseConfig(learning_rate=1e-2),
             training=training,
             class_weights=np.array([1.0, 2.0, 0.5]) if weights is None else weights,
@@ -94,7 +94,7 @@ def trained(strategy, *, steps=6, head=None, phase=None, training=None, augmenta
         )
         results, step = [], 0
         for length in chunks:
-            chunk = chunk_of(split, range(step, step + length))
+            chunk = chunk_of(cut, range(step, step + length))
             results.append(program.train_steps(chunk, global_step=step))
             step += length
         for step in range(steps if not chunks else 0):
@@ -102,7 +102,7 @@ def trained(strategy, *, steps=6, head=None, phase=None, training=None, augmenta
             real = int(batch["real"].sum())
             parts = parts_of(batch, strategy.num_replicas_in_sync)
             results.append(program.train_step(parts, real_images=real, global_step=step))
-        return program.sum_over_workers(results)[0], [np.asarray(variable) for variable in split.variables]
+        return program.sum_over_workers(results)[0], [np.asarray(variable) for variable in cut.variables]
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_half_precision_moves_the_weights_as_full_precision_does(precision):
         training = TrainingConfig(batch_size=BATCH, label_smoothing=0.1, mixed_precision=precision)
         optimizer = OptimizerConfig(name="sgd", momentum=0.0)
         phase = PhaseConfig(learning_rate=0.1, optimizer=optimizer)
-        start = np.concatenate([np.ravel(v) for v in tiny_split(HeadConfig(hidden=[16], dropout=0.3)).variables])
+        start = np.concatenate([np.ravel(v) for v in tiny_cut(HeadConfig(hidden=[16], dropout=0.3)).variables])
         _, end = trained(tf.distribute.get_strategy(), training=training, phase=phase)
         assert all(array.dtype == np.float32 for array in end)
         return np.concatenate([np.ravel(array) for array in end]) - start
@@ -168,13 +168,13 @@ def test_one_step_of_sgd_is_the_gradient_of_the_mean_loss_over_real_rows():
     _, before = trained(strategy, steps=1, **plain)
     _, after = trained(strategy, steps=2, **plain)
 
-    split = tiny_split(plain["head"])
-    for variable, value in zip(split.variables, before, strict=True):
+    cut = tiny_cut(plain["head"])
+    for variable, value in zip(cut.variables, before, strict=True):
         variable.assign(value)
     with tf.GradientTape() as tape:
-        logits = split.logits(split.features(tf.constant(IMAGES[8:10])), training=False)
+        logits = cut.logits(cut.features(tf.constant(IMAGES[8:10])), training=False)
         loss = tf.reduce_mean(keras.losses.sparse_categorical_crossentropy(LABELS[8:10], logits, from_logits=True))
-    gradients = tape.gradient(loss, [variable.value for variable in split.variables])
+    gradients = tape.gradient(loss, [variable.value for variable in cut.variables])
     expected = [value - 0.5 * gradient.numpy() for value, gradient in zip(before, gradients, strict=True)]
     assert largest_difference(after, expected) < 1e-6
 
@@ -183,7 +183,7 @@ def test_clipping_bounds_the_update():
     def update(clip_norm):
         optimizer = OptimizerConfig(name="sgd", momentum=0.0, clip_norm=clip_norm)
         phase = PhaseConfig(learning_rate=1.0, optimizer=optimizer)
-        start = tiny_split(HeadConfig(hidden=[16], dropout=0.3, l2=1e-3)).variables
+        start = tiny_cut(HeadConfig(hidden=[16], dropout=0.3, l2=1e-3)).variables
         _, end = trained(tf.distribute.get_strategy(), steps=1, phase=phase)
         return np.sqrt(sum(np.sum((b - np.asarray(a)) ** 2) for a, b in zip(start, end, strict=True)))
 
@@ -193,11 +193,11 @@ def test_clipping_bounds_the_update():
 
 def test_only_what_the_phase_trains_has_changed():
     strategy = tf.distribute.get_strategy()
-    split = tiny_split(HeadConfig())
-    frozen = [np.asarray(variable) for variable in split.frozen.variables]
-    statistics = [np.asarray(variable) for variable in split.unfrozen.non_trainable_variables]
+    cut = tiny_cut(HeadConfig())
+    frozen = [np.asarray(variable) for variable in cut.frozen.variables]
+    statistics = [np.asarray(variable) for variable in cut.unfrozen.non_trainable_variables]
     program = PhaseProgram(
-        split,
+        cut,
         phase=PhaseConfig(),
         training=TrainingConfig(batch_size=BATCH),
         class_weights=np.ones(CLASSES),
@@ -205,9 +205,9 @@ def test_only_what_the_phase_trains_has_changed():
         steps_per_epoch=2,
     )
     program.train_step(parts_of(global_batch(0), strategy.num_replicas_in_sync), real_images=8, global_step=0)
-    assert largest_difference(frozen, [np.asarray(v) for v in split.frozen.variables]) == 0
+    assert largest_difference(frozen, [np.asarray(v) for v in cut.frozen.variables]) == 0
     assert len(statistics) == 2
-    assert largest_difference(statistics, [np.asarray(v) for v in split.unfrozen.non_trainable_variables]) == 0
+    assert largest_difference(statistics, [np.asarray(v) for v in cut.unfrozen.non_trainable_variables]) == 0
 
 
 def test_class_weight_zero_leaves_a_class_out_of_the_gradient():

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from tests.digits import digits_config, hold_out, ingest_some_digits
-from tests.published import provenance_of
+from tests.published import add_version, provenance_of
 from tests.sourcing import config_of, write_classes
 from tests.trained import largest_difference, models_under, train
 from transfer.catalog.run import Progress
@@ -19,7 +19,6 @@ from transfer.dataset.manifest import load_dataset
 from transfer.evaluation.evaluate import evaluate_run, held_out_images, load_report
 from transfer.registry.export import export
 from transfer.registry.export_proof import LOADERS, TOLERANCE
-from transfer.registry.versions import add_version
 from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoint, Checkpoints
 from transfer.training.loop import Training

@@ -10,18 +10,17 @@ import tensorflow as tf
 from PIL import Image, ImageOps
 
 from tests.digits import digits_config, ingest_some_digits
-from tests.published import provenance_of
+from tests.published import add_version, provenance_of
 from tests.replicas import two_replicas
-from tests.trained import largest_difference, measure_curve, models_under, train
+from tests.trained import build_model, largest_difference, measure_curve, models_under, train
 from transfer.catalog.run import Progress
 from transfer.dataset.ingest import ingest
+from transfer.dataset.manifest import dataset_log
 from transfer.errors import ConfigError
-from transfer.registry.versions import add_version
 from transfer.storage import open_store
 from transfer.training.checkpoints import Checkpoints
 from transfer.training.feature_plan import FeaturePlan
 from transfer.training.loop import Training
-from transfer.training.model import build_model
 from transfer.training.pack import Pack
 from transfer.training.rows import Fold
 from transfer.training.run import open_run
@@ -197,6 +196,24 @@ def test_a_fold_is_refused_for_the_version_has_seen_its_images(digits, champion)
         check_space(config)
 
 
+def test_a_version_that_was_trained_on_held_out_images_is_refused_by_their_number(digits, champion, tmp_path):
+    storage = shutil.copytree(digits[0].parent / "storage", tmp_path / "storage")
+
+    def begun_on(name, validation):
+        dataset = {"source": str(digits[0]), "name": name, "validation": validation, "test": 0.2}
+        config = digits_config(
+            digits[0], str(storage), dataset=dataset, phases=[ONE_EPOCH], **warm(champion[0], batch_size=16)
+        )
+        found = ingest(config, open_store(config.storage))
+        begun(open_run(open_store(config.storage), config, found), found)
+        return found
+
+    # By content each image is in the same split of any dataset with these shares.
+    assert begun_on("elsewhere", 0.2).reference == "elsewhere/00000001"
+    with pytest.raises(ConfigError, match=r"elsewhere/00000002 holds out: \d+ of \d+ in validation\. The figures"):
+        begun_on("elsewhere", 0.4)
+
+
 @pytest.mark.parametrize("reference", ["digits/99", "digits/0", "other/1"])
 def test_a_version_that_is_not_there_is_named(digits, reference):
     run = new_run(digits, f"missing-{reference.replace('/', '-')}", **warm(reference))
@@ -246,6 +263,7 @@ def test_a_version_that_knows_none_of_the_classes_is_refused(digits, features):
     strangers = [f"stranger {index}" for index in range(10)]
     other = digits[1].model_copy(update={"name": "strangers", "classes": strangers})
     run = new_run((digits[0], other), "of-strangers")
+    dataset_log(run.store, "strangers").append(other.model_dump(mode="json"))
     weights = [np.zeros((features, 10), np.float32), np.zeros(10, np.float32)]
     Checkpoints(run).save(1, Progress(complete=True), weights=weights, optimizer=[])
     reference = published(run, other)

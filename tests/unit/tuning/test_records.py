@@ -85,6 +85,7 @@ def test_neither_a_budget_nor_a_failure_takes_back_what_an_earlier_attempt_recor
     # What went wrong around a trial is nothing of its own; a loss that is not finite is, and so is its next attempt.
     assert records.note_end(failed(3, epochs=2)) == with_epochs(3, **longer)
     assert records.note_end(failed(2, epochs=2, failed_by="memory")) == with_epochs(2, **longer)
+    assert records.note_end(failed(2, epochs=3, failed_by="memory")) == with_epochs(2, **longer)
     assert records.note_end(failed(4, epochs=1, failed_by="memory")).value is None
     assert records.note_end(with_epochs(4, **short)) == with_epochs(4, **short)
     assert records.note_end(failed(4, epochs=1, failed_by="loss")).value is None

@@ -57,7 +57,7 @@ def test_trials_packed_or_not_learn_what_each_learns_as_a_single_run(digits):
     actor = TrialActor(sweep, trials)
     states = [actor.advance(trial, 2) for trial in trials]
     assert [state.packed_with for state in states] == [2, 2, 1, 1]
-    assert all(state.complete and len(state.rows) == 2 for state in states)
+    assert all(state.ended and len(state.rows) == 2 for state in states)
     assert states[0].trained_flops < states[2].trained_flops
     pinned = {pinned_base(load_run(sweep.store, state.run_id, sweep.config)) for state in states}
     assert len(pinned) == 1
@@ -113,7 +113,7 @@ def test_where_a_scheduler_may_stop_trials_later_phases_wait(digits):
     trials = fixed_trials(sweep.config)
     actor = TrialActor(sweep, trials)
     assert {request.unfreeze for request in actor.survey().requests} == {0, 1}
-    assert actor.advance(trials[0], 2).complete
+    assert actor.advance(trials[0], 2).ended
 
 
 @pytest.mark.proof
@@ -124,10 +124,10 @@ def test_an_actor_that_died_is_replaced_by_one_that_goes_on(digits):
         first = TrialActor(sweep, trials).advance(trial, 1)
         later = TrialActor(sweep, trials).advance(trial, 3)
         assert later.rows[0] == first.rows[0]
-        assert later.complete
+        assert later.ended
     # Another trial of the pack was taken along, and is not trained again.
     before = len(list(sweep.store.list(f"{sweep.folder}/packs")))
-    assert TrialActor(sweep, trials).advance(trials[1], 3).complete
+    assert TrialActor(sweep, trials).advance(trials[1], 3).ended
     assert len(list(sweep.store.list(f"{sweep.folder}/packs"))) == before
 
 
@@ -142,7 +142,7 @@ def test_a_trial_that_is_stopped_can_go_on_and_the_others_do_not_notice(digits):
     actor.stop(trials[2])
     others = [actor.advance(trial, 3) for trial in (trials[1], trials[3])]
     stopped = [actor.advance(trial, 3) for trial in (trials[0], trials[2])]
-    assert all(state.complete and len(state.rows) == 3 for state in [*others, *stopped])
+    assert all(state.ended and len(state.rows) == 3 for state in [*others, *stopped])
     again = swept(digits, "undisturbed", epochs=3)
     undisturbed = [TrialActor(again, trials).advance(trial, 3) for trial in fixed_trials(again.config)]
     in_order = [stopped[0], others[0], stopped[1], others[1]]
@@ -165,7 +165,7 @@ def test_a_diverged_trial_says_why_and_takes_no_other_along(digits):
     assert good.failure is None
     assert other.failure is None
     for state in (bad, worse):
-        assert state.complete
+        assert state.ended
         assert "loss became" in state.failure.reason
         assert state.failure.by == "loss"
 
@@ -176,7 +176,7 @@ def test_a_trial_that_runs_out_of_memory_says_what_it_needs_and_takes_no_other_a
     trials = fixed_trials(sweep.config)
     actor = TrialActor(sweep, trials)
     large, fitting = (actor.advance(trial, 2) for trial in trials)
-    assert large.complete
+    assert large.ended
     assert f"ran out of memory: Python could not allocate any more. Give a smaller training.batch_size ({1 << 52})" in (
         large.failure.reason
     )
@@ -198,14 +198,14 @@ def test_a_pack_that_does_not_fit_is_given_up_and_its_trials_go_on_alone(digits,
         actor.advance(trial, epochs_before)
     monkeypatch.setattr("transfer.training.pack.states_of", too_many)
     first = actor.advance(trials[0], 2)
-    assert (first.complete, len(first.rows), first.packed_with, first.failure) == (True, 2, 1, None)
+    assert (first.ended, len(first.rows), first.packed_with, first.failure) == (True, 2, 1, None)
     # Another actor tries the pack no more, and finds what came out of it.
     monkeypatch.undo()
     other = TrialActor(sweep, trials)
     states = [other.advance(trial, 2) for trial in trials]
     assert states[0] == first
     for trial, state in zip(trials, states, strict=True):
-        assert (state.complete, len(state.rows), state.packed_with) == (True, 2, 1)
+        assert (state.ended, len(state.rows), state.packed_with) == (True, 2, 1)
         run = open_run(sweep.store, trial.config, digits[1], run_id=f"alone-{epochs_before}-{trial.number}")
         train(run, digits[1])
         assert_close(weights_of(sweep, state.run_id), Checkpoints(run).complete().weights)
@@ -219,12 +219,12 @@ def test_a_branch_goes_on_from_another_trials_weights_with_its_own_values(digits
     moved = make_trial(sweep.config, 2, {"phases.0.learning_rate": 1e-3})
     branch = Branch(origin.run_id, origin.checkpoint)
     # With one actor, the other trial may have come to its end before the one that copies it begins.
-    assert actor.advance(first, 3).complete
+    assert actor.advance(first, 3).ended
     state = actor.advance(moved, 3, branch)
     assert state.run_id not in {origin.run_id, actor.advance(moved, 1).run_id}
     assert state.rows[0] == origin.rows[0]
     assert [row.learning_rate for row in state.rows] == pytest.approx([1e-2, 1e-3, 1e-3])
-    assert state.complete
+    assert state.ended
 
 
 def test_a_trial_on_another_file_than_the_sweep_began_with_is_refused(digits, tmp_path):

@@ -89,7 +89,7 @@ def test_a_trials_figures_are_the_means_of_its_folds_each_trained_by_hand(digits
     actor = TrialActor(sweep, trials)
     states = [actor.advance(trial, 3) for trial in trials]
     for trial, state in zip(trials, states, strict=True):
-        assert state.complete
+        assert state.ended
         assert state.failure is None
         assert state.run_id == ""
         assert state.packed_with == len(trials)
@@ -122,7 +122,7 @@ def test_a_trial_goes_on_after_its_actor_was_killed(digits, space):
     cut, trials = swept(digits, f"cut-{key}", space=space)
     before = TrialActor(cut, trials).advance(trials[0], 2).rows
     state = TrialActor(cut, trials).advance(trials[0], 3)
-    assert state.complete
+    assert state.ended
     assert state.rows[:2] == before
     assert_rows_close(state.rows, expected)
 
@@ -183,7 +183,7 @@ class Known(TrialRunner):
 
     def state(self):
         failure = Failure("The loss became nan", "loss") if self._done == self._fails_after else None
-        return TrialState(run_id="fold", rows=self.rows, complete=self.ended, failure=failure)
+        return TrialState(run_id="fold", rows=self.rows, ended=self.ended, failure=failure)
 
     def stop(self):
         self.is_stopped = True
@@ -221,7 +221,7 @@ def test_a_fold_that_fails_fails_the_trial():
     folded.next_epoch()
     state = folded.state()
     assert folded.ended
-    assert state.complete
+    assert state.ended
     assert state.failure == Failure("The loss became nan", "loss")
     assert len(state.rows) == 1
 
@@ -249,9 +249,9 @@ def test_a_trial_whose_loss_is_not_finite_fails_with_the_reason(digits, space):
     actor = TrialActor(sweep, trials)
     *others, failed = [actor.advance(trial, 2) for trial in trials]
     assert "The loss became" in failed.failure.reason
-    assert failed.complete
+    assert failed.ended
     assert len(failed.rows) < 2
-    assert all(other.complete and other.failure is None and len(other.rows) == 2 for other in others)
+    assert all(other.ended and other.failure is None and len(other.rows) == 2 for other in others)
 
 
 @pytest.mark.proof
@@ -263,7 +263,7 @@ def test_a_trial_that_is_stopped_can_go_on_in_every_fold(digits):
     assert len(actor.advance(trials[1], 3).rows) == 3
     assert [len(run_of(sweep, trials[0], fold).checkpoints.numbers()) for fold in range(FOLDS)] == [1, 1, 1]
     state = actor.advance(trials[0], 3)
-    assert state.complete
+    assert state.ended
     assert state.rows[:1] == before
 
 
