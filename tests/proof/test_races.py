@@ -18,7 +18,7 @@ from tests.sourcing import config_of, write_classes
 from transfer.catalog.model import ModelVersion
 from transfer.config import Config, StorageConfig
 from transfer.dataset.ingest import ingest
-from transfer.dataset.manifest import dataset_log
+from transfer.dataset.manifest import Dataset, dataset_log
 from transfer.nights.records import list_nights, work_on_night
 from transfer.registry.promote import promote
 from transfer.registry.versions import list_promotions, list_versions, publish_once, published_version, upload_version
@@ -136,7 +136,7 @@ def test_of_two_ingests_one_makes_a_version_and_the_other_says_so_and_makes_the_
         datasets, said = zip(*(outcome.answer for outcome in outcomes), strict=True)
         # Of so few images a split may lack a class, and the second version draws its splits anew: both are said, too.
         warnings = [[line for line in lines if line.startswith("Another ingest ")] for lines in said]
-        assert {dataset.number: dataset.model_dump() for dataset in datasets} == {n: log.read(n) for n in log.numbers()}
+        assert {dataset.number: dataset for dataset in datasets} == {n: log.read_as(Dataset, n) for n in log.numbers()}
         assert log.numbers() == [1, 2]
         # Unless one came so late that it planned on the other's version from the start.
         heard = next(warned for dataset, warned in zip(datasets, warnings, strict=True) if dataset.number == 2)

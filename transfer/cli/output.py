@@ -47,8 +47,8 @@ def _table(rows: list[dict[str, Any]]) -> Table:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
+    if value is None or isinstance(value, bool):
+        return {None: "-", True: "yes", False: "no"}[value]
     if isinstance(value, float):
         return f"{value:.4f}"
     if isinstance(value, int):

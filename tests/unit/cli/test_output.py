@@ -38,3 +38,7 @@ def test_off_a_terminal_a_row_is_a_line():
 
 def test_an_empty_list_is_said_to_be_none_and_what_is_not_known_is_left_out():
     assert shown({"versions": [], "model": None}) == "versions  none\n"
+
+
+def test_a_cell_of_what_is_not_known_has_a_dash():
+    assert shown({"phases": [{"trains": "head", "parameters": None}]}).split()[-2:] == ["head", "-"]
