@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+from urllib.parse import urlsplit
 
 from tests.clusters import processes_titled
 from tests.proxies import FaultProxy
@@ -100,7 +101,7 @@ class KillsOfWorkers:
         return self._whole >= 2 + (part == "entry") and part == self._part
 
     def _kill_at(self, port: int) -> None:
-        self._kill(_process_at(port))
+        self._kill(_process_at(port, of_server=urlsplit(self._proxy.url).port))
 
     def _kill_any(self) -> None:
         self._kill(self._random.choice(workers_of_this_cluster()))
@@ -122,12 +123,15 @@ def workers_of_this_cluster() -> list[int]:
     return processes_titled("ray::RayTrainWorker")
 
 
-def _process_at(port: int) -> int:
-    """The process whose connection has this port."""
+def _process_at(port: int, *, of_server: int) -> int:
+    """The process that is connected from this port to the server's. Connections to others may have the same port."""
     lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    inode = next(line[9] for line in lines if int(line[1].rpartition(":")[2], 16) == port)
-    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+    ends = {line[9]: [int(end.rpartition(":")[2], 16) for end in line[1:3]] for line in lines}
+    sockets = {f"socket:[{inode}]" for inode, found in ends.items() if found == [port, of_server]}
+    for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if str(descriptor.readlink()) == f"socket:[{inode}]":
-                return int(descriptor.parts[2])
+            for descriptor in (process / "fd").iterdir():
+                with contextlib.suppress(OSError):
+                    if str(descriptor.readlink()) in sockets:
+                        return int(process.name)
     raise LookupError(f"no process has port {port}")
