@@ -125,7 +125,7 @@ def held_out_but_seen(store: Store, dataset: Dataset, *, before: Dataset) -> str
 
 def _groups(store: Store, dataset: Dataset) -> np.ndarray:
     """A number for each image's group, int64; images without a group have numbers of their own."""
-    if dataset.splitting is None or not dataset.splitting.groups_in_shards:
+    if not dataset.groups_in_shards:
         raise ConfigError(
             f"sweep.folds divides groups of images, and {dataset.reference} was made by a release that did not store "
             "them.",
