@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 
 from transfer.dataset.listing import CheckedColumns, Listing
 from transfer.dataset.manifest import Shard
-from transfer.dataset.shards import Images, RecordedShard, ShardPlan, plan_shards, unique_images
+from transfer.dataset.shard_plan import ShardPlan, plan_shards
+from transfer.dataset.shards import Images, RecordedShard, unique_images
 from transfer.dataset.sources.base import Entry
 from transfer.dataset.splits import SPLITS, nothing_given
 
@@ -101,6 +102,7 @@ class SyntheticRows:
 
     def __init__(self, rows: int) -> None:
         self.shape = (1280,)
+        self.live = None
         self.labels = np.zeros(rows, np.int32)
         self._values = np.broadcast_to(np.zeros(self.shape, np.float32), (rows, *self.shape))
 

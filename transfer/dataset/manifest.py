@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
@@ -111,8 +112,37 @@ class Shard(BaseModel):
     sha256: str
     split: str
     rows: int
+    """Images that the version has of it."""
     size_bytes: int
     """Size of the object; the images are stored uncompressed, so their bytes are nearly all of it."""
+    removed: tuple[int, ...] = ()
+    """Rows of the object, ascending, whose images the version does not have any more. No reader of it sees them."""
+
+    @model_serializer(mode="wrap")
+    def _as_earlier_releases_read_it(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        document: dict[str, Any] = serialize(self)
+        if not self.removed:
+            document.pop("removed", None)
+        return document
+
+    @property
+    def stored_rows(self) -> int:
+        """Rows of the object, with the removed ones."""
+        return self.rows + len(self.removed)
+
+    @property
+    def whole(self) -> Shard:
+        """The same shard with all its stored rows."""
+        return self.model_copy(update={"rows": self.stored_rows, "removed": ()}) if self.removed else self
+
+    def live_rows(self) -> np.ndarray:
+        """Rows of the object that are not removed: int64 [rows], ascending."""
+        return np.delete(np.arange(self.stored_rows), self.removed)
+
+    def without(self, rows: np.ndarray) -> Shard:
+        """The same shard without some of its rows, int64 [n], numbers in the object."""
+        removed = np.union1d(np.array(self.removed, np.int64), rows)
+        return self.model_copy(update={"rows": self.stored_rows - len(removed), "removed": tuple(removed.tolist())})
 
 
 class Splitting(BaseModel):

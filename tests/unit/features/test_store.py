@@ -13,7 +13,7 @@ from transfer.dataset.manifest import Shard
 from transfer.errors import CorruptObjectError, FeaturesError, ObjectNotFoundError
 from transfer.features import store as store_module
 from transfer.features.frozen import FrozenPart, View
-from transfer.features.store import FeatureStore, description_of
+from transfer.features.store import FeatureStore
 from transfer.storage import open_store, read_document
 
 ROWS = 23
@@ -126,7 +126,7 @@ def test_two_frozen_parts_differ_in_digest_by_anything_that_decides_what_is_cach
 def test_people_find_described_what_is_cached(store, frozen_part):
     with_rows(store, frozen_part)
     found = read_document(store, f"features/{frozen_part.digest}/frozen_part.json")
-    assert found == description_of(frozen_part)
+    assert found == frozen_part.description
     assert found["base"] == "tiny"
     assert found["cut"] in {"vectors", "maps"}
 
