@@ -9,12 +9,21 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from itertools import pairwise
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from transfer.catalog import layout
 from transfer.catalog.layout import Number
@@ -102,6 +111,18 @@ def is_too_many(refused: int, images: int, *, max_share: float) -> bool:
     return refused > math.ceil(round(max_share * images, 6))
 
 
+class RowGroups(BaseModel):
+    """The row groups of a shard, each of which can be read by itself, and the footer that says where they are."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rows: tuple[Annotated[int, Field(ge=1)], ...]
+    """Rows of each row group, in stored order."""
+    footer_size_bytes: Annotated[int, Field(ge=1)]
+    """The footer is the end of the object."""
+    footer_sha256: str
+
+
 class Shard(BaseModel):
     """One Parquet object of images, all of the same split."""
 
@@ -115,12 +136,25 @@ class Shard(BaseModel):
     """Images that the version has of it."""
     size_bytes: int
     """Size of the object; the images are stored uncompressed, so their bytes are nearly all of it."""
-    removed: tuple[int, ...] = ()
+    row_groups: RowGroups | None = None
+    """None for shards of earlier releases, which can only be verified as a whole."""
+    removed: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """Rows of the object, ascending, whose images the version does not have any more. No reader of it sees them."""
 
+    @model_validator(mode="after")
+    def _rows_add_up(self) -> Shard:
+        if self.row_groups is not None and sum(self.row_groups.rows) != self.stored_rows:
+            found = f"{self.rows} and {len(self.removed)} removed ones"
+            raise ValueError(f"its row groups have {sum(self.row_groups.rows)} rows, and it has {found}")
+        if any(row >= after for row, after in pairwise([*self.removed, self.stored_rows])):
+            raise ValueError(f"its removed rows are not ascending numbers below {self.stored_rows}")
+        return self
+
     @model_serializer(mode="wrap")
-    def _as_earlier_releases_read_it(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _as_earlier_releases_wrote_it(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         document: dict[str, Any] = serialize(self)
+        if self.row_groups is None:
+            document.pop("row_groups", None)
         if not self.removed:
             document.pop("removed", None)
         return document
@@ -134,6 +168,15 @@ class Shard(BaseModel):
     def whole(self) -> Shard:
         """The same shard with all its stored rows."""
         return self.model_copy(update={"rows": self.stored_rows, "removed": ()}) if self.removed else self
+
+    @property
+    def rows_of_groups(self) -> tuple[int, ...]:
+        """Rows of each part that can be read by itself, of each row group or of the whole shard; 0 if all went."""
+        if self.row_groups is None or not self.removed:
+            return (self.rows,) if self.row_groups is None else self.row_groups.rows
+        ends = np.cumsum(self.row_groups.rows)
+        removed = np.bincount(np.searchsorted(ends, self.removed, side="right"), minlength=len(ends))
+        return tuple((np.array(self.row_groups.rows) - removed).tolist())
 
     def live_rows(self) -> np.ndarray:
         """Rows of the object that are not removed: int64 [rows], ascending."""

@@ -8,8 +8,9 @@ from PIL import Image
 
 from tests.digits import digits_config, write_some_digits
 from transfer.config import ImageInput
-from transfer.dataset.batches import WorkerSlice, image_batches
+from transfer.dataset.batches import image_batches
 from transfer.dataset.ingest import ingest
+from transfer.dataset.order import WorkerSlice
 from transfer.dataset.shards import read_shard
 from transfer.errors import CorruptObjectError
 from transfer.storage import open_store
