@@ -188,6 +188,21 @@ class Shard(BaseModel):
         return self.model_copy(update={"rows": self.stored_rows - len(removed), "removed": tuple(removed.tolist())})
 
 
+class IndexPart(BaseModel):
+    """An object of a version's index (`index.py`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    """Name of the object in storage."""
+    sha256: str
+    shards: int
+    """How many of the version's shards it lists: those that follow the shards of the parts before it."""
+    rows: int
+    """Rows of the object. Shards that left the dataset since it was written are among them."""
+    size_bytes: int
+
+
 class Splitting(BaseModel):
     """How the images of a version were assigned to splits."""
 
@@ -259,6 +274,8 @@ class Dataset(BaseModel):
     classes: list[str]
     """Names of the classes, by index. Later versions with the same `indices_from` only append classes."""
     shards: list[Shard]
+    index: tuple[IndexPart, ...] = ()
+    """What all shards hold, without the images; empty for versions of earlier releases."""
     counts: dict[str, dict[str, int]]
     """Images of each split and class: `counts["train"]["daisy"]`."""
     rejects: str | None
@@ -280,7 +297,12 @@ class Dataset(BaseModel):
             document.pop("splitting", None)
         if self.depth == "reject":
             document.pop("depth", None)
+        if not self.index:
+            document.pop("index", None)
         return document
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.number))
 
     @property
     def reference(self) -> str:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -29,10 +28,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from transfer.catalog import layout
-from transfer.dataset.listing import CheckedColumns, Listing, as_words
-from transfer.dataset.manifest import CONFLICTING_LABELS, DUPLICATE, Dataset, Reject, Shard
+from transfer.dataset.listing import CheckedColumns, Listing
+from transfer.dataset.manifest import CONFLICTING_LABELS, DUPLICATE, Reject, Shard
 from transfer.dataset.row_groups import Footers, write_row_groups
-from transfer.dataset.splits import NONE_GIVEN, SPLITS, decide_splits, group_hashes
+from transfer.dataset.splits import NONE_GIVEN, SPLITS, decide_splits
 from transfer.errors import CorruptObjectError, DatasetError
 from transfer.storage import Store, put_content
 
@@ -48,7 +47,6 @@ SHARD_SCHEMA = pa.schema(
 )
 GROUPED_SHARD_SCHEMA = SHARD_SCHEMA.append(pa.field("group", pa.string()))
 """Schema for datasets with groups; null for an image without a group."""
-READERS = 8
 _STREAMED_ROWS = 64
 
 
@@ -192,23 +190,6 @@ class RecordedShard:
     def rows(self) -> np.ndarray:
         """Rows in the shard's object, int64 [n]."""
         return self.shard.live_rows()
-
-
-def read_recorded(store: Store, dataset: Dataset | None) -> list[RecordedShard]:
-    """Read which images the shards of a version hold, not the images; nothing of None.
-
-    Raises CorruptObjectError, ObjectNotFoundError, StorageError.
-    """
-    has_groups = dataset is not None and dataset.groups_in_shards
-
-    def read(shard: Shard) -> RecordedShard:
-        table = read_columns(store, shard, ["sha256", "label", *(["group"] if has_groups else [])])
-        groups = group_hashes(table["group"].to_pylist() if has_groups else [None] * len(table))
-        words = as_words(bytes.fromhex("".join(table["sha256"].to_pylist())), 32)
-        return RecordedShard(shard, words, table["label"].to_numpy(), groups)
-
-    with ThreadPoolExecutor(READERS) as pool:
-        return list(pool.map(read, dataset.shards if dataset else []))
 
 
 def unique_images(
