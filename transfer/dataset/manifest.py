@@ -41,9 +41,10 @@ NO_PATH = "no_path"
 DUPLICATE = "duplicate"
 CONFLICTING_LABELS = "conflicting_labels"
 DROPPED = "dropped"
+FORGOTTEN = "forgotten"
 
 # Reasons that `max_reject_share` does not count, because they are no defects of the data.
-NOT_COUNTED = frozenset({IGNORED, DUPLICATE, DROPPED})
+NOT_COUNTED = frozenset({IGNORED, DUPLICATE, DROPPED, FORGOTTEN})
 SHOWN = 5
 
 LEDGER_SCHEMA = pa.schema([("key", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
