@@ -172,6 +172,9 @@ def _add_version(candidates: Candidates, checked: CheckedColumns, on_copied: OnC
     _check_still_decided(candidates)
     dataset_log(store, name).append(dataset.model_dump(), number=dataset.number)
     on_copied(copied)
+    # A shard that an old version left may have been found, and removed before this version named it.
+    if missing := [each for shard, each in zip(new, plan.new, strict=True) if not store.exists(shard.name)]:
+        _write_shards(candidates, images, missing)
     logger.info("Splits: %s.", selection.splitting.title)
     logger.info(
         "%s: %d images, %d of %d shards new.", dataset.reference, len(images), len(plan.new), len(dataset.shards)
