@@ -22,7 +22,7 @@ LONG_AGO = timedelta(0)
 
 @pytest.fixture
 def pets(tmp_path, folder_storage):
-    """Four versions of which each has another shard; the newest one has those of the first."""
+    """Four versions: an image is hidden from the second, another one from the third, and none from the fourth."""
     source = write_classes(tmp_path / "images", cat=12, dog=12)
     config = config_of(source, folder_storage, validation=0.0)
     store = open_store(config.storage)
@@ -56,10 +56,10 @@ def test_old_versions_go_with_what_only_they_name(pets):
     found = clean(store)
     assert numbers(store) == [4]
     named = {*(shard.name for shard in newest.shards), *(part.name for part in newest.index)}
-    assert {item.name for item in store.list("shards/")} | {item.name for item in store.list("index/")} == named
-    assert {item.name for item in found.objects} == {
-        name for name in before if name[:6] in ("shards", "index/")
-    } - named
+    unneeded = {name for name in before if name.split("/")[0] in ("shards", "index", "rejects")} - named
+    versions = {f"datasets/pets/0000000{number}.json" for number in (1, 2, 3)}
+    assert {item.name for item in found.objects} == unneeded
+    assert before - {item.name for item in store.list()} == unneeded | versions
     assert_readable(store)
     assert clean(store) == old_datasets.DatasetCleaning((), (), ())
 
@@ -93,16 +93,17 @@ def test_what_is_young_stays_for_whoever_is_at_work(pets):
 
 def test_a_shard_that_is_removed_while_a_version_that_has_it_is_added_is_written_again(pets, monkeypatch):
     config, store = pets
+    ingest(config_of(config.dataset.source, config.storage, validation=0.0, exclude=["cat/00002.png"]), store)
     append = ingest_module.dataset_log
 
     def after_removal(*args):
         clean(store)
         return append(*args)
 
-    # The third version's last shard is in no later version: it is found, and removed before the fifth one is there.
-    again = config_of(config.dataset.source, config.storage, validation=0.0, exclude=["cat/00002.png", "dog/*"])
+    # The fourth version's last shard is found, and removed before the sixth version is there.
+    lost = load_dataset(store, "pets", 4).shards[-1]
     monkeypatch.setattr(ingest_module, "dataset_log", after_removal)
-    ingest(again, store)
+    assert lost in ingest(config, store).shards
     assert_readable(store)
 
 
