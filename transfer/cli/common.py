@@ -29,6 +29,12 @@ ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML configu
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key, as in phases.0.epochs=3.")
 ]
+ConfigOrNone = Annotated[
+    Path | None, typer.Argument(metavar="[CONFIG]", help="YAML configuration, which says where storage is.")
+]
+StorageUri = Annotated[
+    str | None, typer.Option("--storage", help="A folder or s3://…, instead of a configuration: all that is in it.")
+]
 Promote = Annotated[
     Literal["first", "gate", "always", "never"] | None,
     typer.Option(help="Whether the version serves: publish.promote."),
@@ -49,6 +55,32 @@ def opened(path: Path, overrides: list[str] | None) -> tuple[Config, Store]:
 
     loaded = load(path, overrides)
     return loaded, open_store(loaded.storage)
+
+
+def opened_either(path: Path | None, storage: str | None, overrides: list[str] | None) -> tuple[Config | None, Store]:
+    """Open the storage of the configuration at `path`, or the one that `--storage` names, without a configuration.
+
+    Raises ConfigError unless exactly one of the two is given.
+    """
+    from transfer.config import StorageConfig
+    from transfer.config.paths import path_here
+    from transfer.errors import ConfigError
+    from transfer.storage import open_store
+
+    if path is not None and storage is None:
+        return opened(path, overrides)
+    advice = "Give a configuration, such as `config.yaml`, or `--storage` with a folder or s3://…"
+    if storage is None:
+        raise ConfigError("Neither a configuration nor a storage is named.", advice=advice)
+    if path is not None:
+        raise ConfigError("Both a configuration and a storage are named.", advice=advice)
+    if overrides:
+        raise ConfigError("--set changes a configuration, and only --storage is given.", advice=advice)
+    if "://" not in storage and not (storage and path_here(storage).is_dir()):
+        raise ConfigError(
+            f"--storage is `{storage}`, and there is nothing at {Path(storage).absolute()}.", advice=advice
+        )
+    return None, open_store(StorageConfig(uri=storage))
 
 
 def opened_to_write(path: Path, overrides: list[str] | None) -> tuple[Config, Store]:

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from transfer.cli.common import AsJson, ConfigPath, Overrides, end_with, opened, opened_to_write, run
+from transfer.cli.common import (
+    AsJson,
+    ConfigOrNone,
+    ConfigPath,
+    Overrides,
+    StorageUri,
+    end_with,
+    opened,
+    opened_either,
+    opened_to_write,
+    run,
+)
 from transfer.runtime.numbers import many, percent
 
 if TYPE_CHECKING:
@@ -27,13 +38,24 @@ Version = Annotated[int, typer.Argument(metavar="VERSION", min=1, help="Number o
 
 
 @registry_app.command("list")
-def list_(config: ConfigPath, overrides: Overrides = None, json: AsJson = False) -> None:
-    """List the versions: run, dataset, accuracy, size, which one serves, and which are pinned."""
+def list_(
+    config: ConfigOrNone = None, storage: StorageUri = None, overrides: Overrides = None, json: AsJson = False
+) -> None:
+    """List the versions of the model: run, dataset, accuracy, size, which one serves, and which are pinned."""
 
     def work() -> dict[str, Any]:
         from transfer.registry.describe import describe_versions
+        from transfer.registry.versions import models_with_versions
 
-        loaded, store = opened(config, overrides)
+        loaded, store = opened_either(config, storage, overrides)
+        described = _in_full if json else _in_short
+        if loaded is None:
+            rows = [
+                {"model": model, **described(each)}
+                for model in models_with_versions(store)
+                for each in describe_versions(store, model)
+            ]
+            return {"storage": store.uri, "versions": rows}
         model = loaded.name
         listed = describe_versions(store, model)
         if not listed:
@@ -42,7 +64,7 @@ def list_(config: ConfigPath, overrides: Overrides = None, json: AsJson = False)
             "model": model,
             "storage": store.uri,
             "promoted": next((each.version.number for each in listed if each.is_promoted), None),
-            "versions": [_in_full(each) if json else _in_short(each) for each in listed],
+            "versions": [described(each) for each in listed],
         }
 
     run(work, json)

@@ -32,6 +32,8 @@ def answer(answer_of):
 def test_versions_are_listed_rolled_back_pinned_and_removed(answer, config):
     listed = answer("list", config)
     assert (listed["model"], listed["promoted"]) == (MODEL, 5)
+    in_storage = answer("list", "--storage", config.parent / "storage")["versions"]
+    assert in_storage == [{"model": MODEL, **version} for version in listed["versions"]]
     assert listed["versions"][0] == {
         "version": 1,
         "published_at": listed["versions"][0]["published_at"],
