@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # Errors of temporary files, such as a full disk; errors of storage are StorageErrors.
 _OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
-GOES_ON = "What is done is kept: the same command goes on"
+GOES_ON = "Finished work is stored: the same command continues"
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML configuration.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key, as in phases.0.epochs=3.")
@@ -33,13 +33,13 @@ ConfigOrNone = Annotated[
     Path | None, typer.Argument(metavar="[CONFIG]", help="YAML configuration, which says where storage is.")
 ]
 StorageUri = Annotated[
-    str | None, typer.Option("--storage", help="A folder or s3://…, instead of a configuration: all that is in it.")
+    str | None, typer.Option("--storage", help="A folder or s3://… instead of a configuration, for everything in it.")
 ]
 Promote = Annotated[
     Literal["first", "gate", "always", "never"] | None,
-    typer.Option(help="Whether the version serves: publish.promote."),
+    typer.Option(help="Whether the new version serves. Default: publish.promote of the configuration."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, everything else on stderr.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and everything else on stderr.")]
 
 
 def load(path: Path, overrides: list[str] | None) -> Config:
@@ -84,7 +84,7 @@ def opened_either(path: Path | None, storage: str | None, overrides: list[str] |
 
 
 def opened_to_write(path: Path, overrides: list[str] | None) -> tuple[Config, Store]:
-    """The same, and probe that the storage is safe with several writers."""
+    """Load the configuration, open its storage, and probe that the storage is safe with several writers."""
     from transfer.storage import probe
 
     loaded, store = opened(path, overrides)
@@ -161,7 +161,8 @@ def errors_explained() -> Any:
         end_with(
             StorageError(
                 f"This machine's disk cannot be written to: {os.strerror(error.errno)}{where}.",
-                advice=f"Temporary files go to {tempfile.gettempdir()}; TMPDIR says where else. Run it again then.",
+                advice=f"Free some space, or set TMPDIR to another folder than {tempfile.gettempdir()}. Then repeat "
+                "the command.",
             )
         )
 

@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from transfer.storage import Store
 
 datasets_app = typer.Typer(
-    help="List the versions of a dataset, drop a class or want it again, start over.", no_args_is_help=True
+    help="List the versions of a dataset, drop or restore a class, start over.", no_args_is_help=True
 )
 ClassName = Annotated[str, typer.Argument(metavar="CLASS", help="Name of the class.")]
-Reason = Annotated[str, typer.Option(help="Why, for the log and for whoever wonders later.")]
+Reason = Annotated[str, typer.Option(help="The reason, which the log keeps.")]
 _SPLITS = ("train", "validation", "test")
 
 
@@ -172,11 +172,14 @@ def gc(
     overrides: Overrides = None,
     frozen_part: Annotated[
         list[str] | None,
-        typer.Option(metavar="DIGEST", help="Also all features of this frozen part. First digits are enough."),
+        typer.Option(metavar="DIGEST", help="Also find all features of this frozen part. The first digits are enough."),
     ] = None,
-    remove: Annotated[bool, typer.Option("--remove", help="Remove it, rather than say what would go.")] = False,
+    remove: Annotated[
+        bool, typer.Option("--remove", help="Remove the features, instead of only listing them.")
+    ] = False,
     abandoned_after_days: Annotated[
-        float, typer.Option(min=0, max=36500, help="Unfinished runs count for so long after their last attempt.")
+        float,
+        typer.Option(min=0, max=36500, help="Days since its last attempt after which an unfinished run is abandoned."),
     ] = 30,
     json: AsJson = False,
 ) -> None:
@@ -208,7 +211,7 @@ def verify(
     config: ConfigOrNone = None,
     storage: StorageUri = None,
     overrides: Overrides = None,
-    remove: Annotated[bool, typer.Option("--remove", help="Remove what is damaged.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove damaged features.")] = False,
     json: AsJson = False,
 ) -> None:
     """Read all cached features and compare them with their digests. Fails if damaged features are left."""
@@ -231,7 +234,7 @@ def verify(
         end_with(
             CorruptObjectError(
                 f"Damaged objects among the cached features: {len(damaged)}.",
-                advice="Repeat it with --remove: they are removed, and computed again when they are needed.",
+                advice="Repeat the command with --remove. Removed features are computed again when a job needs them.",
             )
         )
 

@@ -17,7 +17,7 @@ from transfer.runtime.numbers import many, percent
 if TYPE_CHECKING:
     from transfer.maintenance.runs import StoredRun
 
-runs_app = typer.Typer(help="List a model's runs, look at one, remove old ones.", no_args_is_help=True)
+runs_app = typer.Typer(help="List a model's runs, show one, remove old ones.", no_args_is_help=True)
 
 
 @runs_app.command("list")
@@ -69,7 +69,7 @@ def show(
         shown = read_run(store, run_id, objects)
         if shown is None:
             raise TrainingError(
-                f"There is no run `{run_id}` in {store.uri}.", advice="`transfer runs list` shows those that there are."
+                f"There is no run `{run_id}` in {store.uri}.", advice="`transfer runs list` shows all runs."
             )
         nothing = None if json else "-"
         answer = {
@@ -97,9 +97,9 @@ def gc(
     keep: Annotated[int, typer.Option(min=1, help="How many of the newest runs stay in any case.")],
     overrides: Overrides = None,
     at_work_days: Annotated[
-        float, typer.Option(min=0, max=36500, help="What was written to for less long may be worked on, and stays.")
+        float, typer.Option(min=0, max=36500, help="Runs that were written to in the last so many days stay.")
     ] = 1,
-    remove: Annotated[bool, typer.Option("--remove", help="Remove them, rather than say what would go.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove the runs, instead of only listing them.")] = False,
     json: AsJson = False,
 ) -> None:
     """Find old runs that nothing needs, and checkpoints that no finished run needs; `--remove` removes them."""
@@ -170,17 +170,18 @@ def open_(
         str,
         typer.Argument(
             metavar="[WHAT]",
-            help="index, night (the newest of the model), a night's number, or the id of a run, sweep or range test.",
+            help="`index`, `night` (the model's newest), a night's number, or the id of a run, sweep or range test.",
         ),
     ] = "index",
     storage: StorageUri = None,
     to: Annotated[
-        Path | None, typer.Option(help="Folder for the pages, which are not opened. Default: a new temporary one.")
+        Path | None,
+        typer.Option(help="Folder for the pages, which are then not opened. Default: a new temporary folder."),
     ] = None,
     overrides: Overrides = None,
     json: AsJson = False,
 ) -> None:
-    """Copy pages to this machine and open one: an index of all models of a storage, their nights, sweeps and runs."""
+    """Copy pages to this machine and open one: an index of a storage's models, nights, sweeps and runs, or one page."""
 
     def work() -> dict[str, Any]:
         from transfer.pages.contents import read_contents
