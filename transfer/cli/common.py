@@ -30,7 +30,7 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key, as in phases.0.epochs=3.")
 ]
 ConfigOrNone = Annotated[
-    Path | None, typer.Argument(metavar="[CONFIG]", help="YAML configuration, which says where storage is.")
+    Path | None, typer.Argument(metavar="CONFIG", help="YAML configuration, which says where storage is.")
 ]
 StorageUri = Annotated[
     str | None, typer.Option("--storage", help="A folder or s3://… instead of a configuration, for everything in it.")

@@ -137,7 +137,7 @@ def _told(store: Store, dataset: str, decided: Decided, *, json: bool) -> dict[s
     }
 
 
-cache_app = typer.Typer(help="See, clean up and verify cached features.", no_args_is_help=True)
+cache_app = typer.Typer(help="List, clean up and verify cached features.", no_args_is_help=True)
 
 
 @cache_app.command("list")

@@ -169,7 +169,7 @@ def open_(
     what: Annotated[
         str,
         typer.Argument(
-            metavar="[WHAT]",
+            metavar="WHAT",
             help="`index`, `night` (the model's newest), a night's number, or the id of a run, sweep or range test.",
         ),
     ] = "index",
