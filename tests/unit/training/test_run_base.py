@@ -64,7 +64,7 @@ def test_a_run_is_held_to_the_network_that_it_began_with(digits, own_base, other
 
     path.write_bytes(other_base)
     assert opened(config, dataset).id != run.id
-    with pytest.raises(RunConflictError, match=r"different: base\.model\.sha256\. .*files included"):
+    with pytest.raises(RunConflictError, match=r"different: base\.model\.sha256\. .*including its files"):
         opened(config, dataset, run_id=run.id)
     again = {
         "restore": lambda: restore_model(run, dataset),
