@@ -235,7 +235,7 @@ def _worker_main(settings: dict[str, Any]) -> TransferError | None:
     # Before anything else: a multi-worker strategy must set TensorFlow's runtime up first.
     strategy = create_strategy(config.workers.collectives)
 
-    from transfer.dataset.batches import WorkerSlice
+    from transfer.dataset.order import WorkerSlice
     from transfer.training.checkpoints import Checkpoints
     from transfer.training.loop import train
     from transfer.training.shared_models import SharedModels

@@ -18,8 +18,8 @@ import tensorflow as tf
 
 from transfer.catalog.run import EpochRow, Progress
 from transfer.config import EarlyStoppingConfig, PhaseConfig
-from transfer.dataset.batches import WorkerSlice, steps_per_epoch
 from transfer.dataset.manifest import Dataset
+from transfer.dataset.order import WorkerSlice, steps_per_epoch
 from transfer.errors import ConfigError, DivergedError
 from transfer.runtime.memory import for_training, memory_explained
 from transfer.runtime.progress import no_progress

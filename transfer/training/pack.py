@@ -21,8 +21,8 @@ import tensorflow as tf
 
 from transfer.catalog import layout
 from transfer.catalog.run import EpochRow, Progress
-from transfer.dataset.batches import WorkerSlice, steps_per_epoch
 from transfer.dataset.manifest import Dataset
+from transfer.dataset.order import WorkerSlice, steps_per_epoch
 from transfer.errors import DivergedError
 from transfer.runtime.memory import for_training, memory_explained
 from transfer.storage import Log, Store
