@@ -18,6 +18,7 @@ NAMES = {
     layout.entry("log", 7): "log/00000007.json",
     layout.dataset_log("pets"): "datasets/pets",
     layout.shard(ONE): f"shards/{ONE}.parquet",
+    layout.index_part(ONE): f"index/{ONE}.parquet",
     layout.ledger(ONE): f"rejects/{ONE}.parquet",
     layout.seen_log("pets"): "seen/pets",
     layout.seen_files(ONE): f"seen/{ONE}.parquet",
