@@ -17,7 +17,7 @@ from typing import Any
 
 from transfer.config import BaseNetworkConfig, HeadConfig, StorageConfig
 from transfer.dataset.candidates import BATCH_IMAGES
-from transfer.dataset.shards import READERS
+from transfer.dataset.index import READERS
 from transfer.features.store import OPENED_AT_ONCE
 from transfer.storage.s3_transfer import _PARTS_AT_ONCE
 
