@@ -55,9 +55,18 @@ def numbered(folder: str, number: int) -> str:
     return f"{folder}/{number:08d}"
 
 
+_ENTRY = re.compile(r"([0-9]{8,})\.json")
+
+
 def entry(log: str, number: int) -> str:
     """Name of an entry of a log."""
     return f"{numbered(log, number)}.json"
+
+
+def entry_number_in(log: str, name: str) -> int | None:
+    """The number of the entry of a log that a name is of; None for another name."""
+    match = _ENTRY.fullmatch(name.removeprefix(f"{log}/"))
+    return int(match[1]) if match else None
 
 
 def below(folder: str, name: str) -> list[str]:

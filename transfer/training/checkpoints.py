@@ -197,7 +197,7 @@ class Checkpoints:
 
         A run that came to its end removes older checkpoints, so `number` may be free again.
         """
-        newest = max(self.numbers(), default=0)
+        newest = self._log.newest_number()
         if newest > number:
             raise self._busy(newest, self.entry(newest).written)
 

@@ -147,7 +147,7 @@ def _epochs_followed(run: Run, epochs_known: int, on_epoch: Callable[[EpochRow],
 
     What workers print would come twice or not at all, and behind the name and number of a process.
     """
-    first = max(run.checkpoints.numbers(), default=0) + 1
+    first = run.checkpoints.newest_number() + 1
     over = threading.Event()
 
     def follow() -> None:

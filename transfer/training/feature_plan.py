@@ -90,7 +90,7 @@ class FeaturePlan:
     def choices(self) -> list[CacheChoice]:
         """How each phase gets its features: as the run began, or decided now if this is its beginning."""
         log = self._run.inputs
-        if not log.numbers():
+        if not log.newest_number():
             choices = [self._choice(index) for index in range(len(self._reasons))]
             for index, choice in enumerate(choices):
                 logger.info("Phase %d trains %s", index, choice.explained)

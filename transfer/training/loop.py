@@ -179,7 +179,7 @@ class Training:
         self._keeps = keeps
         self.checkpoints = Checkpoints(run)
         # Counted, not looked up at each save: all workers must agree on it, and only the chief has just written.
-        self.next_checkpoint = (self.checkpoints.numbers() or [0])[-1] + 1
+        self.next_checkpoint = run.checkpoints.newest_number() + 1
         self._images, self._validated_images = images_of(run.store, dataset, run.fold)
         self.steps = steps_per_epoch(self._images, batch_size)
         self.progress = start.progress if start else Progress()

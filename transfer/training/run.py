@@ -256,7 +256,7 @@ def hold_to_base(run: Run, digest: str) -> None:
     compared for a run that an earlier release began. Raises BaseChangedError, StorageError.
     """
     pinned = _read(run)
-    if pinned is None and not run.checkpoints.numbers():
+    if pinned is None and not run.checkpoints.newest_number():
         _check_files(run)
         # Of several workers one is first, and its digest is what all are held to.
         with suppress(AlreadyExistsError):
