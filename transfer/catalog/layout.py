@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from pydantic import Field
 
@@ -141,8 +141,13 @@ def features_description(frozen_part: str) -> str:
     return f"{features_folder(frozen_part)}/frozen_part.json"
 
 
-def features_content(frozen_part: str, sha256: str) -> str:
-    """Features and labels, row for row those of an image shard."""
+def features_content(frozen_part: str, shard_sha256: str, rows: int, sha256: str) -> str:
+    """Features and labels, row for row those of that image shard; the name says of which, for who only lists."""
+    return f"{features_folder(frozen_part)}/{shard_sha256}-{rows}-{sha256}.arrow"
+
+
+def earlier_features_content(frozen_part: str, sha256: str) -> str:
+    """The same, as earlier releases named it."""
     return f"{features_folder(frozen_part)}/{sha256}.arrow"
 
 
@@ -151,19 +156,29 @@ def features_entry(frozen_part: str, shard_sha256: str) -> str:
     return f"{features_folder(frozen_part)}/{shard_sha256}.json"
 
 
-_FEATURES = re.compile(rf"{FEATURES}/[0-9a-f]{{64}}/([0-9a-f]{{64}})\.(json|arrow)")
+_SHA256 = "[0-9a-f]{64}"
+_FEATURES_ENTRY = re.compile(rf"{FEATURES}/{_SHA256}/({_SHA256})\.json")
+_FEATURES_CONTENT = re.compile(rf"{FEATURES}/{_SHA256}/(?:({_SHA256})-([1-9][0-9]{{0,17}})-)?({_SHA256})\.arrow")
 
 
 def features_entry_in(name: str) -> str | None:
     """SHA-256 of the image shard that a name is the entry of; None for another name."""
-    match = _FEATURES.fullmatch(name)
-    return match[1] if match and match[2] == "json" else None
+    match = _FEATURES_ENTRY.fullmatch(name)
+    return match[1] if match else None
 
 
-def features_content_in(name: str) -> str | None:
-    """SHA-256 of the content that a name is of; None for another name."""
-    match = _FEATURES.fullmatch(name)
-    return match[1] if match and match[2] == "arrow" else None
+class NamedContent(NamedTuple):
+    """What the name of cached features says; shard and rows are None in a name of an earlier release."""
+
+    shard_sha256: str | None
+    rows: int | None
+    sha256: str
+
+
+def features_content_in(name: str) -> NamedContent | None:
+    """What the name of cached features says; None for another name."""
+    match = _FEATURES_CONTENT.fullmatch(name)
+    return NamedContent(match[1], int(match[2]) if match[2] else None, match[3]) if match else None
 
 
 # Runs
