@@ -143,8 +143,7 @@ class Folder:
 def read_folders(store: Store, *, reads_entries: bool = False) -> Iterator[Folder]:
     """The cached features of every frozen part. Raises StorageError.
 
-    The listing says what the entries do, except those of earlier releases, and of shards with several contents; only
-    such entries are read, unless `reads_entries`.
+    Entries are read only where their names do not tell what they say, unless `reads_entries`.
     """
     sizes: dict[str, dict[str, int]] = {}
     for item in store.list(f"{layout.FEATURES}/"):
@@ -163,9 +162,7 @@ def read_folder(store: Store, digest: str) -> Folder:
 
 def _read(store: Store, digest: str, sizes: dict[str, int], *, reads_entries: bool) -> Folder:
     shards = {shard for name in sizes if (shard := layout.features_entry_in(name))}
-    contents = {name: content for name in sizes if (content := layout.features_content_in(name))}
-    told = {} if reads_entries else _told_by_names(contents, sizes)
-    entries: dict[str, Entry | None] = {shard: entry for shard, entry in told.items() if shard in shards}
+    entries: dict[str, Entry | None] = {} if reads_entries else {**told_by_names(sizes)}
     with ThreadPoolExecutor(PARALLEL) as pool:
         for found_entry in pool.map(lambda shard: _entry(store, digest, shard), sorted(shards - entries.keys())):
             entries.update(found_entry)
@@ -174,17 +171,23 @@ def _read(store: Store, digest: str, sizes: dict[str, int], *, reads_entries: bo
         sizes=sizes,
         description=_description(store, digest) if layout.features_description(digest) in sizes else {},
         entries=entries,
-        contents=frozenset(contents),
+        contents=frozenset(name for name in sizes if layout.features_content_in(name)),
     )
 
 
-def _told_by_names(contents: Mapping[str, layout.NamedContent], sizes: Mapping[str, int]) -> dict[str, Entry]:
-    """What the entry of a shard says, by shard, if there is one. Of several contents only the entry tells which."""
+def told_by_names(sizes: Mapping[str, int]) -> dict[str, Entry]:
+    """What the entries say, by shard, as names and sizes of objects tell.
+
+    Entries of earlier releases are not told, nor those of shards with several contents.
+    """
+    shards = {layout.features_entry_in(name) for name in sizes}
+    contents = {name: content for name in sizes if (content := layout.features_content_in(name))}
     of_shard = Counter(content.shard_sha256 for content in contents.values())
     return {
         content.shard_sha256: Entry(format=2, sha256=content.sha256, rows=content.rows, size_bytes=sizes[name])
         for name, content in contents.items()
-        if content.shard_sha256 and content.rows and of_shard[content.shard_sha256] == 1
+        if content.shard_sha256 in shards and content.shard_sha256 and content.rows
+        if of_shard[content.shard_sha256] == 1
     }
 
 
