@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict
 from transfer.catalog import layout
 from transfer.catalog.model import ModelVersion
 from transfer.dataset.classes import names_among
+from transfer.dataset.index import read_images
 from transfer.dataset.manifest import Dataset, load_dataset
-from transfer.dataset.shards import read_columns
 from transfer.dataset.splits import SPLITS, drawn_never_trained_on
 from transfer.registry.retention_log import Pin, read_retention
 from transfer.registry.versions import Promotion, current_promotion, list_promotions, list_versions, load_version
@@ -110,14 +110,15 @@ def never_trained_on(
     before = trained_on(store, version)
     if before.splitting is None:
         return drawn_never_trained_on(digests, split, version.provenance.config["dataset"])
-    asked = set(digests)
-    nearer, as_far = set[str](), set[str]()
-    for shard in before.shards:
+    wanted = [bytes.fromhex(digest) for digest in digests]
+    asked = set(wanted)
+    nearer, as_far = set[bytes](), set[bytes]()
+    for shard, table in zip(before.shards, read_images(store, before, ["sha256"]), strict=True):
         known = nearer if SPLITS.index(shard.split) < SPLITS.index(split) else as_far
-        known |= asked.intersection(read_columns(store, shard, ["sha256"])["sha256"].to_pylist())
+        known |= asked.intersection(table["sha256"].to_pylist())
     has_other_groups = before.splitting.groups_by is not None and before.splitting != dataset.splitting
     counting = as_far if has_other_groups else asked - nearer
-    return np.array([digest in counting for digest in digests], bool)
+    return np.array([digest in counting for digest in wanted], bool)
 
 
 @dataclass(frozen=True)

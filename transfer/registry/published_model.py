@@ -20,8 +20,9 @@ from transfer.catalog.model import ModelVersion
 from transfer.config import Config, ImageInput
 from transfer.dataset.batches import BinaryColumn
 from transfer.dataset.check import op_text
+from transfer.dataset.index import read_images
 from transfer.dataset.manifest import Dataset, Shard
-from transfer.dataset.shards import read_columns, read_shard
+from transfer.dataset.shards import read_shard
 from transfer.dataset.splits import TRAIN
 from transfer.errors import CorruptObjectError, DatasetError, ObjectNotFoundError, RegistryError, TrainingError
 from transfer.evaluation.against import SameImages, ServingAnswers
@@ -277,9 +278,8 @@ def _asked(config: Config, store: Store, dataset: Dataset, split: str, version: 
         if not set(known) & set(dataset.classes):
             return f"version {version.number} knows none of the classes of {dataset.reference}"
         shards = dataset.shards_of(split)
-        digests = [
-            sha256 for shard in shards for sha256 in read_columns(store, shard, ["sha256"])["sha256"].to_pylist()
-        ]
+        tables = read_images(store, dataset, ["sha256"], shards)
+        digests = [digest.hex() for table in tables for digest in table["sha256"].to_pylist()]
         comparable = never_trained_on(store, version, dataset, split, digests)
         if not comparable.any():
             return f"version {version.number} may have been trained on all of them"
