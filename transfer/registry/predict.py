@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from transfer.catalog.model import ModelVersion
 from transfer.config import Config
-from transfer.errors import ConfigError, RegistryError
+from transfer.errors import ConfigError
 from transfer.registry.prediction_file import Columns, Row, as_json, deliver, is_folder, predictions_file
 from transfer.registry.prediction_folder import PredictionFolder, PredictionPlan, check_output
 from transfer.registry.prediction_parts import Listing, Part, listed_dataset, listed_images
@@ -31,7 +31,7 @@ MOST_SHOWN = 50
 """Largest number of images that are predicted without an output."""
 PARTS_AT_ONCE = 2
 """Of a worker: images of one are read while those of the other go through the network."""
-TASK = Task("predict", RegistryError, "Repeat the command: parts of a folder that are written are found.")
+TASK = Task("predict", advice="Repeat the command: parts of a folder that are written are found.")
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ def predict(
     reason and do not stop the job. Only the list of files grows in memory with the number of images.
 
     Raises DatasetError if there are no files or no such dataset version, RegistryError if the version does not exist or
-    has no embeddings, or if workers keep dying, ConfigError for too many images without an output and options that do
-    not fit, and the errors of `check_output` and `PublishedModel`.
+    has no embeddings, ClusterError if workers keep dying, ConfigError for too many images without an output and for
+    options that do not fit, and the errors of `check_output` and `PublishedModel`.
     """
     if bool(images) == (dataset is not None) or (split and not dataset):
         raise ConfigError("Give the images to predict by --images, or by --dataset, which --split belongs to.")

@@ -15,7 +15,6 @@ from transfer.errors import AlreadyExistsError, ConfigError, DatasetError, Stora
 from transfer.evaluation.evaluate import load_report
 from transfer.registry import prediction_parts
 from transfer.registry.prediction_folder import PredictionFolder
-from transfer.storage import open_store
 from transfer.training.shared_models import restore_model
 
 
