@@ -401,6 +401,24 @@ def retention_log(model: str) -> str:
     return f"{MODELS}/{model}/retention"
 
 
+# Predictions, in a folder that a user names, which lies anywhere. Readers of Parquet skip names that begin with `_`.
+
+
+def predictions_plan() -> str:
+    """In a folder of predictions: what is predicted by which version, and how it is divided into parts."""
+    return "_plan.json"
+
+
+def predictions_part(part: int) -> str:
+    """In a folder of predictions: consecutive rows, from part 0 on."""
+    return f"part-{part:05d}.parquet"
+
+
+def predictions_end() -> str:
+    """In a folder of predictions, written last: how many images there are, and how many of them failed."""
+    return "_SUCCESS"
+
+
 # Of storage itself
 
 

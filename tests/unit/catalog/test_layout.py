@@ -69,6 +69,9 @@ NAMES = {
     layout.refusals_folder("pets"): "models/pets/refusals",
     layout.refusals_log("pets", 6): "models/pets/refusals/00000006",
     layout.retention_log("pets"): "models/pets/retention",
+    layout.predictions_plan(): "_plan.json",
+    layout.predictions_part(7): "part-00007.parquet",
+    layout.predictions_end(): "_SUCCESS",
     layout.probe("one"): ".probe/one",
     layout.RAY: "ray",
 }
