@@ -23,6 +23,7 @@ _PARTS: dict[str, Any] = {
     "digest": "<digest>",
     "frozen_part": "<frozen part>",
     "shard_sha256": "<sha256 of the shard>",
+    "rows": "<rows>",
     "run": "<run>",
     "folder": layout.run_folder("<run>"),
     "split": "<split>",
