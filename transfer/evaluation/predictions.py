@@ -1,4 +1,4 @@
-"""Predictions of a model for the images of one split, with the true labels."""
+"""Predictions of a model for images of one split, with the true labels."""
 
 from __future__ import annotations
 
@@ -38,10 +38,6 @@ class Predictions:
         return predicted
 
     def _check_shapes(self) -> None:
-        if not self.keys:
-            raise DatasetError(
-                "There are no predictions to evaluate.", advice="Evaluate on a split that has at least one image."
-            )
         for name, found, dtype, shape in (
             ("labels", self.labels, np.int32, (len(self.keys),)),
             ("probabilities", self.probabilities, np.float32, (len(self.keys), len(self.classes))),
