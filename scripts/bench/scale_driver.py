@@ -232,53 +232,45 @@ def order(figures: Figures, shards: list[Shard]) -> None:
     figures.facts["images of a chunk"] = len(rows)
 
 
-class IdleActor:
-    """Finds that everything is lacking, and computes nothing."""
+class IdleWork:
+    """Computes nothing, and has the shards that every actor of an extraction has."""
 
-    def __init__(self, config: Any, requests: Any, shards: Sequence[Shard], actors: int) -> None:
-        del config, requests, actors
-        self._shards = list(shards)
+    def __init__(self, shards: Sequence[Shard]) -> None:
+        self._shards = shards
 
-    def plan(self) -> tuple[list[Shard], Extraction]:
-        """All shards lack something."""
-        return self._shards, Extraction()
-
-    def extract(self, shard: Shard) -> Extraction:
+    def __call__(self, shard: Shard | None) -> Extraction:
         """Answer at once."""
-        return Extraction(images=shard.rows)
+        return Extraction(images=shard.rows if shard else 0)
 
 
 def tasks(counts: Sequence[int]) -> list[dict[str, Any]]:
     """What the driver does for each shard that it hands to an actor on Ray, with actors that do nothing."""
     import ray
 
-    from transfer.features import ray_extract
-
-    ray_extract.ExtractionActor = IdleActor  # type: ignore[assignment, misc]
-    config = parse_config({**configuration("unused"), "workers": {"count": ACTORS}})
     ray.init(address="local", num_cpus=ACTORS, include_dashboard=False, log_to_driver=False, logging_level="warning")
     try:
-        return [_hand_out(config, count).plain() for count in counts]
+        return [_hand_out(count).plain() for count in counts]
     finally:
         ray.shutdown()
 
 
-def _hand_out(config: Any, count: int) -> Figures:
-    from transfer.features.ray_extract import _Crew
+def _hand_out(count: int) -> Figures:
+    from transfer.config import WorkersConfig
+    from transfer.runtime.actors import Actors, Task
 
     figures, shards = Figures(count), shards_of(count, 640)
-    with figures.part("tasks"), _Crew(config, [], shards) as crew:
-        with figures.step(f"start {ACTORS} actors and plan", "shards", count):
-            missing, _ = crew.plan()
-        answers = crew.extract(missing)
+    workers = WorkersConfig(count=ACTORS)
+    with figures.part("tasks"), Actors(IdleWork, shards, workers=workers, task=Task("do nothing")) as actors:
+        answers = actors.map(shards)
         # All actors are up when each has answered; then only handing out is timed.
-        for _ in range(min(2 * ACTORS, count - 1)):
-            next(answers)
-        rest = count - min(2 * ACTORS, count - 1)
-        with figures.step("hand out shards", "shards", rest):
+        first = min(2 * ACTORS, count - 1)
+        with figures.step(f"start {ACTORS} actors", "shards", count):
+            for _ in range(first):
+                next(answers)
+        with figures.step("hand out shards", "shards", count - first):
             handed = sum(1 for _ in answers)
-    if handed != rest:
-        raise SystemExit(f"{handed} of {rest} shards were handed out")
+    if handed != count - first:
+        raise SystemExit(f"{handed} of {count - first} shards were handed out")
     return figures
 
 
