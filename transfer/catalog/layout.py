@@ -155,6 +155,7 @@ def features_content_in(name: str) -> str | None:
 
 REPORT = "report.json"
 REPORT_PAGE = "report.html"
+REPORT_CLAIM = "claim.json"
 PREDICTIONS = "predictions.parquet"
 
 
@@ -209,8 +210,14 @@ def reports_log(folder: str) -> str:
 
 
 def report_file(folder: str, number: int, name: str) -> str:
-    """Files of an evaluation: `report.json`, `report.html` and `predictions.parquet`."""
+    """Files of an evaluation: `claim.json`, written first by whoever has the number, `report.json`, `report.html`, and
+    the predictions, `predictions.parquet` or the files in `predictions/`."""
     return f"{numbered(reports_log(folder), number)}/{name}"
+
+
+def predictions_part_in(number: int) -> str:
+    """Name, among the files of an evaluation, of a part of the predictions; parts count from 0."""
+    return f"predictions/part-{number:05d}.parquet"
 
 
 # Learning-rate range tests

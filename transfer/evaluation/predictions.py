@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from transfer.errors import DatasetError
 
@@ -36,6 +39,31 @@ class Predictions:
         """The most probable class of each image, int64 [n]; in a tie the lower index."""
         predicted: np.ndarray = self.probabilities.argmax(axis=1)
         return predicted
+
+    def to_parquet(self) -> bytes:
+        """Encode as Parquet, without the names of the classes."""
+        buffer = io.BytesIO()
+        table = pa.table(
+            {
+                "key": pa.array(self.keys, pa.string()),
+                "label": self.labels,
+                "probabilities": pa.array(list(self.probabilities), pa.list_(pa.float32())),
+            }
+        )
+        pq.write_table(table, buffer)
+        return buffer.getvalue()
+
+    @classmethod
+    def from_parquet(cls, data: bytes, classes: list[str]) -> Predictions:
+        """Read what `to_parquet` wrote."""
+        table = pq.read_table(io.BytesIO(data))
+        probabilities = np.stack(table["probabilities"].to_numpy())
+        return cls(table["key"].to_pylist(), table["label"].to_numpy(), probabilities, classes)
+
+    def slice(self, start: int, stop: int) -> Predictions:
+        """Those of some consecutive rows."""
+        rows = slice(start, stop)
+        return Predictions(self.keys[rows], self.labels[rows], self.probabilities[rows], self.classes)
 
     def _check_shapes(self) -> None:
         for name, found, dtype, shape in (
