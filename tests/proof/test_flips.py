@@ -18,7 +18,8 @@ from transfer.catalog.run import Progress
 from transfer.config import ImageInput
 from transfer.dataset.file_cache import SeenLog
 from transfer.dataset.manifest import Reject, Shard, load_dataset, write_ledger
-from transfer.dataset.shards import read_columns, read_shard, write_shard
+from transfer.dataset.row_groups import Footers
+from transfer.dataset.shards import read_columns, read_row_group, read_shard, write_shard
 from transfer.errors import CorruptObjectError
 from transfer.nights.claim import held_claim, take_claim
 from transfer.nights.records import NightPlan, list_nights, work_on_night
@@ -176,6 +177,21 @@ def test_flips_of_a_shard_are_noticed(store, folder, shard):
         with flipped(folder / shard.name, position, bit), pytest.raises(CorruptObjectError, match=shard.sha256):
             read_shard(store, shard)
     note("shard", flips=SAMPLED, failures=0)
+
+
+def test_flips_of_a_row_group_and_of_the_footer_are_noticed(store, folder, shard):
+    def read_all():
+        footers = Footers()
+        groups = range(len(shard.row_groups.rows))
+        return [read_row_group(store, shard, group, columns=["image", "label"], footers=footers) for group in groups]
+
+    read_all()
+    for position, bit in sampled(folder / shard.name, SAMPLED):
+        if position < len(b"PAR1"):
+            continue  # No row group, and not read.
+        with flipped(folder / shard.name, position, bit), pytest.raises(CorruptObjectError, match=shard.sha256):
+            read_all()
+    note("row groups and footer of a shard", flips=SAMPLED, failures=0)
 
 
 def test_flips_where_only_a_few_columns_are_read_are_noticed_or_change_nothing(store, folder, shard):

@@ -18,6 +18,7 @@ from transfer.errors import StorageError
 # What is listed. All other names begin with one of them.
 DATASETS = "datasets"
 SHARDS = "shards"
+INDEX = "index"
 REJECTS = "rejects"
 SEEN = "seen"
 CLASSES = "classes"
@@ -91,6 +92,11 @@ def dataset_log(name: str) -> str:
 def shard(sha256: str) -> str:
     """Images of a split, with their keys, labels and digests."""
     return f"{SHARDS}/{sha256}.parquet"
+
+
+def index_part(sha256: str) -> str:
+    """Digests, labels, keys and groups of the images of some shards; the parts that a version names are its index."""
+    return f"{INDEX}/{sha256}.parquet"
 
 
 def ledger(sha256: str) -> str:

@@ -18,15 +18,17 @@ from contextlib import closing
 from functools import partial
 
 import numpy as np
+import pyarrow as pa
 
 from transfer.config import Config
 from transfer.dataset.candidates import Candidates, check_images, list_candidates, select
 from transfer.dataset.classes import no_classes
 from transfer.dataset.decisions import read_decided
+from transfer.dataset.index import INDEX_SCHEMA, read_recorded, write_index
 from transfer.dataset.ingest_tasks import ChangedError, Row, ShardTask, build_shard
-from transfer.dataset.listing import CheckedColumns
+from transfer.dataset.listing import CheckedColumns, binary_column
 from transfer.dataset.manifest import Dataset, Shard, count_rejects, dataset_log, latest_dataset, write_ledger
-from transfer.dataset.shards import Images, PlannedShard, RecordedShard, moved_images, plan_shards, read_recorded
+from transfer.dataset.shards import Images, PlannedShard, RecordedShard, moved_images, plan_shards
 from transfer.dataset.sources import Source, open_source
 from transfer.dataset.splits import NONE_GIVEN, TRAIN
 from transfer.errors import AlreadyExistsError, DatasetError
@@ -132,6 +134,11 @@ def _add_version(candidates: Candidates, checked: CheckedColumns) -> Dataset:
         if ledger and ledger != parent.rejects:
             logger.info("What was refused this time is in %s.", ledger)
         return parent
+    new = _write_shards(candidates, images, plan.new)
+    shards = [*plan.kept, *new]
+    rows_of_new = {
+        shard.sha256: _index_rows(candidates, images, planned) for shard, planned in zip(new, plan.new, strict=True)
+    }
     number = latest.number + 1 if latest else 1
     dataset = Dataset(
         name=name,
@@ -140,7 +147,8 @@ def _add_version(candidates: Candidates, checked: CheckedColumns) -> Dataset:
         created=now_utc(),
         indices_from=parent.indices_from if parent and len(known_classes) == len(parent.classes) else number,
         classes=classes,
-        shards=[*plan.kept, *_write_shards(candidates, images, plan.new)],
+        shards=shards,
+        index=write_index(store, shards, new=rows_of_new, parent=parent),
         counts=selection.counts,
         rejects=ledger,
         reject_counts=count_rejects(selection.rejects),
@@ -205,6 +213,20 @@ def _shard_task(candidates: Candidates, images: Images, planned: PlannedShard) -
             )
         )
     return ShardTask(planned.split, rows, candidates.splitting.groups_in_shards)
+
+
+def _index_rows(candidates: Candidates, images: Images, planned: PlannedShard) -> pa.Table:
+    """What the index lists of a shard."""
+    rows, given = images.rows[planned.images], candidates.listing.given
+    groups, is_grouped = given.groups[rows], candidates.splitting.groups_in_shards
+    has_none = (groups == NONE_GIVEN) | (not is_grouped)
+    columns = {
+        "sha256": binary_column(images.words[planned.images].astype(">u8").tobytes(), 32),
+        "label": images.labels[planned.images],
+        "key": candidates.listing.keys.take(pa.array(rows)),
+        "group": pa.array(given.group_names, pa.string()).take(pa.array(groups, mask=has_none)),
+    }
+    return pa.table(columns, schema=INDEX_SCHEMA)
 
 
 def _check_arrived(store: Store, shard: Shard) -> None:

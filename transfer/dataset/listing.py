@@ -141,6 +141,23 @@ def as_words(digests: bytes | bytearray, size_bytes: int) -> np.ndarray:
     return np.frombuffer(digests, ">u8").reshape(-1, size_bytes // 8).astype(np.uint64)
 
 
+def binary_column(values: bytes, size_bytes: int) -> pa.Array:
+    """Consecutive values of `size_bytes` each as a column."""
+    return pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(size_bytes), len(values) // size_bytes, [None, pa.py_buffer(values)]
+    )
+
+
+def bytes_of_column(column: pa.ChunkedArray) -> bytes:
+    """All bytes of a column of `binary_column`, without an object for each row."""
+    size: int = column.type.byte_width
+    return b"".join(
+        chunk.buffers()[1].slice(chunk.offset * size, len(chunk) * size).to_pybytes()
+        for chunk in column.chunks
+        if len(chunk)
+    )
+
+
 def find_words(words: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """Indices of digests among sorted digests (uint64 [n, k] both), -1 for a missing one.
 

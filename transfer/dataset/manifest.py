@@ -9,11 +9,19 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from transfer.catalog import layout
 from transfer.catalog.layout import Number
@@ -101,6 +109,18 @@ def is_too_many(refused: int, images: int, *, max_share: float) -> bool:
     return refused > math.ceil(round(max_share * images, 6))
 
 
+class RowGroups(BaseModel):
+    """The row groups of a shard, each of which can be read by itself, and the footer that says where they are."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rows: tuple[Annotated[int, Field(ge=1)], ...]
+    """Rows of each row group, in stored order."""
+    footer_size_bytes: Annotated[int, Field(ge=1)]
+    """The footer is the end of the object."""
+    footer_sha256: str
+
+
 class Shard(BaseModel):
     """One Parquet object of images, all of the same split."""
 
@@ -113,6 +133,41 @@ class Shard(BaseModel):
     rows: int
     size_bytes: int
     """Size of the object; the images are stored uncompressed, so their bytes are nearly all of it."""
+    row_groups: RowGroups | None = None
+    """None for shards of earlier releases, which can only be verified as a whole."""
+
+    @model_validator(mode="after")
+    def _rows_add_up(self) -> Shard:
+        if sum(self.rows_of_groups) != self.rows:
+            raise ValueError(f"its row groups have {sum(self.rows_of_groups)} rows, and it has {self.rows}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_earlier_releases_wrote_it(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        document: dict[str, Any] = serialize(self)
+        if self.row_groups is None:
+            document.pop("row_groups", None)
+        return document
+
+    @property
+    def rows_of_groups(self) -> tuple[int, ...]:
+        """Rows of each part that can be read by itself: of each row group, or of the whole shard."""
+        return (self.rows,) if self.row_groups is None else self.row_groups.rows
+
+
+class IndexPart(BaseModel):
+    """An object of a version's index (`index.py`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    """Name of the object in storage."""
+    sha256: str
+    shards: int
+    """How many of the version's shards it lists: those that follow the shards of the parts before it."""
+    rows: int
+    """Rows of the object. Shards that left the dataset since it was written are among them."""
+    size_bytes: int
 
 
 class Splitting(BaseModel):
@@ -186,6 +241,8 @@ class Dataset(BaseModel):
     classes: list[str]
     """Names of the classes, by index. Later versions with the same `indices_from` only append classes."""
     shards: list[Shard]
+    index: tuple[IndexPart, ...] = ()
+    """What all shards hold, without the images; empty for versions of earlier releases."""
     counts: dict[str, dict[str, int]]
     """Images of each split and class: `counts["train"]["daisy"]`."""
     rejects: str | None
@@ -207,7 +264,12 @@ class Dataset(BaseModel):
             document.pop("splitting", None)
         if self.depth == "reject":
             document.pop("depth", None)
+        if not self.index:
+            document.pop("index", None)
         return document
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.number))
 
     @property
     def reference(self) -> str:

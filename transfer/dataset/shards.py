@@ -2,8 +2,8 @@
 
 Rows are sorted by the SHA-256 of the images, which is a random order of classes, names and ages. Columns are stored
 uncompressed (encoded images do not compress), without dictionaries and statistics, so that the same rows give the same
-bytes. A row group holds about 8 MiB of images, which a reader or writer needs in memory at once. Pages have checksums,
-for readers of a few columns, which cannot verify the digest of the object.
+bytes. A row group holds about 1 MiB of images and can be read by itself (`row_groups.py`). Pages have checksums, for
+readers of a few columns, which cannot verify the digest of the object.
 
 Of byte-identical images with one label only one is stored: a copy that is given to test, else to validation, else to
 train, else one without a given split; of several such copies the first in the source's order. Only with
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -29,9 +28,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from transfer.catalog import layout
-from transfer.dataset.listing import CheckedColumns, Listing, as_words, find_words
-from transfer.dataset.manifest import CONFLICTING_LABELS, DUPLICATE, Dataset, Reject, Shard
-from transfer.dataset.splits import NONE_GIVEN, SPLITS, decide_splits, group_hashes
+from transfer.dataset.listing import CheckedColumns, Listing, find_words
+from transfer.dataset.manifest import CONFLICTING_LABELS, DUPLICATE, Reject, Shard
+from transfer.dataset.row_groups import Footers, write_row_groups
+from transfer.dataset.splits import NONE_GIVEN, SPLITS, decide_splits
 from transfer.errors import CorruptObjectError, DatasetError
 from transfer.storage import Store, put_content
 
@@ -47,8 +47,6 @@ SHARD_SCHEMA = pa.schema(
 )
 GROUPED_SHARD_SCHEMA = SHARD_SCHEMA.append(pa.field("group", pa.string()))
 """Schema for datasets with groups; null for an image without a group."""
-ROW_GROUP_SIZE_BYTES = 8 * 1024**2
-READERS = 8
 
 
 def write_shard(store: Store, rows: Iterable[dict[str, Any]], *, split: str, grouped: bool = False) -> Shard:
@@ -58,35 +56,12 @@ def write_shard(store: Store, rows: Iterable[dict[str, Any]], *, split: str, gro
     Raises StorageError.
     """
     with tempfile.TemporaryDirectory(prefix="transfer-shard-") as folder:
-        path, schema = Path(folder) / "shard.parquet", GROUPED_SHARD_SCHEMA if grouped else SHARD_SCHEMA
-        count = 0
-        with pq.ParquetWriter(
-            path,
-            schema,
-            compression="none",
-            use_dictionary=False,
-            write_statistics=False,
-            write_page_checksum=True,
-        ) as writer:
-            for group in _row_groups(rows):
-                writer.write_table(pa.Table.from_pylist(group, schema), row_group_size=len(group))
-                count += len(group)
+        path = Path(folder) / "shard.parquet"
+        row_groups = write_row_groups(path, rows, GROUPED_SHARD_SCHEMA if grouped else SHARD_SCHEMA)
         size_bytes = path.stat().st_size
         name, sha256 = put_content(store, layout.shard, path)
-    return Shard(name=name, sha256=sha256, split=split, rows=count, size_bytes=size_bytes)
-
-
-def _row_groups(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    group: list[dict[str, Any]] = []
-    size_bytes = 0
-    for row in rows:
-        group.append(row)
-        size_bytes += len(row["image"])
-        if size_bytes >= ROW_GROUP_SIZE_BYTES:
-            yield group
-            group, size_bytes = [], 0
-    if group:
-        yield group
+    count = sum(row_groups.rows)
+    return Shard(name=name, sha256=sha256, split=split, rows=count, size_bytes=size_bytes, row_groups=row_groups)
 
 
 def read_shard(store: Store, shard: Shard, *, columns: list[str] | None = None) -> pa.Table:
@@ -103,7 +78,7 @@ def read_shard(store: Store, shard: Shard, *, columns: list[str] | None = None) 
             table = pq.read_table(file, columns=columns)
     except pa.ArrowInvalid as error:
         raise _unreadable(store, shard, str(error)) from error
-    _check_table(store, shard, table, columns)
+    _check_table(store, shard, table, columns, rows=shard.rows)
     return table
 
 
@@ -117,15 +92,29 @@ def read_columns(store: Store, shard: Shard, columns: list[str]) -> pa.Table:
             table = pq.read_table(file, columns=columns, page_checksum_verification=True)
         except (pa.ArrowException, OSError, ValueError) as error:  # Arrow raises these for damaged pages and footers.
             raise _unreadable(store, shard, str(error)) from error
-    _check_table(store, shard, table, columns)
+    _check_table(store, shard, table, columns, rows=shard.rows)
     return table
 
 
-def _check_table(store: Store, shard: Shard, table: pa.Table, columns: list[str]) -> None:
-    if (
-        table.schema != pa.schema([GROUPED_SHARD_SCHEMA.field(name) for name in columns])
-        or table.num_rows != shard.rows
-    ):
+def read_row_group(store: Store, shard: Shard, group: int, *, columns: list[str], footers: Footers) -> pa.Table:
+    """Read one row group of a shard by one request, and verify its digest.
+
+    A shard of an earlier release is read as a whole: it is one group. `footers`: of the shards that are read often.
+    Raises CorruptObjectError, ObjectNotFoundError, StorageError.
+    """
+    try:
+        footer = footers.of(store, shard)
+        if footer is None:
+            return read_shard(store, shard, columns=columns)
+        table = footer.read(store, shard, group, columns)
+    except (pa.ArrowException, OSError, ValueError) as error:  # Arrow raises these for footers that are none.
+        raise _unreadable(store, shard, str(error)) from error
+    _check_table(store, shard, table, columns, rows=shard.rows_of_groups[group])
+    return table
+
+
+def _check_table(store: Store, shard: Shard, table: pa.Table, columns: list[str], *, rows: int) -> None:
+    if table.schema != pa.schema([GROUPED_SHARD_SCHEMA.field(name) for name in columns]) or table.num_rows != rows:
         raise _unreadable(store, shard, f"{table.num_rows} rows of {table.schema.names}")
 
 
@@ -172,23 +161,6 @@ class RecordedShard:
     words: np.ndarray
     labels: np.ndarray
     groups: np.ndarray
-
-
-def read_recorded(store: Store, dataset: Dataset | None) -> list[RecordedShard]:
-    """Read which images the shards of a version hold, not the images; nothing of None.
-
-    Raises CorruptObjectError, ObjectNotFoundError, StorageError.
-    """
-    has_groups = dataset is not None and dataset.groups_in_shards
-
-    def read(shard: Shard) -> RecordedShard:
-        table = read_columns(store, shard, ["sha256", "label", *(["group"] if has_groups else [])])
-        groups = group_hashes(table["group"].to_pylist() if has_groups else [None] * len(table))
-        words = as_words(bytes.fromhex("".join(table["sha256"].to_pylist())), 32)
-        return RecordedShard(shard, words, table["label"].to_numpy(), groups)
-
-    with ThreadPoolExecutor(READERS) as pool:
-        return list(pool.map(read, dataset.shards if dataset else []))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from transfer.evaluation.against import Beside, ServingAnswers, compare_with_ser
 from transfer.evaluation.metrics import Tally
 from transfer.evaluation.mistakes import Mistake, worst_of
 from transfer.evaluation.report import Report
-from transfer.evaluation.units import Unit, images_with, units_of
+from transfer.evaluation.units import Picture, Unit, units_of
 from transfer.evaluation.work import GALLERY_SIZE, EvaluationWork, Part, predictions_file
 from transfer.runtime.actors import Actors, Task
 from transfer.runtime.progress import progress
@@ -107,8 +107,7 @@ class _Gathered:
         """Images of each of them, by the number of its unit."""
         self._beside = Beside()
         self._why_not: dict[int, str] = {}
-        self._unit_of: dict[str, Unit] = {}
-        self._pictures: dict[str, bytes] = {}
+        self._pictures: dict[str, Picture] = {}
 
     def add(self, unit: Unit, part: Part) -> None:
         """Add what is told of a unit."""
@@ -122,11 +121,8 @@ class _Gathered:
         elif part.beside is not None:
             self._beside += part.beside
         self.mistakes = worst_of([*self.mistakes, *part.mistakes], GALLERY_SIZE)
-        worst = {mistake.key for mistake in self.mistakes}
-        units = {**self._unit_of, **{mistake.key: unit for mistake in part.mistakes}}
         pictures = {**self._pictures, **part.pictures}
-        self._unit_of = {key: found for key, found in units.items() if key in worst}
-        self._pictures = {key: found for key, found in pictures.items() if key in worst}
+        self._pictures = {mistake.key: pictures[mistake.key] for mistake in self.mistakes}
 
     def beside(self, serving: ServingAnswers) -> Beside | str:
         """The same images by the version that serves, or why it was not asked, or could not be, as a clause."""
@@ -135,10 +131,8 @@ class _Gathered:
         return self._why_not[min(self._why_not)] if self._why_not else self._beside
 
     def pictures(self, store: Store) -> dict[str, bytes]:
-        """The encoded images of the mistakes, by key. Those of images that cached features stood for are read now."""
-        missing = self._unit_of.keys() - self._pictures.keys()
-        shards = dict.fromkeys(shard for key in sorted(missing) for shard in self._unit_of[key].shards)
-        return {**self._pictures, **images_with(store, list(shards), set(missing))}
+        """The encoded images of the mistakes, by key. Those that cached features stood for are read now."""
+        return {key: picture.read(store) for key, picture in self._pictures.items()}
 
 
 def _claimed_number(run: Run) -> int:

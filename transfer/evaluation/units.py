@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -11,8 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from transfer.dataset.manifest import Shard
-from transfer.dataset.shards import read_columns, read_shard
+from transfer.dataset.index import read_images
+from transfer.dataset.manifest import Dataset, Shard
+from transfer.dataset.row_groups import Footers
+from transfer.dataset.shards import read_row_group, read_shard
 from transfer.storage import Store
 
 if TYPE_CHECKING:
@@ -62,20 +65,22 @@ def _groups(shards: Sequence[Shard]) -> Iterator[list[Shard]]:
 
 
 class UnitImages:
-    """What shards have about the images of a unit, in stored order; `[row]` is an encoded image.
+    """What is stored about the images of a unit, in stored order; `[row]` is an encoded image.
 
-    `keys`, `digests` (SHA-256, hex): one for each of the n images. `labels`: int32 [n]. `whole`: read the images at
-    once with everything else; otherwise they are read when one is first asked for. Raises, also then, what reading a
-    shard raises.
+    `keys`, `digests` (SHA-256, hex): one for each of the n images. `labels`: int32 [n]. `whole`: the shards are read
+    now, with all of that. Otherwise it is taken from the dataset version's index, and the shards are read when an image
+    is first asked for. Raises, also then, what reading a shard raises.
     """
 
-    def __init__(self, store: Store, unit: Unit, *, whole: bool) -> None:
+    def __init__(self, store: Store, dataset: Dataset, unit: Unit, *, whole: bool) -> None:
         self._store, self._unit, self._whole = store, unit, whole
-        read = read_shard if whole else read_columns
-        columns = [*_COLUMNS, "image"] if whole else _COLUMNS
-        self._table = pa.concat_tables([read(store, shard, columns=columns) for shard in unit.shards])
+        if whole:
+            self._table = self._read([*_COLUMNS, "image"])
+            self.digests: list[str] = self._table["sha256"].to_pylist()
+        else:
+            self._table = pa.concat_tables(read_images(store, dataset, _COLUMNS, unit.shards))
+            self.digests = [digest.hex() for digest in self._table["sha256"].to_pylist()]
         self.keys: list[str] = self._table["key"].to_pylist()
-        self.digests: list[str] = self._table["sha256"].to_pylist()
         self.labels: np.ndarray = self._table["label"].to_numpy().astype(np.int32)
 
     def __len__(self) -> int:
@@ -87,26 +92,54 @@ class UnitImages:
     def __iter__(self) -> Iterator[bytes]:
         return (self[row] for row in range(len(self)))
 
+    def pictures(self, keys: Iterable[str]) -> dict[str, Picture]:
+        """Images by their keys: where they are stored, with the image itself if the shards were read."""
+        ends = list(accumulate((shard.rows for shard in self._unit.shards), initial=0))
+        found = {}
+        for key in keys:
+            row = self.keys.index(key)
+            shard = bisect_right(ends, row) - 1
+            found[key] = Picture(self._unit.shards[shard], row - ends[shard], self[row] if self._whole else None)
+        return found
+
     @cached_property
     def _encoded(self) -> BinaryColumn:
         # Imported late: it loads TensorFlow, which a driver does without.
         from transfer.dataset.batches import BinaryColumn
 
-        if self._whole:
-            return BinaryColumn(self._table["image"])
-        tables = [read_shard(self._store, shard, columns=["image"]) for shard in self._unit.shards]
-        return BinaryColumn(pa.concat_tables(tables)["image"])
+        return BinaryColumn((self._table if self._whole else self._read(["image"]))["image"])
 
-    def pictures(self, keys: set[str]) -> dict[str, bytes]:
-        """The encoded images with these keys; none if the images were not read."""
-        return {key: self[row] for row, key in enumerate(self.keys) if key in keys} if self._whole else {}
+    def _read(self, columns: list[str]) -> pa.Table:
+        return pa.concat_tables([read_shard(self._store, shard, columns=columns) for shard in self._unit.shards])
 
 
-def images_with(store: Store, shards: Sequence[Shard], keys: set[str]) -> dict[str, bytes]:
-    """Find some images of `shards` by their keys: their encoded bytes. Raises what reading a shard raises."""
-    found: dict[str, bytes] = {}
+@dataclass(frozen=True)
+class Picture:
+    """An image that is to be shown: row `row` of a shard. `encoded`: None if it was not read yet."""
+
+    shard: Shard
+    row: int
+    encoded: bytes | None
+
+    def read(self, store: Store) -> bytes:
+        """The encoded image; of its shard no more than its row group is read. Raises what reading that raises."""
+        if self.encoded is not None:
+            return self.encoded
+        starts = list(accumulate(self.shard.rows_of_groups, initial=0))
+        group = bisect_right(starts, self.row) - 1
+        table = read_row_group(store, self.shard, group, columns=["image"], footers=Footers())
+        encoded: bytes = table["image"][self.row - starts[group]].as_py()
+        return encoded
+
+
+def first_images(store: Store, shards: Sequence[Shard], count: int) -> list[bytes]:
+    """Read the first `count` encoded images of a split, in stored order, and few more. Raises as `Picture.read`."""
+    images: list[bytes] = []
     for shard in shards:
-        table = read_shard(store, shard, columns=["key", "image"])
-        rows = [row for row, key in enumerate(table["key"].to_pylist()) if key in keys]
-        found.update((table["key"][row].as_py(), table["image"][row].as_py()) for row in rows)
-    return found
+        footers = Footers()
+        for group in range(len(shard.rows_of_groups)):
+            if len(images) >= count:
+                return images
+            table = read_row_group(store, shard, group, columns=["image"], footers=footers)
+            images += table["image"].slice(0, count - len(images)).to_pylist()
+    return images

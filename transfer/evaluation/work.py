@@ -15,7 +15,7 @@ from transfer.evaluation.against import Asked, Beside
 from transfer.evaluation.metrics import Tally
 from transfer.evaluation.mistakes import Mistake, worst_mistakes
 from transfer.evaluation.predictions import Predictions
-from transfer.evaluation.units import Unit, UnitImages
+from transfer.evaluation.units import Picture, Unit, UnitImages
 from transfer.runtime.memory import FOR_EVALUATION, memory_explained
 from transfer.runtime.startup import import_tensorflow
 from transfer.storage import open_store, sha256_hex
@@ -33,15 +33,14 @@ GALLERY_SIZE = 24
 class Part:
     """What is told of the images of a unit.
 
-    `sha256`: of the file with their predictions. `pictures`: encoded images of the mistakes by key, as far as the
-    images were read. `beside`: the same images by the version that serves, or why there are no predictions of it, as a
-    clause; None if it is not asked.
+    `sha256`: of the file with their predictions. `pictures`: images of the mistakes, by key. `beside`: the same images
+    by the version that serves, or why there are no predictions of it, as a clause; None if it is not asked.
     """
 
     sha256: str
     tally: Tally
     mistakes: list[Mistake]
-    pictures: dict[str, bytes]
+    pictures: dict[str, Picture]
     beside: Beside | str | None
     untrained_classes: tuple[str, ...]
     rounds_coarsely: bool
@@ -73,7 +72,7 @@ class EvaluationWork:
                 probabilities = self._answers.by_features(unit.shards)
             asks_images = self._asked is not None and self._asked.needs_images
             # Reads while another unit is computed.
-            images = UnitImages(self._store, unit, whole=probabilities is None or asks_images)
+            images = UnitImages(self._store, self._dataset, unit, whole=probabilities is None or asks_images)
             with self._computing:
                 if probabilities is None:
                     probabilities = self._answers.by_network(images)
@@ -84,7 +83,7 @@ class EvaluationWork:
                     sha256=sha256,
                     tally=Tally.of(predictions),
                     mistakes=mistakes,
-                    pictures=images.pictures({mistake.key for mistake in mistakes}),
+                    pictures=images.pictures(mistake.key for mistake in mistakes),
                     beside=self._beside(unit, images, predictions),
                     untrained_classes=tuple(self._answers.model.untrained_classes),
                     rounds_coarsely=self._answers.rounds_coarsely,

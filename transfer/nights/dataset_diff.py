@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
 from transfer.dataset.classes import places_among
+from transfer.dataset.index import read_images
+from transfer.dataset.listing import bytes_of_column
 from transfer.dataset.manifest import NOT_COUNTED, Dataset, Shard
-from transfer.dataset.shards import read_columns
 from transfer.nights.summary import ClassChange, DataChange
 from transfer.storage import Store
-
-_READERS = 8
-"""Number of shards read in parallel: only digests and labels are read, and a bucket's latency is some 10 ms."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +65,8 @@ def compare(store: Store, before: Dataset, now: Dataset, *, renames: Mapping[str
     `{old: new}`, dataset.rename_classes.
     """
     names, places = class_places(before, now, renames=renames)
-    here = _read(store, _only_in(now, before), np.arange(len(names)))
-    there = _read(store, _only_in(before, now), np.array(places))
+    here = _read(store, now, _only_in(now, before), np.arange(len(names)))
+    there = _read(store, before, _only_in(before, now), np.array(places))
     keys_before = _joined(there)
     labels_before = np.concatenate([np.empty(0, np.int32), *(images.labels for images in there)])
     return Difference(
@@ -97,18 +94,15 @@ class _Images:
     keys: np.ndarray
 
 
-def _read(store: Store, shards: Sequence[Shard], places: np.ndarray) -> list[_Images]:
-    """Read the images of some shards. `places`: int64 [classes of the shards], the new index of each label."""
-
-    def read(shard: Shard) -> _Images:
-        table = read_columns(store, shard, ["sha256", "label"])
+def _read(store: Store, dataset: Dataset, shards: Sequence[Shard], places: np.ndarray) -> list[_Images]:
+    """Read what some shards of a version hold. `places`: int64 [classes of it], the new index of each label."""
+    images = []
+    for shard, table in zip(shards, read_images(store, dataset, ["sha256", "label"], shards), strict=True):
         labels = places[table["label"].to_numpy()].astype(np.int32)
-        digests = np.frombuffer(bytes.fromhex("".join(table["sha256"].to_pylist())), np.uint8).reshape(-1, 32)
+        digests = np.frombuffer(bytes_of_column(table["sha256"]), np.uint8).reshape(-1, 32)
         keys = np.concatenate([digests, labels.astype(">i4").view(np.uint8).reshape(-1, 4)], axis=1)
-        return _Images(shard, labels, keys.view("S36")[:, 0])
-
-    with ThreadPoolExecutor(_READERS) as pool:
-        return list(pool.map(read, shards))
+        images.append(_Images(shard, labels, keys.view("S36")[:, 0]))
+    return images
 
 
 def _joined(images: Sequence[_Images]) -> np.ndarray:

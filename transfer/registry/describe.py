@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +13,9 @@ from pydantic import BaseModel, ConfigDict
 from transfer.catalog import layout
 from transfer.catalog.model import ModelVersion
 from transfer.dataset.classes import names_among
-from transfer.dataset.listing import as_words, find_words
+from transfer.dataset.index import read_images
+from transfer.dataset.listing import as_words, bytes_of_column, find_words
 from transfer.dataset.manifest import Dataset, load_dataset
-from transfer.dataset.shards import READERS, read_columns
 from transfer.dataset.splits import SPLITS, drawn_never_trained_on
 from transfer.registry.retention_log import Pin, read_retention
 from transfer.registry.versions import Promotion, current_promotion, list_promotions, list_versions, load_version
@@ -123,21 +122,17 @@ class NeverTrainedOn:
         shards = [
             shard for shard in before.shards if (SPLITS.index(shard.split) >= nearness) == self._is_of_held_out
         ]
-        with ThreadPoolExecutor(READERS) as pool:
-            tables = list(pool.map(lambda shard: read_columns(store, shard, ["sha256"]), shards))
-        words = _as_words(digest for table in tables for digest in table["sha256"].to_pylist())
+        tables = read_images(store, before, ["sha256"], shards)
+        words = as_words(b"".join(bytes_of_column(table["sha256"]) for table in tables), 32)
         self._recorded = words[np.lexsort(words.T[::-1])]
 
     def of(self, digests: Sequence[str]) -> np.ndarray:
         """Whether the version was never trained on an image: bool [n]. `digests`: SHA-256 of the n images, hex."""
         if self._recorded is None:
             return drawn_never_trained_on(digests, self._split, self._trained_with)
-        is_recorded: np.ndarray = find_words(self._recorded, _as_words(digests)) >= 0
+        wanted = as_words(bytes.fromhex("".join(digests)), 32)
+        is_recorded: np.ndarray = find_words(self._recorded, wanted) >= 0
         return is_recorded if self._is_of_held_out else ~is_recorded
-
-
-def _as_words(digests: Iterable[str]) -> np.ndarray:
-    return as_words(bytes.fromhex("".join(digests)), 32)
 
 
 @dataclass(frozen=True)

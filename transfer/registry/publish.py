@@ -9,8 +9,8 @@ from pathlib import Path
 from transfer.catalog.model import BaseDigest, ModelVersion, Parity, Provenance, ReportedMetrics, TrainedWeights
 from transfer.catalog.run import CheckpointEntry
 from transfer.dataset.manifest import Dataset
-from transfer.dataset.shards import read_shard
 from transfer.evaluation.stored import StoredReport
+from transfer.evaluation.units import first_images
 from transfer.registry.export import export
 from transfer.registry.export_proof import HALF_PRECISION_TOLERANCE, TOLERANCE, prove_parity
 from transfer.registry.versions import publish_once, published_version, upload_version
@@ -48,7 +48,7 @@ def publish_run(run: Run, dataset: Dataset, *, report_number: int, again: bool =
         metrics=ReportedMetrics(loss=report.metrics.loss, accuracy=report.metrics.accuracy, split=report.split),
         config=run.config.model_dump(mode="json", exclude={"storage"}),
     )
-    images = held_out_images(run, dataset, report.split, parity_images)
+    images = first_images(run.store, dataset.shards_of(report.split), parity_images)
     with tempfile.TemporaryDirectory() as folder:
         exported = Path(folder) / "saved_model"
         graph = run.config.publish.graph
@@ -66,13 +66,3 @@ def publish_run(run: Run, dataset: Dataset, *, report_number: int, again: bool =
             provenance=provenance.model_copy(update={"parity": parity}),
         )
         return publish_once(run.store, version, run=run.id, instead_of=published)
-
-
-def held_out_images(run: Run, dataset: Dataset, split: str, count: int) -> list[bytes]:
-    """Read the encoded bytes of the first `count` images of a split, in the order of its predictions."""
-    images: list[bytes] = []
-    for shard in dataset.shards_of(split):
-        if len(images) >= count:
-            break
-        images += read_shard(run.store, shard, columns=["image"])["image"].slice(0, count - len(images)).to_pylist()
-    return images

@@ -58,7 +58,9 @@ class LocalStore(Store):
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             return pa.memory_map(str(path), "r")
 
-    def open_verified(self, name: str, sha256: str) -> pa.NativeFile:
+    def open_verified(self, name: str, sha256: str, *, start: int = 0, length: int | None = None) -> pa.NativeFile:
+        if length is not None:
+            return super().open_verified(name, sha256, start=start, length=length)
         path = self._path(name)
         with self._errors("read", name):
             read_until_intact(lambda: path, name=name, uri=self.uri, sha256=sha256)

@@ -43,6 +43,7 @@ from transfer.storage.store import (
     content_size,
     fetch_to_file,
     open_content,
+    part_name,
     read_until_intact,
     sha256_hex,
 )
@@ -142,19 +143,23 @@ class S3Store(Store):
         size = self.size(name)
         return pa.PythonFile(RangeReader(lambda start, length: self._read_range(name, start, length), size), mode="r")
 
-    def open_verified(self, name: str, sha256: str) -> pa.NativeFile:
+    def open_verified(self, name: str, sha256: str, *, start: int = 0, length: int | None = None) -> pa.NativeFile:
         layout.check_name(name)
+        check_range(start, length)
 
-        def fetch(start: int, length: int) -> bytes:
-            return self._read_range(name, start, length)
+        def fetch(position: int, size: int) -> bytes:
+            return self._read_range(name, start + position, size)
 
         def download(path: Path) -> None:
             read_until_intact(
-                lambda: fetch_to_file(fetch, self.size(name), path), name=name, uri=self.uri, sha256=sha256
+                lambda: fetch_to_file(fetch, self.size(name) if length is None else length, path),
+                name=part_name(name, start, length),
+                uri=self.uri,
+                sha256=sha256,
             )
 
         kept = self._disk_cache.open(sha256, download) if self._disk_cache else None
-        return super().open_verified(name, sha256) if kept is None else kept
+        return super().open_verified(name, sha256, start=start, length=length) if kept is None else kept
 
     def size(self, name: str) -> int:
         size, _ = self._head(name)

@@ -154,13 +154,20 @@ class Store(abc.ABC):
         check_name(name)
         return read_until_intact(lambda: self._read_unverified(name), name=name, uri=self.uri, sha256=sha256)
 
-    def open_verified(self, name: str, sha256: str) -> pa.NativeFile:
-        """Open the whole object as a seekable file, verified as in `read_verified`; a local file as a memory map.
+    def open_verified(self, name: str, sha256: str, *, start: int = 0, length: int | None = None) -> pa.NativeFile:
+        """Open the object as a seekable file, verified as in `read_verified`; a local file as a memory map.
 
-        Buffers that were read from it stay valid after the object is removed. Raises CorruptObjectError,
+        `length`: open only so many bytes from `start`, whose SHA-256 is `sha256`; by default the whole object. Buffers
+        that were read from the file stay valid after the object is removed. Raises CorruptObjectError,
         ObjectNotFoundError, StorageError.
         """
-        return pa.BufferReader(self.read_verified(name, sha256))
+        if length is None:
+            return pa.BufferReader(self.read_verified(name, sha256))
+        part = part_name(name, start, length)
+        data = read_until_intact(
+            lambda: self.read(name, start=start, length=length), name=part, uri=self.uri, sha256=sha256
+        )
+        return pa.BufferReader(data)
 
     def download(self, name: str, path: Path, *, size_bytes: int | None = None) -> None:
         """Copy the object into a file, with a few parts in memory. `size_bytes`: size of the object, if it is known.
@@ -186,6 +193,9 @@ def fetch_to_file(fetch: Callable[[int, int], bytes], size: int, path: Path) -> 
 
     Raises what `fetch` raises, and OSError.
     """
+    if size <= _PART_BYTES:
+        path.write_bytes(fetch(0, size))
+        return path
     path.write_bytes(b"")
 
     def copy(start: int) -> None:
@@ -211,6 +221,11 @@ def read_until_intact(read: Callable[[], Content], *, name: str, uri: str, sha25
         f"{name} in {uri} is damaged: SHA-256 of its {content_size(data)} bytes is {found}, expected {sha256}.",
         advice="It was read twice. Restore it from a backup, or make it again under a new version.",
     )
+
+
+def part_name(name: str, start: int, length: int | None) -> str:
+    """Name of an object in a message, or of the part of it that is read."""
+    return name if length is None else f"{name} (bytes {start:,} to {start + length:,})"
 
 
 def check_prefix(prefix: str) -> str:

@@ -7,21 +7,18 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from transfer.dataset.manifest import Dataset, Shard
-from transfer.dataset.shards import read_columns
+from transfer.dataset.index import read_images
+from transfer.dataset.manifest import Dataset
 from transfer.errors import ConfigError
 from transfer.storage import Store
 
 FOLDED_SPLITS = ("train", "validation")
 """Whose images are divided, counted over the shards of one and then of the other, as they are stored."""
-READERS = 8
-"""Threads that read a column of all shards: in a bucket each takes round trips."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +97,7 @@ def _trained_images(store: Store, dataset: Dataset, fold: Fold | None) -> np.nda
         counts = dataset.counts["train"]
         return np.array([counts.get(name, 0) for name in dataset.classes], np.int64)
     trained, _ = fold.rows(store, dataset)
-    return np.bincount(_column(store, _shards(dataset), "label")[trained], minlength=len(dataset.classes))
+    return np.bincount(_column(store, dataset, "label")[trained], minlength=len(dataset.classes))
 
 
 def held_out_but_seen(store: Store, dataset: Dataset, *, before: Dataset) -> str | None:
@@ -111,11 +108,10 @@ def held_out_but_seen(store: Store, dataset: Dataset, *, before: Dataset) -> str
     """
     unchanged = {*before.shards} & {*dataset.shards}
 
-    def digests(version: Dataset, split: str) -> set[str]:
+    def digests(version: Dataset, split: str) -> set[bytes]:
         shards = [shard for shard in version.shards_of(split) if shard not in unchanged]
-        with ThreadPoolExecutor(READERS) as pool:
-            tables = pool.map(lambda shard: read_columns(store, shard, ["sha256"]), shards)
-            return {digest for table in tables for digest in table["sha256"].to_pylist()}
+        tables = read_images(store, version, ["sha256"], shards)
+        return {digest for table in tables for digest in table["sha256"].to_pylist()}
 
     trained = digests(before, "train")
     seen = {split: len(trained & digests(dataset, split)) for split in ("validation", "test")}
@@ -131,7 +127,7 @@ def _groups(store: Store, dataset: Dataset) -> np.ndarray:
             "them.",
             advice="Ingest once more: `transfer ingest`.",
         )
-    names = _column(store, _shards(dataset), "group")
+    names = _column(store, dataset, "group")
     has_group = names != None  # noqa: E711 - an array is compared element by element
     _, numbers = np.unique(names[has_group].astype(str), return_inverse=True)
     groups = np.arange(len(names)) + len(names)
@@ -139,16 +135,12 @@ def _groups(store: Store, dataset: Dataset) -> np.ndarray:
     return groups
 
 
-def _shards(dataset: Dataset) -> tuple[Shard, ...]:
-    return tuple(shard for split in FOLDED_SPLITS for shard in dataset.shards_of(split))
-
-
 @functools.lru_cache(maxsize=2)
-def _column(store: Store, shards: tuple[Shard, ...], name: str) -> np.ndarray:
-    """A column of all rows: read once for all folds and trials of a sweep."""
-    with ThreadPoolExecutor(READERS) as pool:
-        tables = pool.map(lambda shard: read_columns(store, shard, [name]), shards)
-        return np.concatenate([table[name].to_numpy(zero_copy_only=False) for table in tables])
+def _column(store: Store, dataset: Dataset, name: str) -> np.ndarray:
+    """A column of all rows of `FOLDED_SPLITS`: read once for all folds and trials of a sweep."""
+    shards = [shard for split in FOLDED_SPLITS for shard in dataset.shards_of(split)]
+    tables = read_images(store, dataset, [name], shards)
+    return np.concatenate([table[name].to_numpy(zero_copy_only=False) for table in tables])
 
 
 def class_weights(

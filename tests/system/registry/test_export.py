@@ -24,7 +24,9 @@ from transfer.config.reference import render
 from transfer.dataset.batches import decoded
 from transfer.ensure import evaluated, fit
 from transfer.errors import AlreadyExistsError, ConfigError, DatasetError, ParityError, RegistryError, TrainingError
-from transfer.evaluation.evaluate import evaluate_run, held_out_images, load_report
+from transfer.evaluation.evaluate import evaluate_run
+from transfer.evaluation.stored import load_report
+from transfer.evaluation.units import first_images
 from transfer.registry import publish
 from transfer.registry.export_proof import LOADERS, prove_parity
 from transfer.registry.promote import promote
@@ -55,7 +57,7 @@ def served(outcome, tmp_path_factory):
 @pytest.fixture(scope="module")
 def held_out(outcome):
     _, done = outcome
-    return held_out_images(done.run, done.dataset, "test", 1000)
+    return first_images(done.run.store, done.dataset.shards_of("test"), 1000)
 
 
 def test_the_main_job_ends_with_a_promoted_version_and_a_report(outcome):

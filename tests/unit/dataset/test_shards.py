@@ -3,8 +3,11 @@
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 
-from transfer.dataset.shards import SHARD_SCHEMA, read_columns, read_shard, write_shard
+from transfer.dataset.manifest import Shard
+from transfer.dataset.row_groups import Footers
+from transfer.dataset.shards import SHARD_SCHEMA, read_columns, read_row_group, read_shard, write_shard
 from transfer.errors import CorruptObjectError, ObjectNotFoundError
 from transfer.storage import open_store
 
@@ -43,12 +46,49 @@ def test_columns_are_read_without_the_images(store):
 
 
 def test_images_are_stored_uncompressed_in_row_groups_of_moderate_size(store):
-    shard = write_shard(store, rows(20, size_bytes=1024**2), split="train")
+    shard = write_shard(store, rows(20, size_bytes=128 * 1024), split="train")
     metadata = pq.ParquetFile(pa.BufferReader(store.read(shard.name))).metadata
     assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [8, 8, 4]
+    assert shard.row_groups.rows == (8, 8, 4)
     image = metadata.row_group(0).column(1)
     assert image.compression == "UNCOMPRESSED"
-    assert shard.size_bytes < 20.1 * 1024**2
+    assert shard.size_bytes < 20.1 * 128 * 1024
+
+
+def test_a_row_group_is_read_by_one_request(faulty_storage, fault_proxy):
+    storage = faulty_storage.model_copy(update={"cache_size_bytes": 0})
+    shard = write_shard(open_store(storage), rows(20, size_bytes=128 * 1024), split="train")
+    store, footers = open_store(storage), Footers()
+
+    def requests_of(group):
+        before = len(fault_proxy.requests)
+        table = read_row_group(store, shard, group, columns=["image", "label"], footers=footers)
+        assert table.to_pylist() == read_shard(store, shard, columns=["image", "label"])[8 * group :][:8].to_pylist()
+        return len(fault_proxy.requests) - before - 1  # One for the whole shard.
+
+    # The first one also asks for the footer.
+    assert [requests_of(group) for group in (2, 0, 1)] == [2, 1, 1]
+
+
+def test_footers_stay_in_memory_up_to_their_limit(store, monkeypatch):
+    shards = [write_shard(store, rows(20)[: 5 + number], split="train") for number in range(3)]
+    footers = Footers(shards[1].row_groups.footer_size_bytes + shards[2].row_groups.footer_size_bytes)
+    read = []
+    opened = store.open_verified
+    monkeypatch.setattr(store, "open_verified", lambda name, *a, **b: read.append(name) or opened(name, *a, **b))
+    for number in (0, 1, 2, 2, 1, 0):
+        footers.of(store, shards[number])
+    assert read == [shards[number].name for number in (0, 1, 2, 0)]
+
+
+def test_a_shard_of_an_earlier_release_is_one_row_group(store):
+    shard = write_shard(store, rows(20), split="train")
+    document = shard.model_dump()
+    del document["row_groups"]
+    earlier = Shard.model_validate(document)
+    assert earlier.model_dump() == document
+    assert earlier.rows_of_groups == (20,)
+    assert read_row_group(store, earlier, 0, columns=["key"], footers=Footers()).num_rows == 20
 
 
 def test_a_damaged_shard_is_not_read(store):
@@ -80,6 +120,8 @@ def test_an_object_that_is_no_shard_is_refused(store):
     shard = write_shard(store, rows(2), split="train")
     with pytest.raises(CorruptObjectError, match="3 rows"):
         read_shard(store, shard.model_copy(update={"rows": 3}))
+    with pytest.raises(ValidationError, match="row groups have 2 rows"):
+        Shard.model_validate({**shard.model_dump(), "rows": 3})
     store.put("shards/text", b"no Parquet at all")
     with pytest.raises(CorruptObjectError, match="shards/text"):
         read_columns(store, shard.model_copy(update={"name": "shards/text"}), ["label"])
