@@ -194,7 +194,10 @@ def compared(run: Run, *, champion: int | None, challenger: int) -> tuple[Compar
     Returns:
         The comparison, and thumbnails of images that only one of them predicts correctly, by their SHA-256.
     """
-    return run_where(run.config.workers, _compare, run.config, run.id, champion, challenger)
+    from transfer.registry.compare_versions import compare_versions
+
+    dataset = load_dataset(run.store, run.dataset_name, run.dataset_number)
+    return compare_versions(run.config, run.store, dataset, champion=champion, challenger=challenger)
 
 
 def _reopened(config: Config, run_id: str) -> tuple[Run, Dataset]:
@@ -205,15 +208,6 @@ def _reopened(config: Config, run_id: str) -> tuple[Run, Dataset]:
 
 
 # These run in a process with TensorFlow. Arguments and results are numbers and ids, not objects with connections.
-
-
-def _compare(
-    config: Config, run_id: str, champion: int | None, challenger: int
-) -> tuple[Comparison, dict[str, Thumbnail]]:
-    from transfer.registry.compare_versions import compare_versions
-
-    run, dataset = _reopened(config, run_id)
-    return compare_versions(config, run.store, dataset, champion=champion, challenger=challenger)
 
 
 def _publish(config: Config, run_id: str, report_number: int, again: bool) -> int:

@@ -38,6 +38,7 @@ _RULES = {
     "check_name",
     "numbered",
     "entry",
+    "part_of_predictions",
     "below",
     "sha256_in",
     "pattern",

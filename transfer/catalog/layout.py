@@ -216,14 +216,13 @@ def reports_log(folder: str) -> str:
 
 
 def report_file(folder: str, number: int, name: str) -> str:
-    """Files of an evaluation: `claim.json`, written first by whoever has the number, `report.json`, `report.html`, and
-    the predictions, `predictions.parquet` or the files in `predictions/`."""
+    """Files of an evaluation: `claim.json`, written first, `report.json`, `report.html`, and the predictions."""
     return f"{numbered(reports_log(folder), number)}/{name}"
 
 
-def predictions_part_in(number: int) -> str:
-    """Name, among the files of an evaluation, of a part of the predictions; parts count from 0."""
-    return f"predictions/part-{number:05d}.parquet"
+def part_of_predictions(part: int) -> str:
+    """The file of a part of an evaluation's predictions, where the split has many shards; parts count from 0."""
+    return f"predictions/part-{part:05d}.parquet"
 
 
 # Learning-rate range tests

@@ -129,9 +129,7 @@ def stored_images(
             yield batch, np.array([labels.popleft() for _ in batch], np.int32)
 
 
-def decoded_batches(
-    encoded: Iterable[bytes], *, image_input: ImageInput, batch_size: int
-) -> Iterator[np.ndarray]:
+def decoded_batches(encoded: Iterable[bytes], *, image_input: ImageInput, batch_size: int) -> Iterator[np.ndarray]:
     """Decode images in their order, a few batches ahead: float32 [n, height, width, channels] in 0..255.
 
     n is `batch_size` except in the last batch. It does not use tf.data, because tracing and starting a pipeline takes

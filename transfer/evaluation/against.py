@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 
@@ -84,7 +84,7 @@ class Beside:
             left_out=int(np.sum(~rows)),
         )
 
-    def __iadd__(self, other: Beside) -> Beside:
+    def __iadd__(self, other: Beside) -> Self:
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + value)
         return self

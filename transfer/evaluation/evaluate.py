@@ -144,9 +144,10 @@ def _claimed_number(run: Run) -> int:
     while True:
         try:
             run.store.put(layout.report_file(run.folder, number, layout.REPORT_CLAIM), claim)
-            return number
         except AlreadyExistsError:
             number += 1
+        else:
+            return number
 
 
 def _store(run: Run, number: int, report: Report, gathered: _Gathered) -> int:
@@ -160,7 +161,5 @@ def _store(run: Run, number: int, report: Report, gathered: _Gathered) -> int:
         run.store.put(layout.report_file(run.folder, number, name), data)
     digests = {name: sha256_hex(data) for name, data in files.items()} | dict(sorted(gathered.files.items()))
     rows = tuple(gathered.rows[unit] for unit in sorted(gathered.rows))
-    entry = ReportEntry(
-        split=report.split, files=digests, part_rows=rows if len(rows) > 1 else (), at=now_utc()
-    )
+    entry = ReportEntry(split=report.split, files=digests, part_rows=rows if len(rows) > 1 else (), at=now_utc())
     return run.reports.append(entry.model_dump(exclude_defaults=True), number=number)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from statistics import NormalDist
+from typing import Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -153,7 +154,7 @@ class Tally:
             pairs=Counter({divmod(code, count): n for code, n in zip(codes.tolist(), images.tolist(), strict=True)}),
         )
 
-    def __iadd__(self, other: Tally) -> Tally:
+    def __iadd__(self, other: Tally) -> Self:
         self.images += other.images
         self.losses += other.losses
         self.within.update(other.within)

@@ -14,7 +14,7 @@ from transfer.features.extract import Extractor
 from transfer.features.forward import Forward, forward_of
 from transfer.features.frozen import FrozenPart, frozen_part_of
 from transfer.features.store import FeatureStore
-from transfer.training.inference import InferenceWork, rounds_coarsely, trace_inference
+from transfer.training.inference import InferenceWork, rounds_coarsely, trace_head, trace_inference
 from transfer.training.run import Run
 from transfer.training.samples import CachedSplit
 from transfer.training.shared_models import restore_model
@@ -34,6 +34,8 @@ class RunAnswers:
     def __init__(self, run: Run, dataset: Dataset, *, exactly: bool) -> None:
         self.model, _ = restore_model(run, dataset)
         self._run, self._exactly = run, exactly
+        # Before anybody else asks for a model, whose weights would be in the same variables.
+        self._head = trace_head(self.model)
         self._extractor = Extractor(run.store, engine=run.config.features.engine)
 
     @cached_property
@@ -48,6 +50,10 @@ class RunAnswers:
         frozen_part = frozen_part_of(self.model.backbone, 0, map_dtype=config.features.map_dtype)
         # A map is larger than the image, and cached in half precision unless told otherwise.
         return frozen_part if frozen_part is not None and len(frozen_part.shape) == 1 else None
+
+    def has_features(self, shards: Sequence[Shard]) -> bool:
+        """Whether the head can take features, and those of all `shards` are cached."""
+        return self.frozen_part is not None and not self._extractor.plan(shards, [self.frozen_part])
 
     def by_features(self, shards: Sequence[Shard]) -> np.ndarray | None:
         """Probabilities float32 [images of the shards, classes] from cached features, computed now if they are missing.
@@ -87,6 +93,5 @@ class RunAnswers:
             rows = np.arange(start, min(start + HEAD_ROWS, len(features)))
             values = np.empty((len(rows), *features.shape), features.dtype)
             features.take(rows, values)
-            logits = self.model.head(tf.constant(values), training=False)
-            answers.append(tf.nn.softmax(tf.cast(logits, tf.float32)).numpy())
+            answers.append(self._head(tf.constant(values, tf.float32)).numpy())
         return np.concatenate(answers)

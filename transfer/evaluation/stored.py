@@ -46,7 +46,7 @@ class StoredReport:
     # The last one: units of an evaluation ask for the rows of one part after the other.
     @functools.lru_cache(maxsize=1)  # noqa: B019
     def _part(self, number: int) -> Predictions:
-        name = layout.predictions_part_in(number) if self._entry.part_rows else layout.PREDICTIONS
+        name = layout.part_of_predictions(number) if self._entry.part_rows else layout.PREDICTIONS
         return Predictions.from_parquet(self._read(name), [row.name for row in self.report.metrics.per_class])
 
     def _read(self, name: str) -> bytes:

@@ -42,7 +42,7 @@ class Unit:
 
 
 def units_of(shards: Sequence[Shard]) -> list[Unit]:
-    """Divide the shards of a split. The division depends on nothing else, so it is the same for any number of actors."""
+    """Divide the shards of a split. The division depends on them alone, so it is the same for any number of actors."""
     groups = list(_groups(shards))
     starts = accumulate((sum(shard.rows for shard in group) for group in groups), initial=0)
     return [

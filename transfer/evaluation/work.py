@@ -1,4 +1,4 @@
-"""Evaluation as units of work: what a process with the trained model does for some shards, and what it tells of them."""
+"""Evaluation as units of work: what a process with the trained model does for some shards, and tells of them."""
 
 from __future__ import annotations
 
@@ -114,4 +114,4 @@ class EvaluationWork:
 
 def predictions_file(unit: Unit) -> str:
     """Name of the file of a unit's predictions, among the files of a report."""
-    return layout.PREDICTIONS if unit.count == 1 else layout.predictions_part_in(unit.number)
+    return layout.PREDICTIONS if unit.count == 1 else layout.part_of_predictions(unit.number)

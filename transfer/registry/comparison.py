@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Self
 
 import numpy as np
 
@@ -124,7 +125,7 @@ class Judged:
     gains: list[tuple[float, Flip]] = field(default_factory=list)
     losses: list[tuple[float, Flip]] = field(default_factory=list)
 
-    def __iadd__(self, other: Judged) -> Judged:
+    def __iadd__(self, other: Judged) -> Self:
         self.challenger += other.challenger
         if self.champion is not None and other.champion is not None:
             self.champion += other.champion

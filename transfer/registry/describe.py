@@ -119,9 +119,7 @@ class NeverTrainedOn:
         self._is_of_held_out = before.splitting.groups_by is not None and before.splitting != dataset.splitting
         """Whether these are images that the version held out; otherwise images that are nearer to its training."""
         nearness = SPLITS.index(split)
-        shards = [
-            shard for shard in before.shards if (SPLITS.index(shard.split) >= nearness) == self._is_of_held_out
-        ]
+        shards = [shard for shard in before.shards if (SPLITS.index(shard.split) >= nearness) == self._is_of_held_out]
         tables = read_images(store, before, ["sha256"], shards)
         words = as_words(b"".join(bytes_of_column(table["sha256"]) for table in tables), 32)
         self._recorded = words[np.lexsort(words.T[::-1])]

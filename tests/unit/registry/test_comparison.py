@@ -127,8 +127,7 @@ def test_what_is_judged_of_parts_is_what_is_judged_of_the_whole(seed):
     labels, comparable = generator.integers(0, 3, count), generator.random(count) < 0.8
     whole = held_out(labels, ABC, comparable=comparable)
     both = [
-        contender(generator.choice(ABC, count), ABC, sure=generator.choice([0.4, 0.6, 0.9], count))[1]
-        for _ in range(2)
+        contender(generator.choice(ABC, count), ABC, sure=generator.choice([0.4, 0.6, 0.9], count))[1] for _ in range(2)
     ]
     parts = []
     for rows in np.split(generator.permutation(count), np.sort(generator.integers(0, count, 6))):
