@@ -7,8 +7,11 @@ this holds predictions of no image, and needs no TensorFlow.
 
 from __future__ import annotations
 
-import uuid
+import json
+import logging
+from typing import Any
 
+from transfer import __version__
 from transfer.catalog import layout
 from transfer.catalog.run import ReportEntry
 from transfer.dataset.manifest import Dataset, Splitting
@@ -25,6 +28,8 @@ from transfer.storage import Store, now_utc, sha256_hex
 from transfer.training.checkpoints import Checkpoints
 from transfer.training.history import final_row, kept_epoch
 from transfer.training.run import Run
+
+logger = logging.getLogger(__name__)
 
 TASK = Task("evaluate", TrainingError, "The run is finished and stays. Repeat the command.")
 UNITS_AT_ONCE = 2
@@ -52,17 +57,27 @@ def evaluate_run(
             f"Split `{split}` of {dataset.reference} is empty, there is nothing to evaluate on.",
             advice="Set dataset.test or dataset.validation above 0.",
         )
-    history = list(Checkpoints(run).finished().history)
-    number = _claimed_number(run)
+    last = Checkpoints(run).finished()
+    history = list(last.progress.history)
+    units = units_of(dataset.shards_of(split))
+    claim = {
+        "split": split,
+        "exactly": exactly,
+        "graph": run.config.publish.graph,
+        "weights": last.weights,
+        "parts": [unit.rows for unit in units],
+        "release": __version__,
+    }
+    number, stored = _claimed_number(run, claim)
     gathered = _Gathered(dataset.classes)
     asked = serving.asked if serving and not isinstance(serving.asked, str) else None
-    arguments = run.config, run.id, number, exactly, asked
+    arguments = run.config, run.id, number, exactly, asked, stored
     workers = run.config.workers
     with (
         Actors[Unit, Part](EvaluationWork, *arguments, workers=workers, task=TASK, at_once=UNITS_AT_ONCE) as actors,
         progress(f"evaluate {split}", total=dataset.rows(split)) as advance,
     ):
-        for unit, part in actors.map(units_of(dataset.shards_of(split))):
+        for unit, part in actors.map(units):
             gathered.add(unit, part)
             advance(unit.rows)
     shares = run.config.dataset
@@ -135,19 +150,32 @@ class _Gathered:
         return {key: picture.read(store) for key, picture in self._pictures.items()}
 
 
-def _claimed_number(run: Run) -> int:
-    """A number of a report that no other process has: one that was killed may have left objects under its number."""
+def _claimed_number(run: Run, claim: dict[str, Any]) -> tuple[int, frozenset[str]]:
+    """The number of the report, and the files of predictions that are stored under it already.
+
+    That is the last number, if its evaluation has the same `claim` and did not end: it goes on. Otherwise it is a new
+    number, because one that was killed may have left objects under its own.
+    """
     folder = layout.reports_log(run.folder)
-    taken = [int(layout.below(folder, item.name)[0][:8]) for item in run.store.list(f"{folder}/")]
-    number = max(taken, default=0) + 1
-    claim = f'{{"claim": "{uuid.uuid4()}", "at": "{now_utc()}"}}\n'.encode()
+    listed = [layout.below(folder, item.name) for item in run.store.list(f"{folder}/")]
+    numbers = [int(parts[0].partition(".")[0]) for parts in listed]
+    last = max(numbers, default=0)
+    # The entry of the log, which is written last, is no file in a folder.
+    files = {"/".join(parts[1:]) for number, parts in zip(numbers, listed, strict=True) if number == last}
+    data = (json.dumps(claim, sort_keys=True, separators=(",", ":")) + "\n").encode()
+    is_open = layout.REPORT_CLAIM in files and not files & {"", layout.REPORT}
+    if is_open and run.store.read(layout.report_file(run.folder, last, layout.REPORT_CLAIM)) == data:
+        stored = frozenset(files - {layout.REPORT_CLAIM})
+        logger.info("Report %d was not finished, and goes on: %d of its parts are stored.", last, len(stored))
+        return last, stored
+    number = last + 1
     while True:
         try:
-            run.store.put(layout.report_file(run.folder, number, layout.REPORT_CLAIM), claim)
+            run.store.put(layout.report_file(run.folder, number, layout.REPORT_CLAIM), data)
         except AlreadyExistsError:
             number += 1
         else:
-            return number
+            return number, frozenset()
 
 
 def _store(run: Run, number: int, report: Report, gathered: _Gathered) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from transfer.errors import DatasetError
+from transfer.errors import CorruptObjectError, DatasetError
 
 # Softmax in half precision deviates by up to a few thousandths; logits passed by mistake deviate far more.
 _SUM_TOLERANCE = 1e-2
@@ -50,15 +50,20 @@ class Predictions:
                 "probabilities": pa.array(list(self.probabilities), pa.list_(pa.float32())),
             }
         )
-        pq.write_table(table, buffer)
+        pq.write_table(table, buffer, write_page_checksum=True)
         return buffer.getvalue()
 
     @classmethod
     def from_parquet(cls, data: bytes, classes: list[str]) -> Predictions:
-        """Read what `to_parquet` wrote."""
-        table = pq.read_table(io.BytesIO(data))
-        probabilities = np.stack(table["probabilities"].to_numpy())
-        return cls(table["key"].to_pylist(), table["label"].to_numpy(), probabilities, classes)
+        """Read what `to_parquet` wrote. Raises CorruptObjectError if it is damaged."""
+        try:
+            table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
+            keys, labels = table["key"].to_pylist(), table["label"].to_numpy()
+            return cls(keys, labels, np.stack(table["probabilities"].to_numpy()), classes)
+        except (pa.ArrowException, KeyError, OSError, ValueError) as error:
+            raise CorruptObjectError(
+                f"Stored predictions do not read as such: {error}.", advice="Evaluate the run again."
+            ) from error
 
     def slice(self, start: int, stop: int) -> Predictions:
         """Those of some consecutive rows."""

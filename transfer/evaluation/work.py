@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from transfer.catalog import layout
 from transfer.config import Config
 from transfer.dataset.manifest import load_dataset
-from transfer.errors import AlreadyExistsError
+from transfer.errors import AlreadyExistsError, CorruptObjectError
 from transfer.evaluation.against import Asked, Beside
 from transfer.evaluation.metrics import Tally
 from transfer.evaluation.mistakes import Mistake, worst_mistakes
@@ -49,10 +50,19 @@ class Part:
 class EvaluationWork:
     """Evaluates units with the model of a finished run, and stores their predictions in report `number`.
 
-    `exactly`: with the exported graph. `asked`: the version that serves; None if it is not asked.
+    `exactly`: with the exported graph. `asked`: the version that serves; None if it is not asked. `stored`: files of
+    predictions that an earlier attempt stored, which are not computed again.
     """
 
-    def __init__(self, config: Config, run_id: str, number: int, exactly: bool, asked: Asked | None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        run_id: str,
+        number: int,
+        exactly: bool,
+        asked: Asked | None,
+        stored: frozenset[str] = frozenset(),
+    ) -> None:
         import_tensorflow()
 
         from transfer.evaluation.run_answers import RunAnswers
@@ -61,45 +71,53 @@ class EvaluationWork:
         self._run = load_run(self._store, run_id, config)
         self._dataset = load_dataset(self._store, self._run.dataset_name, self._run.dataset_number)
         self._answers: RunAnswers = RunAnswers(self._run, self._dataset, exactly=exactly)
-        self._number, self._asked = number, asked
+        self._number, self._asked, self._known = number, asked, stored
         self._computing = threading.Lock()
 
     def __call__(self, unit: Unit) -> Part:
         """Evaluate a unit."""
         batch_size = self._run.config.training.batch_size
+        is_stored = predictions_file(unit) in self._known
         with memory_explained(f"Evaluating on {batch_size} images at a time", advice=FOR_EVALUATION):
             with self._computing:
-                probabilities = self._answers.by_features(unit.shards)
+                by_features = None if is_stored else self._answers.by_features(unit.shards)
             asks_images = self._asked is not None and self._asked.needs_images
             # Reads while another unit is computed.
-            images = UnitImages(self._store, self._dataset, unit, whole=probabilities is None or asks_images)
+            whole = asks_images or (by_features is None and not is_stored)
+            images = UnitImages(self._store, self._dataset, unit, whole=whole)
             with self._computing:
-                if probabilities is None:
-                    probabilities = self._answers.by_network(images)
-                predictions = Predictions(images.keys, images.labels, probabilities, self._dataset.classes)
-                predictions, sha256 = self._stored(unit, predictions)
-                mistakes = worst_mistakes(predictions, GALLERY_SIZE)
-                return Part(
-                    sha256=sha256,
-                    tally=Tally.of(predictions),
-                    mistakes=mistakes,
-                    pictures=images.pictures(mistake.key for mistake in mistakes),
-                    beside=self._beside(unit, images, predictions),
-                    untrained_classes=tuple(self._answers.model.untrained_classes),
-                    rounds_coarsely=self._answers.rounds_coarsely,
-                )
+                if not is_stored:
+                    probabilities = self._answers.by_network(images) if by_features is None else by_features
+                    self._put(unit, Predictions(images.keys, images.labels, probabilities, self._dataset.classes))
+                return self._part(unit, images)
 
-    def _stored(self, unit: Unit, predictions: Predictions) -> tuple[Predictions, str]:
-        """Store the predictions. Returns those that are stored, and the SHA-256 of their file."""
-        name = layout.report_file(self._run.folder, self._number, predictions_file(unit))
-        data = predictions.to_parquet()
-        try:
-            self._store.put(name, data)
-        except AlreadyExistsError:
-            # A worker that died since has stored them. It may have rounded otherwise, and what is stored counts.
-            data = self._store.read(name)
-            predictions = Predictions.from_parquet(data, predictions.classes)
-        return predictions, sha256_hex(data)
+    def _put(self, unit: Unit, predictions: Predictions) -> None:
+        # If a worker that died since has stored them, these are not written. It may have rounded otherwise.
+        with suppress(AlreadyExistsError):
+            self._store.put(self._name(unit), predictions.to_parquet())
+
+    def _part(self, unit: Unit, images: UnitImages) -> Part:
+        """What is told of a unit, by the predictions that are stored."""
+        data = self._store.read(self._name(unit))
+        predictions = Predictions.from_parquet(data, self._dataset.classes)
+        if predictions.keys != images.keys:
+            raise CorruptObjectError(
+                f"{self._name(unit)} in {self._store.uri} has predictions for other images than its shards have.",
+                advice="Remove it, and evaluate the run again.",
+            )
+        mistakes = worst_mistakes(predictions, GALLERY_SIZE)
+        return Part(
+            sha256=sha256_hex(data),
+            tally=Tally.of(predictions),
+            mistakes=mistakes,
+            pictures=images.pictures(mistake.key for mistake in mistakes),
+            beside=self._beside(unit, images, predictions),
+            untrained_classes=tuple(self._answers.model.untrained_classes),
+            rounds_coarsely=self._answers.rounds_coarsely,
+        )
+
+    def _name(self, unit: Unit) -> str:
+        return layout.report_file(self._run.folder, self._number, predictions_file(unit))
 
     def _beside(self, unit: Unit, images: UnitImages, predictions: Predictions) -> Beside | str | None:
         if self._asked is None:

@@ -238,12 +238,12 @@ class Checkpoints:
             raise self._unfinished()
         return checkpoint
 
-    def finished(self) -> Progress:
-        """How a finished run ended, as its last checkpoint's document says. Raises TrainingError like `complete`."""
+    def finished(self) -> CheckpointEntry:
+        """What the last checkpoint's document of a finished run says. Raises TrainingError like `complete`."""
         latest = self.last_entry()
         if latest is None or not latest[1].progress.complete:
             raise self._unfinished()
-        return latest[1].progress
+        return latest[1]
 
     def _unfinished(self) -> TrainingError:
         return TrainingError(

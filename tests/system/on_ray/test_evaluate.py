@@ -1,5 +1,7 @@
 """Evaluation and comparison on two actors tell what they tell in one process. Killed ones are in tests/proof/on_ray."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -12,7 +14,7 @@ from transfer.registry import comparison_work
 from transfer.registry.compare_versions import compare_versions
 from transfer.registry.promote import promote
 from transfer.storage import open_store
-from transfer.training.run import Run, open_run
+from transfer.training.run import open_run
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -36,7 +38,7 @@ def trained(tmp_path_factory):
 
 
 def on_two(run):
-    return Run(run.store, run.id, run.config.model_copy(update={"workers": TWO}), run.dataset_name, run.dataset_number)
+    return replace(run, config=run.config.model_copy(update={"workers": TWO}))
 
 
 def test_two_actors_evaluate_as_one_process_does(trained, monkeypatch):

@@ -1,5 +1,6 @@
 """Evaluation in units, and the fast ways to what a trained model answers: they agree with the exported graph."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 from tests.digits import digits_config, ingest_digits_in_shards
 from transfer.catalog.run import ReportEntry
 from transfer.ensure import fit
-from transfer.evaluation import units
+from transfer.errors import CorruptObjectError
+from transfer.evaluation import evaluate, units
 from transfer.evaluation.evaluate import evaluate_run
 from transfer.evaluation.metrics import Tally
 from transfer.evaluation.predictions import Predictions
@@ -104,20 +106,56 @@ def test_each_shard_is_read_once_and_its_predictions_are_stored_as_a_part(runs, 
     assert table["key"].to_pylist() == predictions.keys
 
 
+def rounded_otherwise(path, classes):
+    """Predictions that are stored in a file, changed a little there."""
+    before = Predictions.from_parquet(path.read_bytes(), classes)
+    after = replace(before, probabilities=0.999 * before.probabilities + np.float32(0.0001))
+    path.write_bytes(after.to_parquet())
+    return after
+
+
 def test_what_a_worker_stored_that_died_since_counts(runs):
     run, dataset = runs[0]["a block, too"], runs[1]
     (unit,) = units_of(dataset.shards_of("test"))
     work = EvaluationWork(run.config, run.id, 77, False, None)
     first = work(unit)
     path = Path(run.store.uri, f"{run.folder}/reports/00000077/predictions.parquet")
-    before = Predictions.from_parquet(path.read_bytes(), dataset.classes)
-    # It rounded otherwise.
-    stored = replace(before, probabilities=0.999 * before.probabilities + np.float32(0.0001))
-    path.write_bytes(stored.to_parquet())
+    stored = rounded_otherwise(path, dataset.classes)
     second = work(unit)
-    assert second.sha256 == sha256_hex(stored.to_parquet()) != first.sha256
-    assert second.tally == Tally.of(stored)
-    assert second.tally != first.tally
+    assert second.sha256 == sha256_hex(path.read_bytes()) != first.sha256
+    assert second.tally == Tally.of(stored) != first.tally
+    path.write_bytes(path.read_bytes().replace(b"0.png", b"1.png"))
+    with pytest.raises(CorruptObjectError):
+        work(unit)
+    shutil.rmtree(path.parent)
+
+
+def test_an_evaluation_whose_driver_was_killed_goes_on(runs, monkeypatch):
+    run, dataset = runs[0]["a block, too"], runs[1]
+    monkeypatch.setattr(units, "UNIT_SIZE_BYTES", 1)
+
+    class KilledError(Exception):
+        pass
+
+    def killed(gathered, unit, part):
+        raise KilledError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(evaluate._Gathered, "add", killed)
+        with pytest.raises(KilledError):
+            evaluate_run(run, dataset)
+    number = max(int(path.name[:8]) for path in Path(run.store.uri, run.folder, "reports").iterdir())
+    first = Path(run.store.uri, f"{run.folder}/reports/{number:08d}/predictions/part-00000.parquet")
+    stored = rounded_otherwise(first, dataset.classes)
+    # Another evaluation does not go on with it.
+    assert evaluate_run(run, dataset, exactly=True) == number + 1
+    shutil.rmtree(first.parents[1].with_name(f"{number + 1:08d}"))
+    first.parents[1].with_name(f"{number + 1:08d}.json").unlink()
+    assert evaluate_run(run, dataset) == number
+    report, predictions = load_report(run, number)
+    np.testing.assert_array_equal(predictions.probabilities[: len(stored.keys)], stored.probabilities)
+    assert report.metrics == Tally.of(predictions).metrics()
+    assert evaluate_run(run, dataset) == number + 1
 
 
 @pytest.mark.parametrize(
