@@ -7,19 +7,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
 from transfer.dataset.index import read_images
 from transfer.dataset.manifest import Dataset, Shard
-from transfer.dataset.row_groups import Footers
+from transfer.dataset.row_groups import BinaryColumn, Footers
 from transfer.dataset.shards import read_row_group, read_shard
 from transfer.storage import Store
-
-if TYPE_CHECKING:
-    from transfer.dataset.batches import BinaryColumn
 
 UNIT_SIZE_BYTES = 16 * 1024**2
 """Small shards are put together up to this size, because a unit has a cost of its own. A larger shard is one unit."""
@@ -104,9 +100,6 @@ class UnitImages:
 
     @cached_property
     def _encoded(self) -> BinaryColumn:
-        # Imported late: it loads TensorFlow, which a driver does without.
-        from transfer.dataset.batches import BinaryColumn
-
         return BinaryColumn((self._table if self._whole else self._read(["image"]))["image"])
 
     def _read(self, columns: list[str]) -> pa.Table:
