@@ -41,6 +41,7 @@ _RULES = {
     "check_name",
     "numbered",
     "entry",
+    "part_of_predictions",
     "below",
     "sha256_in",
     "pattern",

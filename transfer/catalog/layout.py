@@ -185,6 +185,7 @@ def features_content_in(name: str) -> NamedContent | None:
 
 REPORT = "report.json"
 REPORT_PAGE = "report.html"
+REPORT_CLAIM = "claim.json"
 PREDICTIONS = "predictions.parquet"
 
 
@@ -239,8 +240,13 @@ def reports_log(folder: str) -> str:
 
 
 def report_file(folder: str, number: int, name: str) -> str:
-    """Files of an evaluation: `report.json`, `report.html` and `predictions.parquet`."""
+    """Files of an evaluation: `claim.json`, written first, `report.json`, `report.html`, and the predictions."""
     return f"{numbered(reports_log(folder), number)}/{name}"
+
+
+def part_of_predictions(part: int) -> str:
+    """The file of a part of an evaluation's predictions, where the split has many shards; parts count from 0."""
+    return f"predictions/part-{part:05d}.parquet"
 
 
 # Learning-rate range tests

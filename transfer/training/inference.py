@@ -70,6 +70,21 @@ def trace_inference(model: TransferModel, *, graph: ServingGraph) -> Inference:
     )
 
 
+def trace_head(model: TransferModel) -> Any:
+    """Trace the head of `model`: features [n, …] to probabilities float32 [n, classes].
+
+    Its weights are those of this moment; other models may use the same variables later.
+    """
+    (start,) = model.head.inputs
+    head = InferenceNetwork(start, [model.head])
+
+    def answer(features: tf.Tensor) -> tf.Tensor:
+        (logits,) = head(features)
+        return tf.nn.softmax(tf.cast(logits, tf.float32))
+
+    return traced(answer, tf.TensorSpec(start.shape, tf.float32, name="features"))
+
+
 class InferenceWork:
     """Predicts decoded images with a traced model, as work for a forward pass (`features/forward.py`)."""
 

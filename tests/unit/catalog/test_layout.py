@@ -41,6 +41,7 @@ NAMES = {
     layout.report_file("runs/pets-1", 2, layout.REPORT): "runs/pets-1/reports/00000002/report.json",
     layout.report_file("runs/pets-1", 2, layout.REPORT_PAGE): "runs/pets-1/reports/00000002/report.html",
     layout.report_file("runs/pets-1", 2, layout.PREDICTIONS): "runs/pets-1/reports/00000002/predictions.parquet",
+    layout.part_of_predictions(7): "predictions/part-00007.parquet",
     layout.range_test_folder("pets-1-a"): "lr_find/pets-1-a",
     layout.range_test_page("lr_find/pets-1-a", ONE): f"lr_find/pets-1-a/{ONE}.html",
     layout.curve("lr_find/pets-1-a"): "lr_find/pets-1-a/curve.json",
