@@ -106,7 +106,7 @@ class SyntheticRows:
         self.labels = np.zeros(rows, np.int32)
         self._values = np.broadcast_to(np.zeros(self.shape, np.float32), (rows, *self.shape))
 
-    def parts(self) -> list[np.ndarray]:
+    def stored_parts(self) -> list[np.ndarray]:
         """All rows, as `CachedRows` gives them."""
         return [self._values]
 

@@ -29,6 +29,7 @@ GROUPS_IN_LANE = 3
 """Number of row groups that a lane's part of the window has room for. With less room, there are fewer lanes."""
 PADDING = -1
 _ROWS_AT_ONCE = 256
+"""Rows of a visit: many, because each visit has a cost, but no more than a sixteenth of the window."""
 
 
 @dataclass(frozen=True)
@@ -93,10 +94,12 @@ class Order:
         self.group_starts = np.cumsum(self.group_rows) - self.group_rows
         """Number of each row group's first row."""
         self.rows = int(self.group_rows.sum())
-        self.fits_window = sum(shard.size_bytes for shard in shards) <= window_size_bytes
+        size_bytes = sum(shard.size_bytes for shard in shards)
+        self._rows_at_once = min(_ROWS_AT_ONCE, window_size_bytes * self.rows // (16 * max(size_bytes, 1)))
+        self.fits_window = size_bytes <= window_size_bytes
         """Whether the whole split is held in memory, with one global order."""
         # The mean size of a row group by bytes: half of a split in few large ones needs as much memory as all of it.
-        group_size_bytes = float((self.group_sizes_bytes**2).sum() / max(self.group_sizes_bytes.sum(), 1))
+        group_size_bytes = float((self.group_sizes_bytes**2).sum()) / max(size_bytes, 1)
         room = window_size_bytes // max(GROUPS_IN_LANE * group_size_bytes, 1)
         most = min(max(int(room), 1), MAX_LANES)
         self.lanes = max(lanes for lanes in range(1, most + 1) if batch_size % lanes == 0)
@@ -111,7 +114,7 @@ class Order:
         width = 1 if self.fits_window else self._batch_size // self.lanes
         lanes = range(own.start // width, -(-own.stop // width))
         positions = np.arange(lanes.start * width, lanes.stop * width)
-        at_once = max(_ROWS_AT_ONCE // len(positions), 1)
+        at_once = max(self._rows_at_once // len(positions), 1)
         visited = self._whole(epoch, own, at_once) if self.fits_window else self._lanes(epoch, lanes, width, at_once)
         is_own = (positions >= own.start) & (positions < own.stop)
         step = 0

@@ -81,7 +81,7 @@ def _copy(features: FeatureStore, copied: CopiedShard) -> bool:
     # Rows are counted over all sources, and lie in parts that are mapped, not read.
     first = np.cumsum([0, *map(len, sources)])
     rows = first[copied.origins[:, 0]] + copied.origins[:, 1]
-    parts = [part for each in sources for part in each.parts()]
+    parts = [part for each in sources for part in each.stored_parts()]
     starts = np.cumsum([0, *map(len, parts)])
     part_of = np.searchsorted(starts, rows, side="right") - 1
     with features.writer(copied.shard) as writer:

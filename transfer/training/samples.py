@@ -91,7 +91,7 @@ class CachedSplit:
         self._shards = list(shards)
         self._is_part = only is not None
         self.shape = rows[0].shape
-        self._parts = [part for each in rows for part in each.parts()]
+        self._parts = [part for each in rows for part in each.stored_parts()]
         self._starts = np.cumsum([0, *(len(part) for part in self._parts)])
         labels = np.concatenate([each.labels for each in rows])
         self.labels = labels if only is None else labels[only]
@@ -124,7 +124,7 @@ def _stored_places(rows: Sequence[CachedRows], only: np.ndarray | None) -> np.nd
     """Where the features of the images that count are among all stored ones, int64 [n]; None if all count."""
     if all(each.live is None for each in rows):
         return only
-    stored = [sum(map(len, each.parts())) for each in rows]
+    stored = [sum(map(len, each.stored_parts())) for each in rows]
     starts = np.cumsum([0, *stored])
     live = [np.arange(count) if each.live is None else each.live for each, count in zip(rows, stored, strict=True)]
     places = np.concatenate([start + each for start, each in zip(starts, live, strict=False)])
