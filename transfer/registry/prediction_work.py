@@ -16,6 +16,7 @@ from transfer.catalog.model import ModelVersion
 from transfer.config import Config
 from transfer.dataset.manifest import Reject, Shard
 from transfer.dataset.refusals import RejectedImage, RejectReason
+from transfer.dataset.row_groups import BinaryColumn
 from transfer.dataset.shards import read_shard
 from transfer.errors import RegistryError
 from transfer.registry.prediction_file import Columns, Outputs, failures_in, predictions_table
@@ -94,8 +95,6 @@ class PredictionWork:
 
     def _of_shard(self, shard: Shard, part: Part) -> tuple[list[tuple[str, Outputs | Reject]], bool]:
         """The answers, and whether they come from cached features."""
-        from transfer.dataset.batches import BinaryColumn
-
         table = read_shard(self._store, shard, columns=["key", "image"])
         keys, column = table["key"].to_pylist(), BinaryColumn(table["image"])
         if part.has_features:

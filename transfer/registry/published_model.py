@@ -1,13 +1,11 @@
-"""Prediction with published models: for images, for a dataset version, and with the version that serves."""
+"""Prediction with published models."""
 
 from __future__ import annotations
 
 import json
 import logging
-import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
@@ -17,28 +15,16 @@ import numpy as np
 import tensorflow as tf
 
 from transfer.catalog.model import ModelVersion
-from transfer.config import Config, ImageInput
-from transfer.dataset.batches import BinaryColumn
+from transfer.config import ImageInput
 from transfer.dataset.check import op_text
-from transfer.dataset.index import read_images
-from transfer.dataset.manifest import Dataset, Shard
-from transfer.dataset.shards import read_shard
-from transfer.dataset.splits import TRAIN
-from transfer.errors import CorruptObjectError, DatasetError, ObjectNotFoundError, RegistryError, TrainingError
-from transfer.evaluation.against import SameImages, ServingAnswers
-from transfer.evaluation.evaluate import load_report
-from transfer.evaluation.predictions import Predictions, in_classes
+from transfer.errors import RegistryError
 from transfer.features.forward import CHECKED_ROWS, TOLERANCE, Forward, forward_of
 from transfer.features.frozen import FEATURE_CODE_VERSION
 from transfer.features.network import traced, with_constants
-from transfer.registry.describe import classes_in, never_trained_on
 from transfer.registry.export import DESCRIPTION, EMBEDDINGS, FITTED
-from transfer.registry.promote import read_serving
-from transfer.registry.versions import download_version, load_version
+from transfer.registry.versions import download_version
 from transfer.runtime.memory import FOR_PREDICTION, memory_explained
-from transfer.runtime.progress import progress
 from transfer.storage import Store
-from transfer.training.run import load_run
 
 logger = logging.getLogger(__name__)
 
@@ -201,94 +187,8 @@ class FittedWork:
         return [output.numpy() for output in self._model.of_fitted(tf.constant(rows), embeddings=self._embeddings)]
 
 
-@dataclass
-class Asked:
-    """Images in stored order. `answers`: for each model its probabilities, float32 [batch, classes] for each batch."""
-
-    answers: list[list[np.ndarray]]
-    keys: list[str] = field(default_factory=list)
-    digests: list[str] = field(default_factory=list)
-    labels: list[int] = field(default_factory=list)
-    first_images: list[bytes] = field(default_factory=list)
-
-
-def ask(models: Sequence[Answers], store: Store, shards: Sequence[Shard], *, first_images: int = 0) -> Asked:
-    """Predict all images of `shards` with each model. One shard is in memory; `first_images`: number to return."""
-    asked = Asked(answers=[[] for _ in models])
-    with progress("compare", total=sum(shard.rows for shard in shards)) as advance:
-        for shard in shards:
-            table = read_shard(store, shard, columns=["key", "image", "label", "sha256"])
-            asked.keys += table["key"].to_pylist()
-            asked.digests += table["sha256"].to_pylist()
-            asked.labels += table["label"].to_pylist()
-            for images in _batches(table):
-                for model, answers in zip(models, asked.answers, strict=True):
-                    answers.append(np.asarray(model(images)["probabilities"], np.float32))
-                asked.first_images += images[: first_images - len(asked.first_images)]
-                advance(len(images))
-    return asked
-
-
-def _batches(table: Any) -> Iterator[list[bytes]]:
-    images = BinaryColumn(table["image"])
-    for start in range(0, table.num_rows, BATCH_SIZE):
-        yield [images[row] for row in range(start, min(start + BATCH_SIZE, table.num_rows))]
-
-
-def answers_of_serving(
-    config: Config, store: Store, dataset: Dataset, split: str, *, but: str, gate_asks: bool = False
-) -> ServingAnswers | None:
-    """The version that serves, with its predictions for a split of a dataset version.
-
-    Returns None if no version serves or the serving version is from run `but`. The predictions come from the version's
-    report if that has the split; otherwise the model runs here, unless a gate runs it later (`gate_asks`). Raises
-    CorruptObjectError for a damaged promotion or version, StorageError.
-    """
-    serving = read_serving(store, config.name)
-    if serving.version is None:
-        return None
-    version = load_version(store, config.name, serving.version)
-    trained = version.provenance
-    if trained.run == but:
-        return None
-    has_them = (trained.dataset, trained.metrics.split) == (dataset.reference, split)
-    answers: SameImages | str | None = _of_report(config, store, version) if has_them else None
-    if answers is None:
-        answers = "the gate asks both" if gate_asks else _asked(config, store, dataset, split, version)
-    metrics = trained.metrics
-    return ServingAnswers(version.number, trained.dataset, metrics.split, metrics.accuracy, answers)
-
-
-def _of_report(config: Config, store: Store, version: ModelVersion) -> SameImages | None:
-    """The predictions in the version's report; None if they cannot be read any more."""
-    try:
-        run = load_run(store, version.provenance.run, config)
-        _, predictions = load_report(run, version.provenance.report)
-    except (CorruptObjectError, ObjectNotFoundError, DatasetError, TrainingError) as error:
-        logger.warning("Version %d, which serves, is asked anew: %s", version.number, error)
-        return None
-    return SameImages(predictions, np.ones(len(predictions.keys), bool))
-
-
-def _asked(config: Config, store: Store, dataset: Dataset, split: str, version: ModelVersion) -> SameImages | str:
-    if split == TRAIN:
-        return "these are no held-out images"
-    try:
-        known = classes_in(store, dataset, version, config.dataset.rename_classes)
-        if not set(known) & set(dataset.classes):
-            return f"version {version.number} knows none of the classes of {dataset.reference}"
-        shards = dataset.shards_of(split)
-        tables = read_images(store, dataset, ["sha256"], shards)
-        digests = [digest.hex() for table in tables for digest in table["sha256"].to_pylist()]
-        comparable = never_trained_on(store, version, dataset, split, digests)
-        if not comparable.any():
-            return f"version {version.number} may have been trained on all of them"
-        with tempfile.TemporaryDirectory() as folder:
-            model = load_answers(store, version, Path(folder))
-        asked = ask([model], store, shards)
-        names, probabilities = in_classes(np.concatenate(asked.answers[0]), known, dataset.classes)
-        predictions = Predictions(asked.keys, np.array(asked.labels, np.int32), probabilities, names)
-    except Exception as error:  # noqa: BLE001 - whatever a model of another release fails with, the run is evaluated
-        logger.warning("Version %d, which serves, cannot be asked: %s", version.number, error)
-        return f"version {version.number} cannot be asked ({type(error).__name__})"
-    return SameImages(predictions, comparable, tuple(name for name in dataset.classes if name not in known))
+def probabilities_of(model: Answers, encoded: Iterable[bytes]) -> np.ndarray:
+    """Probabilities float32 [n, classes] of n encoded images, one or more, by a published model itself."""
+    images = iter(encoded)
+    batches = iter(lambda: list(islice(images, BATCH_SIZE)), [])
+    return np.concatenate([np.asarray(model(batch)["probabilities"], np.float32) for batch in batches])
