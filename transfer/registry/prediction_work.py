@@ -68,6 +68,11 @@ class PredictionWork:
             )
         self._limits = config.dataset.model_copy(update={"background": background})
         self._heads = HeadAnswers(config, self._store, version, self._model)
+        self._is_closed = False
+
+    def close(self) -> None:
+        """End the parts that other threads are at: they are not wanted any more."""
+        self._is_closed = True
 
     def __call__(self, part: Part) -> Predicted:
         """Predict a part, and write it if it goes to a folder that does not have it yet."""
@@ -124,4 +129,9 @@ class PredictionWork:
             for probabilities, *rest in outputs:
                 yield zip(probabilities, rest[0] if rest else [None] * len(probabilities), strict=True)
 
-        return [each for batch in answered_images(images, prepare=prepare, answer=answer) for each in batch]
+        answered: list[tuple[str, Outputs | Reject]] = []
+        for batch in answered_images(images, prepare=prepare, answer=answer):
+            if self._is_closed:
+                raise InterruptedError("this part is not wanted any more")
+            answered += batch
+        return answered
