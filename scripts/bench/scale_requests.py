@@ -201,7 +201,8 @@ class Jobs:
 
     def _from_images(self, dataset: Dataset) -> None:
         """An epoch of images, as one of one worker and as one of two see it."""
-        from transfer.dataset.batches import WorkerSlice, image_batches
+        from transfer.dataset.batches import image_batches
+        from transfer.dataset.order import WorkerSlice
 
         def epoch(store: Store, worker: WorkerSlice) -> None:
             shards = dataset.shards_of("train")

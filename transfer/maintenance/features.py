@@ -171,11 +171,11 @@ def _named(name: str, folders: Iterable[Folder], store: Store) -> str:
         some = ", ".join(digest[:12] for digest in found[:5])
         raise FeaturesError(
             f"{len(found)} frozen parts in {store.uri} have digests that begin with `{name}`, among them {some}.",
-            advice="Give more digits. `transfer cache ls --json` shows all of them.",
+            advice="Give more digits. `transfer cache list --json` shows all of them.",
         )
     raise FeaturesError(
         f"No frozen part with cached features in {store.uri} has a digest that begins with `{name}`.",
-        advice="`transfer cache ls` shows those that there are.",
+        advice="`transfer cache list` shows those that there are.",
     )
 
 

@@ -17,10 +17,10 @@ import tensorflow as tf
 
 from transfer.catalog.model import ModelVersion
 from transfer.config import Config, ImageInput
-from transfer.dataset.batches import BinaryColumn
 from transfer.dataset.check import op_text
 from transfer.dataset.index import read_images
 from transfer.dataset.manifest import Dataset, Shard
+from transfer.dataset.row_groups import BinaryColumn
 from transfer.dataset.shards import read_shard
 from transfer.dataset.splits import TRAIN
 from transfer.errors import CorruptObjectError, DatasetError, ObjectNotFoundError, RegistryError, TrainingError

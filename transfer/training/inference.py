@@ -1,4 +1,4 @@
-"""A trained model in inference, as one traced function: what is evaluated, and what is exported."""
+"""A trained model in inference mode, as one traced function, which evaluation runs and the export contains."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from transfer.runtime.memory import FOR_EVALUATION
 from transfer.training.model import TransferModel
 
 MAX_CONSTANT_BYTES = 64 * 1024**2
-"""Up to so many bytes of a base's weights are constants of the graph: a small one then answers one image sooner.
-Those of a larger one are variables, since a protocol buffer, which a saved graph is, holds 2 GiB at most."""
+"""A base whose weights have at most this many bytes has them as constants of the graph: it predicts one image faster.
+The weights of a larger base are variables, since a saved graph is a protocol buffer, which holds 2 GiB at most."""
 
 
 @dataclass(frozen=True)
 class Inference:
-    """A model with the weights of the moment it was traced. Nothing of Keras is in it."""
+    """A model with the weights that it had when it was traced. It holds no object of Keras."""
 
     answer: Any
     """A concrete function: images, float32 [n, height, width, channels] in 0..255, to probabilities [n, classes]."""
     weights: list[tf.Variable]
-    """Those that it computes with, except for constants of the graph."""
+    """The weights that `answer` reads as variables; the others are constants of the graph."""
     modules: list[Any]
-    """Reusable SavedModels in it, with variables, tables and asset files of their own."""
+    """Reusable SavedModels inside of the model, with variables, tables and asset files of their own."""
 
 
 def trace_inference(model: TransferModel, *, graph: ServingGraph) -> Inference:
-    """Trace `model`, with BatchNorms merged into the layers before them, or plain, as they were trained."""
+    """Trace `model`: `merged` merges BatchNorms into the layers before them, `plain` keeps them as layers."""
     network, merge = model.backbone.network, graph == "merged"
     base, head = (InferenceNetwork(part.inputs[0], [part], merge=merge) for part in (network, model.head))
     weights_of_base: list[Any] = base.weights
     if sum(weight.nbytes for weight in base.weights) > MAX_CONSTANT_BYTES:
         weights_of_base = _variables(base.weights)
-    # In any case variables: the names of a graph's tensors are then the same for a small and for a large network.
+    # Always variables, so that a small and a large network have the same names of tensors in the graph.
     weights_of_head = _variables(head.weights)
 
     def answer(images: tf.Tensor) -> tf.Tensor:
@@ -59,7 +59,7 @@ def trace_inference(model: TransferModel, *, graph: ServingGraph) -> Inference:
 
 
 class InferenceWork:
-    """Answering decoded images with a traced model, as work for a forward pass (`features/forward.py`)."""
+    """Predicts decoded images with a traced model, as work for a forward pass (`features/forward.py`)."""
 
     def __init__(self, model: TransferModel, inference: Inference) -> None:
         self.subject, self.advice = "Evaluating", FOR_EVALUATION
@@ -72,12 +72,12 @@ class InferenceWork:
         return with_constants(traced(lambda rows: [self._inference.answer(rows)], images))
 
     def plain(self, rows: np.ndarray) -> list[np.ndarray]:
-        """The probabilities by the traced model itself."""
+        """The probabilities, computed by the traced model itself."""
         return [self._inference.answer(tf.constant(rows)).numpy()]
 
 
 def rounds_coarsely(model: TransferModel) -> bool:
-    """Whether a model computes in half precision somewhere, or in this process on a GPU in TF32."""
+    """Whether a model computes in half precision in any layer, or in TF32 on a GPU of this process."""
     in_tf32 = sees_gpu() and tf.config.experimental.tensor_float_32_execution_enabled()
     return in_tf32 or computes_in_half(model.backbone.network) or computes_in_half(model.head)
 

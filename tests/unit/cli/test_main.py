@@ -208,7 +208,7 @@ def test_a_network_that_cannot_be_used_is_found_before_images_are_read(transfer,
 def test_cached_features_are_shown_cleaned_up_and_verified(transfer, config, tmp_path):
     settings = ["--set", "features=always", "--set", "publish.enabled=false"]
     assert transfer("train", config, *settings).returncode == 0
-    (listed, *_) = json.loads(transfer("cache", "ls", config, "--json").stdout)["cached"]
+    (listed, *_) = json.loads(transfer("cache", "list", config, "--json").stdout)["cached"]
     assert listed["cached"]["images"] == listed["reachable"]["images"] > 0
     assert transfer("cache", "verify", config).returncode == 0
 
@@ -225,10 +225,10 @@ def test_cached_features_are_shown_cleaned_up_and_verified(transfer, config, tmp
     named = ["--frozen-part", listed["digest"][:8]]
     would = transfer("cache", "gc", config, *named)
     assert "would go" in would.stdout
-    assert listed["digest"] in transfer("cache", "ls", config, "--json").stdout
+    assert listed["digest"] in transfer("cache", "list", config, "--json").stdout
     done = transfer("cache", "gc", config, *named, "--remove", "--json")
     assert json.loads(done.stdout)["removed"] is True
-    assert listed["digest"] not in transfer("cache", "ls", config, "--json").stdout
+    assert listed["digest"] not in transfer("cache", "list", config, "--json").stdout
     assert transfer("cache", "gc", config, *named).returncode == 8
 
 

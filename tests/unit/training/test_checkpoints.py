@@ -82,7 +82,7 @@ def test_a_storage_that_refuses_to_remove_costs_a_warning_and_not_the_run(tmp_pa
     with caplog.at_level(logging.WARNING):
         keep_best_and_last(run)
         keep_last(run.store, "sweeps/none/packs/none")
-    assert "Older checkpoints of run a-run stay: Could not remove" in caplog.text
+    assert "Older checkpoints of run a-run were not removed: Could not remove" in caplog.text
     assert_whole(run)
 
 

@@ -230,9 +230,7 @@ def test_a_version_whose_run_is_gone_is_refused(digits):
 
 def test_a_head_that_is_built_otherwise_is_refused_by_what_differs(digits, champion):
     run = new_run(digits, "wider", head={"hidden": [32], "pooling": "max"}, **warm(champion[0]))
-    with pytest.raises(
-        ConfigError, match=r"head\.pooling is 'average' there and 'max' here; head\.hidden is \[\] there"
-    ):
+    with pytest.raises(ConfigError, match=r"head\.pooling was 'average' and is 'max'; head\.hidden was \[\] and is"):
         begun(run, digits[1])
 
 
@@ -247,7 +245,7 @@ def test_a_head_of_another_base_of_the_same_name_is_refused(digits, features, tm
         begun(new_run(digits, "on-another-network", **on_it, **warm(reference)), digits[1])
     base.write_bytes(b"another")
     run = new_run(digits, "on-another-file", **on_it, **warm(reference))
-    with pytest.raises(ConfigError, match=r"the file of base\.model has the SHA-256 .* there and .* here"):
+    with pytest.raises(ConfigError, match=r"the file of base\.model had the SHA-256 .* and has "):
         warm_start(keras.Sequential(), run, digits[1])
 
 
@@ -255,7 +253,7 @@ def test_a_head_that_reads_other_features_is_refused(digits, features):
     head = {"head": {"pooling": "flatten"}}
     reference, _ = published_head(digits, "smaller", (features, 10), (10,), **head)
     run = new_run(digits, "larger", **head, **warm(reference))
-    with pytest.raises(ConfigError, match=f"it reads {features} features there and"):
+    with pytest.raises(ConfigError, match=f"it takes {features} features, and the head here"):
         begun(run, digits[1])
 
 
@@ -267,7 +265,7 @@ def test_a_version_that_knows_none_of_the_classes_is_refused(digits, features):
     weights = [np.zeros((features, 10), np.float32), np.zeros(10, np.float32)]
     Checkpoints(run).save(1, Progress(complete=True), weights=weights, optimizer=[])
     reference = published(run, other)
-    with pytest.raises(ConfigError, match="knows none of the classes of digits/00000001"):
+    with pytest.raises(ConfigError, match="has none of the classes of digits/00000001"):
         begun(new_run(digits, "unknown", **warm(reference)), digits[1])
 
 
