@@ -64,7 +64,7 @@ def entry(log: str, number: int) -> str:
 
 
 def entry_number_in(log: str, name: str) -> int | None:
-    """The number of the entry of a log that a name is of; None for another name."""
+    """The number of an entry of the log if the name is that of one; otherwise None."""
     match = _ENTRY.fullmatch(name.removeprefix(f"{log}/"))
     return int(match[1]) if match else None
 
@@ -142,12 +142,12 @@ def features_description(frozen_part: str) -> str:
 
 
 def features_content(frozen_part: str, shard_sha256: str, rows: int, sha256: str) -> str:
-    """Features and labels, one row for each row of the image shard; a listing tells the shard and the rows."""
+    """Features and labels, one row for each row of an image shard, which the name says, too."""
     return f"{features_folder(frozen_part)}/{shard_sha256}-{rows}-{sha256}.arrow"
 
 
 def earlier_features_content(frozen_part: str, sha256: str) -> str:
-    """Features and labels as earlier releases named them: by their digest alone."""
+    """The same, as earlier releases named it."""
     return f"{features_folder(frozen_part)}/{sha256}.arrow"
 
 
@@ -168,7 +168,7 @@ def features_entry_in(name: str) -> str | None:
 
 
 class NamedContent(NamedTuple):
-    """What the name of cached features says; shard and rows are None in a name of an earlier release."""
+    """The parts of a name of cached features; shard and rows are None in a name of an earlier release."""
 
     shard_sha256: str | None
     rows: int | None
@@ -176,7 +176,7 @@ class NamedContent(NamedTuple):
 
 
 def features_content_in(name: str) -> NamedContent | None:
-    """What the name of cached features says; None for any other name."""
+    """The parts of the name if it is that of cached features; otherwise None."""
     match = _FEATURES_CONTENT.fullmatch(name)
     return NamedContent(match[1], int(match[2]) if match[2] else None, match[3]) if match else None
 
@@ -185,6 +185,7 @@ def features_content_in(name: str) -> NamedContent | None:
 
 REPORT = "report.json"
 REPORT_PAGE = "report.html"
+REPORT_CLAIM = "claim.json"
 PREDICTIONS = "predictions.parquet"
 
 
@@ -239,8 +240,13 @@ def reports_log(folder: str) -> str:
 
 
 def report_file(folder: str, number: int, name: str) -> str:
-    """Files of an evaluation: `report.json`, `report.html` and `predictions.parquet`."""
+    """Files of an evaluation: `claim.json`, written first, `report.json`, `report.html`, and the predictions."""
     return f"{numbered(reports_log(folder), number)}/{name}"
+
+
+def part_of_predictions(part: int) -> str:
+    """The file of a part of an evaluation's predictions, where the split has many shards; parts count from 0."""
+    return f"predictions/part-{part:05d}.parquet"
 
 
 # Learning-rate range tests
@@ -399,6 +405,24 @@ def refusals_log(model: str, version: int) -> str:
 def retention_log(model: str) -> str:
     """Pins, announcements and removals of versions, each with the state after it; the highest number is current."""
     return f"{MODELS}/{model}/retention"
+
+
+# Predictions, in a folder that a user names, which lies anywhere. Readers of Parquet skip names that begin with `_`.
+
+
+def predictions_plan() -> str:
+    """In a folder of predictions: what is predicted by which version, and how it is divided into parts."""
+    return "_plan.json"
+
+
+def predictions_part(part: int) -> str:
+    """In a folder of predictions: consecutive rows, from part 0 on."""
+    return f"part-{part:05d}.parquet"
+
+
+def predictions_end() -> str:
+    """In a folder of predictions, written last: how many images there are, and how many of them failed."""
+    return "_SUCCESS"
 
 
 # Of storage itself

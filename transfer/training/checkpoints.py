@@ -237,11 +237,21 @@ class Checkpoints:
         """The last checkpoint of a finished run. Raises TrainingError if the run is not finished."""
         checkpoint = self.newest()
         if checkpoint is None or not checkpoint.progress.complete:
-            raise TrainingError(
-                f"Run `{self._run.id}` is not finished.",
-                advice="Run `transfer train` with its configuration to continue.",
-            )
+            raise self._unfinished()
         return checkpoint
+
+    def finished(self) -> CheckpointEntry:
+        """What the last checkpoint's document of a finished run says. Raises TrainingError like `complete`."""
+        latest = self.last_entry()
+        if latest is None or not latest[1].progress.complete:
+            raise self._unfinished()
+        return latest[1]
+
+    def _unfinished(self) -> TrainingError:
+        return TrainingError(
+            f"Run `{self._run.id}` is not finished.",
+            advice="Run `transfer train` with its configuration to continue.",
+        )
 
 
 def newest_intact(read: Callable[[int], Found], numbers: Sequence[int], *, of: str) -> Found | None:

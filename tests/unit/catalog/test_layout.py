@@ -41,6 +41,7 @@ NAMES = {
     layout.report_file("runs/pets-1", 2, layout.REPORT): "runs/pets-1/reports/00000002/report.json",
     layout.report_file("runs/pets-1", 2, layout.REPORT_PAGE): "runs/pets-1/reports/00000002/report.html",
     layout.report_file("runs/pets-1", 2, layout.PREDICTIONS): "runs/pets-1/reports/00000002/predictions.parquet",
+    layout.part_of_predictions(7): "predictions/part-00007.parquet",
     layout.range_test_folder("pets-1-a"): "lr_find/pets-1-a",
     layout.range_test_page("lr_find/pets-1-a", ONE): f"lr_find/pets-1-a/{ONE}.html",
     layout.curve("lr_find/pets-1-a"): "lr_find/pets-1-a/curve.json",
@@ -69,6 +70,9 @@ NAMES = {
     layout.refusals_folder("pets"): "models/pets/refusals",
     layout.refusals_log("pets", 6): "models/pets/refusals/00000006",
     layout.retention_log("pets"): "models/pets/retention",
+    layout.predictions_plan(): "_plan.json",
+    layout.predictions_part(7): "part-00007.parquet",
+    layout.predictions_end(): "_SUCCESS",
     layout.probe("one"): ".probe/one",
     layout.RAY: "ray",
 }
