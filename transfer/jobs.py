@@ -21,7 +21,9 @@ from transfer.evaluation.report import Report
 from transfer.overview import NetworkFacts, overview
 from transfer.preflight import check_base_files, check_source_and_files, check_splits
 from transfer.promotion import PromotionChoice, choose
-from transfer.registry.prediction_file import check_output
+from transfer.registry.predict import PredictOutcome
+from transfer.registry.predict import predict as predict_images
+from transfer.registry.prediction_folder import check_output
 from transfer.registry.versions import published_version
 from transfer.runtime.cluster import connect, connect_for, run_where
 from transfer.runtime.fork_server import start_server
@@ -37,7 +39,6 @@ from transfer.tuning.space import bases_within_reach, check_space, searched_dept
 
 if TYPE_CHECKING:
     from transfer.nights.summary import NightSummary
-    from transfer.registry.predict import PredictOutcome
     from transfer.tuning.driver import SweepOutcome
 
 logger = logging.getLogger(__name__)
@@ -234,21 +235,34 @@ def publish(config: Config, *, run_id: str, again: bool = False) -> PromotionCho
 def predict(
     config: Config,
     *,
-    images: str | Sequence[str],
+    images: str | Sequence[str] = (),
+    dataset: str | None = None,
+    split: str | None = None,
     output: str | None = None,
     overwrite: bool = False,
     version: int | None = None,
+    top_k: int | None = None,
+    embeddings: bool = False,
 ) -> PredictOutcome:
-    """Predict images with the published model. `images`: one or several images, folders or prefixes.
+    """Predict images with the published model, on all workers. `images`: one or several images, folders or prefixes.
 
     Arguments, result and errors are those of `transfer.registry.predict.predict`.
     """
     if output is not None:
-        # Fail before TensorFlow and workers are started.
+        # Fail before workers are started.
         check_output(output, config.storage, overwrite=overwrite)
     connect_for(config.workers)
-    places = [images] if isinstance(images, str) else list(images)
-    return run_where(config.workers, _predict, config, places, output, overwrite, version)
+    return predict_images(
+        config,
+        images=[images] if isinstance(images, str) else list(images),
+        dataset=dataset,
+        split=split,
+        output=output,
+        overwrite=overwrite,
+        version=version,
+        top_k=top_k,
+        embeddings=embeddings,
+    )
 
 
 def lr_find(
@@ -333,14 +347,6 @@ def _check_network(config: Config, searched: Depths, classes: list[str] | None) 
     from transfer.network_check import check_network
 
     return check_network(config, searched=searched, classes=classes)
-
-
-def _predict(
-    config: Config, images: list[str], output: str | None, overwrite: bool, version: int | None
-) -> PredictOutcome:
-    from transfer.registry.predict import predict as predict_images
-
-    return predict_images(config, images=images, output=output, overwrite=overwrite, version=version)
 
 
 def _lr_find(

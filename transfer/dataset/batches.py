@@ -1,9 +1,6 @@
 """Decoded images from shards, as tensors: in the batches of an epoch, or in stored order.
 
-The order of an epoch is a pure function of (shards, seed, epoch), not of the number of workers. Shards are shuffled and
-grouped into windows that fit in memory; the rows of each window are permuted. Every worker computes the same order and
-takes its slice of each global batch, so 1 worker and 64 workers train on the same batches. This two-level shuffle is
-usual for sharded data (compare mosaicml/streaming's `py1b`).
+`order.py` decides the order of an epoch, and `row_reader.py` reads its rows. Here they are decoded.
 
 Each batch of an epoch is a dict:
 
@@ -17,88 +14,26 @@ from __future__ import annotations
 
 import functools
 import os
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import accumulate, islice
+from itertools import islice
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import tensorflow as tf
 
 from transfer.config import DatasetConfig, ImageInput
-from transfer.dataset.check import check_image
+from transfer.dataset.check import check_image, is_checked_by_decoding
 from transfer.dataset.decode import load_image, load_plain_jpeg
 from transfer.dataset.manifest import Shard
+from transfer.dataset.order import Order, WorkerSlice
 from transfer.dataset.orientation import is_plain_jpeg
 from transfer.dataset.refusals import RejectedImage
+from transfer.dataset.row_groups import BinaryColumn
+from transfer.dataset.row_reader import RowReader
 from transfer.dataset.shards import read_shard
 from transfer.runtime.parallel import in_order
 from transfer.storage import Store
-
-
-@dataclass(frozen=True)
-class Window:
-    """Shards that are in memory together, and the order of their rows."""
-
-    shards: tuple[Shard, ...]
-    start: int
-    """Position of the window's first row in the epoch."""
-    order: np.ndarray
-    """int64 [rows]: the k-th visited row is row `order[k]` of the concatenated shards."""
-
-
-@dataclass(frozen=True)
-class WorkerSlice:
-    """The part of each global batch that one worker takes."""
-
-    index: int = 0
-    count: int = 1
-
-    def positions(self, batch_size: int) -> range:
-        """Positions of this worker in a global batch of `batch_size` rows, a multiple of `count`."""
-        share = batch_size // self.count
-        return range(self.index * share, (self.index + 1) * share)
-
-
-def windows(
-    shards: Sequence[Shard], *, window_size_bytes: int | None, seed: int | None = None, epoch: int = 0
-) -> Iterator[Window]:
-    """Yield the windows of one epoch. With `seed` None, rows are in stored order.
-
-    Without `window_size_bytes`, all shards are one window with one global permutation. Every window size that fits all
-    shards results in that same order.
-    """
-    generator = None if seed is None else np.random.default_rng([seed, epoch])
-    visited = list(shards) if generator is None else [shards[i] for i in generator.permutation(len(shards))]
-    start = 0
-    for group in _groups(visited, window_size_bytes):
-        rows = sum(shard.rows for shard in group)
-        order = np.arange(rows) if generator is None else generator.permutation(rows)
-        yield Window(shards=tuple(group), start=start, order=order)
-        start += rows
-
-
-def _groups(shards: Sequence[Shard], size_bytes: int | None) -> Iterator[list[Shard]]:
-    """Yield groups of consecutive shards, each of at most `size_bytes` or a single shard."""
-    group: list[Shard] = []
-    group_size_bytes = 0
-    for shard in shards:
-        if group and size_bytes is not None and group_size_bytes + shard.size_bytes > size_bytes:
-            yield group
-            group, group_size_bytes = [], 0
-        group.append(shard)
-        group_size_bytes += shard.size_bytes
-    if group:
-        yield group
-
-
-def steps_per_epoch(rows: int, batch_size: int) -> int:
-    """Number of batches in an epoch; the last one may be short."""
-    return -(-rows // batch_size)
-
 
 BATCHES_AHEAD = 2
 """Number of batches that are decoded ahead of the consumer."""
@@ -157,13 +92,18 @@ def checked_and_decoded(
     Whatever can be transcoded is, whether or not the dataset's images were: a prediction stores nothing, so nothing
     speaks for a refusal. `key`: name of the file. `limits`: largest file size and number of pixels, and the background
     of transparent pixels. Returns the bytes that an ingest would store and float32 [height, width, channels] in 0..255,
-    or the reason for which the image is rejected.
+    or the reason for which the image is rejected. It may be called from several threads.
     """
+    limited = {"max_pixels": limits.max_pixels, "max_file_size_bytes": limits.max_file_size_bytes}
+    if is_checked_by_decoding(data, **limited):
+        try:
+            return data, decoded(data, image_input=image_input)
+        except tf.errors.OpError:
+            pass  # The check tells why.
     outcome = check_image(
         data,
         key=key,
-        max_pixels=limits.max_pixels,
-        max_file_size_bytes=limits.max_file_size_bytes,
+        **limited,
         transcode=True,
         background=limits.background,
         depth=image_input.depth,
@@ -189,8 +129,6 @@ DEFAULT_WINDOW_SIZE_BYTES = 256 * 1024**2
 # Encoded images, and for each image its label, whether it is real, and its position. Two components instead of four,
 # because tf.data has a cost for each component of each row.
 _ROWS = (tf.TensorSpec([None], tf.string), tf.TensorSpec([None, 3], tf.int32))
-Rows = tuple[np.ndarray, np.ndarray]
-_COLUMNS = ["image", "label"]
 _CALLS_PER_CPU = 4
 
 
@@ -212,19 +150,19 @@ def image_batches(
     `batch_size` is global; `worker` takes its slice of each batch, divided into pieces of `replica_batch_size`
     (default: the whole slice). `epochs` may be infinite: a phase then builds its pipeline once and reads ahead across
     the end of an epoch. `start_step`: the first epoch starts at this batch; earlier ones are skipped without decoding.
-    With `seed` None, rows are in stored order. The iterator raises CorruptObjectError if a shard's bytes do not match
-    its digest.
+    With `seed` None, nothing is random. The iterator raises CorruptObjectError for bytes that do not match their
+    digest.
     """
     worker = worker or WorkerSlice()
     own = worker.positions(batch_size)
+    order = Order(shards, batch_size=batch_size, window_size_bytes=window_size_bytes, seed=seed)
+    reader = RowReader(store, shards, order)
+    black_pixel = tf.io.encode_png(tf.zeros([1, 1, 3], tf.uint8)).numpy()
 
-    def chunks() -> Iterator[Rows]:
-        first = start_step
-        held: dict[str, pa.Table] = {}
-        for epoch in epochs:
-            plan = windows(shards, window_size_bytes=window_size_bytes, seed=seed, epoch=epoch)
-            yield from _own_rows(store, plan, held, own=own, batch_size=batch_size, start_step=first)
-            first = 0
+    def own_rows() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for rows in reader.rows(epochs, own=own, start_step=start_step):
+            rows.images[~rows.is_real] = black_pixel
+            yield rows.images, np.stack([rows.labels, rows.is_real, rows.positions], axis=1).astype(np.int32)
 
     def decode(encoded: tf.Tensor, facts: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return load_image(encoded, image_input), facts
@@ -234,67 +172,8 @@ def image_batches(
         return {"images": images, "labels": labels, "real": tf.cast(real, tf.float32), "positions": positions}
 
     # Read rows ahead while earlier rows are decoded.
-    rows = tf.data.Dataset.from_generator(chunks, output_signature=_ROWS).prefetch(2).unbatch()
+    rows = tf.data.Dataset.from_generator(own_rows, output_signature=_ROWS).prefetch(2).unbatch()
     # A fixed number, because AUTOTUNE chooses too few calls to keep all cores busy while Python hands over rows.
     images = rows.map(decode, num_parallel_calls=_CALLS_PER_CPU * (os.cpu_count() or 1), deterministic=True)
     batches = images.batch(replica_batch_size or len(own), drop_remainder=True)
     return batches.map(named).prefetch(tf.data.AUTOTUNE)
-
-
-def _own_rows(
-    store: Store, plan: Iterator[Window], held: dict[str, pa.Table], *, own: range, batch_size: int, start_step: int
-) -> Iterator[Rows]:
-    """Yield the rows at the positions `own` of every global batch, one window at a time, then the padding.
-
-    `held`: shards of the last window by name, so that a dataset that fits into one window is read only once.
-    """
-    rows_seen = 0
-    for window in plan:
-        places = np.arange(window.start, window.start + len(window.order))
-        rows_seen = window.start + len(window.order)
-        positions = places % batch_size
-        mine = (positions >= own.start) & (positions < own.stop) & (places >= start_step * batch_size)
-        if mine.any():
-            needed = {
-                shard.name: held[shard.name] if shard.name in held else read_shard(store, shard, columns=_COLUMNS)
-                for shard in window.shards
-            }
-            held.clear()
-            held.update(needed)
-            yield from _chunks(pa.concat_tables(needed.values()), window.order[mine], positions[mine])
-    if rows_seen % batch_size:
-        yield _filling([position for position in own if position >= rows_seen % batch_size])
-
-
-def _filling(positions: Sequence[int]) -> Rows:
-    """Padding rows, because every worker and replica must run the same number of full batches."""
-    black_pixel = tf.io.encode_png(tf.zeros([1, 1, 3], tf.uint8)).numpy()
-    facts = np.array([(0, 0, position) for position in positions], np.int32).reshape(-1, 3)
-    return np.array([black_pixel] * len(positions), dtype=object), facts
-
-
-def _chunks(table: pa.Table, rows: np.ndarray, positions: np.ndarray, size: int = 256) -> Iterator[Rows]:
-    """Yield the chosen rows of a window in small pieces, so that the window is never copied as a whole."""
-    images = BinaryColumn(table["image"])
-    facts = np.stack([table["label"].to_numpy()[rows], np.ones(len(rows)), positions], axis=1).astype(np.int32)
-    for start in range(0, len(rows), size):
-        chosen = slice(start, start + size)
-        yield np.array([images[row] for row in rows[chosen].tolist()], dtype=object), facts[chosen]
-
-
-class BinaryColumn:
-    """A column of bytes, read by row. For values of 20 KB, Arrow's own `take` takes twenty times as long."""
-
-    def __init__(self, column: pa.ChunkedArray) -> None:
-        self._chunks = []
-        for chunk in column.chunks:
-            _, offsets, data = chunk.buffers()
-            own_offsets = np.frombuffer(offsets, np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
-            self._chunks.append((own_offsets.tolist(), memoryview(data)))
-        self._starts = list(accumulate((len(chunk) for chunk in column.chunks), initial=0))
-
-    def __getitem__(self, row: int) -> bytes:
-        index = bisect_right(self._starts, row) - 1
-        offsets, data = self._chunks[index]
-        place = row - self._starts[index]
-        return bytes(data[offsets[place] : offsets[place + 1]])

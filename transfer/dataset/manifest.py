@@ -163,9 +163,9 @@ class IndexPart(BaseModel):
     name: str
     """Name of the object in storage."""
     sha256: str
-    shards: int
+    shards: Annotated[int, Field(ge=1)]
     """How many of the version's shards it lists: those that follow the shards of the parts before it."""
-    rows: int
+    rows: Annotated[int, Field(ge=1)]
     """Rows of the object. Shards that left the dataset since it was written are among them."""
     size_bytes: int
 

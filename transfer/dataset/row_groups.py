@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -116,7 +119,9 @@ class Footers:
         self._room_bytes = size_bytes
         # The bytes, because a parsed footer takes ten times their memory, and parsing takes a millisecond.
         self._footers: OrderedDict[str, bytes] = OrderedDict()
-        self._lock = threading.Lock()
+        self._changing = threading.Lock()
+        # Threads that need the same footer wait for the first of them; those of other shards rarely share its lock.
+        self._reading = [threading.Lock() for _ in range(64)]
 
     def of(self, store: Store, shard: Shard) -> Footer | None:
         """The footer of a shard; None for one of an earlier release, whose parts have no digests.
@@ -125,27 +130,48 @@ class Footers:
         """
         if shard.row_groups is None:
             return None
-        with self._lock:
-            data = self._footers.get(shard.sha256)
-            if data is not None:
-                self._footers.move_to_end(shard.sha256)
-        if data is None:
-            size_bytes, sha256 = shard.row_groups.footer_size_bytes, shard.row_groups.footer_sha256
-            start = shard.size_bytes - size_bytes
-            with store.open_verified(shard.name, sha256, start=start, length=size_bytes) as file:
-                data = file.read()
-            self._keep(shard.sha256, data)
+        size_bytes, sha256 = shard.row_groups.footer_size_bytes, shard.row_groups.footer_sha256
+        with self._reading[hash(shard.sha256) % len(self._reading)]:
+            data = self._kept(shard.sha256)
+            if data is None:
+                start = shard.size_bytes - size_bytes
+                with store.open_verified(shard.name, sha256, start=start, length=size_bytes) as file:
+                    data = file.read()
+                self._keep(shard.sha256, data)
         return Footer(data)
 
+    def _kept(self, shard: str) -> bytes | None:
+        with self._changing:
+            data = self._footers.get(shard)
+            if data is not None:
+                self._footers.move_to_end(shard)
+            return data
+
     def _keep(self, shard: str, data: bytes) -> None:
-        with self._lock:
-            if shard in self._footers:
-                return  # Another thread read it, too.
+        with self._changing:
             self._footers[shard] = data
             self._room_bytes -= len(data)
             while self._room_bytes < 0:
                 _, oldest = self._footers.popitem(last=False)
                 self._room_bytes += len(oldest)
+
+
+class BinaryColumn:
+    """A column of bytes, read by row. For values of 20 KB, Arrow's own `take` takes twenty times as long."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        self._chunks = []
+        for chunk in column.chunks:
+            _, offsets, data = chunk.buffers()
+            own_offsets = np.frombuffer(offsets, np.int32)[chunk.offset : chunk.offset + len(chunk) + 1]
+            self._chunks.append((own_offsets.tolist(), memoryview(data)))
+        self._starts = list(accumulate((len(chunk) for chunk in column.chunks), initial=0))
+
+    def __getitem__(self, row: int) -> bytes:
+        index = bisect_right(self._starts, row) - 1
+        offsets, data = self._chunks[index]
+        place = row - self._starts[index]
+        return bytes(data[offsets[place] : offsets[place + 1]])
 
 
 class _PartOfFile:

@@ -22,8 +22,8 @@ from transfer.catalog import layout
 from transfer.dataset.manifest import Shard
 from transfer.errors import AlreadyExistsError, CorruptObjectError, FeaturesError, ObjectNotFoundError
 from transfer.features.frozen import FrozenPart, View
-from transfer.features.layout import Entry, read_entry, schema_for
-from transfer.storage import Store, put_content, put_document, read_document, sha256_of_file
+from transfer.features.layout import Entry, read_entry, schema_for, told_by_names
+from transfer.storage import Store, put_document, read_document, sha256_of_file
 
 logger = logging.getLogger(__name__)
 BATCH_SIZE_BYTES = 4 * 1024**2
@@ -46,13 +46,13 @@ class FeatureStore:
         names = (item.name for item in self._store.list(f"{self._folder}/"))
         return {shard for name in names if (shard := layout.features_entry_in(name))}
 
-    def open(self, shard: Shard) -> CachedRows:
-        """The cached rows of an image shard, their bytes verified.
+    def open(self, shard: Shard, entry: Entry | None = None) -> CachedRows:
+        """The cached rows of an image shard, their bytes verified. `entry`: what its entry says, else it is read.
 
         Raises ObjectNotFoundError when there are none, CorruptObjectError when they are damaged or of another shape.
         """
-        entry = self._entry(shard)
-        file = self._store.open_verified(self._content(entry.sha256), entry.sha256)
+        entry = entry or self._entry(shard)
+        file = self._store.open_verified(self._content(shard, entry), entry.sha256)
         try:
             rows = CachedRows(file, shape=self.frozen_part.shape, dtype=self.frozen_part.dtype)
         except (pa.ArrowInvalid, KeyError, ValueError, IndexError) as error:
@@ -87,15 +87,24 @@ class FeatureStore:
             return None
 
     def open_all(self, shards: Sequence[Shard]) -> list[CachedRows | None]:
-        """`open_or_discard` for several image shards, in their order."""
+        """`open_or_discard` for several image shards, in their order. A listing spares reading their entries."""
+        told = told_by_names({item.name: item.size_bytes for item in self._store.list(f"{self._folder}/")})
+
+        def open_one(shard: Shard) -> CachedRows | None:
+            # What was listed may have been discarded meanwhile, and computed again.
+            with suppress(CorruptObjectError, ObjectNotFoundError):
+                if entry := told.get(shard.sha256):
+                    return self.open(shard, entry)
+            return self.open_or_discard(shard)
+
         with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
-            return list(pool.map(self.open_or_discard, shards))
+            return list(pool.map(open_one, shards))
 
     def discard(self, shard: Shard) -> None:
         """Remove the cached features of a shard, because they turned out damaged: they can be computed again."""
         entry = self._entry_name(shard)
         try:
-            content = self._content(self._entry(shard).sha256)
+            content = self._content(shard, self._entry(shard))
         except (CorruptObjectError, ObjectNotFoundError):
             content = None
         # The entry first: whoever comes in between finds nothing cached.
@@ -107,17 +116,17 @@ class FeatureStore:
         _put_unless_there(
             self._store, layout.features_description(self.frozen_part.digest), description_of(self.frozen_part)
         )
-        sha256 = self._put_content(path)
-        entry = Entry(sha256=sha256, rows=shard.rows, size_bytes=path.stat().st_size)
+        entry = Entry(format=2, sha256=sha256_of_file(path), rows=shard.rows, size_bytes=path.stat().st_size)
+        self._put_content(self._content(shard, entry), path)
         _put_unless_there(self._store, self._entry_name(shard), entry.model_dump())
 
-    def _put_content(self, path: Path) -> str:
+    def _put_content(self, name: str, path: Path) -> None:
         try:
-            return put_content(self._store, self._content, path)[1]
+            self._store.put(name, path)
         except AlreadyExistsError:
-            # Its name is its digest, so the other bytes are damaged: a discard was interrupted before it removed them.
-            self._store.remove(self._content(sha256_of_file(path)))
-            return put_content(self._store, self._content, path)[1]
+            # Its name has its digest, so the other bytes are damaged: a discard was interrupted before it removed them.
+            self._store.remove(name)
+            self._store.put(name, path)
 
     def _entry(self, shard: Shard) -> Entry:
         return read_entry(self._store, self.frozen_part.digest, shard.sha256)
@@ -125,8 +134,8 @@ class FeatureStore:
     def _entry_name(self, shard: Shard) -> str:
         return layout.features_entry(self.frozen_part.digest, shard.sha256)
 
-    def _content(self, sha256: str) -> str:
-        return layout.features_content(self.frozen_part.digest, sha256)
+    def _content(self, shard: Shard, entry: Entry) -> str:
+        return entry.content(self.frozen_part.digest, shard.sha256)
 
     def _unreadable(self, shard: Shard, found: str) -> CorruptObjectError:
         return CorruptObjectError(

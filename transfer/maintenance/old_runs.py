@@ -163,7 +163,7 @@ def _is_unfinished(store: Store, folder: str) -> bool:
         latest = Log(store, layout.results_log(folder)).latest_as(StoredResult)
         return latest is None or not latest[1].result.is_final
     nights, _, number = folder.rpartition("/")
-    is_latest = max(Log(store, nights).numbers(), default=0) == int(number)
+    is_latest = Log(store, nights).newest_number() == int(number)
     return is_latest and not store.exists(layout.night_end(folder))
 
 

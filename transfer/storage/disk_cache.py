@@ -27,6 +27,8 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _PART = ".part"
 _PROCESSES = 16
 """Number of processes that may fill the folder at the same time without listing it after each object of their own."""
+_SLACK = 1024
+"""A process may add this fraction of the limit on top of it. Otherwise each object listed a folder that is full."""
 _log = logging.getLogger("transfer.storage")
 
 
@@ -83,7 +85,7 @@ class DiskCache:
                 _touch(part)
                 part.rename(path)
                 self._added_bytes += file.size()
-                if self._added_bytes > self._free_bytes // _PROCESSES:
+                if self._added_bytes > max(self._free_bytes // _PROCESSES, self._max_size_bytes // _SLACK):
                     self._evict(newest=path)
             return file
 

@@ -83,6 +83,13 @@ class Store(abc.ABC):
         """List all objects whose name starts with `prefix`, also in folders, sorted by name."""
 
     @abc.abstractmethod
+    def newest_entry(self, log: str) -> int:
+        """The highest number of an entry in a log; 0 while it is empty. It costs little, however long the log is.
+
+        Raises StorageError.
+        """
+
+    @abc.abstractmethod
     def size(self, name: str) -> int:
         """Size of the object in bytes. Raises ObjectNotFoundError, StorageError."""
 

@@ -147,7 +147,7 @@ def _epochs_followed(run: Run, epochs_known: int, on_epoch: Callable[[EpochRow],
 
     The workers' own output is no source: Ray may print it twice or not at all, and puts a process's name before it.
     """
-    first = max(run.checkpoints.numbers(), default=0) + 1
+    first = run.checkpoints.newest_number() + 1
     over = threading.Event()
 
     def follow() -> None:
@@ -235,7 +235,7 @@ def _worker_main(settings: dict[str, Any]) -> TransferError | None:
     # Before anything else: a multi-worker strategy must set TensorFlow's runtime up first.
     strategy = create_strategy(config.workers.collectives)
 
-    from transfer.dataset.batches import WorkerSlice
+    from transfer.dataset.order import WorkerSlice
     from transfer.training.checkpoints import Checkpoints
     from transfer.training.loop import train
     from transfer.training.shared_models import SharedModels

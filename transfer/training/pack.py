@@ -21,8 +21,8 @@ import tensorflow as tf
 
 from transfer.catalog import layout
 from transfer.catalog.run import EpochRow, Progress
-from transfer.dataset.batches import WorkerSlice, steps_per_epoch
 from transfer.dataset.manifest import Dataset
+from transfer.dataset.order import WorkerSlice, steps_per_epoch
 from transfer.errors import DivergedError
 from transfer.runtime.memory import for_training, memory_explained
 from transfer.storage import Log, Store
@@ -119,7 +119,7 @@ class PackCheckpoints:
         self._store = store
         self._folder = folder
         self._log = Log(store, layout.checkpoints_log(folder))
-        self._next = (self._log.numbers() or [0])[-1] + 1
+        self._next = self._log.newest_number() + 1
 
     def save(self, members: Sequence[PackedTrial]) -> None:
         """Write the states of all members. Raises AlreadyExistsError if another process trains the same pack."""

@@ -1,8 +1,8 @@
 """The samples of an epoch, as the step takes them: images, a step at a time, or cached features, many steps a call.
 
-Cached features come in the order in which the images would have come. That order is one global permutation by (seed,
-epoch) over all rows: any row of a memory-mapped file is as near as any other. For a whole split it is the order of
-`dataset/batches.py` whenever it fits into the shuffle window there.
+Cached features come in one global permutation by (seed, epoch) over all rows: any row of a memory-mapped file is as
+near as any other. Images come in the same order if their split fits into the shuffle window; otherwise they go through
+lanes (`dataset/order.py`).
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import numpy as np
 import tensorflow as tf
 
 from transfer.config import ImageInput, TrainingConfig
-from transfer.dataset.batches import WorkerSlice, image_batches, steps_per_epoch, windows
+from transfer.dataset.batches import image_batches
 from transfer.dataset.manifest import Dataset, Shard
+from transfer.dataset.order import WorkerSlice, permutation, steps_per_epoch
 from transfer.features.store import CachedRows
 from transfer.storage import Store
 from transfer.training.step import Chunk, PhaseProgram
@@ -115,11 +116,7 @@ class CachedSplit:
         """Rows, int64 [rows], in the order in which an epoch visits them; `seed` None: as they are stored."""
         if self._only is not None:
             return np.arange(len(self)) if seed is None else np.random.default_rng([seed, epoch]).permutation(len(self))
-        (window,) = windows(self._shards, window_size_bytes=None, seed=seed, epoch=epoch)
-        first_rows = np.cumsum([0, *(shard.rows for shard in self._shards)])[:-1]
-        starts = dict(zip((shard.sha256 for shard in self._shards), first_rows, strict=True))
-        visited: np.ndarray = np.concatenate([starts[shard.sha256] + np.arange(shard.rows) for shard in window.shards])
-        return np.take(visited, window.order)
+        return permutation(self._shards, seed=seed, epoch=epoch)
 
 
 class CachedBatches:

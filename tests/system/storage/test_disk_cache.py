@@ -189,6 +189,10 @@ def test_the_folder_is_not_looked_through_after_every_object_while_much_is_free(
             assert len(looks) < 20
     assert len(kept_in(tmp_path)) == 200
     assert sha256_hex(contents[-1]) in kept_in(tmp_path)
+    full = len(looks)
+    for size in range(1, 12):  # 66 bytes together; 19 may come on top of the limit.
+        disk_cache.open(sha256_hex(bytes(size)), lambda path, size=size: path.write_bytes(bytes(size)))
+    assert len(looks) - full < 6
 
 
 def test_what_was_just_fetched_stays_whatever_the_clocks_say(faulty_storage, bucket, folder):

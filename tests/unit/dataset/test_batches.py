@@ -8,8 +8,10 @@ from PIL import Image
 
 from tests.digits import digits_config, write_some_digits
 from transfer.config import ImageInput
-from transfer.dataset.batches import WorkerSlice, image_batches
+from transfer.dataset import row_groups
+from transfer.dataset.batches import image_batches
 from transfer.dataset.ingest import ingest
+from transfer.dataset.order import WorkerSlice
 from transfer.dataset.shards import read_shard
 from transfer.errors import CorruptObjectError
 from transfer.storage import open_store
@@ -25,7 +27,9 @@ def digits(tmp_path_factory):
     dataset = {"source": str(source), "validation": 0.2, "test": 0.2, "shard_size_bytes": 30_000}
     config = digits_config(source, str(folder / "storage"), dataset=dataset)
     store = open_store(config.storage)
-    return store, ingest(config, store)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(row_groups, "ROW_GROUP_SIZE_BYTES", 3000)  # So that there are several lanes.
+        return store, ingest(config, store)
 
 
 def batches(digits, **options):
@@ -98,10 +102,12 @@ def test_epochs_follow_each_other_in_one_stream(digits):
             np.testing.assert_array_equal(found[name], expected[name])
 
 
-def test_a_damaged_shard_is_never_decoded(digits, tmp_path):
+@pytest.mark.parametrize("is_of_earlier_release", [False, True])
+def test_damaged_bytes_are_never_decoded(digits, is_of_earlier_release):
     store, dataset = digits
     shard = dataset.shards_of("train")[0]
-    wrong = shard.model_copy(update={"sha256": "0" * 64})
-    with pytest.raises(Exception, match=r"sha256|SHA-256|digest") as caught:
+    groups = None if is_of_earlier_release else shard.row_groups.model_copy(update={"footer_sha256": "0" * 64})
+    wrong = shard.model_copy(update={"sha256": "0" * 64, "row_groups": groups})
+    with pytest.raises(Exception, match="SHA-256") as caught:
         list(image_batches(store, [wrong], image_input=ImageInput(32, 32), batch_size=BATCH))
     assert CorruptObjectError.__name__ in str(caught.value)

@@ -70,6 +70,16 @@ def test_a_row_group_is_read_by_one_request(faulty_storage, fault_proxy):
     assert [requests_of(group) for group in (2, 0, 1)] == [2, 1, 1]
 
 
+def test_row_groups_of_a_bucket_are_fetched_once_a_machine(faulty_storage, fault_proxy):
+    shard = write_shard(open_store(faulty_storage), rows(20, size_bytes=128 * 1024), split="train")
+    for _ in range(2):
+        store, footers = open_store(faulty_storage), Footers()
+        for group in (0, 2):
+            table = read_row_group(store, shard, group, columns=["key"], footers=footers)
+            assert table["key"].to_pylist() == [row["key"] for row in rows(20)][8 * group :][:8]
+    assert [method for method, _ in fault_proxy.requests].count("GET") == 3  # With the footer; never the whole shard.
+
+
 def test_footers_stay_in_memory_up_to_their_limit(store, monkeypatch):
     shards = [write_shard(store, rows(20)[: 5 + number], split="train") for number in range(3)]
     footers = Footers(shards[1].row_groups.footer_size_bytes + shards[2].row_groups.footer_size_bytes)

@@ -187,9 +187,8 @@ def test_several_shards_are_opened_in_their_order_and_a_damaged_one_is_missing(f
     shards = [shard_of(name=name) for name in "abcdef"]
     for seed, shard in enumerate(shards):
         write(FeatureStore(store, frozen_part), features_of(frozen_part, seed), shard)
-    flip_a_bit(
-        path / FeatureStore(store, frozen_part)._content(FeatureStore(store, frozen_part)._entry(shards[2]).sha256)
-    )
+    opened = FeatureStore(store, frozen_part)
+    flip_a_bit(path / opened._content(shards[2], opened._entry(shards[2])))
     opened = FeatureStore(store, frozen_part).open_all(shards)
     assert [rows is None for rows in opened] == [False, False, True, False, False, False]
     for seed in (0, 1, 3, 4, 5):

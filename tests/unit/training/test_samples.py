@@ -9,8 +9,9 @@ import pytest
 from tests.digits import digits_config, write_some_digits
 from transfer.backbone.files import RANGES
 from transfer.config import ImageInput
-from transfer.dataset.batches import WorkerSlice, image_batches, steps_per_epoch
+from transfer.dataset.batches import image_batches
 from transfer.dataset.ingest import ingest
+from transfer.dataset.order import WorkerSlice, steps_per_epoch
 from transfer.features.frozen import FrozenPart
 from transfer.features.store import FeatureStore
 from transfer.storage import open_store
