@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from pydantic import Field
 
@@ -55,9 +55,18 @@ def numbered(folder: str, number: int) -> str:
     return f"{folder}/{number:08d}"
 
 
+_ENTRY = re.compile(r"([0-9]{8,})\.json")
+
+
 def entry(log: str, number: int) -> str:
     """Name of an entry of a log."""
     return f"{numbered(log, number)}.json"
+
+
+def entry_number_in(log: str, name: str) -> int | None:
+    """The number of an entry of the log if the name is that of one; otherwise None."""
+    match = _ENTRY.fullmatch(name.removeprefix(f"{log}/"))
+    return int(match[1]) if match else None
 
 
 def below(folder: str, name: str) -> list[str]:
@@ -132,8 +141,13 @@ def features_description(frozen_part: str) -> str:
     return f"{features_folder(frozen_part)}/frozen_part.json"
 
 
-def features_content(frozen_part: str, sha256: str) -> str:
-    """Features and labels, one row for each row of an image shard."""
+def features_content(frozen_part: str, shard_sha256: str, rows: int, sha256: str) -> str:
+    """Features and labels, one row for each row of an image shard, which the name says, too."""
+    return f"{features_folder(frozen_part)}/{shard_sha256}-{rows}-{sha256}.arrow"
+
+
+def earlier_features_content(frozen_part: str, sha256: str) -> str:
+    """The same, as earlier releases named it."""
     return f"{features_folder(frozen_part)}/{sha256}.arrow"
 
 
@@ -142,19 +156,29 @@ def features_entry(frozen_part: str, shard_sha256: str) -> str:
     return f"{features_folder(frozen_part)}/{shard_sha256}.json"
 
 
-_FEATURES = re.compile(rf"{FEATURES}/[0-9a-f]{{64}}/([0-9a-f]{{64}})\.(json|arrow)")
+_SHA256 = "[0-9a-f]{64}"
+_FEATURES_ENTRY = re.compile(rf"{FEATURES}/{_SHA256}/({_SHA256})\.json")
+_FEATURES_CONTENT = re.compile(rf"{FEATURES}/{_SHA256}/(?:({_SHA256})-([1-9][0-9]{{0,17}})-)?({_SHA256})\.arrow")
 
 
 def features_entry_in(name: str) -> str | None:
     """SHA-256 of the image shard if the name is that of its entry; otherwise None."""
-    match = _FEATURES.fullmatch(name)
-    return match[1] if match and match[2] == "json" else None
+    match = _FEATURES_ENTRY.fullmatch(name)
+    return match[1] if match else None
 
 
-def features_content_in(name: str) -> str | None:
-    """SHA-256 of the content if the name is that of cached content; otherwise None."""
-    match = _FEATURES.fullmatch(name)
-    return match[1] if match and match[2] == "arrow" else None
+class NamedContent(NamedTuple):
+    """The parts of a name of cached features; shard and rows are None in a name of an earlier release."""
+
+    shard_sha256: str | None
+    rows: int | None
+    sha256: str
+
+
+def features_content_in(name: str) -> NamedContent | None:
+    """The parts of the name if it is that of cached features; otherwise None."""
+    match = _FEATURES_CONTENT.fullmatch(name)
+    return NamedContent(match[1], int(match[2]) if match[2] else None, match[3]) if match else None
 
 
 # Runs
@@ -383,6 +407,24 @@ def retention_log(model: str) -> str:
     return f"{MODELS}/{model}/retention"
 
 
+# Predictions, in a folder that a user names, which lies anywhere. Readers of Parquet skip names that begin with `_`.
+
+
+def predictions_plan() -> str:
+    """In a folder of predictions: what is predicted by which version, and how it is divided into parts."""
+    return "_plan.json"
+
+
+def predictions_part(part: int) -> str:
+    """In a folder of predictions: consecutive rows, from part 0 on."""
+    return f"part-{part:05d}.parquet"
+
+
+def predictions_end() -> str:
+    """In a folder of predictions, written last: how many images there are, and how many of them failed."""
+    return "_SUCCESS"
+
+
 # Of storage itself
 
 
@@ -394,6 +436,8 @@ def probe(unique: str) -> str:
 # Cached features can be computed again. The logs of promotions, pins and removals of versions are never removed.
 _REMOVABLE = re.compile(
     rf"{FEATURES}/.+"
+    rf"|{DATASETS}/[^/]+/[0-9]{{8,}}\.json"
+    rf"|({SHARDS}|{INDEX}|{REJECTS})/[0-9a-f]{{64}}\.parquet"
     rf"|{MODELS}/[^/]+/(versions/[0-9]{{8,}}(\.json|/.+)|serving/[0-9]{{8,}}/.+)"
     rf"|{RUNS}/[^/]+/.+"
     rf"|{SWEEPS}/[^/]+/packs/[^/]+/(checkpoints|arrays)/[^/]+"
@@ -402,7 +446,7 @@ _GOES_WHEN_EMPTY = re.compile(rf"{MODELS}/[^/]+/(versions|serving)/.+|{RUNS}/.+"
 
 
 def is_removable(name: str) -> bool:
-    """Whether an object may be removed: cached features, a model version, a run, or a checkpoint of a pack."""
+    """Whether an object may be removed: cached features, what a dataset or model version has, of a run or a pack."""
     return _REMOVABLE.fullmatch(name) is not None
 
 

@@ -236,12 +236,28 @@ def nights(
 def predict(
     config: ConfigPath,
     images: Annotated[
-        list[str], typer.Option(help="An image, a folder or an s3:// prefix of images; may be given several times.")
-    ],
+        list[str] | None,
+        typer.Option(help="An image, folder, s3:// prefix, list or table of images; may be given several times."),
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Instead of images: a dataset version, NAME or NAME@NUMBER.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Of the dataset version: train, validation or test. Default: all.")
+    ] = None,
     output: Annotated[
         str | None,
-        typer.Option(help="File to write, .parquet, .csv or .jsonl, a path or s3://. Default: few images are printed."),
+        typer.Option(
+            help="File to write, .parquet, .csv or .jsonl, or a folder of parts, which ends with /; a path or s3://. "
+            "Default: few images are printed."
+        ),
     ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Write so many most probable classes, instead of all probabilities.")
+    ] = None,
+    embeddings: Annotated[
+        bool, typer.Option("--embeddings", help="Write the features of the base, too, in half precision.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output where it exists.")] = False,
     overrides: Overrides = None,
     version: Annotated[int | None, typer.Option(help="Version to use. Default: the promoted one.")] = None,
@@ -253,12 +269,24 @@ def predict(
     def work() -> dict[str, Any]:
         from transfer import jobs
 
-        done = jobs.predict(load(config, overrides), images=images, output=output, overwrite=overwrite, version=version)
+        done = jobs.predict(
+            load(config, overrides),
+            images=images or (),
+            dataset=dataset,
+            split=split,
+            output=output,
+            overwrite=overwrite,
+            version=version,
+            top_k=top_k,
+            embeddings=embeddings,
+        )
         outcomes.append(done)
         if json:
             return vars(done)
         answer: dict[str, Any] = {"version": done.version, "images": done.images, "output": done.output}
         answer["failed"] = f"{done.errors:,} of {done.images:,} images" if done.errors else None
+        if done.from_features:
+            answer["from cached features"] = f"{done.from_features:,} images"
         if done.predictions is not None:
             answer["predictions"] = [_in_short(row, errors=done.errors > 0) for row in done.predictions]
         return answer

@@ -24,7 +24,7 @@ import numpy as np
 import tensorflow as tf
 
 from transfer.config import DatasetConfig, ImageInput
-from transfer.dataset.check import check_image
+from transfer.dataset.check import check_image, is_checked_by_decoding
 from transfer.dataset.decode import load_image, load_plain_jpeg
 from transfer.dataset.manifest import Shard
 from transfer.dataset.order import Order, WorkerSlice
@@ -103,13 +103,18 @@ def checked_and_decoded(
     Whatever can be transcoded is, whether or not the dataset's images were: a prediction stores nothing, so nothing
     speaks for a refusal. `key`: name of the file. `limits`: largest file size and number of pixels, and the background
     of transparent pixels. Returns the bytes that an ingest would store and float32 [height, width, channels] in 0..255,
-    or the reason for which the image is rejected.
+    or the reason for which the image is rejected. It may be called from several threads.
     """
+    limited = {"max_pixels": limits.max_pixels, "max_file_size_bytes": limits.max_file_size_bytes}
+    if is_checked_by_decoding(data, **limited):
+        try:
+            return data, decoded(data, image_input=image_input)
+        except tf.errors.OpError:
+            pass  # The check tells why.
     outcome = check_image(
         data,
         key=key,
-        max_pixels=limits.max_pixels,
-        max_file_size_bytes=limits.max_file_size_bytes,
+        **limited,
         transcode=True,
         background=limits.background,
         depth=image_input.depth,

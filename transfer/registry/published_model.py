@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from itertools import chain, islice
@@ -17,10 +18,10 @@ from transfer.catalog.model import ModelVersion
 from transfer.config import ImageInput
 from transfer.dataset.check import op_text
 from transfer.errors import RegistryError
-from transfer.features.forward import CHECKED_ROWS, TOLERANCE, forward_of
+from transfer.features.forward import CHECKED_ROWS, TOLERANCE, Forward, forward_of
 from transfer.features.frozen import FEATURE_CODE_VERSION
 from transfer.features.network import traced, with_constants
-from transfer.registry.export import DESCRIPTION, FITTED
+from transfer.registry.export import DESCRIPTION, EMBEDDINGS, FITTED
 from transfer.registry.versions import download_version
 from transfer.runtime.memory import FOR_PREDICTION, memory_explained
 from transfer.storage import Store
@@ -56,6 +57,9 @@ class PublishedModel:
             # Held, because the variables of its signatures live only as long as this object.
             self._loaded = tf.saved_model.load(str(files))
         self._files = files
+        # A prediction job answers several parts at a time, in threads.
+        self._preparing = threading.Lock()
+        self._ways: dict[tuple[Engine, bool], Forward | None] = {}
 
     @cached_property
     def image_input(self) -> ImageInput:
@@ -76,11 +80,6 @@ class PublishedModel:
         described: dict[str, Any] = json.loads((self._files / DESCRIPTION).read_text(encoding="utf-8"))
         return described
 
-    @property
-    def row_shape(self) -> tuple[int, ...]:
-        """Shape of a decoded image."""
-        return self.image_input.shape
-
     def answer(self, encoded: list[bytes]) -> dict[str, Any]:
         """Run the signature for encoded images. Returns its outputs by name."""
         work = f"{self.subject}, asked about at most {BATCH_SIZE} images at a time,"
@@ -95,42 +94,70 @@ class PublishedModel:
                 "was trained on. Promote a version that decodes such images with `transfer registry promote`.",
             ) from error
 
+    @property
+    def embedding_size(self) -> int | None:
+        """Number of features of an image; None if the version was exported without them."""
+        signature = self._loaded.signatures.get(EMBEDDINGS)
+        return None if signature is None else int(signature.structured_outputs[EMBEDDINGS].shape[-1])
+
     def answers(self, batches: Iterator[Batch], *, engine: Engine) -> Iterator[np.ndarray]:
-        """Yield probabilities float32 [n, classes] for each batch, in order; batches are read a little ahead.
+        """Yield probabilities float32 [n, classes] for each batch, in order: the first outputs of `outputs`."""
+        return (probabilities for probabilities, *_ in self.outputs(batches, engine=engine))
+
+    def outputs(
+        self, batches: Iterator[Batch], *, engine: Engine, embeddings: bool = False
+    ) -> Iterator[list[np.ndarray]]:
+        """Yield [probabilities], float32 [n, classes], for each batch, in order; batches are read a little ahead.
 
         The fast forward pass predicts from the decoded images. If a release with other decoding exported the model, or
         the signature for encoded images predicts something else for the first images, that signature predicts all.
-        Raises FeaturesError if `engine` is `openvino` and OpenVINO cannot be used.
+        `embeddings`: yield [probabilities, embeddings], float32 [n, embedding_size]. May be called from several
+        threads. Raises FeaturesError if `engine` is `openvino` and OpenVINO cannot be used, RegistryError if there are
+        no embeddings.
         """
         first = list(islice(batches, 1))
-        if not first or not self._decodes_alike(*first[0]):
-            yield from (self.answer(encoded)["probabilities"] for encoded, _ in chain(first, batches))
+        if not first:
             return
-        forward = forward_of(self, engine=engine)
-        for (probabilities,) in forward.map(pixels for _, pixels in chain(first, batches)):
-            yield probabilities
+        forward = self._forward(*first[0], engine=engine, embeddings=embeddings)
+        if forward is None:
+            yield from ([self.answer(encoded)["probabilities"]] for encoded, _ in chain(first, batches))
+            return
+        yield from forward.map(pixels for _, pixels in chain(first, batches))
 
-    def trace(self) -> Any:
-        """The network as a traced function without variables, from decoded images to [probabilities]."""
-        images = tf.TensorSpec([None, *self.row_shape], tf.float32)
-        return with_constants(traced(lambda rows: [self._of_fitted(rows)], images))
+    def _forward(self, encoded: list[bytes], pixels: np.ndarray, *, engine: Engine, embeddings: bool) -> Forward | None:
+        """The fast forward pass, checked on a batch; None if the signature for encoded images must predict."""
+        with self._preparing:
+            if (engine, embeddings) not in self._ways:
+                forward = None
+                if self._decodes_alike(encoded, pixels):
+                    forward = forward_of(FittedWork(self, embeddings=embeddings), engine=engine)
+                    # The first rows decide which engine runs.
+                    next(forward.map([pixels[:CHECKED_ROWS]]))
+                elif embeddings:
+                    raise RegistryError(
+                        f"{self.subject} decodes images otherwise than this release, and has embeddings only of images "
+                        "that are decoded already.",
+                        advice="Publish its run again with this release: `transfer publish --again`.",
+                    )
+                self._ways[engine, embeddings] = forward
+            return self._ways[engine, embeddings]
 
-    def plain(self, rows: np.ndarray) -> list[np.ndarray]:
-        """Run the signature for fitted images, `rows`. Returns [probabilities]."""
-        return [self._of_fitted(tf.constant(rows)).numpy()]
-
-    def _of_fitted(self, images: tf.Tensor) -> tf.Tensor:
+    def of_fitted(self, images: tf.Tensor, *, embeddings: bool = False) -> list[tf.Tensor]:
+        """[probabilities] of fitted images, and [embeddings] if these are asked for, by one signature."""
         signatures = self._loaded.signatures
+        if embeddings:
+            answer = signatures[EMBEDDINGS](images=images)
+            return [answer["probabilities"], answer[EMBEDDINGS]]
         # A model of an earlier release has no signature for them. It stretches images, which changes no fitted one.
-        return signatures[FITTED if FITTED in signatures else "pixels"](images=images)["probabilities"]
+        return [signatures[FITTED if FITTED in signatures else "pixels"](images=images)["probabilities"]]
 
     def _decodes_alike(self, encoded: list[bytes], pixels: np.ndarray) -> bool:
         """Whether this release decodes and resizes images as the release that exported the model."""
         if self._description.get("decoding", FEATURE_CODE_VERSION) != FEATURE_CODE_VERSION:
             return False
         by_signature = self.answer(encoded[:CHECKED_ROWS])["probabilities"]
-        (by_pixels,) = self.plain(pixels[:CHECKED_ROWS])
-        difference = float(np.max(np.abs(by_signature - by_pixels)))
+        (by_pixels,) = self.of_fitted(tf.constant(pixels[:CHECKED_ROWS]))
+        difference = float(np.max(np.abs(by_signature - by_pixels.numpy())))
         # In this form of the comparison, NaN counts as a difference.
         if difference <= TOLERANCE:
             return True
@@ -140,6 +167,24 @@ class PublishedModel:
             difference,
         )
         return False
+
+
+class FittedWork:
+    """What a published model answers about fitted images, as work for a forward pass (`features/forward.py`)."""
+
+    def __init__(self, model: PublishedModel, *, embeddings: bool = False) -> None:
+        self.subject, self.advice = model.subject, model.advice
+        self.row_shape = model.image_input.shape
+        self._model, self._embeddings = model, embeddings
+
+    def trace(self) -> Any:
+        """The network as a traced function without variables, from fitted images to `of_fitted`."""
+        images = tf.TensorSpec([None, *self.row_shape], tf.float32)
+        return with_constants(traced(lambda rows: self._model.of_fitted(rows, embeddings=self._embeddings), images))
+
+    def plain(self, rows: np.ndarray) -> list[np.ndarray]:
+        """What the signature itself answers."""
+        return [output.numpy() for output in self._model.of_fitted(tf.constant(rows), embeddings=self._embeddings)]
 
 
 def probabilities_of(model: Answers, encoded: Iterable[bytes]) -> np.ndarray:

@@ -53,7 +53,9 @@ class Actors(Generic[Unit, Answer]):
 
     `make`: a class or function, called once in each actor with `arguments`, which are pickled once for all actors. It
     returns the function of a unit, and imports TensorFlow by `import_tensorflow` if it needs it. `at_once`: units that
-    an actor does at the same time, in threads: with 2, one is read while another one is computed.
+    an actor does at the same time, in threads: with 2, one is read while another one is computed. If the function is an
+    object with a method `close`, that is called in this process when the units at work are not wanted any more: an
+    error or Ctrl-C would otherwise wait for them. Actors are killed.
     """
 
     def __init__(
@@ -113,8 +115,11 @@ class Actors(Generic[Unit, Answer]):
             started = ((unit, pool.submit(self._work_here, unit)) for unit in units)
             try:
                 yield from in_order_of(started, _finished, is_full=lambda waiting: len(waiting) >= self._at_once)
-            finally:
+            except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
+                if close := getattr(self._work_here, "close", None):
+                    close()
+                raise
 
     @cached_property
     def _work_here(self) -> Callable[[Unit], Answer]:

@@ -198,7 +198,7 @@ class Checkpoints:
 
         Put-if-absent alone would not notice that: a run that ends removes older checkpoints, so `number` may be free.
         """
-        newest = max(self.numbers(), default=0)
+        newest = self._log.newest_number()
         if newest > number:
             raise self._busy(newest, self.entry(newest).written)
 

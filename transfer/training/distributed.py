@@ -147,7 +147,7 @@ def _epochs_followed(run: Run, epochs_known: int, on_epoch: Callable[[EpochRow],
 
     The workers' own output is no source: Ray may print it twice or not at all, and puts a process's name before it.
     """
-    first = max(run.checkpoints.numbers(), default=0) + 1
+    first = run.checkpoints.newest_number() + 1
     over = threading.Event()
 
     def follow() -> None:

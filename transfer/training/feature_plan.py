@@ -92,7 +92,7 @@ class FeaturePlan:
     def choices(self) -> list[CacheChoice]:
         """The choice for each phase: the recorded one, or decided and recorded now if the run is new."""
         log = self._run.inputs
-        if not log.numbers():
+        if not log.newest_number():
             choices = [self._choice(index) for index in range(len(self._reasons))]
             for index, choice in enumerate(choices):
                 logger.info("Phase %d trains %s", index, choice.explained)

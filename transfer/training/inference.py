@@ -28,6 +28,10 @@ class Inference:
 
     answer: Any
     """A concrete function: images, float32 [n, height, width, channels] in 0..255, to probabilities [n, classes]."""
+    embed: Any
+    """A concrete function, the first part of `answer`: images to the base's features, float32 [n, …]."""
+    classify: Any
+    """A concrete function, the second part: features to probabilities."""
     weights: list[tf.Variable]
     """The weights that `answer` reads as variables; the others are constants of the graph."""
     modules: list[Any]
@@ -44,15 +48,23 @@ def trace_inference(model: TransferModel, *, graph: ServingGraph) -> Inference:
     # Always variables, so that a small and a large network have the same names of tensors in the graph.
     weights_of_head = _variables(head.weights)
 
-    def answer(images: tf.Tensor) -> tf.Tensor:
+    def features_of(images: tf.Tensor) -> tf.Tensor:
         (features,) = base(model.backbone.preprocess(images), weights_of_base)
+        return features
+
+    def probabilities_of(features: tf.Tensor) -> tf.Tensor:
         (logits,) = head(features, weights_of_head)
         return tf.nn.softmax(logits)
 
-    shape = (None, *model.backbone.image_input.shape)
+    images = tf.TensorSpec((None, *model.backbone.image_input.shape), tf.float32, name="images")
+    embed = traced(features_of, images)
+    (features,) = embed.outputs
+    classify = traced(probabilities_of, tf.TensorSpec(features.shape, features.dtype, name="features"))
     layers = {id(node.operation): node.operation for node in nodes_in_order(network)}.values()
     return Inference(
-        answer=traced(answer, tf.TensorSpec(shape, tf.float32, name="images")),
+        answer=traced(lambda images: classify(embed(images)), images),
+        embed=embed,
+        classify=classify,
         weights=[weight for weight in (*weights_of_base, *weights_of_head) if isinstance(weight, tf.Variable)],
         modules=[layer.module for layer in layers if isinstance(layer, SavedModelLayer)],
     )

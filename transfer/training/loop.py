@@ -179,8 +179,9 @@ class Training:
         self._shows_progress = shows_progress and self.is_chief
         self._keeps = keeps
         self.checkpoints = Checkpoints(run)
-        # All workers count the number instead of listing at each save: only the chief knows what it has just written.
-        self.next_checkpoint = (self.checkpoints.numbers() or [0])[-1] + 1
+        # All workers count the number instead of looking it up at each save:
+        # only the chief knows what it has just written.
+        self.next_checkpoint = run.checkpoints.newest_number() + 1
         self._images, self._validated_images = images_of(run.store, dataset, run.fold)
         self.steps = steps_per_epoch(self._images, batch_size)
         self.progress = start.progress if start else Progress()

@@ -119,7 +119,7 @@ class PackCheckpoints:
         self._store = store
         self._folder = folder
         self._log = Log(store, layout.checkpoints_log(folder))
-        self._next = (self._log.numbers() or [0])[-1] + 1
+        self._next = self._log.newest_number() + 1
 
     def save(self, members: Sequence[PackedTrial]) -> None:
         """Write the states of all members. Raises AlreadyExistsError if another process trains the same pack."""

@@ -256,7 +256,7 @@ def hold_to_base(run: Run, digest: str) -> None:
     release began has no digest and is not checked. Raises BaseChangedError, StorageError.
     """
     pinned = _read(run)
-    if pinned is None and not run.checkpoints.numbers():
+    if pinned is None and not run.checkpoints.newest_number():
         _check_files(run)
         # Several workers may come here; the digest of the first one counts.
         with suppress(AlreadyExistsError):

@@ -126,7 +126,7 @@ def test_config_check_says_what_a_sweep_would_do(transfer, config):
         (["dataset.validation=0", "phases.0.early_stopping={}"], "phases.0.early_stopping needs a validation split"),
         (["dataset.validation=0", "sweep.space={head.dropout: [0, 0.5]}"], "A sweep compares trials on the validation"),
         (["dataset.validation=0", "dataset.test=0"], "nothing to evaluate the run on"),
-        (["training.class_weights={cat: 2}"], "training.class_weights names ['cat']"),
+        (["training.class_weights={cat: 2}"], "training.class_weights names `cat`"),
     ],
 )
 def test_config_check_finds_what_training_refuses(transfer, config, changes, said):

@@ -2,7 +2,10 @@
 
 import threading
 
+import pytest
+
 from transfer.config import WorkersConfig
+from transfer.errors import ConfigError
 from transfer.runtime.actors import Actors, Task
 
 
@@ -15,6 +18,27 @@ class Meeting:
     def __call__(self, unit):
         self._barrier.wait(timeout=60)
         return -unit
+
+
+class UntilClosed:
+    """Work of which one unit fails, and any other goes on until nobody wants it."""
+
+    def __init__(self):
+        self._closed = threading.Event()
+
+    def __call__(self, unit):
+        if unit == "wrong":
+            raise ConfigError("This unit is wrong.")
+        assert self._closed.wait(timeout=60)
+
+    def close(self):
+        self._closed.set()
+
+
+def test_a_unit_that_is_not_wanted_any_more_is_told_so():
+    actors = Actors(UntilClosed, workers=WorkersConfig(), task=Task("wait"), at_once=2)
+    with actors, pytest.raises(ConfigError, match="This unit is wrong"):
+        list(actors.map(["wrong", "long"]))
 
 
 def test_without_workers_units_are_done_here_in_order_and_two_at_once():
