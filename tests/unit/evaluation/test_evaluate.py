@@ -108,7 +108,7 @@ def test_each_shard_is_read_once_and_its_predictions_are_stored_as_a_part(runs, 
 
 def rounded_otherwise(path, classes):
     """Predictions that are stored in a file, changed a little there."""
-    before = Predictions.from_parquet(path.read_bytes(), classes)
+    before = Predictions.from_parquet(path.read_bytes(), classes, name=path.name)
     after = replace(before, probabilities=0.999 * before.probabilities + np.float32(0.0001))
     path.write_bytes(after.to_parquet())
     return after
