@@ -6,15 +6,18 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from transfer.catalog import layout
 from transfer.catalog.model import ModelVersion
 from transfer.catalog.run import ReportEntry
 from transfer.config import Config
+from transfer.dataset.ingest import ingest
 from transfer.dataset.manifest import Dataset, load_dataset
 from transfer.errors import DifferentAnswersError, RegistryError, StorageError
 from transfer.evaluation.report import Report
+from transfer.features.copy import copy_features
 from transfer.registry.versions import load_version, published_version
 from transfer.runtime.cluster import connect_for, run_where
 from transfer.runtime.startup import import_tensorflow
@@ -54,6 +57,14 @@ def writable_storage(config: Config) -> Store:
     except StorageError as error:
         raise type(error)(f"storage is `{store.uri}`: {error.message}", advice=error.advice) from error
     return store
+
+
+def ensure_dataset(config: Config, store: Store) -> Dataset:
+    """Bring the images of the configuration into storage; the same images give the same version again.
+
+    Where images are copied from shards to others, so are their cached features. Raises what `ingest` raises.
+    """
+    return ingest(config, store, on_copied=partial(copy_features, store))
 
 
 def fit(run: Run, dataset: Dataset) -> None:

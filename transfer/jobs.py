@@ -12,10 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 from transfer.catalog.model import ModelVersion
 from transfer.config import Config
-from transfer.dataset.ingest import ingest as ingest_dataset
 from transfer.dataset.manifest import Dataset, load_dataset
 from transfer.dataset.rehearsal import classes_of, known_classes, listed_candidates, rehearse
-from transfer.ensure import Clock, evaluate_anew, evaluated, fit, published, read_report, writable_storage
+from transfer.ensure import (
+    Clock,
+    ensure_dataset,
+    evaluate_anew,
+    evaluated,
+    fit,
+    published,
+    read_report,
+    writable_storage,
+)
 from transfer.errors import ConfigError
 from transfer.evaluation.report import Report
 from transfer.overview import NetworkFacts, overview
@@ -106,7 +114,7 @@ def ingest(config: Config) -> Dataset:
     """Bring the configured images into storage as a dataset version; the same images give the same version again."""
     store = writable_storage(config)
     check_source_and_files(config)
-    return ingest_dataset(config, store)
+    return ensure_dataset(config, store)
 
 
 def train(config: Config, *, run_id: str | None = None) -> TrainOutcome:
@@ -130,7 +138,7 @@ def train(config: Config, *, run_id: str | None = None) -> TrainOutcome:
         check(config)
     store = open_store(config.storage)
     with clock.step("ingest"):
-        dataset = ingest_dataset(config, store)
+        dataset = ensure_dataset(config, store)
     run = open_run(store, config, dataset, run_id=run_id)
     logger.info("Run %s on dataset %s.", run.id, dataset.reference)
     return _finish(run, dataset, clock)
@@ -148,7 +156,7 @@ def sweep(config: Config) -> tuple[SweepOutcome, TrainOutcome]:
     with clock.step("check"):
         store = _check_sweep(config)
     with clock.step("ingest"):
-        dataset = ingest_dataset(config, store)
+        dataset = ensure_dataset(config, store)
     with clock.step("sweep"):
         outcome = run_sweep(config, dataset, store)
     winner = outcome.winner
@@ -287,7 +295,7 @@ def lr_find(
     check_range(config, phase=phase, low=low, high=high, steps=steps)
     check(config)
     store = open_store(config.storage)
-    dataset = ingest_dataset(config, store)
+    dataset = ensure_dataset(config, store)
     found, page = run_where(config.workers, _lr_find, config, dataset.number, phase, low, high, steps)
     return found, f"{store.uri}/{page}"
 

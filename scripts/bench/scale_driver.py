@@ -39,7 +39,8 @@ from transfer.dataset.file_cache import SeenLog
 from transfer.dataset.index import INDEX_SCHEMA, read_recorded, write_index
 from transfer.dataset.listing import binary_column, list_source
 from transfer.dataset.manifest import Dataset, Shard, dataset_log, latest_dataset
-from transfer.dataset.shards import RecordedShard, plan_shards, unique_images
+from transfer.dataset.shard_plan import plan_shards
+from transfer.dataset.shards import RecordedShard, unique_images
 from transfer.dataset.splits import SPLITS
 from transfer.features.layout import Extraction
 from transfer.storage import Log, open_store
@@ -220,7 +221,6 @@ def cached_features(figures: Figures, folder: Path, shards: list[Shard]) -> None
     from transfer.backbone.load import load_backbone
     from transfer.features.extract import Extractor
     from transfer.features.frozen import frozen_part_of
-    from transfer.features.store import description_of
     from transfer.storage import put_document
 
     config = parse_config(configuration(str(folder)))
@@ -229,7 +229,7 @@ def cached_features(figures: Figures, folder: Path, shards: list[Shard]) -> None
     frozen_part, deeper = (frozen_part_of(backbone, unfreeze, map_dtype="float16") for unfreeze in (0, 1))
     # A cut that has cached features, so that it is looked for.
     put_document(
-        store, layout.features_description(deeper.digest), description_of(dataclasses.replace(deeper, dtype="float32"))
+        store, layout.features_description(deeper.digest), dataclasses.replace(deeper, dtype="float32").description
     )
     with figures.step("plan extraction, nothing cached", "shards", len(shards)):
         streams = Extractor(store).plan(shards, [frozen_part])

@@ -294,15 +294,17 @@ class Cluster:
         return self["trained_bytes"] * 2 * (self.gpus - 1) / self.gpus
 
     def _evaluate(self) -> Step:
-        """One process reads the test split three times: for its answers, its keys, and its worst mistakes."""
+        """The test split, a shard at a time on each GPU: its predictions, and what is counted of them."""
         images = self["images"] * self["test_share"]
         size_bytes = self._measured.reads_in_evaluation * images * self["image_bytes"]
         return Step(
-            "evaluate, in one process",
+            "evaluate",
             {
-                "one GPU": images / self["forward_images_per_s"],
-                "CPUs of one host": images * self._measured.decode_cpu_s / self["cores_per_host"],
-                "4 connections": size_bytes / self._reader_bytes_per_s,
+                "GPUs": images / self.gpus / self["forward_images_per_s"],
+                "CPUs": images * self._measured.decode_cpu_s / self.cores,
+                "network": size_bytes / self["hosts"] / self["s3_host_bytes_per_s"],
+                "4 connections an actor": size_bytes / self.gpus / self._reader_bytes_per_s,
+                "driver": self.shards * self["test_share"] * self._measured.task_s,
             },
         )
 

@@ -436,6 +436,8 @@ def probe(unique: str) -> str:
 # Cached features can be computed again. The logs of promotions, pins and removals of versions are never removed.
 _REMOVABLE = re.compile(
     rf"{FEATURES}/.+"
+    rf"|{DATASETS}/[^/]+/[0-9]{{8,}}\.json"
+    rf"|({SHARDS}|{INDEX}|{REJECTS})/[0-9a-f]{{64}}\.parquet"
     rf"|{MODELS}/[^/]+/(versions/[0-9]{{8,}}(\.json|/.+)|serving/[0-9]{{8,}}/.+)"
     rf"|{RUNS}/[^/]+/.+"
     rf"|{SWEEPS}/[^/]+/packs/[^/]+/(checkpoints|arrays)/[^/]+"
@@ -444,7 +446,7 @@ _GOES_WHEN_EMPTY = re.compile(rf"{MODELS}/[^/]+/(versions|serving)/.+|{RUNS}/.+"
 
 
 def is_removable(name: str) -> bool:
-    """Whether an object may be removed: cached features, a model version, a run, or a checkpoint of a pack."""
+    """Whether an object may be removed: cached features, what a dataset or model version has, of a run or a pack."""
     return _REMOVABLE.fullmatch(name) is not None
 
 

@@ -17,6 +17,7 @@ from transfer.cli.common import (
     Overrides,
     StorageUri,
     end_with,
+    opened,
     opened_either,
     opened_to_write,
     run,
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
     from transfer.storage import Store
 
 datasets_app = typer.Typer(
-    help="List the versions of a dataset, drop or restore a class, start over.", no_args_is_help=True
+    help="List the versions of a dataset, drop or restore a class, start over, remove old versions.",
+    no_args_is_help=True,
 )
 ClassName = Annotated[str, typer.Argument(metavar="CLASS", help="Name of the class.")]
 Reason = Annotated[str, typer.Option(help="The reason, which the log keeps.")]
@@ -114,6 +116,37 @@ def start_over(config: ConfigPath, reason: Reason, overrides: Overrides = None, 
     _decide(decide, config, overrides, json)
 
 
+@datasets_app.command("gc")
+def collect(
+    config: ConfigPath,
+    at_work_days: Annotated[
+        float, typer.Option(min=0, max=36500, help="A version counts for so long after a later one came.")
+    ] = 1,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove it, rather than say what would go.")] = False,
+    overrides: Overrides = None,
+    json: AsJson = False,
+) -> None:
+    """Find old versions that no run, sweep or model needs, and shards of no version; `--remove` removes them."""
+
+    def work() -> dict[str, Any]:
+        from transfer.cli.output import removal
+        from transfer.maintenance.old_datasets import remove_old_versions
+
+        loaded, store = opened(config, overrides)
+        found = remove_old_versions(store, loaded.dataset_name, at_work=timedelta(days=at_work_days), remove=remove)
+        going = [version.reference for version in found.going]
+        kept = [{"version": each.dataset.reference, "because of": each.why} for each in found.kept]
+        answer: dict[str, Any] = {"dataset": loaded.dataset_name, "storage": store.uri}
+        if json:
+            summed = {"removed": remove, "objects": len(found.objects), "size_bytes": found.size_bytes}
+            return {**answer, **summed, "versions": going, "kept": kept}
+        counted = f"{many(len(going), 'version')}, {many(len(found.objects), 'object')}: {found.size_bytes:,} bytes"
+        told = removal(counted if going or found.objects else "", removed=remove)
+        return {**answer, **told, "versions": going, "kept": kept}
+
+    run(work, json)
+
+
 def _decide(decide: Callable[[Store, str], Decided], config: Path, overrides: list[str] | None, json: bool) -> None:
     """Take a decision about the configuration's dataset, and return the resulting state."""
 
@@ -132,6 +165,7 @@ def _told(store: Store, dataset: str, decided: Decided, *, json: bool) -> dict[s
     dropped = [each.model_dump() if json else f"{each.name} ({each.reason})" for each in decided.dropped]
     return {
         "dropped": dropped,
+        "forgotten": [each.model_dump() for each in decided.forgotten] if json else len(decided.forgotten),
         "starts_over_after": decided.starts_over_after or None,
         "takes_effect_with_the_next_ingest": is_pending(store, dataset, decided),
     }

@@ -21,6 +21,7 @@ from transfer.cli.common import (
     run,
 )
 from transfer.cli.data import cache_app, datasets_app
+from transfer.cli.forget import forget_app
 from transfer.cli.jobs import jobs_app
 from transfer.cli.registry import registry_app
 from transfer.cli.runs import open_app, runs_app
@@ -41,6 +42,7 @@ app.add_typer(registry_app, name="registry")
 app.add_typer(runs_app, name="runs")
 app.add_typer(datasets_app, name="datasets")
 app.add_typer(jobs_app)
+app.add_typer(forget_app)
 app.add_typer(open_app)
 
 

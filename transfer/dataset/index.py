@@ -4,6 +4,7 @@ It consists of parts, Parquet objects that list whole shards, one after the othe
 its parent and adds one for its new shards. The new part absorbs the parts before it that have fewer than twice its
 rows. So each part has at least twice the rows of the next one: there are few, and an image is written once for each
 doubling at most. A part also lists shards that left the dataset since; once they are most of its rows, it is absorbed.
+It lists all stored rows of a shard, and readers leave out those that a version removed.
 
 Versions of earlier releases have no index. Their shards are looked into, and so are those of a damaged part.
 """
@@ -46,9 +47,10 @@ _BYTES_WORTH_A_SHARD = 8 * 1024**2
 def read_images(
     store: Store, dataset: Dataset, columns: Sequence[str], shards: Sequence[Shard] | None = None
 ) -> list[pa.Table]:
-    """What shards of a version hold, without the images: a table for each of `shards`, by default for all of them.
+    """What a version has of its shards, without the images: a table for each of `shards`, by default for all of them.
 
-    `columns`: of INDEX_SCHEMA. Raises CorruptObjectError, ObjectNotFoundError, StorageError.
+    `columns`: of INDEX_SCHEMA. Rows that `shards` say are removed are left out. Raises CorruptObjectError,
+    ObjectNotFoundError, StorageError.
     """
     shards = dataset.shards if shards is None else shards
     asked = {shard.sha256 for shard in shards}
@@ -60,7 +62,7 @@ def read_images(
         rest = [shard for shard in shards if shard.sha256 not in found]
         looked_into = pool.map(lambda shard: _look_into(store, dataset, shard, columns), rest)
         found |= zip((shard.sha256 for shard in rest), looked_into, strict=True)
-    return [_checked(store, shard, found[shard.sha256]) for shard in shards]
+    return [_live(store, shard, found[shard.sha256]) for shard in shards]
 
 
 def read_recorded(store: Store, dataset: Dataset | None) -> list[RecordedShard]:
@@ -90,7 +92,7 @@ def write_index(
     stay = {shard.sha256 for shard in shards}
     kept = [(part, [shard for shard in listed if shard.sha256 in stay]) for part, listed in _parts(parent)]
     kept = [(part, listed) for part, listed in kept if listed]
-    rows = [sum(shard.rows for shard in listed) for _, listed in kept]
+    rows = [sum(shard.stored_rows for shard in listed) for _, listed in kept]
     first_absorbed, absorbing = len(kept), sum(map(len, new.values()))
     for place in reversed(range(len(kept))):
         part = kept[place][0]
@@ -137,8 +139,8 @@ def _read_part(store: Store, part: IndexPart, columns: Sequence[str]) -> dict[st
 
 
 def _look_into(store: Store, dataset: Dataset, shard: Shard, columns: Sequence[str]) -> pa.Table:
-    """The same rows from the shard itself."""
-    table = read_columns(store, shard, [name for name in columns if name != "group" or dataset.groups_in_shards])
+    """The same rows from the shard itself, with removed ones."""
+    table = read_columns(store, shard.whole, [name for name in columns if name != "group" or dataset.groups_in_shards])
     found = {name: table[name] for name in table.column_names}
     if "sha256" in found:
         digests = bytes.fromhex("".join(found["sha256"].to_pylist()))
@@ -152,13 +154,13 @@ def _schema(columns: Sequence[str]) -> pa.Schema:
     return pa.schema([INDEX_SCHEMA.field(name) for name in columns])
 
 
-def _checked(store: Store, shard: Shard, table: pa.Table) -> pa.Table:
-    if len(table) != shard.rows:
+def _live(store: Store, shard: Shard, table: pa.Table) -> pa.Table:
+    if len(table) != shard.stored_rows:
         raise CorruptObjectError(
-            f"The index in {store.uri} lists {len(table)} images of {shard.name}, which has {shard.rows}.",
+            f"The index in {store.uri} lists {len(table)} images of {shard.name}, which has {shard.stored_rows}.",
             advice="Restore the dataset version from a backup, or ingest under another dataset.name.",
         )
-    return table
+    return table.take(shard.live_rows()) if shard.removed else table
 
 
 def _put_part(
@@ -166,10 +168,10 @@ def _put_part(
 ) -> IndexPart:
     tables = dict(new)
     if parent is not None:
-        known = [shard for shard in shards if shard.sha256 not in new]
+        known = [shard.whole for shard in shards if shard.sha256 not in new]
         read = read_images(store, parent, INDEX_SCHEMA.names, known)
         tables |= zip((shard.sha256 for shard in known), read, strict=True)
-    listed = json.dumps([[shard.sha256, shard.rows] for shard in shards])
+    listed = json.dumps([[shard.sha256, shard.stored_rows] for shard in shards])
     table = pa.concat_tables([tables[shard.sha256] for shard in shards])
     with TemporaryDirectory(prefix="transfer-index-") as folder:
         path = Path(folder) / "part.parquet"

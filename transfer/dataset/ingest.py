@@ -4,7 +4,8 @@
    (`file_cache.py`). Only the results return, not the images.
 2. Plan: which images are selected, in which split and shard, and which shards of the parent version stay (`shards.py`).
    The ledger of rejects is written.
-3. Write, in parallel: each new shard is built where it is written; its images are read from the source again.
+3. Write, in parallel: each new shard is built where it is written. Its images are read from the source again, or
+   copied from stored shards.
 
 The version itself is written last, and readers see nothing before that. The next ingest reuses the shards of a failed
 one, because shards are named by their content.
@@ -13,7 +14,7 @@ one, because shards are named by their content.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 
@@ -28,7 +29,8 @@ from transfer.dataset.index import INDEX_SCHEMA, read_recorded, write_index
 from transfer.dataset.ingest_tasks import ChangedError, Row, ShardTask, build_shard
 from transfer.dataset.listing import CheckedColumns, binary_column
 from transfer.dataset.manifest import Dataset, Shard, count_rejects, dataset_log, latest_dataset, write_ledger
-from transfer.dataset.shards import Images, PlannedShard, RecordedShard, moved_images, plan_shards
+from transfer.dataset.shard_plan import CopiedShard, PlannedShard, moved_images, plan_shards
+from transfer.dataset.shards import Images, RecordedShard
 from transfer.dataset.sources import Source, open_source
 from transfer.dataset.splits import NONE_GIVEN, TRAIN
 from transfer.errors import AlreadyExistsError, DatasetError
@@ -38,8 +40,12 @@ from transfer.storage import Store, now_utc
 
 logger = logging.getLogger(__name__)
 
+OnCopied = Callable[[Sequence[CopiedShard]], object]
+"""Called with the shards that were copied from others, before the version that has them is added, and once more after
+it: until then nothing says that what belongs to them is in use."""
 
-def ingest(config: Config, store: Store) -> Dataset:
+
+def ingest(config: Config, store: Store, *, on_copied: OnCopied = lambda _: None) -> Dataset:
     """Bring the images of `config.dataset` into `store`, the opened `config.storage`.
 
     Returns the new version, or the latest version if it has the same images with the same labels, splits,
@@ -49,7 +55,7 @@ def ingest(config: Config, store: Store) -> Dataset:
     with open_source(config.dataset, config.storage) as source:
         while True:
             try:
-                return _ingest_as_decided(config, store, source)
+                return _ingest_as_decided(config, store, source, on_copied)
             except _DecidedMeanwhileError:
                 logger.warning("What holds for the classes of %s changed meanwhile: again.", config.dataset_name)
 
@@ -58,30 +64,30 @@ class _DecidedMeanwhileError(Exception):
     """A class was dropped or restored, or the dataset started over, since the source was listed."""
 
 
-def _ingest_as_decided(config: Config, store: Store, source: Source) -> Dataset:
+def _ingest_as_decided(config: Config, store: Store, source: Source, on_copied: OnCopied) -> Dataset:
     """List, check and add a version by the current decisions. Raises _DecidedMeanwhileError if they change."""
     candidates = list_candidates(config, store, source)
     _check_before_reading(candidates)
     remembered, unread = candidates.seen_log.recall(candidates.listing)
     try:
-        return _ingest(candidates, remembered, unread)
+        return _ingest(candidates, remembered, unread, on_copied)
     except ChangedError as error:
         if len(unread) == len(candidates.listing):
             raise
         logger.warning("%s Perhaps its time and size did not show it: all files are read again.", error.message)
-        return _ingest(candidates, CheckedColumns(), np.arange(len(candidates.listing)))
+        return _ingest(candidates, CheckedColumns(), np.arange(len(candidates.listing)), on_copied)
 
 
-def _ingest(candidates: Candidates, checked: CheckedColumns, unread: np.ndarray) -> Dataset:
+def _ingest(candidates: Candidates, checked: CheckedColumns, unread: np.ndarray, on_copied: OnCopied) -> Dataset:
     """Check the rows `unread` of the listing, and add a version of the images in `checked`."""
     check_images(candidates, checked, unread)
     candidates.seen_log.add(candidates.listing, checked)
     try:
-        return _add_version(candidates, checked)
+        return _add_version(candidates, checked, on_copied)
     except AlreadyExistsError:
         name = candidates.config.dataset_name
         logger.warning("Another ingest added a version of %s meanwhile; planning again on it.", name)
-        return _add_version(candidates, checked)
+        return _add_version(candidates, checked, on_copied)
 
 
 def _check_before_reading(candidates: Candidates) -> None:
@@ -100,7 +106,7 @@ def _check_still_decided(candidates: Candidates) -> None:
         raise _DecidedMeanwhileError
 
 
-def _add_version(candidates: Candidates, checked: CheckedColumns) -> Dataset:
+def _add_version(candidates: Candidates, checked: CheckedColumns, on_copied: OnCopied) -> Dataset:
     """Plan against the latest version, write what is missing, and add the version."""
     # Hours may have passed since the decisions were read, and writing shards takes more.
     _check_still_decided(candidates)
@@ -123,7 +129,7 @@ def _add_version(candidates: Candidates, checked: CheckedColumns) -> Dataset:
         _warn_of_moved(candidates, images, parent_shards, since=parent.reference)
     # All shards of a version have the column of groups, or none has: also those without a grouped image.
     has_same_columns = parent is not None and parent.groups_in_shards == selection.splitting.groups_in_shards
-    plan = plan_shards(images, parent_shards if has_same_columns else [], shard_size_bytes=options.shard_size_bytes)
+    plan = plan_shards(images, parent_shards, shard_size_bytes=options.shard_size_bytes, same_columns=has_same_columns)
     if (
         parent is not None
         and plan.leaves_as_it_is(parent.shards)
@@ -136,6 +142,12 @@ def _add_version(candidates: Candidates, checked: CheckedColumns) -> Dataset:
         return parent
     new = _write_shards(candidates, images, plan.new)
     shards = [*plan.kept, *new]
+    copied = [
+        CopiedShard(shard, planned.sources, planned.origins, images.labels[planned.images])
+        for shard, planned in zip(new, plan.new, strict=True)
+        if planned.sources
+    ]
+    on_copied(copied)
     rows_of_new = {
         shard.sha256: _index_rows(candidates, images, planned) for shard, planned in zip(new, plan.new, strict=True)
     }
@@ -159,6 +171,10 @@ def _add_version(candidates: Candidates, checked: CheckedColumns) -> Dataset:
     )
     _check_still_decided(candidates)
     dataset_log(store, name).append(dataset.model_dump(), number=dataset.number)
+    on_copied(copied)
+    # A shard that an old version left may have been found, and removed before this version named it.
+    if missing := [each for shard, each in zip(new, plan.new, strict=True) if not store.exists(shard.name)]:
+        _write_shards(candidates, images, missing)
     logger.info("Splits: %s.", selection.splitting.title)
     logger.info(
         "%s: %d images, %d of %d shards new.", dataset.reference, len(images), len(plan.new), len(dataset.shards)
@@ -209,10 +225,10 @@ def _shard_task(candidates: Candidates, images: Images, planned: PlannedShard) -
                 width=int(images.widths[place]),
                 height=int(images.heights[place]),
                 group=None if group == NONE_GIVEN else given.group_names[group],
-                carried=candidates.carried(key),
+                carried=None if planned.sources else candidates.carried(key),
             )
         )
-    return ShardTask(planned.split, rows, candidates.splitting.groups_in_shards)
+    return ShardTask(planned.split, rows, candidates.splitting.groups_in_shards, planned.sources)
 
 
 def _index_rows(candidates: Candidates, images: Images, planned: PlannedShard) -> pa.Table:

@@ -31,7 +31,7 @@ class StoredVersion:
 
 def list_datasets(store: Store, name: str | None = None) -> list[StoredVersion]:
     """All versions of a dataset, or of all of them, oldest first. Raises CorruptObjectError, StorageError."""
-    versions = {each: _versions(store, each) for each in dataset_names(store)}
+    versions = {each: versions_of_dataset(store, each) for each in dataset_names(store)}
     users = Counter(shard.name for found in versions.values() for dataset in found for shard in dataset.shards)
     return [
         StoredVersion(
@@ -44,7 +44,8 @@ def list_datasets(store: Store, name: str | None = None) -> list[StoredVersion]:
     ]
 
 
-def _versions(store: Store, name: str) -> list[Dataset]:
+def versions_of_dataset(store: Store, name: str) -> list[Dataset]:
+    """All versions of a dataset, oldest first. Raises CorruptObjectError, StorageError."""
     log = dataset_log(store, name)
     return [parse_dataset(log.read(number), uri=store.uri) for number in log.numbers()]
 

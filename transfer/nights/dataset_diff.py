@@ -17,7 +17,10 @@ from transfer.storage import Store
 
 @dataclass(frozen=True, eq=False)
 class NewRows:
-    """A shard that the earlier version does not have. `labels`: int32 [rows]; `is_new`: bool [rows]."""
+    """A shard that the earlier version does not have, or with other rows removed.
+
+    `labels`: int32 [rows]; `is_new`: bool [rows].
+    """
 
     shard: Shard
     labels: np.ndarray
@@ -41,7 +44,7 @@ def data_change(store: Store, before: Dataset | None, now: Dataset, *, renames: 
     if before is None:
         totals = _totals(now)
         classes = [ClassChange(name=name, before=0, new=totals[name], gone=0) for name in now.classes]
-        return _in_numbers(None, now, classes, new_shards=len(now.shards))
+        return _in_numbers(None, now, classes)
     difference = compare(store, before, now, renames=renames)
     names, places = class_places(before, now, renames=renames)
     new = np.zeros(len(names), np.int64)
@@ -55,7 +58,7 @@ def data_change(store: Store, before: Dataset | None, now: Dataset, *, renames: 
         ClassChange(name=name, before=int(counts[index]), new=int(new[index]), gone=int(gone[index]))
         for index, name in enumerate(told)
     ]
-    return _in_numbers(before, now, classes, new_shards=len(difference.new))
+    return _in_numbers(before, now, classes)
 
 
 def compare(store: Store, before: Dataset, now: Dataset, *, renames: Mapping[str, str]) -> Difference:
@@ -110,8 +113,8 @@ def _joined(images: Sequence[_Images]) -> np.ndarray:
 
 
 def _only_in(dataset: Dataset, other: Dataset) -> list[Shard]:
-    shared = {shard.sha256 for shard in other.shards}
-    return [shard for shard in dataset.shards if shard.sha256 not in shared]
+    shared = {*other.shards}
+    return [shard for shard in dataset.shards if shard not in shared]
 
 
 def _totals(dataset: Dataset) -> dict[str, int]:
@@ -119,7 +122,8 @@ def _totals(dataset: Dataset) -> dict[str, int]:
     return {name: sum(split[name] for split in dataset.counts.values()) for name in dataset.classes}
 
 
-def _in_numbers(before: Dataset | None, now: Dataset, classes: list[ClassChange], *, new_shards: int) -> DataChange:
+def _in_numbers(before: Dataset | None, now: Dataset, classes: list[ClassChange]) -> DataChange:
+    known = {shard.name for shard in before.shards} if before else set()
     rejects = {reason: count for reason, count in now.reject_counts.items() if reason not in NOT_COUNTED}
     return DataChange(
         before=before.reference if before else None,
@@ -128,7 +132,7 @@ def _in_numbers(before: Dataset | None, now: Dataset, classes: list[ClassChange]
         new=sum(each.new for each in classes),
         gone=sum(each.gone for each in classes),
         shards=len(now.shards),
-        new_shards=new_shards,
+        new_shards=sum(shard.name not in known for shard in now.shards),
         rejected=sum(rejects.values()),
         rejects=rejects,
         ledger=now.rejects if rejects else None,

@@ -42,7 +42,7 @@ class StoredObject:
     stamp: str = field(default="", compare=False)
     """ETag and time of change, which change with the content; empty if the listing of the service lacks them."""
     modified_s: float = field(default=0.0, compare=False)
-    """Time of writing in seconds since 1970, by the clock of the storage. It only orders what is shown."""
+    """Time of writing in seconds since 1970, by the clock of the storage. It orders lists, and spares young objects."""
 
 
 class Store(abc.ABC):

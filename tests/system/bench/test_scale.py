@@ -122,9 +122,9 @@ def test_an_input_that_is_changed_is_shown_as_given_and_an_unknown_one_refused()
         estimate(measured(), {"nonsense": 1})
 
 
-def test_removing_one_image_in_a_shard_writes_it_anew():
-    found = wear(shards=20, images_per_shard=100, nights=2)
-    # 1 - 0.99^100 of the shards lose at least one of their images.
-    assert found["rewritten"]["0.01"] == pytest.approx(0.63, abs=0.3)
-    assert found["rewritten"]["0.0001"] < found["rewritten"]["0.01"]
-    assert found["nights"]["shards_after"] > found["nights"]["shards_before"]
+def test_wear_counts_what_is_copied():
+    found = wear(shards=20, images_per_shard=100, nights=12)
+    assert (found["copied"]["0.01"], found["copied"]["0.3"]) == (0, pytest.approx(0.7, abs=0.2))
+    nights = found["nights"]
+    assert nights["shards_before"] < nights["shards_after"] <= nights["shards_if_written_at_once"] + 12
+    assert 0 < nights["copied_an_added_image"] < 9

@@ -150,3 +150,40 @@ def test_a_part_is_written_anew_when_most_of_it_has_left_the_dataset(store):
     assert sum(part.rows for part in nights.dataset.index) == 120
     nights.check()
     assert first in nights.dataset.shards
+
+
+def test_a_night_asks_for_the_index_once_and_for_nothing_of_an_old_shard(faulty_storage, fault_proxy, tmp_path):
+    storage = faulty_storage.model_copy(update={"cache_size_bytes": 0})
+    store = open_store(storage)
+    source = write_classes(tmp_path / "images", cat=12, dog=12)
+    config = config_of(source, storage, shard_size_bytes=SHARD_SIZE_BYTES)
+    first = ingest(config, store)
+
+    def asked(folder):
+        return [(method, Path(path).stem) for method, path in fault_proxy.requests if f"/{folder}/" in path]
+
+    fault_proxy.requests.clear()
+    assert ingest(config, store) == first
+    (part,) = first.index
+    assert asked(layout.INDEX) == [("GET", part.sha256)]
+    assert not asked(layout.SHARDS)
+
+    write_classes(source, first_seed=100, cat=2)
+    fault_proxy.requests.clear()
+    second = ingest(config, store)
+    assert {sha256 for _, sha256 in asked(layout.SHARDS)} == {
+        shard.sha256 for shard in second.shards[len(first.shards) :]
+    }
+    assert asked(layout.INDEX) == [("GET", part.sha256), ("PUT", second.index[-1].sha256)]
+
+
+def test_few_shards_of_a_large_part_are_looked_into(store, tmp_path, monkeypatch, caplog):
+    dataset = dataset_of(store, ["cat", "dog"], [("train", images(0, 1, 2)), ("test", images(1, 3))])
+    tables = read_images(store, dataset, COLUMNS)
+    new = {shard.sha256: table for shard, table in zip(dataset.shards, tables, strict=True)}
+    index = write_index(store, dataset.shards, new=new, parent=None)
+    indexed = dataset.model_copy(update={"index": index})
+    monkeypatch.setattr("transfer.dataset.index._BYTES_WORTH_A_SHARD", index[0].size_bytes - 1)
+    (tmp_path / "storage" / index[0].name).unlink()
+    assert read_images(store, indexed, COLUMNS, dataset.shards[:1]) == tables[:1]
+    assert not caplog.records
