@@ -25,8 +25,6 @@ import numpy as np
 from transfer.dataset.manifest import Shard
 
 MAX_LANES = 64
-GROUPS_IN_LANE = 3
-"""Number of row groups that a lane's part of the window has room for. With less room, there are fewer lanes."""
 PADDING = -1
 _ROWS_AT_ONCE = 256
 """Rows of a visit: many, because each visit has a cost, but no more than a sixteenth of the window."""
@@ -100,10 +98,9 @@ class Order:
         """Whether the whole split is held in memory, with one global order."""
         # The mean size of a row group by bytes: half of a split in few large ones needs as much memory as all of it.
         group_size_bytes = float((self.group_sizes_bytes**2).sum()) / max(size_bytes, 1)
-        room = window_size_bytes // max(GROUPS_IN_LANE * group_size_bytes, 1)
-        most = min(max(int(room), 1), MAX_LANES)
+        most = min(max(int(window_size_bytes / max(group_size_bytes, 1)), 1), MAX_LANES)
         self.lanes = max(lanes for lanes in range(1, most + 1) if batch_size % lanes == 0)
-        """Number of lanes: the largest divisor of the batch size for which the window has room."""
+        """The largest divisor of the batch size of which each lane's part of the window has room for a row group."""
         self._spread_bytes = max(window_size_bytes / self.lanes - group_size_bytes, 1.0)
 
     def epoch(self, epoch: int, *, own: range, start_step: int = 0) -> Iterator[Visit]:

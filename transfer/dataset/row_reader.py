@@ -11,15 +11,17 @@ import numpy as np
 
 from transfer.dataset.manifest import Shard
 from transfer.dataset.order import PADDING, Order, Visit
-from transfer.dataset.row_groups import BinaryColumn, Footers
+from transfer.dataset.row_groups import ROW_GROUP_SIZE_BYTES, BinaryColumn, Footers
 from transfer.dataset.shards import read_row_group
 from transfer.runtime.parallel import in_order
 from transfer.storage import Store
 
 COLUMNS = ["image", "label"]
-READERS = min(max(2 * (os.cpu_count() or 1), 8), 32)
+MOST_READERS = 32
+"""As many requests to S3 have a connection at the same time."""
+READERS = min(max(2 * (os.cpu_count() or 1), 8), MOST_READERS)
 """Requests that are under way at the same time. They wait for the storage's latency, not for a CPU."""
-READ_AHEAD_BYTES = 2 * READERS * 1024**2
+READ_AHEAD_BYTES = 2 * READERS * ROW_GROUP_SIZE_BYTES
 """Row groups that are read ahead of their use, beside the window: while one is slow, so much is used without a stop."""
 _VISITS_AHEAD = 256
 """Visits that are planned ahead at most, where everything is in memory already."""
