@@ -14,7 +14,8 @@ from transfer.catalog.model import BaseDigest, ModelVersion, Provenance, Reporte
 from transfer.catalog.run import EpochRow
 from transfer.config import GateConfig
 from transfer.evaluation.against import AgainstServing
-from transfer.evaluation.metrics import compute_metrics, worst_mistakes
+from transfer.evaluation.metrics import Tally
+from transfer.evaluation.mistakes import worst_mistakes
 from transfer.evaluation.page import render_html
 from transfer.evaluation.predictions import Predictions
 from transfer.evaluation.report import Report
@@ -23,7 +24,7 @@ from transfer.nights.summary import ClassChange, DataChange, Finding, NightSumma
 from transfer.pages.contents import Contents, ModelRow, NightRow, RateRow, Rows, RunRow, SweepRow
 from transfer.pages.page import Page
 from transfer.pages.write import render_index
-from transfer.registry.comparison import Comparison, Contender, HeldOut, compare
+from transfer.registry.comparison import Answered, Comparison, Contender, HeldOut, compare, judge
 from transfer.registry.describe import DescribedVersion, Refusal
 from transfer.registry.gate import decide
 from transfer.registry.retention_log import Pin
@@ -112,7 +113,7 @@ def _report(predictions: Predictions, **changes: object) -> str:
         "run_id": "things-5d2f0a91c3be",
         "split": "test",
         "base": "MobileNetV2",
-        "metrics": compute_metrics(predictions),
+        "metrics": Tally.of(predictions).metrics(),
         "history": _history(),
         "validation_accuracy": 0.861,
         "untrained_classes": [EMPTY] if EMPTY in predictions.classes else [],
@@ -287,12 +288,14 @@ def _comparison(number: int, champion: int | None, *, better: bool) -> Compariso
     digests = [hashlib.sha256(key.encode()).hexdigest() for key in ours.keys]
     held_out = HeldOut(ours.keys, digests, ours.labels, np.ones(len(ours.keys), bool), ours.classes)
 
-    def contender(version: int, answers: Predictions, latency_ms: float) -> Contender:
+    def contender(version: int, latency_ms: float) -> Contender:
         run, dataset = f"things-{version:012x}", f"things/{version:08d}"
-        return Contender(version, run, dataset, 14 * 1024**2, latency_ms, ours.classes, answers.probabilities)
+        return Contender(version, run, dataset, 14 * 1024**2, latency_ms, ours.classes)
 
-    other = None if champion is None else contender(champion, theirs, 11.2)
-    return compare(contender(number, ours, 10.4), other, held_out, GateConfig())
+    answers, before = (Answered(ours.classes, each.probabilities) for each in (ours, theirs))
+    judged = judge(held_out, answers, None if champion is None else before)
+    other = None if champion is None else contender(champion, 11.2)
+    return compare(judged, contender(number, 10.4), other, classes=ours.classes, gate=GateConfig())
 
 
 def _flipped(summary: NightSummary) -> dict[str, Thumbnail]:

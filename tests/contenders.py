@@ -6,7 +6,8 @@ import numpy as np
 
 from transfer.config import GateConfig
 from transfer.nights.summary import ClassChange, DataChange, Finding, NightSummary, Step
-from transfer.registry.comparison import Contender, HeldOut, compare
+from transfer.registry import comparison
+from transfer.registry.comparison import Answered, Contender, HeldOut, judge
 from transfer.registry.gate import decide
 
 
@@ -25,15 +26,22 @@ def held_out(labels, classes, *, comparable=None):
     return HeldOut(keys, [digest(key) for key in keys], np.asarray(labels, np.int32), comparable, list(classes))
 
 
+def compare(challenger, champion, images, gate):
+    """Compare two models, each given as a pair of who it is and what it answers, or one with nothing."""
+    (ours, answers), (theirs, before) = challenger, champion or (None, None)
+    return comparison.compare(judge(images, answers, before), ours, theirs, classes=images.classes, gate=gate)
+
+
 def contender(answers, classes, *, version=2, sure=0.8, latency_ms=10.0, size_bytes=14 * 1024**2):
-    """A model that answers each image with a class, by name, of which it is more or less sure."""
+    """A model that answers each image with a class, by name, of which it is more or less sure; and these answers."""
     classes = list(classes)
     sure = np.broadcast_to(sure, len(answers))
     probabilities = np.empty((len(answers), len(classes)), np.float32)
     for row, (answer, probability) in enumerate(zip(answers, sure, strict=True)):
         probabilities[row] = (1 - probability) / (len(classes) - 1)
         probabilities[row, classes.index(answer)] = probability
-    return Contender(version, f"run-{version}", "flowers/00000003", size_bytes, latency_ms, classes, probabilities)
+    who = Contender(version, f"run-{version}", "flowers/00000003", size_bytes, latency_ms, classes)
+    return who, Answered(classes, probabilities)
 
 
 def compared(*, both=40, gained=12, lost=3, neither=5, classes=("daisy", "rose", "tulip"), gate=None, **of_challenger):

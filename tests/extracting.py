@@ -29,7 +29,7 @@ def cache(store, shards, frozen_parts):
 
 def cached_values(store, frozen_part, shards):
     cached = FeatureStore(store, frozen_part)
-    return np.concatenate([np.concatenate(cached.open(shard).parts()) for shard in shards])
+    return np.concatenate([np.concatenate(list(cached.open(shard).parts())) for shard in shards])
 
 
 def images_of(store, shards, rows_at_a_time=50):

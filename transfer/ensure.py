@@ -6,16 +6,19 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from transfer.catalog import layout
 from transfer.catalog.model import ModelVersion
 from transfer.catalog.run import ReportEntry
 from transfer.config import Config
+from transfer.dataset.ingest import ingest
 from transfer.dataset.manifest import Dataset, load_dataset
-from transfer.errors import StorageError
+from transfer.errors import DifferentAnswersError, RegistryError, StorageError
 from transfer.evaluation.report import Report
-from transfer.registry.versions import load_version
+from transfer.features.copy import copy_features
+from transfer.registry.versions import load_version, published_version
 from transfer.runtime.cluster import connect_for, run_where
 from transfer.runtime.startup import import_tensorflow
 from transfer.storage import Store, open_store, probe
@@ -54,6 +57,14 @@ def writable_storage(config: Config) -> Store:
     except StorageError as error:
         raise type(error)(f"storage is `{store.uri}`: {error.message}", advice=error.advice) from error
     return store
+
+
+def ensure_dataset(config: Config, store: Store) -> Dataset:
+    """Bring the images of the configuration into storage; the same images give the same version again.
+
+    Where images are copied from shards to others, so are their cached features. Raises what `ingest` raises.
+    """
+    return ingest(config, store, on_copied=partial(copy_features, store))
 
 
 def fit(run: Run, dataset: Dataset) -> None:
@@ -114,15 +125,22 @@ def evaluated(run: Run, dataset: Dataset, *, gate_asks: bool) -> int:
     return run.newest_report(split) or evaluate_anew(run, split=split, gate_asks=gate_asks)
 
 
-def evaluate_anew(run: Run, *, split: str | None, gate_asks: bool = False) -> int:
-    """Evaluate a finished run again. Returns the number of the new report.
+def evaluate_anew(run: Run, *, split: str | None, gate_asks: bool = False, exactly: bool = False) -> int:
+    """Evaluate a finished run again, on its workers. Returns the number of the new report.
 
     Args:
         run: A finished run.
         split: `train`, `validation` or `test`; None is the held-out split.
         gate_asks: Leave it to a gate to run the version that serves on the same images; else it runs here.
+        exactly: Predict with the graph that is exported, and in no faster way.
     """
-    return run_where(run.config.workers, _evaluate, run.config, run.id, split, gate_asks)
+    from transfer.evaluation.evaluate import evaluate_run
+    from transfer.registry.serving_answers import answers_of_serving
+
+    dataset = load_dataset(run.store, run.dataset_name, run.dataset_number)
+    split = split or dataset.held_out_split
+    serving = answers_of_serving(run.config, run.store, dataset, split, but=run.id, gate_asks=gate_asks)
+    return evaluate_run(run, dataset, split=split, exactly=exactly, serving=serving)
 
 
 def read_report(run: Run, number: int) -> tuple[Report, str]:
@@ -135,11 +153,43 @@ def read_report(run: Run, number: int) -> tuple[Report, str]:
 def published(run: Run, *, report: int | None = None, again: bool = False) -> ModelVersion:
     """The version of an evaluated run; publishes the run first if there is none.
 
+    The run is evaluated anew if its report has predictions of another graph or with other classes, which differ from
+    the exported model's by more than the proof accepts, or if a faster way than that graph rounded too coarsely.
+
     Args:
         run: An evaluated run.
         report: Number of the report with which it is published. Default: the newest.
         again: Publish a new version even if there is one.
+
+    Raises:
+        RegistryError: The run has no report.
+        ParityError: The exported model predicts something else than the evaluated one.
     """
+    before = published_version(run.store, run.config.name, run.id)
+    if before is not None and not again:
+        logger.info("Run %s is published already, as version %d.", run.id, before.number)
+        return before
+    number = report or run.newest_report()
+    if number is None:
+        raise RegistryError(
+            f"Run `{run.id}` has no report to prove the export against.", advice="Run `transfer evaluate` first."
+        )
+    found, _ = read_report(run, number)
+    dataset = load_dataset(run.store, run.dataset_name, run.dataset_number)
+    if (found.graph, found.untrained_classes) != (run.config.publish.graph, tuple(dataset.untrained_classes)):
+        logger.info("Run %s was evaluated with another graph or other classes, and is evaluated anew.", run.id)
+        number = evaluate_anew(run, split=found.split)
+        found, _ = read_report(run, number)
+    try:
+        return _published_with(run, number, again=again)
+    except DifferentAnswersError as error:
+        if found.is_exact:
+            raise
+        logger.info("%s It was evaluated in a faster way, and is evaluated anew by its graph.", error.message)
+    return _published_with(run, evaluate_anew(run, split=found.split, exactly=True), again=again)
+
+
+def _published_with(run: Run, report: int, *, again: bool) -> ModelVersion:
     number = run_where(run.config.workers, _publish, run.config, run.id, report, again)
     return load_version(run.store, run.config.name, number)
 
@@ -155,7 +205,10 @@ def compared(run: Run, *, champion: int | None, challenger: int) -> tuple[Compar
     Returns:
         The comparison, and thumbnails of images that only one of them predicts correctly, by their SHA-256.
     """
-    return run_where(run.config.workers, _compare, run.config, run.id, champion, challenger)
+    from transfer.registry.compare_versions import compare_versions
+
+    dataset = load_dataset(run.store, run.dataset_name, run.dataset_number)
+    return compare_versions(run.config, run.store, dataset, champion=champion, challenger=challenger)
 
 
 def _reopened(config: Config, run_id: str) -> tuple[Run, Dataset]:
@@ -168,26 +221,7 @@ def _reopened(config: Config, run_id: str) -> tuple[Run, Dataset]:
 # These run in a process with TensorFlow. Arguments and results are numbers and ids, not objects with connections.
 
 
-def _evaluate(config: Config, run_id: str, split: str | None, gate_asks: bool) -> int:
-    from transfer.evaluation.evaluate import evaluate_run
-    from transfer.registry.published_model import answers_of_serving
-
-    run, dataset = _reopened(config, run_id)
-    split = split or dataset.held_out_split
-    serving = answers_of_serving(run.config, run.store, dataset, split, but=run.id, gate_asks=gate_asks)
-    return evaluate_run(run, dataset, split=split, serving=serving)
-
-
-def _compare(
-    config: Config, run_id: str, champion: int | None, challenger: int
-) -> tuple[Comparison, dict[str, Thumbnail]]:
-    from transfer.registry.compare_versions import compare_versions
-
-    run, dataset = _reopened(config, run_id)
-    return compare_versions(config, run.store, dataset, champion=champion, challenger=challenger)
-
-
-def _publish(config: Config, run_id: str, report_number: int | None, again: bool) -> int:
+def _publish(config: Config, run_id: str, report_number: int, again: bool) -> int:
     from transfer.registry.publish import publish_run
 
     run, dataset = _reopened(config, run_id)

@@ -12,16 +12,26 @@ from typing import TYPE_CHECKING, Any
 
 from transfer.catalog.model import ModelVersion
 from transfer.config import Config
-from transfer.dataset.ingest import ingest as ingest_dataset
 from transfer.dataset.manifest import Dataset, load_dataset
 from transfer.dataset.rehearsal import classes_of, known_classes, listed_candidates, rehearse
-from transfer.ensure import Clock, evaluate_anew, evaluated, fit, published, read_report, writable_storage
+from transfer.ensure import (
+    Clock,
+    ensure_dataset,
+    evaluate_anew,
+    evaluated,
+    fit,
+    published,
+    read_report,
+    writable_storage,
+)
 from transfer.errors import ConfigError
 from transfer.evaluation.report import Report
 from transfer.overview import NetworkFacts, overview
 from transfer.preflight import check_base_files, check_source_and_files, check_splits
 from transfer.promotion import PromotionChoice, choose
-from transfer.registry.prediction_file import check_output
+from transfer.registry.predict import PredictOutcome
+from transfer.registry.predict import predict as predict_images
+from transfer.registry.prediction_folder import check_output
 from transfer.registry.versions import published_version
 from transfer.runtime.cluster import connect, connect_for, run_where
 from transfer.runtime.fork_server import start_server
@@ -37,7 +47,6 @@ from transfer.tuning.space import bases_within_reach, check_space, searched_dept
 
 if TYPE_CHECKING:
     from transfer.nights.summary import NightSummary
-    from transfer.registry.predict import PredictOutcome
     from transfer.tuning.driver import SweepOutcome
 
 logger = logging.getLogger(__name__)
@@ -105,7 +114,7 @@ def ingest(config: Config) -> Dataset:
     """Bring the configured images into storage as a dataset version; the same images give the same version again."""
     store = writable_storage(config)
     check_source_and_files(config)
-    return ingest_dataset(config, store)
+    return ensure_dataset(config, store)
 
 
 def train(config: Config, *, run_id: str | None = None) -> TrainOutcome:
@@ -129,7 +138,7 @@ def train(config: Config, *, run_id: str | None = None) -> TrainOutcome:
         check(config)
     store = open_store(config.storage)
     with clock.step("ingest"):
-        dataset = ingest_dataset(config, store)
+        dataset = ensure_dataset(config, store)
     run = open_run(store, config, dataset, run_id=run_id)
     logger.info("Run %s on dataset %s.", run.id, dataset.reference)
     return _finish(run, dataset, clock)
@@ -147,7 +156,7 @@ def sweep(config: Config) -> tuple[SweepOutcome, TrainOutcome]:
     with clock.step("check"):
         store = _check_sweep(config)
     with clock.step("ingest"):
-        dataset = ingest_dataset(config, store)
+        dataset = ensure_dataset(config, store)
     with clock.step("sweep"):
         outcome = run_sweep(config, dataset, store)
     winner = outcome.winner
@@ -234,21 +243,34 @@ def publish(config: Config, *, run_id: str, again: bool = False) -> PromotionCho
 def predict(
     config: Config,
     *,
-    images: str | Sequence[str],
+    images: str | Sequence[str] = (),
+    dataset: str | None = None,
+    split: str | None = None,
     output: str | None = None,
     overwrite: bool = False,
     version: int | None = None,
+    top_k: int | None = None,
+    embeddings: bool = False,
 ) -> PredictOutcome:
-    """Predict images with the published model. `images`: one or several images, folders or prefixes.
+    """Predict images with the published model, on all workers. `images`: one or several images, folders or prefixes.
 
     Arguments, result and errors are those of `transfer.registry.predict.predict`.
     """
     if output is not None:
-        # Fail before TensorFlow and workers are started.
+        # Fail before workers are started.
         check_output(output, config.storage, overwrite=overwrite)
     connect_for(config.workers)
-    places = [images] if isinstance(images, str) else list(images)
-    return run_where(config.workers, _predict, config, places, output, overwrite, version)
+    return predict_images(
+        config,
+        images=[images] if isinstance(images, str) else list(images),
+        dataset=dataset,
+        split=split,
+        output=output,
+        overwrite=overwrite,
+        version=version,
+        top_k=top_k,
+        embeddings=embeddings,
+    )
 
 
 def lr_find(
@@ -273,7 +295,7 @@ def lr_find(
     check_range(config, phase=phase, low=low, high=high, steps=steps)
     check(config)
     store = open_store(config.storage)
-    dataset = ingest_dataset(config, store)
+    dataset = ensure_dataset(config, store)
     found, page = run_where(config.workers, _lr_find, config, dataset.number, phase, low, high, steps)
     return found, f"{store.uri}/{page}"
 
@@ -333,14 +355,6 @@ def _check_network(config: Config, searched: Depths, classes: list[str] | None) 
     from transfer.network_check import check_network
 
     return check_network(config, searched=searched, classes=classes)
-
-
-def _predict(
-    config: Config, images: list[str], output: str | None, overwrite: bool, version: int | None
-) -> PredictOutcome:
-    from transfer.registry.predict import predict as predict_images
-
-    return predict_images(config, images=images, output=output, overwrite=overwrite, version=version)
 
 
 def _lr_find(

@@ -93,7 +93,8 @@ def check_base_files(base: BaseNetworkConfig, storage: StorageConfig) -> None:
     for key, file in files_of(base).items():
         if not _exists(key, file, storage):
             found = f"{key} is `{file}`, and there is nothing there."
-            raise BackboneError(found, advice="Give an existing file or URI.")
+            names = ", `imagenet` or `none`" if key == "base.weights" else ""
+            raise BackboneError(found, advice=f"Give an existing file or URI{names}.")
 
 
 def _exists(key: str, place: str, storage: StorageConfig) -> bool:

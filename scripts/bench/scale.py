@@ -98,6 +98,7 @@ def measured(result: dict[str, Any]) -> Measured:
         reads_in_evaluation=jobs["evaluation, no disk cache"]["received_bytes_a_shard"] / shard_bytes,
         check_cpu_s=requests["cpu_s"]["check"],
         decode_cpu_s=requests["cpu_s"]["decode and resize to 224"],
+        index_bytes=largest["facts"]["bytes of the index, an image"],
         task_s=seconds(TASK_STEP, 1000) / 1000 if handed else 0.0,
         sha256_bytes_per_s=result["sha256_bytes_per_s"],
         chunk_images=largest["facts"]["images of a chunk"],

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from scripts.bench.scale_figures import Figures
 from scripts.bench.scale_synthetic import (
@@ -35,9 +36,11 @@ from scripts.bench.scale_synthetic import (
 from transfer.catalog import layout
 from transfer.config import parse_config
 from transfer.dataset.file_cache import SeenLog
-from transfer.dataset.listing import list_source
+from transfer.dataset.index import INDEX_SCHEMA, read_recorded, write_index
+from transfer.dataset.listing import binary_column, list_source
 from transfer.dataset.manifest import Dataset, Shard, dataset_log, latest_dataset
-from transfer.dataset.shards import RecordedShard, plan_shards, unique_images
+from transfer.dataset.shard_plan import plan_shards
+from transfer.dataset.shards import RecordedShard, unique_images
 from transfer.dataset.splits import SPLITS
 from transfer.features.layout import Extraction
 from transfer.storage import Log, open_store
@@ -70,6 +73,8 @@ def driver(shards: int, images_per_shard: int) -> dict[str, Any]:
         plan(figures, shards, planned)
     with figures.part("files"):
         files(figures, sampled)
+    with figures.part("index"):
+        index(figures, sampled, images_per_shard)
     with tempfile.TemporaryDirectory(prefix="transfer-scale-") as folder:
         with figures.part("commit"):
             commit(figures, Path(folder), shards_of(shards, images_per_shard))
@@ -128,10 +133,36 @@ def files(figures: Figures, count: int) -> None:
         figures.facts["bytes of what was seen, an image"] = sum(i.size_bytes for i in store.list("seen/")) / count
 
 
-def commit(figures: Figures, folder: Path, shards: list[Shard]) -> None:
-    """A version's document: written, read back, and sent to other processes."""
-    store = open_store(parse_config(configuration(str(folder))).storage)
-    dataset = Dataset(
+def index(figures: Figures, images: int, images_per_shard: int) -> None:
+    """What the shards of a version hold, as one object beside it, and read again."""
+    listed, checked = known(images)
+    shards, tables = [], {}
+    for number, start in enumerate(range(0, images, images_per_shard)):
+        rows = slice(start, min(start + images_per_shard, images))
+        shard = Shard(name="", sha256=f"{number:064x}", split="train", rows=rows.stop - start, size_bytes=1)
+        columns = {
+            "sha256": binary_column(bytes(checked.digests[32 * start : 32 * rows.stop]), 32),
+            "label": listed.label_codes[rows],
+            "key": listed.keys.slice(start, shard.rows),
+            "group": pa.nulls(shard.rows, pa.string()),
+        }
+        shards.append(shard)
+        tables[shard.sha256] = pa.table(columns, schema=INDEX_SCHEMA)
+    with tempfile.TemporaryDirectory(prefix="transfer-scale-") as folder:
+        store = open_store(parse_config(configuration(folder)).storage)
+        with figures.step("write the index", "images", images):
+            parts = write_index(store, shards, new=tables, parent=None)
+        version = dataset_of(shards).model_copy(update={"index": parts})
+        with figures.step("read the index", "images", images):
+            recorded = read_recorded(store, version)
+        if sum(len(shard.words) for shard in recorded) != images:
+            raise SystemExit("the index does not list every image")
+    figures.facts["bytes of the index, an image"] = sum(part.size_bytes for part in parts) / images
+
+
+def dataset_of(shards: list[Shard]) -> Dataset:
+    """A version with these shards."""
+    return Dataset(
         name="scale",
         number=1,
         parent=None,
@@ -142,6 +173,12 @@ def commit(figures: Figures, folder: Path, shards: list[Shard]) -> None:
         reject_counts={},
         source={},
     )
+
+
+def commit(figures: Figures, folder: Path, shards: list[Shard]) -> None:
+    """A version's document: written, read back, and sent to other processes."""
+    store = open_store(parse_config(configuration(str(folder))).storage)
+    dataset = dataset_of(shards)
     with figures.step("put the version", "shards", len(shards)):
         dataset_log(store, "scale").append(dataset.model_dump(), number=1)
     with figures.step("read and validate it", "shards", len(shards)):
@@ -169,8 +206,9 @@ def listing(figures: Figures, folder: Path, shards: int) -> None:
     with figures.step("list the shards", "shards", shards):
         if sum(1 for _ in store.list("shards/")) != shards:
             raise SystemExit("not all shards were listed")
-    with figures.step("Log.numbers", "entries", shards):
-        Log(store, "runs/one/checkpoints").numbers()
+    with figures.step("find the newest entry of a log", "entries", shards):
+        if Log(store, "runs/one/checkpoints").newest_number() != shards:
+            raise SystemExit("another entry is the newest")
 
 
 def touch(folder: Path, names: list[str]) -> None:
@@ -185,7 +223,6 @@ def cached_features(figures: Figures, folder: Path, shards: list[Shard]) -> None
     from transfer.backbone.load import load_backbone
     from transfer.features.extract import Extractor
     from transfer.features.frozen import frozen_part_of
-    from transfer.features.store import description_of
     from transfer.storage import put_document
 
     config = parse_config(configuration(str(folder)))
@@ -194,15 +231,17 @@ def cached_features(figures: Figures, folder: Path, shards: list[Shard]) -> None
     frozen_part, deeper = (frozen_part_of(backbone, unfreeze, map_dtype="float16") for unfreeze in (0, 1))
     # A cut that has cached features, so that it is looked for.
     put_document(
-        store, layout.features_description(deeper.digest), description_of(dataclasses.replace(deeper, dtype="float32"))
+        store, layout.features_description(deeper.digest), dataclasses.replace(deeper, dtype="float32").description
     )
     with figures.step("plan extraction, nothing cached", "shards", len(shards)):
         streams = Extractor(store).plan(shards, [frozen_part])
     if sum(len(stream.shards) for stream in streams) != len(shards):
         raise SystemExit("not everything is planned")
     lacking = max(len(shards) // NEW_SHARE, 1)
-    found = [name for shard in shards[lacking:] for name in (f"{shard.sha256}.json", f"{shard.sha256}.arrow")]
-    touch(folder / layout.features_folder(frozen_part.digest), found)
+    digest = frozen_part.digest
+    found = [layout.features_entry(digest, shard.sha256) for shard in shards[lacking:]]
+    found += [layout.features_content(digest, shard.sha256, shard.rows, shard.sha256) for shard in shards[lacking:]]
+    touch(folder / layout.features_folder(digest), [Path(name).name for name in found])
     with figures.step("list cached features, plan 1 %", "shards", len(shards)):
         streams = Extractor(store).plan(shards, [frozen_part])
     if sum(len(stream.shards) for stream in streams) != lacking:
@@ -240,53 +279,45 @@ def order(figures: Figures, shards: list[Shard]) -> None:
     figures.facts["images of a chunk"] = len(rows)
 
 
-class IdleActor:
-    """Finds that everything is lacking, and computes nothing."""
+class IdleWork:
+    """Computes nothing, and has the shards that every actor of an extraction has."""
 
-    def __init__(self, config: Any, requests: Any, shards: Sequence[Shard], actors: int) -> None:
-        del config, requests, actors
-        self._shards = list(shards)
+    def __init__(self, shards: Sequence[Shard]) -> None:
+        self._shards = shards
 
-    def plan(self) -> tuple[list[Shard], Extraction]:
-        """All shards lack something."""
-        return self._shards, Extraction()
-
-    def extract(self, shard: Shard) -> Extraction:
+    def __call__(self, shard: Shard | None) -> Extraction:
         """Answer at once."""
-        return Extraction(images=shard.rows)
+        return Extraction(images=shard.rows if shard else 0)
 
 
 def tasks(counts: Sequence[int]) -> list[dict[str, Any]]:
     """What the driver does for each shard that it hands to an actor on Ray, with actors that do nothing."""
     import ray
 
-    from transfer.features import ray_extract
-
-    ray_extract.ExtractionActor = IdleActor  # type: ignore[assignment, misc]
-    config = parse_config({**configuration("unused"), "workers": {"count": ACTORS}})
     ray.init(address="local", num_cpus=ACTORS, include_dashboard=False, log_to_driver=False, logging_level="warning")
     try:
-        return [_hand_out(config, count).plain() for count in counts]
+        return [_hand_out(count).plain() for count in counts]
     finally:
         ray.shutdown()
 
 
-def _hand_out(config: Any, count: int) -> Figures:
-    from transfer.features.ray_extract import _Crew
+def _hand_out(count: int) -> Figures:
+    from transfer.config import WorkersConfig
+    from transfer.runtime.actors import Actors, Task
 
     figures, shards = Figures(count), shards_of(count, 640)
-    with figures.part("tasks"), _Crew(config, [], shards) as crew:
-        with figures.step(f"start {ACTORS} actors and plan", "shards", count):
-            missing, _ = crew.plan()
-        answers = crew.extract(missing)
+    workers = WorkersConfig(count=ACTORS)
+    with figures.part("tasks"), Actors(IdleWork, shards, workers=workers, task=Task("do nothing")) as actors:
+        answers = actors.map(shards)
         # All actors are up when each has answered; then only handing out is timed.
-        for _ in range(min(2 * ACTORS, count - 1)):
-            next(answers)
-        rest = count - min(2 * ACTORS, count - 1)
-        with figures.step("hand out shards", "shards", rest):
+        first = min(2 * ACTORS, count - 1)
+        with figures.step(f"start {ACTORS} actors", "shards", count):
+            for _ in range(first):
+                next(answers)
+        with figures.step("hand out shards", "shards", count - first):
             handed = sum(1 for _ in answers)
-    if handed != rest:
-        raise SystemExit(f"{handed} of {rest} shards were handed out")
+    if handed != count - first:
+        raise SystemExit(f"{handed} of {count - first} shards were handed out")
     return figures
 
 

@@ -19,8 +19,8 @@ from transfer.config import BaseNetworkConfig, HeadConfig, StorageConfig
 from transfer.dataset.candidates import BATCH_IMAGES
 from transfer.dataset.row_groups import ROW_GROUP_SIZE_BYTES
 from transfer.dataset.row_reader import MOST_READERS
-from transfer.dataset.shards import READERS
 from transfer.features.store import OPENED_AT_ONCE
+from transfer.storage import PARALLEL
 from transfer.storage.s3_transfer import _PARTS_AT_ONCE
 
 CHOSEN = "chosen: the size that is asked for"
@@ -28,7 +28,7 @@ DEFAULT = "this project's default"
 AWS_S3 = "vendor: Amazon S3's performance guidelines"
 AWS_P4D = "vendor: one p4d.24xlarge"
 GUESS = "guess: not measured, no GPU is here"
-LISTED_AT_ONCE = 1000
+PAGE_KEYS = 1000
 FLOAT_BYTES = 4
 """Gradients are summed in float32, with mixed precision, too: variables are float32."""
 
@@ -84,6 +84,8 @@ class Measured:
     check_cpu_s: float
     """CPU-seconds an image, of reading nothing and checking everything."""
     decode_cpu_s: float
+    index_bytes: float
+    """Bytes of a version's index, an image."""
     task_s: float
     """Seconds of the driver for a task on Ray."""
     sha256_bytes_per_s: float
@@ -193,18 +195,24 @@ class Cluster:
 
     def _list(self) -> Step:
         images = self["images"]
-        pages = images / LISTED_AT_ONCE * self["s3_request_s"]
-        return Step("list the source", {"driver": pages + self._measured.seconds("list the source", images)})
+        pages = images / PAGE_KEYS * self["s3_request_s"]
+        return Step(
+            "list the source",
+            {
+                f"pages, {PARALLEL} at once": pages / PARALLEL,
+                "driver": self._measured.seconds("list the source", images),
+            },
+        )
 
     def _ingest(self, new: float, *, is_first: bool) -> list[Step]:
         seconds, images = self._measured.seconds, self["images"]
         first = [Step("recall what was seen", {"driver": seconds("recall what was seen", images)})]
         before = [
             Step(
-                "look into the shards of the version before",
+                "read the index of the version before",
                 {
-                    "requests, 8 at once": self._in_turn("look into a shard of the version before, by its columns")
-                    / READERS
+                    "one connection": self["images"] * self._measured.index_bytes / self["s3_stream_bytes_per_s"],
+                    "driver": seconds("read the index", images),
                 },
             )
         ]
@@ -217,6 +225,7 @@ class Cluster:
             Step("plan shards", {"driver": seconds("unique_images", images) + seconds(planning, images)}),
             # Read again, and sent to storage.
             Step("write shards", self._reading(new * images, 0.0, copies=2)),
+            Step("write the index", {"driver": seconds("write the index", new * images)}),
             Step("commit the version", {"driver": seconds("put the version", self.shards)}),
         ]
 
@@ -229,10 +238,6 @@ class Cluster:
             "network": copies * images * self["image_bytes"] / self["hosts"] / self["s3_host_bytes_per_s"],
             "driver": images / BATCH_IMAGES * self._measured.task_s,
         }
-
-    def _in_turn(self, job: str) -> float:
-        """Seconds that the requests of a job take for all shards, one after the other."""
-        return self.shards * self._measured.requests(job) * self["s3_request_s"]
 
     def _extract(self, new: float) -> Step:
         images = new * self.trained_images
@@ -288,15 +293,17 @@ class Cluster:
         return self["trained_bytes"] * 2 * (self.gpus - 1) / self.gpus
 
     def _evaluate(self) -> Step:
-        """One process reads the test split three times: for its answers, its keys, and its worst mistakes."""
+        """The test split, a shard at a time on each GPU: its predictions, and what is counted of them."""
         images = self["images"] * self["test_share"]
         size_bytes = self._measured.reads_in_evaluation * images * self["image_bytes"]
         return Step(
-            "evaluate, in one process",
+            "evaluate",
             {
-                "one GPU": images / self["forward_images_per_s"],
-                "CPUs of one host": images * self._measured.decode_cpu_s / self["cores_per_host"],
-                "4 connections": size_bytes / self._reader_bytes_per_s,
+                "GPUs": images / self.gpus / self["forward_images_per_s"],
+                "CPUs": images * self._measured.decode_cpu_s / self.cores,
+                "network": size_bytes / self["hosts"] / self["s3_host_bytes_per_s"],
+                "4 connections an actor": size_bytes / self.gpus / self._reader_bytes_per_s,
+                "driver": self.shards * self["test_share"] * self._measured.task_s,
             },
         )
 

@@ -169,13 +169,13 @@ def _network(networks: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
 
 def _wear(wear: dict[str, Any]) -> Iterator[str]:
     yield f"5. Wear, planned on {wear['shards']:,} shards of {wear['images_per_shard']:,} images"
-    for share, rewritten in wear["rewritten"].items():
-        yield f"  {float(share):.2%} of the images removed at random: {rewritten:.1%} of the shards written anew"
+    for share, copied in wear["copied"].items():
+        yield f"  {float(share):.2%} of the images removed at random: {copied:.1%} of the images copied"
     nights = wear["nights"]
     yield (
         f"  {nights['nights']} nights of {nights['new_images_a_night']:,} new images: {nights['shards_before']:,} "
         f"shards become {nights['shards_after']:,} ({nights['shards_if_written_at_once']:,} if written at once), "
-        f"median {nights['median_images_of_a_shard']:,} images"
+        f"{nights['copied_an_added_image']:.1f} images copied for one that is new"
     )
 
 

@@ -23,8 +23,9 @@ from urllib.parse import parse_qs
 import numpy as np
 
 from transfer.config import Config, ImageInput, parse_config
+from transfer.dataset.index import INDEX_SCHEMA, read_images, read_recorded, write_index
 from transfer.dataset.manifest import Dataset, Shard, dataset_log
-from transfer.dataset.shards import read_columns, write_shard
+from transfer.dataset.shards import write_shard
 from transfer.demo import BASE_PATH
 from transfer.storage import Store, open_store
 
@@ -170,6 +171,9 @@ class Jobs:
             reject_counts={},
             source={},
         )
+        tables = read_images(store, dataset, INDEX_SCHEMA.names)
+        new = {shard.sha256: table for shard, table in zip(shards, tables, strict=True)}
+        dataset = dataset.model_copy(update={"index": write_index(store, shards, new=new, parent=None)})
         dataset_log(store, "scale").append(dataset.model_dump(), number=1)
         return dataset
 
@@ -190,9 +194,10 @@ class Jobs:
 
     def _ingest_again(self, dataset: Dataset) -> None:
         store = self._store()
-        with self._counted("look into a shard of the version before, by its columns"):
-            for shard in dataset.shards_of("train"):
-                read_columns(store, shard, ["sha256", "label"])
+        with self._counted("what a shard of the version before holds, by its index"):
+            read_recorded(store, dataset)
+        with self._counted("the same, of a version without an index"):
+            read_recorded(store, dataset.model_copy(update={"index": (), "shards": dataset.shards_of("train")}))
 
     def _from_images(self, dataset: Dataset) -> None:
         """An epoch of images, as one of one worker and as one of two see it."""

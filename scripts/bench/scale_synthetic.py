@@ -1,6 +1,6 @@
 """Datasets of any size without any image, for `scripts.bench.scale`: listings, manifests, cached rows; and their wear.
 
-Wear is what nights do to shards in the long run, by planning them one after the other: none are ever merged.
+Wear is what nights do to shards in the long run, by planning them one after the other.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ import pyarrow.compute as pc
 from transfer.dataset.listing import CheckedColumns, Listing
 from transfer.dataset.manifest import RowGroups, Shard
 from transfer.dataset.row_groups import ROW_GROUP_SIZE_BYTES
-from transfer.dataset.shards import Images, RecordedShard, ShardPlan, plan_shards, unique_images
+from transfer.dataset.shard_plan import ShardPlan, plan_shards
+from transfer.dataset.shards import Images, RecordedShard, unique_images
 from transfer.dataset.sources.base import Entry
 from transfer.dataset.splits import SPLITS, nothing_given
 
 IMAGE_BYTES = 100_000
 CLASSES = 1000
 SHARES = {"validation": 0.1, "test": 0.1}
-REMOVED = (0.0001, 0.001, 0.01)
-GROWTH = 0.001
+REMOVED = (0.0001, 0.01, 0.3)
+GROWTH = 0.003
 """New images a night, as a share of those on the first."""
 
 
@@ -106,10 +107,11 @@ class SyntheticRows:
 
     def __init__(self, rows: int) -> None:
         self.shape = (1280,)
+        self.live = None
         self.labels = np.zeros(rows, np.int32)
         self._values = np.broadcast_to(np.zeros(self.shape, np.float32), (rows, *self.shape))
 
-    def parts(self) -> list[np.ndarray]:
+    def stored_parts(self) -> list[np.ndarray]:
         """All rows, as `CachedRows` gives them."""
         return [self._values]
 
@@ -125,7 +127,7 @@ def configuration(storage: str) -> dict[str, Any]:
 
 
 def wear(*, shards: int, images_per_shard: int, nights: int) -> dict[str, Any]:
-    """Shards that are written anew when images go, and shards that there are after many nights with few new images."""
+    """What is copied when images go, and shards that there are after many nights with few new images."""
     images = shards * images_per_shard
     added = max(int(images * GROWTH), 1)
     listed, checked = known(images + nights * added)
@@ -136,42 +138,46 @@ def wear(*, shards: int, images_per_shard: int, nights: int) -> dict[str, Any]:
     return {
         "shards": len(parent),
         "images_per_shard": images_per_shard,
-        "rewritten": {str(share): _rewritten(first, parent, share, size_bytes) for share in REMOVED},
+        "copied": {str(share): _copied_without(first, parent, share, size_bytes) for share in REMOVED},
         "nights": _after(every, parent, images, added, nights, size_bytes),
     }
 
 
-def _rewritten(images: Images, parent: list[RecordedShard], share: float, size_bytes: int) -> float:
-    """Share of the shards that do not stay when a random share of the images goes."""
+def _copied_without(images: Images, parent: list[RecordedShard], share: float, size_bytes: int) -> float:
+    """Share of the images that are copied to other shards when a random share of all images goes."""
     stays = np.random.default_rng(0).random(len(images)) >= share
-    return 1 - len(plan_shards(part_of(images, stays), parent, shard_size_bytes=size_bytes).kept) / len(parent)
+    plan = plan_shards(part_of(images, stays), parent, shard_size_bytes=size_bytes)
+    return sum(len(new.images) for new in plan.new) / len(images)
 
 
 def _after(
     every: Images, parent: list[RecordedShard], images: int, added: int, nights: int, size_bytes: int
 ) -> dict[str, Any]:
-    before = len(parent)
+    before, copied = len(parent), 0
     for night in range(1, nights + 1):
         tonight = part_of(every, every.rows < images + night * added)
-        parent = _as_written(tonight, plan_shards(tonight, parent, shard_size_bytes=size_bytes), parent)
+        plan = plan_shards(tonight, parent, shard_size_bytes=size_bytes)
+        parent = _as_written(tonight, plan, parent)
+        copied += sum(len(new.images) for new in plan.new if new.sources)
     fewest = len(plan_shards(every, [], shard_size_bytes=size_bytes).new)
-    rows = sorted(len(shard.words) for shard in parent)
     return {
         "nights": nights,
         "new_images_a_night": added,
         "shards_before": before,
         "shards_after": len(parent),
         "shards_if_written_at_once": fewest,
-        "median_images_of_a_shard": rows[len(rows) // 2],
+        "copied_an_added_image": copied / (nights * added),
     }
 
 
 def _as_written(images: Images, plan: ShardPlan, parent: list[RecordedShard]) -> list[RecordedShard]:
-    """The shards of the version that a plan makes."""
+    """The shards of the version that a plan makes. Nothing goes, so kept shards are as they were."""
     known_shards = {shard.shard.sha256: shard for shard in parent}
     written = []
     for new in plan.new:
         words = images.words[new.images]
-        shard = Shard(name="", sha256=words.tobytes().hex(), split=new.split, rows=len(words), size_bytes=1)
+        digest = hashlib.sha256(words.tobytes()).hexdigest()
+        size = int(images.sizes_bytes[new.images].sum())
+        shard = Shard(name=digest, sha256=digest, split=new.split, rows=len(words), size_bytes=size)
         written.append(RecordedShard(shard, words, images.labels[new.images], images.groups[new.images]))
     return [*(known_shards[shard.sha256] for shard in plan.kept), *written]

@@ -13,7 +13,9 @@ from scripts.tables import markdown
 from transfer.catalog import layout
 
 # Eight digits, and no others: what stands for any number, until it is replaced by the word.
-_NUMBERS = {word: 10**7 + place for place, word in enumerate(("number", "epoch", "trial", "version", "promotion"))}
+_NUMBERS = {
+    word: 10**7 + place for place, word in enumerate(("number", "epoch", "trial", "version", "promotion", "part"))
+}
 _PARTS: dict[str, Any] = {
     "name": "<dataset>",
     "dataset": "<dataset>",
@@ -21,6 +23,7 @@ _PARTS: dict[str, Any] = {
     "digest": "<digest>",
     "frozen_part": "<frozen part>",
     "shard_sha256": "<sha256 of the shard>",
+    "rows": "<rows>",
     "run": "<run>",
     "folder": layout.run_folder("<run>"),
     "split": "<split>",
@@ -38,6 +41,7 @@ _RULES = {
     "check_name",
     "numbered",
     "entry",
+    "part_of_predictions",
     "below",
     "sha256_in",
     "pattern",

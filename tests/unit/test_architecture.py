@@ -19,8 +19,7 @@ MAY_IMPORT_TENSORFLOW = (
     *("api.keras_model", "api.results"),  # what Python programs ask for
 )
 MAY_IMPORT_RAY = (
-    *("runtime.cluster", "runtime.parallel", "runtime.ray_private.*"),
-    "features.ray_extract",
+    *("runtime.actors", "runtime.cluster", "runtime.parallel", "runtime.ray_private.*"),
     *("training.distributed", "training.watchdog"),
     "tuning.*",
     "submission.*",  # Ray's client for jobs

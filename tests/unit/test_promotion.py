@@ -6,7 +6,7 @@ import pytest
 from tests.digits import digits_config
 from tests.published import publish_some
 from tests.shades import CLASSES, World
-from transfer.evaluation.metrics import compute_metrics
+from transfer.evaluation.metrics import Tally
 from transfer.evaluation.predictions import Predictions
 from transfer.evaluation.report import Report
 from transfer.promotion import choose
@@ -40,7 +40,7 @@ def report_of(run, *, right):
         run_id=run.id,
         split="test",
         base="b",
-        metrics=compute_metrics(predictions),
+        metrics=Tally.of(predictions).metrics(),
         history=[],
         mistakes=[],
         counts={},

@@ -6,6 +6,7 @@ import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +19,7 @@ from transfer.errors import DatasetError
 
 if TYPE_CHECKING:
     from transfer.dataset.manifest import Reject
+    from transfer.registry.answered_images import ReadableImage
     from transfer.registry.published_model import Batch
 
 Image = str | os.PathLike[str] | bytes | np.ndarray | PillowImage
@@ -78,12 +80,14 @@ def predictions(
             of another type or shape, an address of the web.
         StorageError: A bucket cannot be read.
     """
+    from transfer.dataset.batches import checked_and_decoded
     from transfer.dataset.manifest import Reject
     from transfer.registry.answered_images import answered_images
 
     given = list(images) if isinstance(images, Iterable) and not isinstance(images, _KINDS) else [images]
     encoded = _encoded(given, storage, limits, must_exist=isinstance(images, _KINDS))
-    batches = answered_images(encoded, image_input=image_input, limits=limits, answer=answer)
+    prepare = partial(checked_and_decoded, image_input=image_input, limits=limits)
+    batches = answered_images(encoded, prepare=prepare, answer=answer)
     answers = [answered for batch in batches for answered in batch]
     for key, answered in answers:
         if isinstance(answered, Reject) and _is_alone(key, images):
@@ -108,25 +112,30 @@ def _is_alone(key: str, images: object) -> bool:
 
 def _encoded(
     images: Sequence[Image], storage: StorageConfig, limits: DatasetConfig, *, must_exist: bool
-) -> Iterator[tuple[str, bytes | Reject]]:
+) -> Iterator[ReadableImage]:
     from transfer.registry.images import find_images
 
     for index, image in enumerate(images):
         if isinstance(image, bytes):
-            yield f"#{index}", image
+            yield f"#{index}", _held(image)
         elif isinstance(image, np.ndarray):
-            yield f"#{index}", _as_png(_from_pixels(image, f"#{index}"))
+            yield f"#{index}", _held(_as_png(_from_pixels(image, f"#{index}")))
         elif isinstance(image, PillowImage):
-            yield f"#{index}", _from_pillow(image, f"#{index}")
+            yield f"#{index}", _held(_from_pillow(image, f"#{index}"))
         elif isinstance(image, str | os.PathLike):
             place = os.fspath(image)
             for found in find_images([place], storage, alone=len(images) == 1, must_exist=must_exist):
-                yield found.key, found.read(max_size_bytes=limits.max_file_size_bytes)
+                yield found.key, partial(found.read, max_size_bytes=limits.max_file_size_bytes)
         else:
             raise DatasetError(
                 f"Image #{index} is a {type(image).__name__}.",
                 advice="Give paths, bytes of files, images of Pillow, or pixels as arrays uint8 [height, width, 3].",
             )
+
+
+def _held(data: bytes | Reject) -> Callable[[], bytes | Reject]:
+    """How an image is read that this program holds: at once, because an object of Pillow is for one thread."""
+    return lambda: data
 
 
 def _unanswered(refused: Reject) -> DatasetError:

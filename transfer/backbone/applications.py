@@ -47,6 +47,7 @@ OWN_ARGUMENTS = {
 INNER_PREPROCESSING = "include_preprocessing"
 SIGNED_WITHOUT_IT = {"MobileNetV3Large", "MobileNetV3Small", "EfficientNetV2S", "EfficientNetV2M", "EfficientNetV2L"}
 WEIGHTS_SUFFIXES = (".weights.h5", ".h5", ".keras")
+OF_PYTORCH = (".pth", ".pt", ".safetensors", ".bin")
 
 
 def known_networks() -> dict[str, Callable[..., keras.Model]]:
@@ -147,10 +148,16 @@ def _download_error(config: BaseNetworkConfig, error: Exception, target: str) ->
 
 def _load_weights(network: keras.Model, config: BaseNetworkConfig, storage: StorageConfig | None) -> None:
     if not config.weights.endswith(WEIGHTS_SUFFIXES):
+        of_pytorch = config.weights.endswith(OF_PYTORCH)
         raise BackboneError(
-            f"base.weights is {config.weights!r} and must be `imagenet`, `none` or a file that ends in "
-            f"{' or '.join(WEIGHTS_SUFFIXES)}.",
-            advice="Save weights with `model.save_weights('name.weights.h5')`.",
+            f"base.weights is {config.weights!r} and must be `imagenet`, `none` or a file of Keras "
+            f"({', '.join(WEIGHTS_SUFFIXES)}).",
+            advice=(
+                "Files of PyTorch are not read: set the weights of the Keras network, then save"
+                if of_pytorch
+                else "Save"
+            )
+            + " them with `model.save_weights('name.weights.h5')`.",
         )
     with tempfile.TemporaryDirectory(prefix="transfer-") as directory:
         path = local_file(config.weights, directory=Path(directory), storage=storage)

@@ -121,5 +121,7 @@ class ReportEntry(BaseModel):
     split: str
     files: dict[str, str]
     """SHA-256 of each file of the report, by its name."""
+    part_rows: tuple[int, ...] = ()
+    """Images of each file of predictions, in order; empty if all are in one, as in the reports of earlier releases."""
     at: str | None = None
     """When, in UTC; not in those of earlier releases."""

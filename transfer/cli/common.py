@@ -24,16 +24,22 @@ if TYPE_CHECKING:
 
 # Errors of temporary files, such as a full disk; errors of storage are StorageErrors.
 _OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
-GOES_ON = "What is done is kept: the same command goes on"
+GOES_ON = "Finished work is stored: the same command continues"
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML configuration.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key, as in phases.0.epochs=3.")
 ]
+ConfigOrNone = Annotated[
+    Path | None, typer.Argument(metavar="CONFIG", help="YAML configuration, which says where storage is.")
+]
+StorageUri = Annotated[
+    str | None, typer.Option("--storage", help="A folder or s3://… instead of a configuration, for everything in it.")
+]
 Promote = Annotated[
     Literal["first", "gate", "always", "never"] | None,
-    typer.Option(help="Whether the version serves: publish.promote."),
+    typer.Option(help="Whether the new version serves. Default: publish.promote of the configuration."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, everything else on stderr.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and everything else on stderr.")]
 
 
 def load(path: Path, overrides: list[str] | None) -> Config:
@@ -51,8 +57,34 @@ def opened(path: Path, overrides: list[str] | None) -> tuple[Config, Store]:
     return loaded, open_store(loaded.storage)
 
 
+def opened_either(path: Path | None, storage: str | None, overrides: list[str] | None) -> tuple[Config | None, Store]:
+    """Open the storage of the configuration at `path`, or the one that `--storage` names, without a configuration.
+
+    Raises ConfigError unless exactly one of the two is given.
+    """
+    from transfer.config import StorageConfig
+    from transfer.config.paths import path_here
+    from transfer.errors import ConfigError
+    from transfer.storage import open_store
+
+    if path is not None and storage is None:
+        return opened(path, overrides)
+    advice = "Give a configuration, such as `config.yaml`, or `--storage` with a folder or s3://…"
+    if storage is None:
+        raise ConfigError("Neither a configuration nor a storage is named.", advice=advice)
+    if path is not None:
+        raise ConfigError("Both a configuration and a storage are named.", advice=advice)
+    if overrides:
+        raise ConfigError("--set changes a configuration, and only --storage is given.", advice=advice)
+    if "://" not in storage and not (storage and path_here(storage).is_dir()):
+        raise ConfigError(
+            f"--storage is `{storage}`, and there is nothing at {Path(storage).absolute()}.", advice=advice
+        )
+    return None, open_store(StorageConfig(uri=storage))
+
+
 def opened_to_write(path: Path, overrides: list[str] | None) -> tuple[Config, Store]:
-    """The same, and probe that the storage is safe with several writers."""
+    """Load the configuration, open its storage, and probe that the storage is safe with several writers."""
     from transfer.storage import probe
 
     loaded, store = opened(path, overrides)
@@ -129,7 +161,8 @@ def errors_explained() -> Any:
         end_with(
             StorageError(
                 f"This machine's disk cannot be written to: {os.strerror(error.errno)}{where}.",
-                advice=f"Temporary files go to {tempfile.gettempdir()}; TMPDIR says where else. Run it again then.",
+                advice=f"Free some space, or set TMPDIR to another folder than {tempfile.gettempdir()}. Then repeat "
+                "the command.",
             )
         )
 

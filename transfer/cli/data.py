@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from transfer.catalog import layout
-from transfer.cli.common import AsJson, ConfigPath, Overrides, end_with, opened, opened_to_write, run
+from transfer.cli.common import (
+    AsJson,
+    ConfigOrNone,
+    ConfigPath,
+    Overrides,
+    StorageUri,
+    end_with,
+    opened,
+    opened_either,
+    opened_to_write,
+    run,
+)
 from transfer.config import ImageInput
 from transfer.runtime.numbers import many
 
@@ -21,31 +32,37 @@ if TYPE_CHECKING:
     from transfer.storage import Store
 
 datasets_app = typer.Typer(
-    help="List the versions of a dataset, drop a class or want it again, start over.", no_args_is_help=True
+    help="List the versions of a dataset, drop or restore a class, start over, remove old versions.",
+    no_args_is_help=True,
 )
 ClassName = Annotated[str, typer.Argument(metavar="CLASS", help="Name of the class.")]
-Reason = Annotated[str, typer.Option(help="Why, for the log and for whoever wonders later.")]
+Reason = Annotated[str, typer.Option(help="The reason, which the log keeps.")]
 _SPLITS = ("train", "validation", "test")
 
 
 @datasets_app.command("list")
-def list_(config: ConfigPath, overrides: Overrides = None, json: AsJson = False) -> None:
-    """List the versions: time of creation, number of images in each class and split, and size."""
+def list_(
+    config: ConfigOrNone = None, storage: StorageUri = None, overrides: Overrides = None, json: AsJson = False
+) -> None:
+    """List the versions of the dataset: time of creation, number of images in each class and split, and size."""
 
     def work() -> dict[str, Any]:
         from transfer.dataset.decisions import read_decided
-        from transfer.maintenance.runs import list_dataset
+        from transfer.maintenance.runs import list_datasets
 
-        loaded, store = opened(config, overrides)
-        name = loaded.dataset_name
+        loaded, store = opened_either(config, storage, overrides)
+        name = loaded.dataset_name if loaded else None
         rows, latest = [], None
-        for each in list_dataset(store, name):
+        for each in list_datasets(store, name):
             latest = each.dataset
-            row: dict[str, Any] = {"version": latest.number, "created": latest.created or (None if json else "-")}
+            row: dict[str, Any] = {} if name else {"dataset": latest.name}
+            row |= {"version": latest.number, "created": latest.created or (None if json else "-")}
             row |= {"classes": latest.classes if json else len(latest.classes)}
             row |= {"images": latest.counts} if json else {split: latest.rows(split) for split in _SPLITS}
             row |= {"indices_from": latest.indices_from, "size_bytes": each.size_bytes, "own_bytes": each.own_bytes}
             rows.append(row)
+        if name is None:
+            return {"storage": store.uri, "versions": rows}
         answer = {"dataset": name, "storage": store.uri, **_told(store, name, read_decided(store, name), json=json)}
         answer["versions"] = rows
         if latest is not None and not json:
@@ -99,6 +116,37 @@ def start_over(config: ConfigPath, reason: Reason, overrides: Overrides = None, 
     _decide(decide, config, overrides, json)
 
 
+@datasets_app.command("gc")
+def collect(
+    config: ConfigPath,
+    at_work_days: Annotated[
+        float, typer.Option(min=0, max=36500, help="A version counts for so long after a later one came.")
+    ] = 1,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove it, rather than say what would go.")] = False,
+    overrides: Overrides = None,
+    json: AsJson = False,
+) -> None:
+    """Find old versions that no run, sweep or model needs, and shards of no version; `--remove` removes them."""
+
+    def work() -> dict[str, Any]:
+        from transfer.cli.output import removal
+        from transfer.maintenance.old_datasets import remove_old_versions
+
+        loaded, store = opened(config, overrides)
+        found = remove_old_versions(store, loaded.dataset_name, at_work=timedelta(days=at_work_days), remove=remove)
+        going = [version.reference for version in found.going]
+        kept = [{"version": each.dataset.reference, "because of": each.why} for each in found.kept]
+        answer: dict[str, Any] = {"dataset": loaded.dataset_name, "storage": store.uri}
+        if json:
+            summed = {"removed": remove, "objects": len(found.objects), "size_bytes": found.size_bytes}
+            return {**answer, **summed, "versions": going, "kept": kept}
+        counted = f"{many(len(going), 'version')}, {many(len(found.objects), 'object')}: {found.size_bytes:,} bytes"
+        told = removal(counted if going or found.objects else "", removed=remove)
+        return {**answer, **told, "versions": going, "kept": kept}
+
+    run(work, json)
+
+
 def _decide(decide: Callable[[Store, str], Decided], config: Path, overrides: list[str] | None, json: bool) -> None:
     """Take a decision about the configuration's dataset, and return the resulting state."""
 
@@ -117,22 +165,25 @@ def _told(store: Store, dataset: str, decided: Decided, *, json: bool) -> dict[s
     dropped = [each.model_dump() if json else f"{each.name} ({each.reason})" for each in decided.dropped]
     return {
         "dropped": dropped,
+        "forgotten": [each.model_dump() for each in decided.forgotten] if json else len(decided.forgotten),
         "starts_over_after": decided.starts_over_after or None,
         "takes_effect_with_the_next_ingest": is_pending(store, dataset, decided),
     }
 
 
-cache_app = typer.Typer(help="See, clean up and verify cached features.", no_args_is_help=True)
+cache_app = typer.Typer(help="List, clean up and verify cached features.", no_args_is_help=True)
 
 
-@cache_app.command("ls")
-def ls(config: ConfigPath, overrides: Overrides = None, json: AsJson = False) -> None:
-    """Show the cached features in the configuration's storage: networks, sizes, and how much is in use."""
+@cache_app.command("list")
+def list_cached(
+    config: ConfigOrNone = None, storage: StorageUri = None, overrides: Overrides = None, json: AsJson = False
+) -> None:
+    """List the cached features in storage: networks, sizes, and how much is in use."""
 
     def work() -> dict[str, Any]:
         from transfer.maintenance.features import summarize
 
-        _, store = opened(config, overrides)
+        _, store = opened_either(config, storage, overrides)
         summaries = summarize(store)
         answer = {
             "storage": store.uri,
@@ -150,15 +201,19 @@ def ls(config: ConfigPath, overrides: Overrides = None, json: AsJson = False) ->
 
 @cache_app.command("gc")
 def gc(
-    config: ConfigPath,
+    config: ConfigOrNone = None,
+    storage: StorageUri = None,
     overrides: Overrides = None,
     frozen_part: Annotated[
         list[str] | None,
-        typer.Option(metavar="DIGEST", help="Also all features of this frozen part. First digits are enough."),
+        typer.Option(metavar="DIGEST", help="Also find all features of this frozen part. The first digits are enough."),
     ] = None,
-    remove: Annotated[bool, typer.Option("--remove", help="Remove it, rather than say what would go.")] = False,
+    remove: Annotated[
+        bool, typer.Option("--remove", help="Remove the features, instead of only listing them.")
+    ] = False,
     abandoned_after_days: Annotated[
-        float, typer.Option(min=0, max=36500, help="Unfinished runs count for so long after their last attempt.")
+        float,
+        typer.Option(min=0, max=36500, help="Days since its last attempt after which an unfinished run is abandoned."),
     ] = 30,
     json: AsJson = False,
 ) -> None:
@@ -168,7 +223,7 @@ def gc(
         from transfer.cli.output import removal
         from transfer.maintenance.features import collect_garbage
 
-        _, store = opened(config, overrides)
+        _, store = opened_either(config, storage, overrides)
         found = collect_garbage(
             store, named=frozen_part or [], remove=remove, abandoned_after=timedelta(days=abandoned_after_days)
         )
@@ -187,9 +242,10 @@ def gc(
 
 @cache_app.command("verify")
 def verify(
-    config: ConfigPath,
+    config: ConfigOrNone = None,
+    storage: StorageUri = None,
     overrides: Overrides = None,
-    remove: Annotated[bool, typer.Option("--remove", help="Remove what is damaged.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove damaged features.")] = False,
     json: AsJson = False,
 ) -> None:
     """Read all cached features and compare them with their digests. Fails if damaged features are left."""
@@ -198,7 +254,7 @@ def verify(
     def work() -> dict[str, Any]:
         from transfer.maintenance.verify import verify as verify_all
 
-        _, store = opened(config, overrides)
+        _, store = opened_either(config, storage, overrides)
         found = verify_all(store, remove=remove)
         damaged.extend(found.damaged)
         answer = {"storage": store.uri, "objects": found.objects, "size_bytes": found.size_bytes}
@@ -212,7 +268,7 @@ def verify(
         end_with(
             CorruptObjectError(
                 f"Damaged objects among the cached features: {len(damaged)}.",
-                advice="Repeat it with --remove: they are removed, and computed again when they are needed.",
+                advice="Repeat the command with --remove. Removed features are computed again when a job needs them.",
             )
         )
 

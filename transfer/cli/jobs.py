@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from transfer.submission.submit import Submission
 
 jobs_app = typer.Typer()
-RunId = Annotated[str, typer.Option("--run-id", help="The run, as `transfer train` printed it.")]
+RunId = Annotated[str, typer.Option("--run-id", help="Id of the run, which `transfer train` prints.")]
 
 
 @jobs_app.command()
@@ -55,11 +55,11 @@ def ingest(config: ConfigPath, overrides: Overrides = None, json: AsJson = False
 def train(
     config: ConfigPath,
     overrides: Overrides = None,
-    run_id: Annotated[str | None, typer.Option("--run-id", help="Name the run yourself.")] = None,
+    run_id: Annotated[str | None, typer.Option("--run-id", help="Id for the run, instead of the usual one.")] = None,
     promote: Promote = None,
     json: AsJson = False,
 ) -> None:
-    """Ingest, train, evaluate, publish and perhaps promote. Repeat it to continue an interrupted run."""
+    """Ingest, train, evaluate, publish and perhaps promote. Repeat the command to continue an interrupted run."""
 
     def work() -> dict[str, Any]:
         from transfer import jobs
@@ -101,7 +101,7 @@ def publish(
     config: ConfigPath,
     run_id: RunId,
     overrides: Overrides = None,
-    again: Annotated[bool, typer.Option("--again", help="As a new version, where it is published already.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Publish a new version even if the run has one.")] = False,
     promote: Promote = None,
     json: AsJson = False,
 ) -> None:
@@ -121,7 +121,7 @@ def publish(
 
 @jobs_app.command()
 def sweep(config: ConfigPath, overrides: Overrides = None, promote: Promote = None, json: AsJson = False) -> None:
-    """Search the space in section `sweep`, and publish the winner. Repeat it to continue an interrupted sweep."""
+    """Search the space in section `sweep`, and publish the winner. Repeat the command to continue a sweep."""
 
     def work() -> dict[str, Any]:
         from transfer import jobs
@@ -149,13 +149,13 @@ def sweep(config: ConfigPath, overrides: Overrides = None, promote: Promote = No
 def lr_find(
     config: ConfigPath,
     overrides: Overrides = None,
-    phase: Annotated[int, typer.Option(help="Which phase, counted from 0.")] = 0,
+    phase: Annotated[int, typer.Option(help="Number of the phase, from 0.")] = 0,
     low: Annotated[float, typer.Option("--from", help="Learning rate of the first step.")] = 1e-7,
     high: Annotated[float, typer.Option("--to", help="Learning rate of the last step.")] = 10.0,
-    steps: Annotated[int, typer.Option(help="Steps; one batch each.")] = 200,
+    steps: Annotated[int, typer.Option(help="Number of steps, of one batch each.")] = 200,
     json: AsJson = False,
 ) -> None:
-    """Suggest a learning rate for a phase, by some steps at increasing rates. Changes no run and no model."""
+    """Suggest a learning rate for a phase, from a test with increasing rates. Changes no run and no model."""
 
     def work() -> dict[str, Any]:
         from transfer import jobs
@@ -177,14 +177,14 @@ def nightly(
     config: ConfigPath,
     overrides: Overrides = None,
     tell_apart: Annotated[
-        bool, typer.Option("--tell-apart", help="End with 12 when the champion is kept, 13 when nothing is new, not 0.")
+        bool, typer.Option("--tell-apart", help="Exit with 12 if the champion stays, and with 13 if nothing is new.")
     ] = False,
     json: AsJson = False,
 ) -> None:
-    """Ingest new images, check them, train, and promote a better model. Repeat it to continue an interrupted night.
+    """Ingest new images, check them, train, and promote a better model. Repeat the command to continue a night.
 
-    Exit codes: 0 promoted, kept or nothing new; 10 another process works on the night; 11 the data was refused; others
-    as for `transfer train`.
+    Exit codes: 0 promoted, champion kept or nothing new; 10 another process works on the night; 11 the data was
+    refused; others as for `transfer train`.
     """
     outcomes = []
 
@@ -212,10 +212,10 @@ def nightly(
 def nights(
     config: ConfigPath,
     overrides: Overrides = None,
-    last: Annotated[int, typer.Option(min=1, help="How many.")] = 14,
+    last: Annotated[int, typer.Option(min=1, help="Number of nights.")] = 14,
     json: AsJson = False,
 ) -> None:
-    """List the latest nights: their outcomes and reasons."""
+    """List the latest nights, with outcomes and reasons."""
 
     def work() -> dict[str, Any]:
         from transfer.nights.records import list_nights
@@ -236,12 +236,28 @@ def nights(
 def predict(
     config: ConfigPath,
     images: Annotated[
-        list[str], typer.Option(help="An image, a folder or an s3:// prefix of images; may be given several times.")
-    ],
+        list[str] | None,
+        typer.Option(help="An image, folder, s3:// prefix, list or table of images; may be given several times."),
+    ] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Instead of images: a dataset version, NAME or NAME@NUMBER.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Of the dataset version: train, validation or test. Default: all.")
+    ] = None,
     output: Annotated[
         str | None,
-        typer.Option(help="File to write, .parquet, .csv or .jsonl, a path or s3://. Default: few images are printed."),
+        typer.Option(
+            help="File to write, .parquet, .csv or .jsonl, or a folder of parts, which ends with /; a path or s3://. "
+            "Default: few images are printed."
+        ),
     ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Write so many most probable classes, instead of all probabilities.")
+    ] = None,
+    embeddings: Annotated[
+        bool, typer.Option("--embeddings", help="Write the features of the base, too, in half precision.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output where it exists.")] = False,
     overrides: Overrides = None,
     version: Annotated[int | None, typer.Option(help="Version to use. Default: the promoted one.")] = None,
@@ -253,12 +269,24 @@ def predict(
     def work() -> dict[str, Any]:
         from transfer import jobs
 
-        done = jobs.predict(load(config, overrides), images=images, output=output, overwrite=overwrite, version=version)
+        done = jobs.predict(
+            load(config, overrides),
+            images=images or (),
+            dataset=dataset,
+            split=split,
+            output=output,
+            overwrite=overwrite,
+            version=version,
+            top_k=top_k,
+            embeddings=embeddings,
+        )
         outcomes.append(done)
         if json:
             return vars(done)
         answer: dict[str, Any] = {"version": done.version, "images": done.images, "output": done.output}
         answer["failed"] = f"{done.errors:,} of {done.images:,} images" if done.errors else None
+        if done.from_features:
+            answer["from cached features"] = f"{done.from_features:,} images"
         if done.predictions is not None:
             answer["predictions"] = [_in_short(row, errors=done.errors > 0) for row in done.predictions]
         return answer
@@ -283,26 +311,27 @@ def _in_short(row: dict[str, Any], *, errors: bool) -> dict[str, Any]:
 
 @jobs_app.command()
 def submit(
-    job: Annotated[str, typer.Argument(metavar="JOB", help="A module of jobs/, as in `train`.")],
+    job: Annotated[str, typer.Argument(metavar="JOB", help="Name of a module in jobs/, such as `train`.")],
     config: ConfigPath,
     arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="-- ARGUMENTS", help="More arguments of the job, after `--`.")
+        list[str] | None, typer.Argument(metavar="-- ARGUMENTS", help="Further arguments of the job, after `--`.")
     ] = None,
     overrides: Overrides = None,
     address: Annotated[
-        str | None, typer.Option(help="The cluster, as in http://HEAD:8265. Default: RAY_ADDRESS.")
+        str | None, typer.Option(help="Address of the cluster, such as http://HEAD:8265. Default: RAY_ADDRESS.")
     ] = None,
     name: Annotated[
-        str | None, typer.Option("--id", help="Part of the job's id: another one is another job, as for each night.")
+        str | None,
+        typer.Option("--id", help="Part of the job's id. Another value makes another job, for example each night."),
     ] = None,
     working_dir: Annotated[
         Path | None,
-        typer.Option(help="The working tree to ship. Default: this folder if it has `jobs`, else the configuration."),
+        typer.Option(help="Folder to ship. Default: this folder if it has `jobs`, else only the configuration."),
     ] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the job until it ends.")] = True,
     json: AsJson = False,
 ) -> None:
-    """Run a job on a Ray cluster and follow it. Repeat it to follow a job that was submitted before."""
+    """Run a job on a Ray cluster and follow it. Repeat the command to follow the same job again."""
     ended: list[Submission] = []
 
     def work() -> dict[str, Any]:

@@ -21,6 +21,7 @@ from transfer.cli.common import (
     run,
 )
 from transfer.cli.data import cache_app, datasets_app
+from transfer.cli.forget import forget_app
 from transfer.cli.jobs import jobs_app
 from transfer.cli.registry import registry_app
 from transfer.cli.runs import open_app, runs_app
@@ -41,13 +42,15 @@ app.add_typer(registry_app, name="registry")
 app.add_typer(runs_app, name="runs")
 app.add_typer(datasets_app, name="datasets")
 app.add_typer(jobs_app)
+app.add_typer(forget_app)
 app.add_typer(open_app)
 
 
 @app.command()
 def init(
     photos: Annotated[
-        str, typer.Argument(metavar="PHOTOS", help="Folder or s3:// prefix of class folders, archive, table.")
+        str,
+        typer.Argument(metavar="PHOTOS", help="Class folders (a folder or an s3:// prefix), an archive or a table."),
     ],
     output: Annotated[Path, typer.Option(help="The configuration to write.")] = Path("config.yaml"),
     json: AsJson = False,
@@ -62,7 +65,7 @@ def init(
             "config": str(output),
             "model": starter.name if json else f"{starter.name}, after the folder's name (the key `name`)",
             "images": starter.images if json or starter.images is not None else "known when a job reads them",
-            "classes": starter.classes if json or starter.classes is not None else "known then, too",
+            "classes": starter.classes if json or starter.classes is not None else "known when a job reads them",
             "next": f"transfer config check {output}",
         }
 
@@ -82,7 +85,9 @@ def _show_versions(asked: bool) -> None:
 def _own_options(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_show_versions, is_eager=True, help="Show versions, of this and its parts."),
+        typer.Option(
+            "--version", callback=_show_versions, is_eager=True, help="Show the versions of transfer and its libraries."
+        ),
     ] = False,
 ) -> None:
     """Options of the command itself."""
@@ -92,7 +97,7 @@ def _image_size(text: str) -> int | list[int]:
     sides = text.split("x")
     if len(sides) > 2 or not all(side.isdecimal() for side in sides):
         raise typer.BadParameter(
-            f"{text} is neither a side, 224, nor HEIGHTxWIDTH, 160x224.", param_hint="--image-size"
+            f"`{text}` must be a side, as in 224, or HEIGHTxWIDTH, as in 160x224.", param_hint="--image-size"
         )
     return int(text) if len(sides) == 1 else [int(side) for side in sides]
 
@@ -102,11 +107,11 @@ def inspect(
     network: Annotated[str, typer.Argument(metavar="CONFIG|NETWORK", help="A configuration, or a network's name.")],
     overrides: Overrides = None,
     image_size: Annotated[
-        str, typer.Option(metavar="SIDE|HEIGHTxWIDTH", help="Size of the images in pixels, when a network is named.")
+        str, typer.Option(metavar="SIDE|HEIGHTxWIDTH", help="Size of the images in pixels, if NETWORK is a name.")
     ] = "224",
     json: AsJson = False,
 ) -> None:
-    """List a network's blocks: what each `unfreeze` depth trains, and its cost."""
+    """List a network's blocks: the layers that each `unfreeze` depth trains, and their cost."""
 
     def work() -> dict[str, Any]:
         import_tensorflow()
@@ -156,7 +161,7 @@ def _for_people(row: dict[str, Any]) -> dict[str, Any]:
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")] = Path("demo-output"),
+    output: Annotated[Path, typer.Option(help="Folder for all files of the demo.")] = Path("demo-output"),
     json: AsJson = False,
 ) -> None:
     """Train, publish and reload a model on real handwritten digits, offline, in a few minutes."""
@@ -175,7 +180,7 @@ def demo(
 
 @config_app.command("check")
 def config_check(config: ConfigPath, overrides: Overrides = None, json: AsJson = False) -> None:
-    """Check a configuration, its sweep, storage, source, weights and unfreeze depths; show what a job would do."""
+    """Check a configuration, its sweep, storage, source, weights and unfreeze depths. Show what a job would do."""
 
     def work() -> dict[str, Any]:
         from transfer import jobs

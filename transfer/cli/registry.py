@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from transfer.cli.common import AsJson, ConfigPath, Overrides, end_with, opened, opened_to_write, run
+from transfer.cli.common import (
+    AsJson,
+    ConfigOrNone,
+    ConfigPath,
+    Overrides,
+    StorageUri,
+    end_with,
+    opened,
+    opened_either,
+    opened_to_write,
+    run,
+)
 from transfer.runtime.numbers import many, percent
 
 if TYPE_CHECKING:
@@ -17,7 +28,7 @@ if TYPE_CHECKING:
     from transfer.storage import Store
 
 registry_app = typer.Typer(
-    help="List a model's versions, fetch and verify them, promote one or go back, keep one, remove old ones.",
+    help="List, fetch and verify a model's versions, promote one or roll back, pin one, remove old ones.",
     no_args_is_help=True,
 )
 VersionOrPromoted = Annotated[
@@ -27,13 +38,24 @@ Version = Annotated[int, typer.Argument(metavar="VERSION", min=1, help="Number o
 
 
 @registry_app.command("list")
-def list_(config: ConfigPath, overrides: Overrides = None, json: AsJson = False) -> None:
-    """List the versions: run, dataset, accuracy, size, which one serves, and which are pinned."""
+def list_(
+    config: ConfigOrNone = None, storage: StorageUri = None, overrides: Overrides = None, json: AsJson = False
+) -> None:
+    """List the versions of the model: run, dataset, accuracy, size, which one serves, and which are pinned."""
 
     def work() -> dict[str, Any]:
         from transfer.registry.describe import describe_versions
+        from transfer.registry.versions import models_with_versions
 
-        loaded, store = opened(config, overrides)
+        loaded, store = opened_either(config, storage, overrides)
+        described = _in_full if json else _in_short
+        if loaded is None:
+            rows = [
+                {"model": model, **described(each)}
+                for model in models_with_versions(store)
+                for each in describe_versions(store, model)
+            ]
+            return {"storage": store.uri, "versions": rows}
         model = loaded.name
         listed = describe_versions(store, model)
         if not listed:
@@ -42,7 +64,7 @@ def list_(config: ConfigPath, overrides: Overrides = None, json: AsJson = False)
             "model": model,
             "storage": store.uri,
             "promoted": next((each.version.number for each in listed if each.is_promoted), None),
-            "versions": [_in_full(each) if json else _in_short(each) for each in listed],
+            "versions": [described(each) for each in listed],
         }
 
     run(work, json)
@@ -88,25 +110,25 @@ def show(
 def promote_(
     config: ConfigPath,
     version: Version,
-    reason: Annotated[str, typer.Option(help="Why, for the promotion log.")],
+    reason: Annotated[str, typer.Option(help="The reason, which the promotion log keeps.")],
     overrides: Overrides = None,
     json: AsJson = False,
 ) -> None:
-    """Verify all bytes of a version, and let it serve: adds an entry to the promotion log."""
+    """Verify all bytes of a version, and let it serve. Adds an entry to the promotion log."""
     _serve(config, overrides, version, reason, json)
 
 
 @registry_app.command("rollback")
 def rollback(
     config: ConfigPath,
-    reason: Annotated[str, typer.Option(help="Why, for the promotion log.")],
+    reason: Annotated[str, typer.Option(help="The reason, which the promotion log keeps.")],
     overrides: Overrides = None,
     to: Annotated[
         int | None, typer.Option(min=1, help="Version to promote. Default: the one that served before the present one.")
     ] = None,
     json: AsJson = False,
 ) -> None:
-    """Verify all bytes of an earlier version, and let it serve again: adds an entry to the promotion log."""
+    """Verify all bytes of an earlier version, and let it serve again. Adds an entry to the promotion log."""
     _serve(config, overrides, to, reason, json)
 
 
@@ -128,12 +150,12 @@ def _serve(config: Path, overrides: list[str] | None, version: int | None, reaso
 @registry_app.command("fetch")
 def fetch(
     config: ConfigPath,
-    to: Annotated[Path, typer.Option(help="Folder on this machine; the version becomes a folder in it.")],
+    to: Annotated[Path, typer.Option(help="Folder on this machine, in which the version becomes a folder.")],
     version: VersionOrPromoted = None,
     overrides: Overrides = None,
     json: AsJson = False,
 ) -> None:
-    """Copy the version that serves, or another one, to this machine's disk and verify it: for programs without S3."""
+    """Copy the version that serves, or another one, to this machine's disk, for programs without S3, and verify it."""
 
     def work() -> dict[str, Any]:
         from transfer.registry.fetch import fetch_version, higher_number
@@ -162,7 +184,7 @@ def verify(
     overrides: Overrides = None,
     json: AsJson = False,
 ) -> None:
-    """Read all bytes of the versions, and run each with every loader of SavedModels. Fails if one is damaged."""
+    """Read all bytes of the versions, and run each in every loader of SavedModels. Fails if a version is damaged."""
     wrong: list[int] = []
 
     def work() -> dict[str, Any]:
@@ -183,7 +205,7 @@ def verify(
 
         end_with(
             RegistryError(
-                f"Versions that cannot be served as they are: {', '.join(map(str, wrong))}.",
+                f"Versions that are damaged or cannot be loaded: {', '.join(map(str, wrong))}.",
                 advice="`transfer publish CONFIG --run-id RUN --again` makes a new version of a run.",
             )
         )
@@ -193,7 +215,7 @@ def verify(
 def pin(
     config: ConfigPath,
     version: Version,
-    reason: Annotated[str, typer.Option(help="Why, for the log and for whoever wonders later.")],
+    reason: Annotated[str, typer.Option(help="The reason, which the log keeps.")],
     overrides: Overrides = None,
     json: AsJson = False,
 ) -> None:
@@ -213,7 +235,7 @@ def pin(
 def unpin(
     config: ConfigPath,
     version: Version,
-    reason: Annotated[str, typer.Option(help="Why, for the log.")] = "",
+    reason: Annotated[str, typer.Option(help="The reason, which the log keeps.")] = "",
     overrides: Overrides = None,
     json: AsJson = False,
 ) -> None:
@@ -235,7 +257,9 @@ def gc(
     config: ConfigPath,
     keep: Annotated[int, typer.Option(min=1, help="How many of the newest versions stay in any case.")],
     overrides: Overrides = None,
-    remove: Annotated[bool, typer.Option("--remove", help="Remove them, rather than say what would go.")] = False,
+    remove: Annotated[
+        bool, typer.Option("--remove", help="Remove the versions, instead of only listing them.")
+    ] = False,
     json: AsJson = False,
 ) -> None:
     """Find old versions that nothing needs; `--remove` removes them. The version that serves is never removed."""
@@ -276,9 +300,9 @@ def _no_model(store: Store, model: str) -> TransferError:
     others = ", ".join(f"`{name}`" for name in models_with_versions(store))
     return RegistryError(
         f"Model `{model}` has no versions in {store.uri}.",
-        advice=f"Models that have some there: {others}. The configuration's `name` is the model."
+        advice=f"Models with versions: {others}. The configuration's `name` is the model."
         if others
-        else "No model has any there yet: `transfer train` publishes the first one.",
+        else "No model has versions there yet: `transfer train` publishes the first one.",
     )
 
 

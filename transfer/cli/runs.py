@@ -11,25 +11,26 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from transfer.catalog import layout
-from transfer.cli.common import AsJson, ConfigPath, Overrides, opened, run
+from transfer.cli.common import AsJson, ConfigOrNone, ConfigPath, Overrides, StorageUri, opened, opened_either, run
 from transfer.runtime.numbers import many, percent
 
 if TYPE_CHECKING:
     from transfer.maintenance.runs import StoredRun
-    from transfer.storage import Store
 
-runs_app = typer.Typer(help="List a model's runs, look at one, remove old ones.", no_args_is_help=True)
+runs_app = typer.Typer(help="List a model's runs, show one, remove old ones.", no_args_is_help=True)
 
 
 @runs_app.command("list")
-def list_(config: ConfigPath, overrides: Overrides = None, json: AsJson = False) -> None:
-    """List the runs: start, dataset version, progress, accuracy, published versions, and size."""
+def list_(
+    config: ConfigOrNone = None, storage: StorageUri = None, overrides: Overrides = None, json: AsJson = False
+) -> None:
+    """List the runs of the model: start, dataset version, progress, accuracy, published versions, and size."""
 
     def work() -> dict[str, Any]:
         from transfer.maintenance.runs import accuracies, list_runs, versions_from
 
-        loaded, store = opened(config, overrides)
-        model = loaded.name
+        loaded, store = opened_either(config, storage, overrides)
+        model = loaded.name if loaded else None
         runs = list_runs(store, model)
         how_good, versions = accuracies(store, runs), versions_from(store)
         nothing = None if json else "-"
@@ -39,6 +40,7 @@ def list_(config: ConfigPath, overrides: Overrides = None, json: AsJson = False)
             shown = nothing if accuracy is None else accuracy if json else percent(accuracy)
             rows.append(
                 _described(each, nothing)
+                | ({} if model else {"model": each.model})
                 | {"accuracy": shown, "split": split or nothing}
                 | {"versions": list(versions.get(each.id, ())) or ([] if json else nothing)}
                 | {"size_bytes": each.size_bytes}
@@ -67,7 +69,7 @@ def show(
         shown = read_run(store, run_id, objects)
         if shown is None:
             raise TrainingError(
-                f"There is no run `{run_id}` in {store.uri}.", advice="`transfer runs list` shows those that there are."
+                f"There is no run `{run_id}` in {store.uri}.", advice="`transfer runs list` shows all runs."
             )
         nothing = None if json else "-"
         answer = {
@@ -95,9 +97,9 @@ def gc(
     keep: Annotated[int, typer.Option(min=1, help="How many of the newest runs stay in any case.")],
     overrides: Overrides = None,
     at_work_days: Annotated[
-        float, typer.Option(min=0, max=36500, help="What was written to for less long may be worked on, and stays.")
+        float, typer.Option(min=0, max=36500, help="Runs that were written to in the last so many days stay.")
     ] = 1,
-    remove: Annotated[bool, typer.Option("--remove", help="Remove them, rather than say what would go.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove the runs, instead of only listing them.")] = False,
     json: AsJson = False,
 ) -> None:
     """Find old runs that nothing needs, and checkpoints that no finished run needs; `--remove` removes them."""
@@ -163,34 +165,31 @@ open_app = typer.Typer()
 
 @open_app.command("open")
 def open_(
-    config: Annotated[
-        Path | None, typer.Argument(metavar="[CONFIG]", help="YAML configuration, which says where storage is.")
-    ] = None,
+    config: ConfigOrNone = None,
     what: Annotated[
         str,
         typer.Argument(
-            metavar="[WHAT]",
-            help="index, night (the newest of the model), a night's number, or the id of a run, sweep or range test.",
+            metavar="WHAT",
+            help="`index`, `night` (the model's newest), a night's number, or the id of a run, sweep or range test.",
         ),
     ] = "index",
-    storage: Annotated[
-        str | None, typer.Option(help="Storage whose index is opened: a folder or s3://…; instead of a configuration.")
-    ] = None,
+    storage: StorageUri = None,
     to: Annotated[
-        Path | None, typer.Option(help="Folder for the pages, which are not opened. Default: a new temporary one.")
+        Path | None,
+        typer.Option(help="Folder for the pages, which are then not opened. Default: a new temporary folder."),
     ] = None,
     overrides: Overrides = None,
     json: AsJson = False,
 ) -> None:
-    """Copy pages to this machine and open one: an index of all models of a storage, their nights, sweeps and runs."""
+    """Copy pages to this machine and open one: an index of a storage's models, nights, sweeps and runs, or one page."""
 
     def work() -> dict[str, Any]:
         from transfer.pages.contents import read_contents
         from transfer.pages.page import page_about
         from transfer.pages.write import copy_page, write_pages
 
-        store, model = _opened(config, storage, overrides)
-        page = None if what == "index" else page_about(store, what, model=model)
+        loaded, store = opened_either(config, storage, overrides)
+        page = None if what == "index" else page_about(store, what, model=loaded.name if loaded else "")
         folder = (to or Path(tempfile.mkdtemp(prefix="transfer-pages-"))).absolute()
         if page is None or to is not None:
             contents = read_contents(store)
@@ -203,27 +202,3 @@ def open_(
         return {"page": str(path), "opened": to is None and webbrowser.open(path.as_uri())}
 
     run(work, json)
-
-
-def _opened(config: Path | None, storage: str | None, overrides: list[str] | None) -> tuple[Store, str]:
-    """The storage, and the model whose nights are shown; empty if only the storage is given."""
-    from transfer.config import StorageConfig
-    from transfer.config.paths import path_here
-    from transfer.errors import ConfigError
-    from transfer.storage import open_store
-
-    if config is not None and storage is None:
-        loaded, store = opened(config, overrides)
-        return store, loaded.name
-    advice = "Give a configuration, as in `transfer open config.yaml`, or `--storage` with a folder or s3://…"
-    if storage is None:
-        raise ConfigError("Neither a configuration nor a storage is named.", advice=advice)
-    if config is not None:
-        raise ConfigError("Both a configuration and a storage are named.", advice=advice)
-    if overrides:
-        raise ConfigError("--set changes a configuration, and only --storage is given.", advice=advice)
-    if "://" not in storage and not (storage and path_here(storage).is_dir()):
-        raise ConfigError(
-            f"--storage is `{storage}`, and there is nothing at {Path(storage).absolute()}.", advice=advice
-        )
-    return open_store(StorageConfig(uri=storage)), ""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import re
 import types
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from transfer.config.section import Section
 
@@ -18,10 +20,24 @@ _RENAMED = {
     "activations": "it is called `features`, and its `keep` is called `cache`",
     "features.keep": "it is called `cache`",
 }
+# Pydantic's own sentences name types of Python, which a reader of YAML does not know.
+_EXPECTED = {
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "bool_parsing": "`true` or `false`",
+    "bool_type": "`true` or `false`",
+    "string_type": "a text",
+    "list_type": "a list",
+    "dict_type": "keys and values",
+    "model_type": "keys and values",
+}
 
 
 def explain(error: ValidationError, model: type[BaseModel], *, name: str) -> str:
-    """List all problems of a document, a line for each, with the nearest known name for an unknown key.
+    """List all problems of a document, a line for each, with the nearest known name for an unknown key or choice.
 
     `name`: name of the document, for example the path of its file.
     """
@@ -41,6 +57,7 @@ def fields_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str
 
 
 def _problems(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
+    before = None
     for problem in error.errors(include_url=False):
         is_unknown = problem["type"] == "extra_forbidden"
         # An unknown key may have any name, even that of a union tag.
@@ -53,18 +70,35 @@ def _problems(error: ValidationError, model: type[BaseModel]) -> Iterator[str]:
         elif problem["type"] == "missing":
             yield f"{path}: is missing and has no default"
         else:
-            message = problem["msg"].removeprefix("Value error, ")
+            # Of a key that may have several types, there is a problem for each of them.
+            message, advice = _message(problem, must_be="may also be" if path == before else "must be")
             found = problem["input"]
             # A key that expects the name of a variable may have received the secret itself.
             is_shown = isinstance(found, str | int | float) and not path.endswith("_env")
-            shown = f" (found `{found}`)" if is_shown else ""
-            yield f"{path}: {message}{shown}" if path else f"{message}{shown}"
+            message = f"{message} (found `{found}`){advice}" if is_shown else f"{message}{advice}"
+            yield f"{path}: {message}" if path else message
+        before = path
+
+
+def _message(problem: ErrorDetails, *, must_be: str) -> tuple[str, str]:
+    """What a value must be; the nearest choice, if it is to be one of several."""
+    kind, words = problem["type"], problem["msg"].removeprefix("Value error, ")
+    if kind == "literal_error":
+        # Pydantic has the choices only in words: `'stretch', 'crop' or 'pad'`.
+        choices = problem["ctx"]["expected"].replace("'", "`")
+        nearest = _nearest(str(problem["input"]), re.findall("`(.+?)`", choices))
+        return f"{must_be} {choices}", f"; did you mean `{nearest}`?" if nearest else ""
+    return f"{must_be} {_EXPECTED[kind]}" if kind in _EXPECTED else words.replace("Input should be", must_be), ""
 
 
 def _hint(model: type[BaseModel], location: Sequence[int | str]) -> str:
     known = fields_at(model, location[:-1])
-    nearest = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
-    return f"did you mean `{nearest[0]}`?" if nearest else f"known here: {', '.join(known)}"
+    nearest = _nearest(str(location[-1]), known)
+    return f"did you mean `{nearest}`?" if nearest else f"known here: {', '.join(known)}"
+
+
+def _nearest(name: str, known: Sequence[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.5)), None)
 
 
 def _is_union_tag(part: int | str) -> bool:

@@ -23,6 +23,12 @@ _UNREADABLE = (yaml.YAMLError, RecursionError, ValueError, LookupError, Attribut
 class _Loader(yaml.SafeLoader):
     """Safe YAML that refuses repeated keys and aliases: the former hide mistakes, the latter make bombs."""
 
+    # YAML 1.1 reads `off` and `on`, which no other words with an `o` are, as false and true. `off` is a choice of some
+    # keys; those that are true or false take both words as texts, too.
+    yaml_implicit_resolvers = {  # noqa: RUF012 - as in the parent
+        first: found for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items() if first not in {"o", "O"}
+    }
+
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             raise yaml.composer.ComposerError(None, None, "aliases (*name) are not supported")

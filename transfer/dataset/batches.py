@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
@@ -23,7 +24,7 @@ import numpy as np
 import tensorflow as tf
 
 from transfer.config import DatasetConfig, ImageInput
-from transfer.dataset.check import check_image
+from transfer.dataset.check import check_image, is_checked_by_decoding
 from transfer.dataset.decode import load_image, load_plain_jpeg
 from transfer.dataset.manifest import Shard
 from transfer.dataset.order import Order, WorkerSlice
@@ -44,37 +45,47 @@ def stored_images(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield all images and labels of some shards in stored order, for passes that read every image once.
 
-    It does not use tf.data, because tracing and starting a pipeline takes longer than decoding hundreds of images.
     Yields float32 [n, height, width, channels] in 0..255 and int32 [n]; n is `batch_size` except in the last batch. At
     most three shards are in memory. Raises CorruptObjectError, ObjectNotFoundError, StorageError.
     """
-    cpus = os.cpu_count() or 1
-    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(cpus) as decoders:
+    labels: deque[int] = deque()
+
+    def images(tables: Iterable[Any]) -> Iterator[bytes]:
+        for table in tables:
+            column = BinaryColumn(table["image"])
+            for row, label in enumerate(table["label"].to_numpy().tolist()):
+                labels.append(label)
+                yield column[row]
+
+    with ThreadPoolExecutor(1) as reader:
+        reading = (reader.submit(read_shard, store, shard, columns=["image", "label"]) for shard in shards)
+        tables = in_order(reading, Future.result, is_full=lambda waiting: len(waiting) > 1)
+        for batch in decoded_batches(images(tables), image_input=image_input, batch_size=batch_size):
+            yield batch, np.array([labels.popleft() for _ in batch], np.int32)
+
+
+def decoded_batches(encoded: Iterable[bytes], *, image_input: ImageInput, batch_size: int) -> Iterator[np.ndarray]:
+    """Decode images in their order, a few batches ahead: float32 [n, height, width, channels] in 0..255.
+
+    n is `batch_size` except in the last batch. It does not use tf.data, because tracing and starting a pipeline takes
+    longer than decoding hundreds of images.
+    """
+    images = iter(encoded)
+    decode = functools.partial(decoded, image_input=image_input)
+    with ThreadPoolExecutor(os.cpu_count() or 1) as decoders:
+
+        def decoding() -> Iterator[list[Future[np.ndarray]]]:
+            while batch := list(islice(images, batch_size)):
+                yield [decoders.submit(decode, each) for each in batch]
+
         try:
-            reading = (reader.submit(read_shard, store, shard, columns=["image", "label"]) for shard in shards)
-            tables = in_order(reading, Future.result, is_full=lambda waiting: len(waiting) > 1)
-            rows = (row for table in tables for row in _rows(table))
-            decode = functools.partial(decoded, image_input=image_input)
-
-            def decoding() -> Iterator[tuple[list[Future[np.ndarray]], np.ndarray]]:
-                while batch := list(islice(rows, batch_size)):
-                    encoded, labels = zip(*batch, strict=True)
-                    yield [decoders.submit(decode, each) for each in encoded], np.array(labels, np.int32)
-
             yield from in_order(decoding(), _finished, is_full=lambda waiting: len(waiting) > BATCHES_AHEAD)
         finally:
             decoders.shutdown(wait=False, cancel_futures=True)
 
 
-def _rows(table: Any) -> Iterator[tuple[bytes, int]]:
-    images = BinaryColumn(table["image"])
-    for row, label in enumerate(table["label"].to_numpy().tolist()):
-        yield images[row], label
-
-
-def _finished(batch: tuple[list[Future[np.ndarray]], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    images, labels = batch
-    return np.stack([image.result() for image in images]), labels
+def _finished(batch: list[Future[np.ndarray]]) -> np.ndarray:
+    return np.stack([image.result() for image in batch])
 
 
 def decoded(encoded: bytes, *, image_input: ImageInput) -> np.ndarray:
@@ -92,13 +103,18 @@ def checked_and_decoded(
     Whatever can be transcoded is, whether or not the dataset's images were: a prediction stores nothing, so nothing
     speaks for a refusal. `key`: name of the file. `limits`: largest file size and number of pixels, and the background
     of transparent pixels. Returns the bytes that an ingest would store and float32 [height, width, channels] in 0..255,
-    or the reason for which the image is rejected.
+    or the reason for which the image is rejected. It may be called from several threads.
     """
+    limited = {"max_pixels": limits.max_pixels, "max_file_size_bytes": limits.max_file_size_bytes}
+    if is_checked_by_decoding(data, **limited):
+        try:
+            return data, decoded(data, image_input=image_input)
+        except tf.errors.OpError:
+            pass  # The check tells why.
     outcome = check_image(
         data,
         key=key,
-        max_pixels=limits.max_pixels,
-        max_file_size_bytes=limits.max_file_size_bytes,
+        **limited,
         transcode=True,
         background=limits.background,
         depth=image_input.depth,

@@ -18,8 +18,17 @@ from transfer.dataset.classes import check_counts, check_given, class_order, van
 from transfer.dataset.decisions import Decided, read_decided
 from transfer.dataset.file_cache import SeenLog, digest_of_check
 from transfer.dataset.ingest_tasks import Candidate, Limits, check_batch
-from transfer.dataset.listing import CheckedColumns, Listing, batches, list_source
-from transfer.dataset.manifest import MISSING, UNREADABLE, Dataset, Reject, Splitting, check_reject_share, counted
+from transfer.dataset.listing import CheckedColumns, Listing, as_words, batches, find_words, list_source
+from transfer.dataset.manifest import (
+    FORGOTTEN,
+    MISSING,
+    UNREADABLE,
+    Dataset,
+    Reject,
+    Splitting,
+    check_reject_share,
+    counted,
+)
 from transfer.dataset.shards import Images, RecordedShard, unique_images
 from transfer.dataset.small_classes import place_images
 from transfer.dataset.sources import Source, unused_columns
@@ -132,10 +141,12 @@ def list_candidates(config: Config, store: Store, source: Source, *, most: int |
     """List a source, up to `most` files of it; no image is read. Raises DatasetError, StorageError."""
     decided = read_decided(store, config.dataset_name)
     dropped = {each.name: each.reason for each in decided.dropped}
+    forgotten = {key: each.reason for each in decided.forgotten for key in each.keys}
     listing = list_source(
         source,
         renames=config.dataset.rename_classes,
         dropped=dropped,
+        forgotten=forgotten,
         group_pattern=config.dataset.group_pattern,
         most=most,
     )
@@ -263,6 +274,7 @@ def select(
     `latest` is the latest version of the dataset, `recorded` its shards.
     """
     splitting, listing = candidates.splitting, candidates.listing
+    checked, forgotten = _without_forgotten(candidates, checked)
     images, left_out = unique_images(
         listing,
         checked,
@@ -280,5 +292,23 @@ def select(
             recorded=recorded,
         )
         images, splitting = replace(images, splits=splits), splitting.model_copy(update={"placed": placed})
-    rejects = [*listing.rejects, *checked.refused.values(), *left_out]
+    rejects = [*listing.rejects, *checked.refused.values(), *forgotten, *left_out]
     return Selection(candidates, known, classes, images, splitting, rejects)
+
+
+def _without_forgotten(candidates: Candidates, checked: CheckedColumns) -> tuple[CheckedColumns, list[Reject]]:
+    """The results without those of images that are to be forgotten, which become rejects."""
+    reasons = {each.sha256: each.reason for each in candidates.decided.forgotten}
+    if not reasons:
+        return checked, []
+    digests = sorted(reasons)
+    places = find_words(as_words(bytes.fromhex("".join(digests)), 32), checked.words())
+    rejects = [
+        Reject(
+            candidates.listing.key(checked.rows[row]),
+            FORGOTTEN,
+            f"the image was forgotten: {reasons[digests[places[row]]]}",
+        )
+        for row in np.flatnonzero(places >= 0).tolist()
+    ]
+    return checked.chosen(places < 0), rejects

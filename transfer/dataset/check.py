@@ -6,9 +6,8 @@ docs/images.md says what happens to each format and each defect.
 
 from __future__ import annotations
 
+import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -38,6 +37,8 @@ of earlier ingests are not reused."""
 _MAX_JPEG_SCANS = 100
 # Pillow's messages for compressed texts and profiles beyond its limit.
 _UNPACKS_TO_MUCH = "Decompressed data too large"
+# Of a JPEG, in Pillow's words: all but CMYK.
+_MODES_READ_IN_ONE_WAY = {"RGB", "L"}
 # Largest difference in 0..255. Pillow and TensorFlow convert CMYK slightly differently; inverted colors are far beyond.
 _MAX_MEAN_DIFFERENCE_OF_JPEG = 8
 # The other decoders agree exactly; versions of the WebP library may round differently one day.
@@ -97,10 +98,28 @@ def check_image(
         return RejectedImage(RejectReason.NOT_AN_IMAGE, detail)
     try:
         # Pillow warns of what this function decides anyway, and would warn thousands of times.
-        with _no_warnings():
+        with _no_warnings:
             return _check(data, kind, kind.named(key), _Wanted(max_pixels, transcode, background, depth))
     except RefusedError as refused:
         return refused.rejected
+
+
+def is_checked_by_decoding(data: bytes, *, max_pixels: int, max_file_size_bytes: int) -> bool:
+    """Whether `check_image` accepts a file as it is if TensorFlow decodes it, and refuses it otherwise.
+
+    So whoever decodes it anyway need not have it decoded by the check, too. This is a JPEG of gray or of three colors,
+    the most frequent file; only its header is read here.
+    """
+    if len(data) > max_file_size_bytes or formats.recognize(data) is not formats.JPEG:
+        return False
+    try:
+        with _no_warnings:
+            image = open_image(data, formats.JPEG, formats.JPEG.name)
+            _limit_pixels(image.width, image.height, max_pixels)
+            _limit_scans(data, formats.JPEG, formats.JPEG.name)
+    except RefusedError:
+        return False
+    return image.mode in _MODES_READ_IN_ONE_WAY
 
 
 def _check(data: bytes, kind: Format, label: str, wanted: _Wanted) -> AcceptedImage:
@@ -194,8 +213,8 @@ def _decode_as_pillow(data: bytes, kind: Format, image: Any, label: str, wanted:
     _limit_scans(data, kind, label)
     if kind is formats.GIF:
         _limit_gif_frames(data, image.size, wanted.max_pixels)
-    # JPEG, the most frequent format, can be read in one way only, except CMYK. So Pillow need not decode it, too.
-    is_compared = kind is not formats.JPEG or image.mode not in {"RGB", "L"}
+    # Then Pillow need not decode it, too.
+    is_compared = kind is not formats.JPEG or image.mode not in _MODES_READ_IN_ONE_WAY
     if is_compared:
         load_pixels(image, label)
     pixels = _decode(data, label, wanted.depth)
@@ -206,11 +225,30 @@ def _decode_as_pillow(data: bytes, kind: Format, image: Any, label: str, wanted:
     return pixels.shape[0], pixels.shape[1]
 
 
-@contextmanager
-def _no_warnings() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+class _NoWarnings:
+    """No warnings while any thread is inside. Python's own filter belongs to the process, whichever thread sets it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._before = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._before = warnings.catch_warnings()
+                self._before.__enter__()
+                warnings.simplefilter("ignore")
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._before.__exit__(None, None, None)
+
+
+_no_warnings = _NoWarnings()
 
 
 def _limit_pixels(width: int, height: int, max_pixels: int) -> None:

@@ -1,4 +1,4 @@
-"""Decisions of users about a dataset's classes: classes that are dropped or restored, and starting over.
+"""Decisions of users about a dataset: classes that are dropped or restored, starting over, images to be forgotten.
 
 An entry of the log has one decision, its reason, and the resulting state; the entry with the highest number counts. The
 next ingest follows it. Existing versions never change.
@@ -6,7 +6,7 @@ next ingest follows it. Existing versions never change.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -16,6 +16,8 @@ from transfer.dataset.classes import renamed
 from transfer.dataset.manifest import Dataset, latest_dataset, load_dataset
 from transfer.errors import AlreadyExistsError, DatasetError
 from transfer.storage import Log, Store, as_model, now_utc
+
+Action = Literal["drop-class", "restore-class", "start-over", "forget"]
 
 
 class DroppedClass(BaseModel):
@@ -28,12 +30,26 @@ class DroppedClass(BaseModel):
     reason: str
 
 
+class ForgottenImage(BaseModel):
+    """An image that no new version takes again, wherever the source has it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    sha256: str
+    """Of its bytes, as shards had them."""
+    keys: tuple[str, ...]
+    """Keys under which it was stored. Other check options would store the same file under another digest."""
+    since: str
+    reason: str
+
+
 class Decided(BaseModel):
     """The state after a decision."""
 
     model_config = ConfigDict(frozen=True)
 
     dropped: tuple[DroppedClass, ...] = ()
+    forgotten: tuple[ForgottenImage, ...] = ()
     starts_over_after: int = 0
     """Later versions do not continue the classes of versions up to this number."""
 
@@ -57,7 +73,7 @@ class Decision(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    action: Literal["drop-class", "restore-class", "start-over"]
+    action: Action
     at: str
     reason: str
     then: Decided
@@ -128,6 +144,19 @@ def start_over(store: Store, dataset: str, *, reason: str) -> Decided:
     return _decide(store, dataset, "start-over", reason, decide)
 
 
+def forget_images(store: Store, dataset: str, images: Mapping[str, Sequence[str]], *, reason: str) -> Decided:
+    """Let no later version have some images, given as `{sha256: keys}`. The ledger lists them as `forgotten`."""
+
+    def decide(now: Decided) -> Decided:
+        known = {each.sha256: each for each in now.forgotten}
+        for sha256, keys in images.items():
+            before = known.get(sha256, ForgottenImage(sha256=sha256, keys=(), since=now_utc(), reason=reason))
+            known[sha256] = before.model_copy(update={"keys": tuple(sorted({*before.keys, *keys}))})
+        return now.model_copy(update={"forgotten": tuple(known.values())})
+
+    return _decide(store, dataset, "forget", reason, decide)
+
+
 def is_pending(store: Store, dataset: str, decided: Decided) -> bool:
     """Whether the latest version does not follow the decisions yet, so that the next ingest may make a new one."""
     latest = latest_dataset(store, dataset)
@@ -154,7 +183,7 @@ def _restored_since(store: Store, dataset: str, created: str) -> set[str]:
 def _decide(
     store: Store,
     dataset: str,
-    action: Literal["drop-class", "restore-class", "start-over"],
+    action: Action,
     reason: str,
     decide: Callable[[Decided], Decided],
 ) -> Decided:

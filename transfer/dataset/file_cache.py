@@ -23,7 +23,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from transfer.catalog import layout
 from transfer.dataset.check import CHECK_VERSION
-from transfer.dataset.listing import MARK_SIZE_BYTES, CheckedColumns, Listing, as_words, find_words
+from transfer.dataset.listing import (
+    MARK_SIZE_BYTES,
+    CheckedColumns,
+    Listing,
+    as_words,
+    binary_column,
+    bytes_of_column,
+    find_words,
+)
 from transfer.dataset.manifest import MISSING, UNREADABLE, Reject
 from transfer.errors import AlreadyExistsError, CorruptObjectError, ObjectNotFoundError
 from transfer.storage import Log, Store, put_content, sha256_hex, sha256_of_file
@@ -186,8 +194,8 @@ def _write_parquet(path: Path, listing: Listing, checked: CheckedColumns) -> int
         for start in range(0, len(order), _GROUP_ROWS):
             places = order[start : start + _GROUP_ROWS]
             columns = [
-                _binary(marks[places].astype(">u8").view(np.uint8)),
-                _binary(digests[places]),
+                binary_column(marks[places].astype(">u8").tobytes(), MARK_SIZE_BYTES),
+                binary_column(digests[places].tobytes(), 32),
                 *(values[places] for values in numbers),
                 *(values.take(pa.array(places)) for values in texts),
             ]
@@ -199,26 +207,10 @@ def _from_table(table: pa.Table) -> Seen:
     places = np.flatnonzero(table["reason"].is_valid().to_numpy())
     refused = table.select(["reason", "detail"]).take(places).to_pylist()
     return Seen(
-        marks=as_words(_bytes(table["mark"]), MARK_SIZE_BYTES),
-        digests=np.frombuffer(_bytes(table["sha256"]), np.uint8).reshape(-1, 32),
+        marks=as_words(bytes_of_column(table["mark"]), MARK_SIZE_BYTES),
+        digests=np.frombuffer(bytes_of_column(table["sha256"]), np.uint8).reshape(-1, 32),
         widths=table["width"].to_numpy(),
         heights=table["height"].to_numpy(),
         sizes_bytes=table["size_bytes"].to_numpy(),
         refused={place: (each["reason"], each["detail"]) for place, each in zip(places.tolist(), refused, strict=True)},
-    )
-
-
-def _binary(values: np.ndarray) -> pa.Array:
-    """Rows of bytes, uint8 [n, size], as a column."""
-    buffers = [None, pa.py_buffer(np.ascontiguousarray(values).tobytes())]
-    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(values.shape[1]), len(values), buffers)
-
-
-def _bytes(column: pa.ChunkedArray) -> bytes:
-    """All bytes of a column of `_binary`, without an object for each row."""
-    size: int = column.type.byte_width
-    return b"".join(
-        chunk.buffers()[1].slice(chunk.offset * size, len(chunk) * size).to_pybytes()
-        for chunk in column.chunks
-        if len(chunk)
     )

@@ -4,7 +4,8 @@
    (`file_cache.py`). Only the results return, not the images.
 2. Plan: which images are selected, in which split and shard, and which shards of the parent version stay (`shards.py`).
    The ledger of rejects is written.
-3. Write, in parallel: each new shard is built where it is written; its images are read from the source again.
+3. Write, in parallel: each new shard is built where it is written. Its images are read from the source again, or
+   copied from stored shards.
 
 The version itself is written last, and readers see nothing before that. The next ingest reuses the shards of a failed
 one, because shards are named by their content.
@@ -13,20 +14,23 @@ one, because shards are named by their content.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 
 import numpy as np
+import pyarrow as pa
 
 from transfer.config import Config
 from transfer.dataset.candidates import Candidates, check_images, list_candidates, select
 from transfer.dataset.classes import no_classes
 from transfer.dataset.decisions import read_decided
+from transfer.dataset.index import INDEX_SCHEMA, read_recorded, write_index
 from transfer.dataset.ingest_tasks import ChangedError, Row, ShardTask, build_shard
-from transfer.dataset.listing import CheckedColumns
+from transfer.dataset.listing import CheckedColumns, binary_column
 from transfer.dataset.manifest import Dataset, Shard, count_rejects, dataset_log, latest_dataset, write_ledger
-from transfer.dataset.shards import Images, PlannedShard, RecordedShard, moved_images, plan_shards, read_recorded
+from transfer.dataset.shard_plan import CopiedShard, PlannedShard, moved_images, plan_shards
+from transfer.dataset.shards import Images, RecordedShard
 from transfer.dataset.sources import Source, open_source
 from transfer.dataset.splits import NONE_GIVEN, TRAIN
 from transfer.errors import AlreadyExistsError, DatasetError
@@ -36,8 +40,12 @@ from transfer.storage import Store, now_utc
 
 logger = logging.getLogger(__name__)
 
+OnCopied = Callable[[Sequence[CopiedShard]], object]
+"""Called with the shards that were copied from others, before the version that has them is added, and once more after
+it: until then nothing says that what belongs to them is in use."""
 
-def ingest(config: Config, store: Store) -> Dataset:
+
+def ingest(config: Config, store: Store, *, on_copied: OnCopied = lambda _: None) -> Dataset:
     """Bring the images of `config.dataset` into `store`, the opened `config.storage`.
 
     Returns the new version, or the latest version if it has the same images with the same labels, splits,
@@ -47,7 +55,7 @@ def ingest(config: Config, store: Store) -> Dataset:
     with open_source(config.dataset, config.storage) as source:
         while True:
             try:
-                return _ingest_as_decided(config, store, source)
+                return _ingest_as_decided(config, store, source, on_copied)
             except _DecidedMeanwhileError:
                 logger.warning("What holds for the classes of %s changed meanwhile: again.", config.dataset_name)
 
@@ -56,30 +64,30 @@ class _DecidedMeanwhileError(Exception):
     """A class was dropped or restored, or the dataset started over, since the source was listed."""
 
 
-def _ingest_as_decided(config: Config, store: Store, source: Source) -> Dataset:
+def _ingest_as_decided(config: Config, store: Store, source: Source, on_copied: OnCopied) -> Dataset:
     """List, check and add a version by the current decisions. Raises _DecidedMeanwhileError if they change."""
     candidates = list_candidates(config, store, source)
     _check_before_reading(candidates)
     remembered, unread = candidates.seen_log.recall(candidates.listing)
     try:
-        return _ingest(candidates, remembered, unread)
+        return _ingest(candidates, remembered, unread, on_copied)
     except ChangedError as error:
         if len(unread) == len(candidates.listing):
             raise
         logger.warning("%s Perhaps its time and size did not show it: all files are read again.", error.message)
-        return _ingest(candidates, CheckedColumns(), np.arange(len(candidates.listing)))
+        return _ingest(candidates, CheckedColumns(), np.arange(len(candidates.listing)), on_copied)
 
 
-def _ingest(candidates: Candidates, checked: CheckedColumns, unread: np.ndarray) -> Dataset:
+def _ingest(candidates: Candidates, checked: CheckedColumns, unread: np.ndarray, on_copied: OnCopied) -> Dataset:
     """Check the rows `unread` of the listing, and add a version of the images in `checked`."""
     check_images(candidates, checked, unread)
     candidates.seen_log.add(candidates.listing, checked)
     try:
-        return _add_version(candidates, checked)
+        return _add_version(candidates, checked, on_copied)
     except AlreadyExistsError:
         name = candidates.config.dataset_name
         logger.warning("Another ingest added a version of %s meanwhile; planning again on it.", name)
-        return _add_version(candidates, checked)
+        return _add_version(candidates, checked, on_copied)
 
 
 def _check_before_reading(candidates: Candidates) -> None:
@@ -98,7 +106,7 @@ def _check_still_decided(candidates: Candidates) -> None:
         raise _DecidedMeanwhileError
 
 
-def _add_version(candidates: Candidates, checked: CheckedColumns) -> Dataset:
+def _add_version(candidates: Candidates, checked: CheckedColumns, on_copied: OnCopied) -> Dataset:
     """Plan against the latest version, write what is missing, and add the version."""
     # Hours may have passed since the decisions were read, and writing shards takes more.
     _check_still_decided(candidates)
@@ -121,7 +129,7 @@ def _add_version(candidates: Candidates, checked: CheckedColumns) -> Dataset:
         _warn_of_moved(candidates, images, parent_shards, since=parent.reference)
     # All shards of a version have the column of groups, or none has: also those without a grouped image.
     has_same_columns = parent is not None and parent.groups_in_shards == selection.splitting.groups_in_shards
-    plan = plan_shards(images, parent_shards if has_same_columns else [], shard_size_bytes=options.shard_size_bytes)
+    plan = plan_shards(images, parent_shards, shard_size_bytes=options.shard_size_bytes, same_columns=has_same_columns)
     if (
         parent is not None
         and plan.leaves_as_it_is(parent.shards)
@@ -132,6 +140,17 @@ def _add_version(candidates: Candidates, checked: CheckedColumns) -> Dataset:
         if ledger and ledger != parent.rejects:
             logger.info("What was refused this time is in %s.", ledger)
         return parent
+    new = _write_shards(candidates, images, plan.new)
+    shards = [*plan.kept, *new]
+    copied = [
+        CopiedShard(shard, planned.sources, planned.origins, images.labels[planned.images])
+        for shard, planned in zip(new, plan.new, strict=True)
+        if planned.sources
+    ]
+    on_copied(copied)
+    rows_of_new = {
+        shard.sha256: _index_rows(candidates, images, planned) for shard, planned in zip(new, plan.new, strict=True)
+    }
     number = latest.number + 1 if latest else 1
     dataset = Dataset(
         name=name,
@@ -140,7 +159,8 @@ def _add_version(candidates: Candidates, checked: CheckedColumns) -> Dataset:
         created=now_utc(),
         indices_from=parent.indices_from if parent and len(known_classes) == len(parent.classes) else number,
         classes=classes,
-        shards=[*plan.kept, *_write_shards(candidates, images, plan.new)],
+        shards=shards,
+        index=write_index(store, shards, new=rows_of_new, parent=parent),
         counts=selection.counts,
         rejects=ledger,
         reject_counts=count_rejects(selection.rejects),
@@ -151,6 +171,10 @@ def _add_version(candidates: Candidates, checked: CheckedColumns) -> Dataset:
     )
     _check_still_decided(candidates)
     dataset_log(store, name).append(dataset.model_dump(), number=dataset.number)
+    on_copied(copied)
+    # A shard that an old version left may have been found, and removed before this version named it.
+    if missing := [each for shard, each in zip(new, plan.new, strict=True) if not store.exists(shard.name)]:
+        _write_shards(candidates, images, missing)
     logger.info("Splits: %s.", selection.splitting.title)
     logger.info(
         "%s: %d images, %d of %d shards new.", dataset.reference, len(images), len(plan.new), len(dataset.shards)
@@ -201,10 +225,24 @@ def _shard_task(candidates: Candidates, images: Images, planned: PlannedShard) -
                 width=int(images.widths[place]),
                 height=int(images.heights[place]),
                 group=None if group == NONE_GIVEN else given.group_names[group],
-                carried=candidates.carried(key),
+                carried=None if planned.sources else candidates.carried(key),
             )
         )
-    return ShardTask(planned.split, rows, candidates.splitting.groups_in_shards)
+    return ShardTask(planned.split, rows, candidates.splitting.groups_in_shards, planned.sources)
+
+
+def _index_rows(candidates: Candidates, images: Images, planned: PlannedShard) -> pa.Table:
+    """What the index lists of a shard."""
+    rows, given = images.rows[planned.images], candidates.listing.given
+    groups, is_grouped = given.groups[rows], candidates.splitting.groups_in_shards
+    has_none = (groups == NONE_GIVEN) | (not is_grouped)
+    columns = {
+        "sha256": binary_column(images.words[planned.images].astype(">u8").tobytes(), 32),
+        "label": images.labels[planned.images],
+        "key": candidates.listing.keys.take(pa.array(rows)),
+        "group": pa.array(given.group_names, pa.string()).take(pa.array(groups, mask=has_none)),
+    }
+    return pa.table(columns, schema=INDEX_SCHEMA)
 
 
 def _check_arrived(store: Store, shard: Shard) -> None:

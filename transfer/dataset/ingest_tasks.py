@@ -5,8 +5,10 @@ Both tasks read the images themselves. Only if a worker cannot reach the source 
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from transfer.config import DatasetConfig, Depth, StorageConfig
@@ -14,11 +16,11 @@ from transfer.dataset.check import AcceptedImage, check_image
 from transfer.dataset.listing import Checked
 from transfer.dataset.manifest import Reject, Shard
 from transfer.dataset.refusals import RejectedImage, RejectReason
-from transfer.dataset.shards import write_shard
+from transfer.dataset.shards import stored_bytes, write_shard
 from transfer.dataset.sources import Source
 from transfer.dataset.sources.base import store_of
-from transfer.errors import DatasetError
-from transfer.storage import sha256_hex
+from transfer.errors import CorruptObjectError, DatasetError
+from transfer.storage import Store, sha256_hex
 
 
 class ChangedError(DatasetError):
@@ -64,11 +66,15 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class ShardTask:
-    """A shard to build. `grouped`: whether the images of the dataset are in groups."""
+    """A shard to build. `grouped`: whether the images of the dataset are in groups.
+
+    `sources`: the stored shards that have the images; none if they come from the source.
+    """
 
     split: str
     rows: list[Row]
     grouped: bool
+    sources: tuple[Shard, ...] = ()
 
 
 def check_batch(batch: list[Candidate], *, source: Source, limits: Limits) -> list[Checked | Reject]:
@@ -99,21 +105,41 @@ def _check(candidate: Candidate, source: Source, limits: Limits) -> Checked | Re
 def build_shard(task: ShardTask, *, source: Source, limits: Limits, storage: StorageConfig) -> Shard:
     """Read the images of a shard again and put the shard into storage.
 
-    Raises ChangedError if an image changed after it was checked, StorageError.
+    Raises ChangedError if an image changed after it was checked, CorruptObjectError if a stored shard is damaged,
+    StorageError.
     """
-    return write_shard(
-        store_of(storage), _stored_rows(task.rows, source, limits), split=task.split, grouped=task.grouped
-    )
+    store = store_of(storage)
+    images = _copied_images(task, store) if task.sources else _images_of_source(task.rows, source, limits)
+    return write_shard(store, _with_images(task.rows, images), split=task.split, grouped=task.grouped)
 
 
-def _stored_rows(rows: list[Row], source: Source, limits: Limits) -> Iterator[dict[str, Any]]:
+def _with_images(rows: list[Row], images: Iterator[bytes]) -> Iterator[dict[str, Any]]:
+    for row, image in zip(rows, images, strict=True):
+        stored = row._asdict() | {"image": image}
+        del stored["carried"]
+        yield stored
+
+
+def _images_of_source(rows: list[Row], source: Source, limits: Limits) -> Iterator[bytes]:
     for row in rows:
         data = row.carried
         if data is None:
             data = source.read(row.key, max_size_bytes=limits.max_file_size_bytes)
-        stored = row._asdict() | {"image": _image_as_checked(row, data, limits)}
-        del stored["carried"]
-        yield stored
+        yield _image_as_checked(row, data, limits)
+
+
+def _copied_images(task: ShardTask, store: Store) -> Iterator[bytes]:
+    # Rows of shards are sorted by digest, and so are those of the task: a row group of each source is in memory.
+    stored = heapq.merge(*(stored_bytes(store, shard) for shard in task.sources), key=itemgetter(0))
+    for row in task.rows:
+        image = next((image for sha256, image in stored if sha256 == row.sha256), None)
+        if image is None or sha256_hex(image) != row.sha256:
+            raise CorruptObjectError(
+                f"The image {row.sha256} is in none of {', '.join(shard.name for shard in task.sources)}, which should "
+                f"have it: {row.key} cannot be copied.",
+                advice="Restore these shards from a backup, or ingest under another dataset.name.",
+            )
+        yield image
 
 
 def _image_as_checked(row: Row, data: bytes | Reject, limits: Limits) -> bytes:

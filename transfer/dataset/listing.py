@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from transfer.dataset.manifest import DROPPED, Reject
+from transfer.dataset.manifest import DROPPED, FORGOTTEN, Reject
 from transfer.dataset.sources import Entry, Label, Source
 from transfer.dataset.splits import NONE_GIVEN, SPLITS, Given
 from transfer.runtime.progress import progress
@@ -63,15 +63,17 @@ def list_source(
     *,
     renames: Mapping[str, str],
     dropped: Mapping[str, str] | None = None,
+    forgotten: Mapping[str, str] | None = None,
     group_pattern: str | None = None,
     most: int | None = None,
 ) -> Listing:
     """List all images of a source, with labels renamed by `renames`. No image is checked.
 
-    `dropped`: classes (new names) whose images become rejects, with the reason for each. `group_pattern`: regular
-    expression that finds the group of an image in its key. `most`: largest number of files to list.
+    `dropped`: classes (new names) whose images become rejects, with the reason for each. `forgotten`: keys that become
+    rejects, with the reason for each. `group_pattern`: regular expression that finds the group of an image in its key.
+    `most`: largest number of files to list.
     """
-    dropped = dropped or {}
+    dropped, forgotten = dropped or {}, forgotten or {}
     pattern = None if group_pattern is None else re.compile(group_pattern)
     chunks: list[pa.Array] = []
     keys: list[str] = []
@@ -96,6 +98,10 @@ def list_source(
                     code_of.setdefault(name, len(code_of))
             elif name in dropped:
                 rejects.append(Reject(item.key, DROPPED, f"class {name} was dropped: {dropped[name]}"))
+            elif item.key in forgotten:
+                rejects.append(
+                    Reject(item.key, FORGOTTEN, f"the image of this key was forgotten: {forgotten[item.key]}")
+                )
             else:
                 keys.append(item.key)
                 codes.append(code_of.setdefault(name, len(code_of)))
@@ -139,6 +145,23 @@ def _mark(entry: Entry) -> bytes:
 def as_words(digests: bytes | bytearray, size_bytes: int) -> np.ndarray:
     """Turn consecutive digests of `size_bytes` into numbers with the same order: uint64 [n, size_bytes / 8]."""
     return np.frombuffer(digests, ">u8").reshape(-1, size_bytes // 8).astype(np.uint64)
+
+
+def binary_column(values: bytes, size_bytes: int) -> pa.Array:
+    """Consecutive values of `size_bytes` each as a column."""
+    return pa.FixedSizeBinaryArray.from_buffers(
+        pa.binary(size_bytes), len(values) // size_bytes, [None, pa.py_buffer(values)]
+    )
+
+
+def bytes_of_column(column: pa.ChunkedArray) -> bytes:
+    """All bytes of a column of `binary_column`, without an object for each row."""
+    size: int = column.type.byte_width
+    return b"".join(
+        chunk.buffers()[1].slice(chunk.offset * size, len(chunk) * size).to_pybytes()
+        for chunk in column.chunks
+        if len(chunk)
+    )
 
 
 def find_words(words: np.ndarray, wanted: np.ndarray) -> np.ndarray:
@@ -207,3 +230,18 @@ class CheckedColumns:
     def words(self) -> np.ndarray:
         """Digests as numbers with the same order: uint64 [n, 4]."""
         return as_words(self.digests, 32)
+
+    def chosen(self, chosen: np.ndarray) -> CheckedColumns:
+        """The results of some accepted images, bool [n], with those of all refused ones."""
+
+        def part(column: array[int]) -> array[int]:
+            return array(column.typecode, np.array(column)[chosen].tobytes())
+
+        return CheckedColumns(
+            rows=part(self.rows),
+            digests=bytearray(np.frombuffer(self.digests, np.uint8).reshape(-1, 32)[chosen].tobytes()),
+            widths=part(self.widths),
+            heights=part(self.heights),
+            sizes_bytes=part(self.sizes_bytes),
+            refused=self.refused,
+        )

@@ -9,8 +9,10 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Annotated, Any, Literal, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import (
@@ -39,9 +41,10 @@ NO_PATH = "no_path"
 DUPLICATE = "duplicate"
 CONFLICTING_LABELS = "conflicting_labels"
 DROPPED = "dropped"
+FORGOTTEN = "forgotten"
 
 # Reasons that `max_reject_share` does not count, because they are no defects of the data.
-NOT_COUNTED = frozenset({IGNORED, DUPLICATE, DROPPED})
+NOT_COUNTED = frozenset({IGNORED, DUPLICATE, DROPPED, FORGOTTEN})
 SHOWN = 5
 
 LEDGER_SCHEMA = pa.schema([("key", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
@@ -131,15 +134,21 @@ class Shard(BaseModel):
     sha256: str
     split: str
     rows: int
+    """Images that the version has of it."""
     size_bytes: int
     """Size of the object; the images are stored uncompressed, so their bytes are nearly all of it."""
     row_groups: RowGroups | None = None
     """None for shards of earlier releases, which can only be verified as a whole."""
+    removed: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Rows of the object, ascending, whose images the version does not have any more. No reader of it sees them."""
 
     @model_validator(mode="after")
     def _rows_add_up(self) -> Shard:
-        if sum(self.rows_of_groups) != self.rows:
-            raise ValueError(f"its row groups have {sum(self.rows_of_groups)} rows, and it has {self.rows}")
+        if self.row_groups is not None and sum(self.row_groups.rows) != self.stored_rows:
+            found = f"{self.rows} and {len(self.removed)} removed ones"
+            raise ValueError(f"its row groups have {sum(self.row_groups.rows)} rows, and it has {found}")
+        if any(row >= after for row, after in pairwise([*self.removed, self.stored_rows])):
+            raise ValueError(f"its removed rows are not ascending numbers below {self.stored_rows}")
         return self
 
     @model_serializer(mode="wrap")
@@ -147,12 +156,52 @@ class Shard(BaseModel):
         document: dict[str, Any] = serialize(self)
         if self.row_groups is None:
             document.pop("row_groups", None)
+        if not self.removed:
+            document.pop("removed", None)
         return document
 
     @property
+    def stored_rows(self) -> int:
+        """Rows of the object, with the removed ones."""
+        return self.rows + len(self.removed)
+
+    @property
+    def whole(self) -> Shard:
+        """The same shard with all its stored rows."""
+        return self.model_copy(update={"rows": self.stored_rows, "removed": ()}) if self.removed else self
+
+    @property
     def rows_of_groups(self) -> tuple[int, ...]:
-        """Rows of each part that can be read by itself: of each row group, or of the whole shard."""
-        return (self.rows,) if self.row_groups is None else self.row_groups.rows
+        """Rows of each part that can be read by itself, of each row group or of the whole shard; 0 if all went."""
+        if self.row_groups is None or not self.removed:
+            return (self.rows,) if self.row_groups is None else self.row_groups.rows
+        ends = np.cumsum(self.row_groups.rows)
+        removed = np.bincount(np.searchsorted(ends, self.removed, side="right"), minlength=len(ends))
+        return tuple((np.array(self.row_groups.rows) - removed).tolist())
+
+    def live_rows(self) -> np.ndarray:
+        """Rows of the object that are not removed: int64 [rows], ascending."""
+        return np.delete(np.arange(self.stored_rows), self.removed)
+
+    def without(self, rows: np.ndarray) -> Shard:
+        """The same shard without some of its rows, int64 [n], numbers in the object."""
+        removed = np.union1d(np.array(self.removed, np.int64), rows)
+        return self.model_copy(update={"rows": self.stored_rows - len(removed), "removed": tuple(removed.tolist())})
+
+
+class IndexPart(BaseModel):
+    """An object of a version's index (`index.py`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    """Name of the object in storage."""
+    sha256: str
+    shards: Annotated[int, Field(ge=1)]
+    """How many of the version's shards it lists: those that follow the shards of the parts before it."""
+    rows: Annotated[int, Field(ge=1)]
+    """Rows of the object. Shards that left the dataset since it was written are among them."""
+    size_bytes: int
 
 
 class Splitting(BaseModel):
@@ -226,6 +275,8 @@ class Dataset(BaseModel):
     classes: list[str]
     """Names of the classes, by index. Later versions with the same `indices_from` only append classes."""
     shards: list[Shard]
+    index: tuple[IndexPart, ...] = ()
+    """What all shards hold, without the images; empty for versions of earlier releases."""
     counts: dict[str, dict[str, int]]
     """Images of each split and class: `counts["train"]["daisy"]`."""
     rejects: str | None
@@ -247,7 +298,12 @@ class Dataset(BaseModel):
             document.pop("splitting", None)
         if self.depth == "reject":
             document.pop("depth", None)
+        if not self.index:
+            document.pop("index", None)
         return document
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.number))
 
     @property
     def reference(self) -> str:

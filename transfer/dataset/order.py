@@ -160,8 +160,9 @@ class Order:
             group = visited[place]
             begin = ends[place] - self.group_rows[group]
             rows = np.arange(max(start, begin), min(stop, ends[place])) - begin
-            size_bytes = self.group_sizes_bytes[group] * len(rows) / self.group_rows[group]
-            yield self.group_starts[group] + rows, size_bytes
+            if len(rows):  # All images of a row group may have been removed.
+                size_bytes = self.group_sizes_bytes[group] * len(rows) / self.group_rows[group]
+                yield self.group_starts[group] + rows, size_bytes
 
 
 class _Lane:

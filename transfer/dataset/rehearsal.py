@@ -16,8 +16,8 @@ import numpy as np
 from transfer.config import Config, DatasetConfig
 from transfer.dataset.candidates import Candidates, Selection, check_images, list_candidates, select, shares_of
 from transfer.dataset.classes import check_counts, no_classes, vanished_classes
+from transfer.dataset.index import read_recorded
 from transfer.dataset.manifest import check_reject_share, count_rejects, counted, latest_dataset
-from transfer.dataset.shards import read_recorded
 from transfer.dataset.sources import is_packed, open_source
 from transfer.dataset.splits import SPLITS, TRAIN
 from transfer.runtime.numbers import percents_apart

@@ -10,16 +10,15 @@ train, else one without a given split; of several such copies the first in the s
 `dataset.prefer` may copies be given to several splits. If copies have several labels, all of them are refused, because
 no label is known to be right.
 
-A shard of the parent version stays if the new version has all of its rows with the same label, group and split. All
-other images go to new shards, sorted by digest.
+Which shards of the parent version stay, and which are written, is planned in `shard_plan.py`.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,10 +28,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from transfer.catalog import layout
-from transfer.dataset.listing import CheckedColumns, Listing, as_words, find_words
-from transfer.dataset.manifest import CONFLICTING_LABELS, DUPLICATE, Dataset, Reject, Shard
+from transfer.dataset.listing import CheckedColumns, Listing
+from transfer.dataset.manifest import CONFLICTING_LABELS, DUPLICATE, Reject, Shard
 from transfer.dataset.row_groups import Footers, write_row_groups
-from transfer.dataset.splits import NONE_GIVEN, SPLITS, decide_splits, group_hashes
+from transfer.dataset.splits import NONE_GIVEN, SPLITS, decide_splits
 from transfer.errors import CorruptObjectError, DatasetError
 from transfer.storage import Store, put_content
 
@@ -48,7 +47,7 @@ SHARD_SCHEMA = pa.schema(
 )
 GROUPED_SHARD_SCHEMA = SHARD_SCHEMA.append(pa.field("group", pa.string()))
 """Schema for datasets with groups; null for an image without a group."""
-READERS = 8
+_STREAMED_ROWS = 64
 
 
 def write_shard(store: Store, rows: Iterable[dict[str, Any]], *, split: str, grouped: bool = False) -> Shard:
@@ -67,7 +66,7 @@ def write_shard(store: Store, rows: Iterable[dict[str, Any]], *, split: str, gro
 
 
 def read_shard(store: Store, shard: Shard, *, columns: list[str] | None = None) -> pa.Table:
-    """Read a whole shard and verify its digest. Returns a table with `shard.rows` rows.
+    """Read a whole shard and verify its digest. Returns a table with `shard.rows` rows, without the removed ones.
 
     It has the columns of SHARD_SCHEMA, or only those in `columns`: columns of text take ten times as long to decode as
     the images.
@@ -80,39 +79,54 @@ def read_shard(store: Store, shard: Shard, *, columns: list[str] | None = None) 
             table = pq.read_table(file, columns=columns)
     except pa.ArrowInvalid as error:
         raise _unreadable(store, shard, str(error)) from error
-    _check_table(store, shard, table, columns, rows=shard.rows)
-    return table
+    _check_table(store, shard, table, columns, rows=shard.stored_rows)
+    return _without(table, shard.removed)
 
 
 def read_columns(store: Store, shard: Shard, columns: list[str]) -> pa.Table:
     """Read a few columns of a shard by ranges, without its images, and verify the checksums of their pages.
 
-    Raises CorruptObjectError, ObjectNotFoundError, StorageError.
+    Returns a table with `shard.rows` rows, without the removed ones. Raises CorruptObjectError, ObjectNotFoundError,
+    StorageError.
     """
     with store.open(shard.name) as file:
         try:
             table = pq.read_table(file, columns=columns, page_checksum_verification=True)
         except (pa.ArrowException, OSError, ValueError) as error:  # Arrow raises these for damaged pages and footers.
             raise _unreadable(store, shard, str(error)) from error
-    _check_table(store, shard, table, columns, rows=shard.rows)
-    return table
+    _check_table(store, shard, table, columns, rows=shard.stored_rows)
+    return _without(table, shard.removed)
 
 
 def read_row_group(store: Store, shard: Shard, group: int, *, columns: list[str], footers: Footers) -> pa.Table:
-    """Read one row group of a shard by one request, and verify its digest.
+    """Read one row group of a shard by one request, and verify its digest. Removed rows are left out.
 
     A shard of an earlier release is read as a whole: it is one group. `footers`: of the shards that are read often.
     Raises CorruptObjectError, ObjectNotFoundError, StorageError.
     """
     try:
         footer = footers.of(store, shard)
-        if footer is None:
+        if footer is None or shard.row_groups is None:
             return read_shard(store, shard, columns=columns)
         table = footer.read(store, shard, group, columns)
     except (pa.ArrowException, OSError, ValueError) as error:  # Arrow raises these for footers that are none.
         raise _unreadable(store, shard, str(error)) from error
-    _check_table(store, shard, table, columns, rows=shard.rows_of_groups[group])
-    return table
+    _check_table(store, shard, table, columns, rows=shard.row_groups.rows[group])
+    first = sum(shard.row_groups.rows[:group])
+    return _without(table, [row - first for row in shard.removed if first <= row < first + table.num_rows])
+
+
+def stored_bytes(store: Store, shard: Shard) -> Iterator[tuple[str, bytes]]:
+    """Digest and bytes of each stored image of a shard, also of removed ones, in order. Memory holds one row group.
+
+    Raises CorruptObjectError, ObjectNotFoundError, StorageError.
+    """
+    try:
+        with store.open_verified(shard.name, shard.sha256) as file:
+            for batch in pq.ParquetFile(file).iter_batches(_STREAMED_ROWS, columns=["sha256", "image"]):
+                yield from zip(batch["sha256"].to_pylist(), batch["image"].to_pylist(), strict=True)
+    except pa.ArrowInvalid as error:
+        raise _unreadable(store, shard, str(error)) from error
 
 
 def _check_table(store: Store, shard: Shard, table: pa.Table, columns: list[str], *, rows: int) -> None:
@@ -120,9 +134,17 @@ def _check_table(store: Store, shard: Shard, table: pa.Table, columns: list[str]
         raise _unreadable(store, shard, f"{table.num_rows} rows of {table.schema.names}")
 
 
+def _without(table: pa.Table, rows: Sequence[int]) -> pa.Table:
+    """The other rows of a table, in slices: taking rows would copy their images."""
+    if not rows:
+        return table
+    edges = pairwise([-1, *rows, table.num_rows])
+    return pa.concat_tables([table.slice(before + 1, after - before - 1) for before, after in edges])
+
+
 def _unreadable(store: Store, shard: Shard, found: str) -> CorruptObjectError:
     return CorruptObjectError(
-        f"{shard.name} in {store.uri} does not read as a shard of {shard.rows} rows: {found}.",
+        f"{shard.name} in {store.uri} does not read as a shard of {shard.stored_rows} rows: {found}.",
         advice="Restore it from a backup, or ingest under another dataset.name.",
     )
 
@@ -157,49 +179,17 @@ class Images:
 
 @dataclass(frozen=True)
 class RecordedShard:
-    """What a shard of a version holds: `words` uint64 [n, 4], `labels` int32 [n], `groups` uint64 [n]."""
+    """What a version has of a shard: `words` uint64 [n, 4], `labels` int32 [n], `groups` uint64 [n]."""
 
     shard: Shard
     words: np.ndarray
     labels: np.ndarray
     groups: np.ndarray
 
-
-def read_recorded(store: Store, dataset: Dataset | None) -> list[RecordedShard]:
-    """Read which images the shards of a version hold, not the images; nothing of None.
-
-    Raises CorruptObjectError, ObjectNotFoundError, StorageError.
-    """
-    has_groups = dataset is not None and dataset.groups_in_shards
-
-    def read(shard: Shard) -> RecordedShard:
-        table = read_columns(store, shard, ["sha256", "label", *(["group"] if has_groups else [])])
-        groups = group_hashes(table["group"].to_pylist() if has_groups else [None] * len(table))
-        words = as_words(bytes.fromhex("".join(table["sha256"].to_pylist())), 32)
-        return RecordedShard(shard, words, table["label"].to_numpy(), groups)
-
-    with ThreadPoolExecutor(READERS) as pool:
-        return list(pool.map(read, dataset.shards if dataset else []))
-
-
-@dataclass(frozen=True)
-class PlannedShard:
-    """A shard to be written: the indices of its images in `Images`."""
-
-    split: str
-    images: np.ndarray
-
-
-@dataclass(frozen=True)
-class ShardPlan:
-    """Shards that stay and shards to be written."""
-
-    kept: list[Shard]
-    new: list[PlannedShard]
-
-    def leaves_as_it_is(self, shards: Sequence[Shard]) -> bool:
-        """Whether the plan is to keep exactly these shards."""
-        return not self.new and self.kept == list(shards)
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """Rows in the shard's object, int64 [n]."""
+        return self.shard.live_rows()
 
 
 def unique_images(
@@ -303,50 +293,3 @@ def _conflicts(listing: Listing, rows: np.ndarray, copies: np.ndarray) -> Iterat
                 f"labeled {listing.labels[code]}; {listing.key(contrary)} has the same bytes and is labeled "
                 f"{listing.labels[listing.label_codes[contrary]]}",
             )
-
-
-def plan_shards(images: Images, parent: Sequence[RecordedShard], *, shard_size_bytes: int) -> ShardPlan:
-    """Decide which shards stay and which are written. A shard is closed when its images reach `shard_size_bytes`."""
-    is_covered = np.zeros(len(images), bool)
-    kept = []
-    for shard in parent:
-        # A false miss (two digests sharing 64 bits) is harmless: the shard is written again.
-        places = find_words(images.words, shard.words)
-        if (places >= 0).all() and _fits(images, places, shard):
-            is_covered[places] = True
-            kept.append(shard.shard)
-    new = []
-    for index, split in enumerate(SPLITS):
-        missing = np.flatnonzero(~is_covered & (images.splits == index))
-        new += [PlannedShard(split, piece) for piece in _cut(missing, images.sizes_bytes, shard_size_bytes)]
-    return ShardPlan(kept, new)
-
-
-def _fits(images: Images, places: np.ndarray, shard: RecordedShard) -> bool:
-    split = SPLITS.index(shard.shard.split)
-    same_labels = images.labels[places] == shard.labels
-    same_groups = images.groups[places] == shard.groups
-    return bool((same_labels & same_groups & (images.splits[places] == split)).all())
-
-
-def moved_images(images: Images, parent: Sequence[RecordedShard]) -> dict[tuple[str, str], np.ndarray]:
-    """Images whose split differs from that in the parent version: indices in `Images`, by both splits."""
-    moved: dict[tuple[str, str], list[np.ndarray]] = {}
-    for shard in parent:
-        places = find_words(images.words, shard.words)
-        places = places[places >= 0]
-        for index, split in enumerate(SPLITS):
-            here = places[images.splits[places] == index]
-            if split != shard.shard.split and len(here):
-                moved.setdefault((shard.shard.split, split), []).append(here)
-    return {change: np.concatenate(places) for change, places in moved.items()}
-
-
-def _cut(places: np.ndarray, sizes_bytes: np.ndarray, shard_size_bytes: int) -> Iterator[np.ndarray]:
-    ends_bytes = np.cumsum(sizes_bytes[places])
-    start = size_bytes = 0
-    while start < len(places):
-        # The first image with which the shard reaches its size is its last one.
-        stop = min(int(np.searchsorted(ends_bytes, size_bytes + shard_size_bytes)) + 1, len(places))
-        yield places[start:stop]
-        start, size_bytes = stop, int(ends_bytes[stop - 1])

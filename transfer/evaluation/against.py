@@ -3,41 +3,91 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol, Self
 
 import numpy as np
 
 from transfer.evaluation.metrics import Figures, mcnemar
 from transfer.evaluation.predictions import Predictions
+from transfer.evaluation.units import Unit, UnitImages
 from transfer.runtime.numbers import p_text, percent
+from transfer.storage import Store
 
 _NAMED = 5
 
 
 @dataclass(frozen=True, eq=False)
 class SameImages:
-    """Predictions of the version that serves for the images on which a run is evaluated.
+    """Predictions of the version that serves for images on which a run is evaluated.
 
-    `comparable`: bool [n], False for images that the version may have been trained on. `unknown`: classes that the
-    version does not know.
+    `comparable`: bool [n], False for images that the version may have been trained on.
     """
 
     predictions: Predictions
     comparable: np.ndarray
-    unknown: tuple[str, ...] = ()
+
+
+class Asked(Protocol):
+    """The version that serves, to be asked about images. It is pickled."""
+
+    version: int
+    needs_images: bool
+    """Whether it is asked about the images themselves. Otherwise its predictions for them are stored."""
+
+    def answers(self, store: Store, unit: Unit, images: UnitImages) -> SameImages:
+        """Its predictions for the images of a unit. Raises whatever keeps it from answering."""
 
 
 @dataclass(frozen=True, eq=False)
 class ServingAnswers:
-    """The version that serves: its predictions, and its accuracy on `split` of `dataset` by the report of its own run.
+    """The version that serves, and its accuracy on `split` of `dataset` by the report of its own run.
 
-    `answers`: predictions for the images of the evaluated run, or the reason why there are none, as a clause.
+    `asked`: what answers about the images of the evaluated run, or the reason why nothing does, as a clause. `unknown`:
+    classes that the version does not know.
     """
 
     version: int
     dataset: str
     split: str
     accuracy: float
-    answers: SameImages | str
+    asked: Asked | str
+    unknown: tuple[str, ...] = ()
+
+
+@dataclass
+class Beside:
+    """What is counted of a run and the version that serves on the same images. `+=` adds other images of the same two.
+
+    `run_right`, `right`: images that the run, and that the version, predicts correctly; `gained`, `lost`: that only the
+    run does, that only the version does. `left_out`: images that the version may have been trained on.
+    """
+
+    images: int = 0
+    run_right: int = 0
+    right: int = 0
+    gained: int = 0
+    lost: int = 0
+    left_out: int = 0
+
+    @classmethod
+    def of(cls, predictions: Predictions, same: SameImages) -> Beside:
+        """Count some images."""
+        rows, labels = same.comparable, predictions.labels
+        ours = (predictions.predicted == labels)[rows]
+        theirs = (same.predictions.predicted == labels)[rows]
+        return cls(
+            images=len(ours),
+            run_right=int(np.sum(ours)),
+            right=int(np.sum(theirs)),
+            gained=int(np.sum(ours & ~theirs)),
+            lost=int(np.sum(theirs & ~ours)),
+            left_out=int(np.sum(~rows)),
+        )
+
+    def __iadd__(self, other: Beside) -> Self:
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+        return self
 
 
 class AgainstServing(Figures):
@@ -84,30 +134,28 @@ class AgainstServing(Figures):
         return text
 
 
-def compare_with_serving(predictions: Predictions, dataset: str, split: str, serving: ServingAnswers) -> AgainstServing:
-    """Compare a run's predictions on a split of a dataset version with those of the version that serves."""
-    if isinstance(serving.answers, str):
+def compare_with_serving(found: Beside | str, dataset: str, split: str, serving: ServingAnswers) -> AgainstServing:
+    """What was counted on a split of a dataset version, or why nothing was, as a clause, in the words of a report."""
+    if isinstance(found, Beside) and not found.images:
+        found = f"version {serving.version} may have been trained on all of them"
+    if isinstance(found, str):
         return AgainstServing(
             version=serving.version,
             dataset=serving.dataset,
             split=serving.split,
             accuracy=serving.accuracy,
-            why_not=serving.answers,
+            why_not=found,
         )
-    rows, labels = serving.answers.comparable, predictions.labels
-    ours = (predictions.predicted == labels)[rows]
-    theirs = (serving.answers.predictions.predicted == labels)[rows]
-    gained, lost = int(np.sum(ours & ~theirs)), int(np.sum(theirs & ~ours))
     return AgainstServing(
         version=serving.version,
         dataset=dataset,
         split=split,
-        accuracy=float(theirs.mean()),
-        images=len(ours),
-        run_accuracy=float(ours.mean()),
-        gained=gained,
-        lost=lost,
-        p_value=mcnemar(gained, lost),
-        left_out=int(np.sum(~rows)),
-        unknown=serving.answers.unknown,
+        accuracy=found.right / found.images,
+        images=found.images,
+        run_accuracy=found.run_right / found.images,
+        gained=found.gained,
+        lost=found.lost,
+        p_value=mcnemar(found.gained, found.lost),
+        left_out=found.left_out,
+        unknown=serving.unknown,
     )

@@ -1,9 +1,15 @@
-"""Metrics of predictions, their confidence intervals, and tests whether one model is better than another."""
+"""Metrics of predictions, their confidence intervals, and tests whether one model is better than another.
+
+Metrics are computed from a `Tally`, which is counted part by part: the sum of the tallies of some parts is exactly the
+tally of all their images, whichever way they were divided.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass, field
 from statistics import NormalDist
+from typing import Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -30,17 +36,17 @@ def mcnemar(gained: int, lost: int) -> float:
     return float(bdtrc(gained - 1, gained + lost, 0.5))
 
 
-def bootstrap_interval(differences: np.ndarray, *, confidence: float, seed: int) -> Interval:
+def bootstrap_interval(gained: int, lost: int, *, images: int, confidence: float, seed: int) -> Interval:
     """Interval of the mean difference between two models on the same images, by the paired percentile bootstrap.
 
-    `differences`: int8 [n], n above 0: 1 if only the challenger is right, -1 if only the champion is, else 0.
-    `confidence`: one-sided, for each end. The images are resampled with replacement 10,000 times. Only three values
-    occur, so their counts in a resample are drawn from a multinomial distribution, for any number of images.
+    `gained`, `lost`: numbers of images that only the challenger, or only the champion, predicts correctly, of `images`,
+    which is above 0. `confidence`: one-sided, for each end. The images are resampled with replacement 10,000 times.
+    The difference of an image is 1, -1 or 0, so the counts of these in a resample are drawn from a multinomial
+    distribution, for any number of images.
 
     Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
     """
-    images = len(differences)
-    shares = np.array([np.sum(differences < 0), np.sum(differences == 0), np.sum(differences > 0)]) / images
+    shares = np.array([lost, images - gained - lost, gained]) / images
     drawn = np.random.default_rng(seed).multinomial(images, shares, size=_RESAMPLES)
     means = (drawn[:, 2] - drawn[:, 0]) / images
     low, high = np.quantile(means, [1 - confidence, confidence])
@@ -49,8 +55,7 @@ def bootstrap_interval(differences: np.ndarray, *, confidence: float, seed: int)
 
 _TOP_K = (3, 5)
 _CONFIDENCE = 0.95
-# Largest number of mistakes of one pair of classes among the worst, as long as there are mistakes of other pairs.
-_MOST_ALIKE = 6
+_LOSS_BITS = 80
 
 
 class Figures(BaseModel):
@@ -118,34 +123,66 @@ class Metrics(Figures):
         return self.commonest_class.support / self.images
 
 
-class Mistake(Figures):
-    """An image with a wrong prediction."""
+@dataclass
+class Tally:
+    """What the metrics of some images are computed from. `+=` adds the images of another tally of the same classes.
 
-    key: str
-    truth: str
-    truth_probability: float
-    predicted: str
-    predicted_probability: float
+    `losses`: sum of the cross-entropies in units of 2^-80 nats. The logarithm of a probability in float32 is a whole
+    number of these, so the sum is exact, and the same in whatever order it is formed. `within`: by k, the number of
+    images whose true class is among the k most probable. `pairs`: number of images by true and predicted class.
+    """
 
+    classes: list[str]
+    images: int = 0
+    losses: int = 0
+    within: Counter[int] = field(default_factory=Counter)
+    pairs: Counter[tuple[int, int]] = field(default_factory=Counter)
 
-def compute_metrics(predictions: Predictions) -> Metrics:
-    """Compute all metrics of the report from the predictions of one split."""
-    labels, classes = predictions.labels, predictions.classes
-    of_truth = np.take_along_axis(predictions.probabilities, labels[:, None], axis=1)[:, 0].astype(np.float64)
-    ranks = _ranks_of_truth(predictions)
-    correct = int(np.sum(ranks == 0))
-    confusion = _confusion(predictions)
-    per_class, macro = _class_metrics(classes, confusion)
-    return Metrics(
-        images=len(labels),
-        loss=float(-np.log(np.clip(of_truth, SMALLEST_PROBABILITY, 1.0)).mean()) + 0.0,  # + 0.0: never -0.0
-        accuracy=correct / len(labels),
-        accuracy_interval=wilson_interval(correct, len(labels)),
-        top_k={k: float(np.mean(ranks < k)) for k in _TOP_K if len(classes) > k},
-        macro=macro,
-        per_class=per_class,
-        confusion=confusion.tolist(),
-    )
+    @classmethod
+    def of(cls, predictions: Predictions) -> Tally:
+        """Count some images."""
+        labels, count = predictions.labels, len(predictions.classes)
+        of_truth = np.take_along_axis(predictions.probabilities, labels[:, None], axis=1)[:, 0].astype(np.float64)
+        losses = np.abs(np.log(np.clip(of_truth, SMALLEST_PROBABILITY, 1.0)))
+        ranks = _ranks_of_truth(predictions)
+        codes, images = np.unique(labels.astype(np.int64) * count + predictions.predicted, return_counts=True)
+        return cls(
+            predictions.classes,
+            images=len(labels),
+            losses=sum(map(int, np.ldexp(losses, _LOSS_BITS).tolist())),
+            within=Counter({k: int(np.sum(ranks < k)) for k in _TOP_K}),
+            pairs=Counter({divmod(code, count): n for code, n in zip(codes.tolist(), images.tolist(), strict=True)}),
+        )
+
+    def __iadd__(self, other: Tally) -> Self:
+        self.images += other.images
+        self.losses += other.losses
+        self.within.update(other.within)
+        self.pairs.update(other.pairs)
+        return self
+
+    @property
+    def right(self) -> int:
+        """Number of correct predictions."""
+        return sum(images for (truth, predicted), images in self.pairs.items() if truth == predicted)
+
+    def metrics(self) -> Metrics:
+        """The metrics of the images, of which there must be one or more."""
+        # The import of scikit-learn would take longer than the rest of an evaluation; a test compares the results.
+        confusion = np.zeros((len(self.classes), len(self.classes)), np.int64)
+        for pair, images in self.pairs.items():
+            confusion[pair] = images
+        per_class, macro = _class_metrics(self.classes, confusion)
+        return Metrics(
+            images=self.images,
+            loss=self.losses / (self.images << _LOSS_BITS),
+            accuracy=self.right / self.images,
+            accuracy_interval=wilson_interval(self.right, self.images),
+            top_k={k: self.within[k] / self.images for k in _TOP_K if len(self.classes) > k},
+            macro=macro,
+            per_class=per_class,
+            confusion=confusion.tolist(),
+        )
 
 
 def beats_commonest_class(metrics: Metrics) -> bool:
@@ -169,39 +206,6 @@ def wilson_interval(successes: int, trials: int) -> Interval:
     )
 
 
-def worst_mistakes(predictions: Predictions, count: int) -> list[Mistake]:
-    """Return `count` confident mistakes, the most confident first.
-
-    At most 6 have the same true and predicted class, unless there are too few others. Ties are broken by the lower
-    probability of the truth, then by key, so the order is deterministic.
-    """
-    predicted = predictions.predicted
-    rows = np.flatnonzero(predicted != predictions.labels)
-    mistakes = [
-        Mistake(
-            key=predictions.keys[row],
-            truth=predictions.classes[predictions.labels[row]],
-            truth_probability=float(predictions.probabilities[row, predictions.labels[row]]),
-            predicted=predictions.classes[predicted[row]],
-            predicted_probability=float(predictions.probabilities[row, predicted[row]]),
-        )
-        for row in rows
-    ]
-    mistakes.sort(key=_surest_first)
-    seen: Counter[tuple[str, str]] = Counter()
-    first: list[Mistake] = []
-    others: list[Mistake] = []
-    for mistake in mistakes:
-        pair = mistake.truth, mistake.predicted
-        seen[pair] += 1
-        (first if seen[pair] <= _MOST_ALIKE else others).append(mistake)
-    return sorted([*first, *others][:count], key=_surest_first)
-
-
-def _surest_first(mistake: Mistake) -> tuple[float, float, str]:
-    return -mistake.predicted_probability, mistake.truth_probability, mistake.key
-
-
 def _ranks_of_truth(predictions: Predictions) -> np.ndarray:
     """Rank of the true class, int [n]: 0 if the prediction is correct.
 
@@ -215,14 +219,6 @@ def _ranks_of_truth(predictions: Predictions) -> np.ndarray:
     ranks: np.ndarray = np.sum((probabilities > of_truth) | equal_and_before, axis=1)
     ranks[of_truth[:, 0] == 0] = probabilities.shape[1]
     return ranks
-
-
-def _confusion(predictions: Predictions) -> np.ndarray:
-    """Images by true class (row) and predicted class (column), int64 [classes, classes]."""
-    # The import of scikit-learn would take longer than the rest of an evaluation; a test compares the results.
-    count = len(predictions.classes)
-    pairs = predictions.labels.astype(np.int64) * count + predictions.predicted
-    return np.bincount(pairs, minlength=count**2).reshape(count, count)
 
 
 def _class_metrics(classes: list[str], confusion: np.ndarray) -> tuple[list[ClassMetrics], Averages]:

@@ -14,7 +14,8 @@ from markupsafe import Markup
 from transfer.config import Depth, unfreeze_title
 from transfer.config.paths import is_model_file
 from transfer.evaluation import charts
-from transfer.evaluation.metrics import ClassMetrics, Interval, Metrics, Mistake, beats_commonest_class, wilson_interval
+from transfer.evaluation.metrics import ClassMetrics, Interval, Metrics, beats_commonest_class, wilson_interval
+from transfer.evaluation.mistakes import Mistake
 from transfer.evaluation.report import Report, beside, final_epoch_text, headline
 from transfer.reports.templates import page_environment
 from transfer.reports.thumbnails import Thumbnail, make_thumbnail

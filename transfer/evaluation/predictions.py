@@ -1,13 +1,16 @@
-"""Predictions of a model for the images of one split, with the true labels."""
+"""Predictions of a model for images of one split, with the true labels."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from transfer.errors import DatasetError
+from transfer.errors import CorruptObjectError, DatasetError
 
 # Softmax in half precision deviates by up to a few thousandths; logits passed by mistake deviate far more.
 _SUM_TOLERANCE = 1e-2
@@ -37,11 +40,37 @@ class Predictions:
         predicted: np.ndarray = self.probabilities.argmax(axis=1)
         return predicted
 
+    def to_parquet(self) -> bytes:
+        """Encode as Parquet, without the names of the classes."""
+        buffer = io.BytesIO()
+        table = pa.table(
+            {
+                "key": pa.array(self.keys, pa.string()),
+                "label": self.labels,
+                "probabilities": pa.array(list(self.probabilities), pa.list_(pa.float32())),
+            }
+        )
+        pq.write_table(table, buffer, write_page_checksum=True)
+        return buffer.getvalue()
+
+    @classmethod
+    def from_parquet(cls, data: bytes, classes: list[str]) -> Predictions:
+        """Read what `to_parquet` wrote. Raises CorruptObjectError if it is damaged."""
+        try:
+            table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
+            keys, labels = table["key"].to_pylist(), table["label"].to_numpy()
+            return cls(keys, labels, np.stack(table["probabilities"].to_numpy()), classes)
+        except (pa.ArrowException, KeyError, OSError, ValueError) as error:
+            raise CorruptObjectError(
+                f"Stored predictions do not read as such: {error}.", advice="Evaluate the run again."
+            ) from error
+
+    def slice(self, start: int, stop: int) -> Predictions:
+        """Those of some consecutive rows."""
+        rows = slice(start, stop)
+        return Predictions(self.keys[rows], self.labels[rows], self.probabilities[rows], self.classes)
+
     def _check_shapes(self) -> None:
-        if not self.keys:
-            raise DatasetError(
-                "There are no predictions to evaluate.", advice="Evaluate on a split that has at least one image."
-            )
         for name, found, dtype, shape in (
             ("labels", self.labels, np.int32, (len(self.keys),)),
             ("probabilities", self.probabilities, np.float32, (len(self.keys), len(self.classes))),

@@ -10,7 +10,8 @@ from transfer.catalog.run import EpochRow
 from transfer.config import ServingGraph
 from transfer.errors import DatasetError
 from transfer.evaluation.against import AgainstServing
-from transfer.evaluation.metrics import Figures, Metrics, Mistake, beats_commonest_class
+from transfer.evaluation.metrics import Figures, Metrics, beats_commonest_class
+from transfer.evaluation.mistakes import Mistake
 from transfer.runtime.numbers import percent
 from transfer.training.history import FinalEpoch
 

@@ -20,8 +20,9 @@ from transfer.dataset.batches import stored_images
 from transfer.dataset.manifest import Shard
 from transfer.features.forward import Forward, build_forward
 from transfer.features.frozen import FrozenPart, View
+from transfer.features.inventory import Inventory, Stream
 from transfer.features.layout import Extraction
-from transfer.features.store import FeatureStore, Inventory, Stream
+from transfer.features.store import FeatureStore
 from transfer.runtime.progress import progress
 from transfer.storage import Store
 
@@ -178,7 +179,8 @@ class _Watch:
 
 
 def _unique(shards: Sequence[Shard]) -> list[Shard]:
-    return list({shard.sha256: shard for shard in shards}.values())
+    """Each stored shard once, with all its rows: so its features serve every version, whatever each removed."""
+    return list({shard.sha256: shard.whole for shard in shards}.values())
 
 
 def _unique_frozen_parts(frozen_parts: Sequence[FrozenPart]) -> list[FrozenPart]:

@@ -68,6 +68,19 @@ class FrozenPart:
         return tuple(self.network.outputs[0].shape[1:])
 
     @property
+    def description(self) -> dict[str, Any]:
+        """What `frozen_part.json` says of it, for people and for whoever has no network."""
+        return {
+            "base": self.base,
+            "image_input": self.image_input.describe(),
+            "preprocessing": self.preprocess.name,
+            "cut": self.cut,
+            "shape": list(self.shape),
+            "dtype": self.dtype,
+            "view": self.view.describe() if self.view else None,
+        }
+
+    @property
     def row_bytes(self) -> int:
         """Bytes of the cached features of one image."""
         return prod(self.shape) * np.dtype(self.dtype).itemsize

@@ -1,8 +1,9 @@
 """How cached features lie in storage. Reading names and documents needs no TensorFlow.
 
-The content has its own digest for a name, so that every byte is verified before use. Two workers may compute the same
-shard with different rounding: the first one's entry counts, the other's content is an orphan that `gc` finds. Two image
-shards with the same pixels and labels under other keys have the same content.
+The content's name has its digest, so that every byte is verified before use, and the shard that it belongs to, so that
+a listing says what is cached. Two workers may compute the same shard with different rounding: the first one's entry
+counts, the other's content is an orphan that `gc` finds. Contents of earlier releases are named by their digest alone,
+and image shards with the same pixels and labels share one.
 
 The content is an Arrow IPC file, uncompressed, whose record batches all have the same number of rows but the last one:
 a memory map gives any row without reading the others.
@@ -11,11 +12,12 @@ a memory map gives any row without reading the others.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -70,10 +72,18 @@ class Entry(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    format: Literal[1, 2] = 1
+    """1: of an earlier release, and so the content's name."""
     sha256: str
     """Of the content."""
     rows: int
     size_bytes: int
+
+    def content(self, frozen_part: str, shard_sha256: str) -> str:
+        """Name of the content that it gives an image shard."""
+        if self.format == 1:
+            return layout.earlier_features_content(frozen_part, self.sha256)
+        return layout.features_content(frozen_part, shard_sha256, self.rows, self.sha256)
 
 
 def read_entry(store: Store, digest: str, shard: str) -> Entry:
@@ -109,11 +119,11 @@ class Folder:
     entries: dict[str, Entry | None]
     """By the SHA-256 of the image shard; None for one that does not read."""
     contents: frozenset[str]
-    """SHA-256 of each content."""
+    """Names of all contents."""
 
     def contents_of(self, shards: Iterable[str]) -> set[str]:
-        """SHA-256 of the contents that the entries of these shards name."""
-        return {entry.sha256 for entry in map(self.entries.get, shards) if entry}
+        """Names of the contents that the entries of these shards say."""
+        return {entry.content(self.digest, shard) for shard in shards if (entry := self.entries.get(shard))}
 
     def rows_of(self, shards: Iterable[str]) -> int:
         """Images whose features are cached, as the entries of these shards say."""
@@ -122,8 +132,7 @@ class Folder:
     def bytes_of(self, *, shards: Iterable[str] = (), contents: Iterable[str] = ()) -> int:
         """Bytes that the entries of these shards and these contents take."""
         names = [layout.features_entry(self.digest, shard) for shard in shards]
-        names += [layout.features_content(self.digest, sha256) for sha256 in contents]
-        return sum(self.sizes.get(name, 0) for name in names)
+        return sum(self.sizes.get(name, 0) for name in [*names, *contents])
 
     @property
     def orphans(self) -> set[str]:
@@ -131,36 +140,55 @@ class Folder:
         return set(self.contents - self.contents_of(self.entries))
 
 
-def read_folders(store: Store) -> Iterator[Folder]:
-    """The cached features of every frozen part. Raises StorageError."""
+def read_folders(store: Store, *, reads_entries: bool = False) -> Iterator[Folder]:
+    """The cached features of every frozen part. Raises StorageError.
+
+    Entries are read only where their names do not tell what they say, unless `reads_entries`.
+    """
     sizes: dict[str, dict[str, int]] = {}
     for item in store.list(f"{layout.FEATURES}/"):
         digest = layout.below(layout.FEATURES, item.name)[0]
         if _DIGEST.fullmatch(digest):
             sizes.setdefault(digest, {})[item.name] = item.size_bytes
     for digest, found in sizes.items():
-        yield _read(store, digest, found)
+        yield _read(store, digest, found, reads_entries=reads_entries)
 
 
 def read_folder(store: Store, digest: str) -> Folder:
     """The cached features of one frozen part, by its digest. Raises StorageError."""
     objects = store.list(f"{layout.features_folder(digest)}/")
-    return _read(store, digest, {item.name: item.size_bytes for item in objects})
+    return _read(store, digest, {item.name: item.size_bytes for item in objects}, reads_entries=False)
 
 
-def _read(store: Store, digest: str, sizes: dict[str, int]) -> Folder:
-    shards = sorted({shard for name in sizes if (shard := layout.features_entry_in(name))})
-    entries: dict[str, Entry | None] = {}
+def _read(store: Store, digest: str, sizes: dict[str, int], *, reads_entries: bool) -> Folder:
+    shards = {shard for name in sizes if (shard := layout.features_entry_in(name))}
+    entries: dict[str, Entry | None] = {} if reads_entries else {**told_by_names(sizes)}
     with ThreadPoolExecutor(PARALLEL) as pool:
-        for found_entry in pool.map(lambda shard: _entry(store, digest, shard), shards):
+        for found_entry in pool.map(lambda shard: _entry(store, digest, shard), sorted(shards - entries.keys())):
             entries.update(found_entry)
     return Folder(
         digest=digest,
         sizes=sizes,
         description=_description(store, digest) if layout.features_description(digest) in sizes else {},
         entries=entries,
-        contents=frozenset(sha256 for name in sizes if (sha256 := layout.features_content_in(name))),
+        contents=frozenset(name for name in sizes if layout.features_content_in(name)),
     )
+
+
+def told_by_names(sizes: Mapping[str, int]) -> dict[str, Entry]:
+    """What the entries say, by shard, as names and sizes of objects tell.
+
+    Entries of earlier releases are not told, nor those of shards with several contents.
+    """
+    shards = {layout.features_entry_in(name) for name in sizes}
+    contents = {name: content for name in sizes if (content := layout.features_content_in(name))}
+    of_shard = Counter(content.shard_sha256 for content in contents.values())
+    return {
+        content.shard_sha256: Entry(format=2, sha256=content.sha256, rows=content.rows, size_bytes=sizes[name])
+        for name, content in contents.items()
+        if content.shard_sha256 in shards and content.shard_sha256 and content.rows
+        if of_shard[content.shard_sha256] == 1
+    }
 
 
 def _entry(store: Store, digest: str, shard: str) -> dict[str, Entry | None]:

@@ -7,23 +7,18 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Protocol, Self
 
-import keras
 import numpy as np
 import pyarrow as pa
 
-from transfer.backbone.blocks import cut_points, nodes_in_order
 from transfer.catalog import layout
 from transfer.dataset.manifest import Shard
 from transfer.errors import AlreadyExistsError, CorruptObjectError, FeaturesError, ObjectNotFoundError
-from transfer.features.frozen import FrozenPart, View
-from transfer.features.layout import Entry, read_entry, schema_for
-from transfer.storage import Store, put_content, put_document, read_document, sha256_of_file
+from transfer.features.layout import Entry, read_entry, schema_for, told_by_names
+from transfer.storage import Store, put_document, sha256_of_file
 
 logger = logging.getLogger(__name__)
 BATCH_SIZE_BYTES = 4 * 1024**2
@@ -33,10 +28,30 @@ OPENED_AT_ONCE = 8
 32 to a bucket."""
 
 
+class Described(Protocol):
+    """What a frozen part says of its cached features. A `FrozenPart` does, and whoever has only its description."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over all that decides the features."""
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What `frozen_part.json` says of it."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the features of one image."""
+
+    @property
+    def dtype(self) -> Literal["float32", "float16"]:
+        """Type in the cache."""
+
+
 class FeatureStore:
     """The cached features of one frozen part."""
 
-    def __init__(self, store: Store, frozen_part: FrozenPart) -> None:
+    def __init__(self, store: Store, frozen_part: Described) -> None:
         self.frozen_part = frozen_part
         self._store = store
         self._folder = layout.features_folder(frozen_part.digest)
@@ -46,24 +61,26 @@ class FeatureStore:
         names = (item.name for item in self._store.list(f"{self._folder}/"))
         return {shard for name in names if (shard := layout.features_entry_in(name))}
 
-    def open(self, shard: Shard) -> CachedRows:
-        """The cached rows of an image shard, their bytes verified.
+    def has(self, shard: Shard) -> bool:
+        """Whether there is an entry for an image shard. One request. Raises StorageError."""
+        return self._store.exists(self._entry_name(shard))
+
+    def open(self, shard: Shard, entry: Entry | None = None) -> CachedRows:
+        """The cached rows of an image shard, verified, without those of removed images. `entry`: read if not given.
 
         Raises ObjectNotFoundError when there are none, CorruptObjectError when they are damaged or of another shape.
         """
-        entry = self._entry(shard)
-        file = self._store.open_verified(self._content(entry.sha256), entry.sha256)
+        entry = entry or self._entry(shard)
+        file = self._store.open_verified(self._content(shard, entry), entry.sha256)
         try:
-            rows = CachedRows(file, shape=self.frozen_part.shape, dtype=self.frozen_part.dtype)
+            rows = CachedRows(file, shard, shape=self.frozen_part.shape, dtype=self.frozen_part.dtype)
         except (pa.ArrowInvalid, KeyError, ValueError, IndexError) as error:
             raise self._unreadable(shard, str(error)) from error
-        if len(rows) != shard.rows:
-            raise self._unreadable(shard, f"{len(rows)} rows, expected {shard.rows}")
         return rows
 
     @contextmanager
     def writer(self, shard: Shard) -> Iterator[ShardWriter]:
-        """Cache the features of an image shard: append all its rows in order; they are committed when the block ends.
+        """Cache the features of an image shard: append all its stored rows in order; they are committed at the end.
 
         Nothing is cached when the block raises. Whoever commits first counts. Raises StorageError, and ValueError when
         the number of rows is not the shard's.
@@ -73,8 +90,8 @@ class FeatureStore:
             writer = ShardWriter(path, self.frozen_part)
             with writer:
                 yield writer
-            if writer.rows != shard.rows:
-                raise ValueError(f"{writer.rows} rows were appended for a shard of {shard.rows}")
+            if writer.rows != shard.stored_rows:
+                raise ValueError(f"{writer.rows} rows were appended for a shard of {shard.stored_rows}")
             self._commit(shard, path)
 
     def open_or_discard(self, shard: Shard) -> CachedRows | None:
@@ -87,15 +104,24 @@ class FeatureStore:
             return None
 
     def open_all(self, shards: Sequence[Shard]) -> list[CachedRows | None]:
-        """`open_or_discard` for several image shards, in their order."""
+        """`open_or_discard` for several image shards, in their order. A listing spares reading their entries."""
+        told = told_by_names({item.name: item.size_bytes for item in self._store.list(f"{self._folder}/")})
+
+        def open_one(shard: Shard) -> CachedRows | None:
+            # What was listed may have been discarded meanwhile, and computed again.
+            with suppress(CorruptObjectError, ObjectNotFoundError):
+                if entry := told.get(shard.sha256):
+                    return self.open(shard, entry)
+            return self.open_or_discard(shard)
+
         with ThreadPoolExecutor(OPENED_AT_ONCE) as pool:
-            return list(pool.map(self.open_or_discard, shards))
+            return list(pool.map(open_one, shards))
 
     def discard(self, shard: Shard) -> None:
         """Remove the cached features of a shard, because they turned out damaged: they can be computed again."""
         entry = self._entry_name(shard)
         try:
-            content = self._content(self._entry(shard).sha256)
+            content = self._content(shard, self._entry(shard))
         except (CorruptObjectError, ObjectNotFoundError):
             content = None
         # The entry first: whoever comes in between finds nothing cached.
@@ -104,20 +130,20 @@ class FeatureStore:
             self._store.remove(content)
 
     def _commit(self, shard: Shard, path: Path) -> None:
-        _put_unless_there(
-            self._store, layout.features_description(self.frozen_part.digest), description_of(self.frozen_part)
-        )
-        sha256 = self._put_content(path)
-        entry = Entry(sha256=sha256, rows=shard.rows, size_bytes=path.stat().st_size)
+        description = layout.features_description(self.frozen_part.digest)
+        _put_unless_there(self._store, description, self.frozen_part.description)
+        size_bytes = path.stat().st_size
+        entry = Entry(format=2, sha256=sha256_of_file(path), rows=shard.stored_rows, size_bytes=size_bytes)
+        self._put_content(self._content(shard, entry), path)
         _put_unless_there(self._store, self._entry_name(shard), entry.model_dump())
 
-    def _put_content(self, path: Path) -> str:
+    def _put_content(self, name: str, path: Path) -> None:
         try:
-            return put_content(self._store, self._content, path)[1]
+            self._store.put(name, path)
         except AlreadyExistsError:
-            # Its name is its digest, so the other bytes are damaged: a discard was interrupted before it removed them.
-            self._store.remove(self._content(sha256_of_file(path)))
-            return put_content(self._store, self._content, path)[1]
+            # Its name has its digest, so the other bytes are damaged: a discard was interrupted before it removed them.
+            self._store.remove(name)
+            self._store.put(name, path)
 
     def _entry(self, shard: Shard) -> Entry:
         return read_entry(self._store, self.frozen_part.digest, shard.sha256)
@@ -125,8 +151,8 @@ class FeatureStore:
     def _entry_name(self, shard: Shard) -> str:
         return layout.features_entry(self.frozen_part.digest, shard.sha256)
 
-    def _content(self, sha256: str) -> str:
-        return layout.features_content(self.frozen_part.digest, sha256)
+    def _content(self, shard: Shard, entry: Entry) -> str:
+        return entry.content(self.frozen_part.digest, shard.sha256)
 
     def _unreadable(self, shard: Shard, found: str) -> CorruptObjectError:
         return CorruptObjectError(
@@ -142,38 +168,41 @@ def _put_unless_there(store: Store, name: str, document: dict[str, Any]) -> None
         put_document(store, name, document)
 
 
-def description_of(frozen_part: FrozenPart) -> dict[str, Any]:
-    """What `frozen_part.json` says of a frozen part."""
-    return {
-        "base": frozen_part.base,
-        "image_input": frozen_part.image_input.describe(),
-        "preprocessing": frozen_part.preprocess.name,
-        "cut": frozen_part.cut,
-        "shape": list(frozen_part.shape),
-        "dtype": frozen_part.dtype,
-        "view": frozen_part.view.describe() if frozen_part.view else None,
-    }
-
-
 class CachedRows:
-    """Cached features of the images of one shard, memory-mapped. Row k belongs to row k of the image shard.
+    """Cached features of the images of one shard, memory-mapped.
 
-    `labels`: int32 [rows]. The map stays valid for as long as this object lives, also when the file is removed.
+    `labels`: int32 [rows], without those of removed images. `live`: int64 [rows], where their features are among
+    all stored ones; None if no image was removed. The map stays valid for as long as this object lives, also when the
+    file is removed.
     """
 
-    def __init__(self, file: pa.NativeFile, *, shape: tuple[int, ...], dtype: str) -> None:
+    def __init__(self, file: pa.NativeFile, shard: Shard, *, shape: tuple[int, ...], dtype: str) -> None:
         reader = pa.ipc.open_file(file)
         batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
         self.shape = shape
         self._parts = [_values(batch, shape, dtype) for batch in batches]
-        self.labels = np.concatenate([batch["label"].to_numpy() for batch in batches])
+        labels = np.concatenate([batch["label"].to_numpy() for batch in batches])
+        if len(labels) != shard.stored_rows:
+            raise ValueError(f"{len(labels)} rows, expected {shard.stored_rows}")
+        self._removed = shard.removed
+        self.live = shard.live_rows() if shard.removed else None
+        self.labels = labels if self.live is None else labels[self.live]
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def parts(self) -> list[np.ndarray]:
-        """All rows in order, in pieces that are mapped and not read yet: arrays [n, *shape]."""
+    def stored_parts(self) -> list[np.ndarray]:
+        """All stored rows, also of removed images, in order, in pieces that are mapped and not read yet [n, *shape]."""
         return list(self._parts)
+
+    def parts(self) -> Iterator[np.ndarray]:
+        """The rows that `labels` counts, in order, in pieces [n, *shape]: mapped, or copied if images were removed."""
+        is_live = np.isin(np.arange(sum(map(len, self._parts))), self._removed, invert=True)
+        start = 0
+        for part in self._parts:
+            stays = is_live[start : start + len(part)]
+            yield part if stays.all() else part[stays]
+            start += len(part)
 
 
 def _values(batch: pa.RecordBatch, shape: tuple[int, ...], dtype: str) -> np.ndarray:
@@ -187,11 +216,11 @@ def _values(batch: pa.RecordBatch, shape: tuple[int, ...], dtype: str) -> np.nda
 class ShardWriter:
     """Writes rows to a file, holding no more than a record batch in memory."""
 
-    def __init__(self, path: Path, frozen_part: FrozenPart) -> None:
+    def __init__(self, path: Path, frozen_part: Described) -> None:
         self.rows = 0
         self._shape = frozen_part.shape
         self._dtype = np.dtype(frozen_part.dtype)
-        self._batch_rows = max(1, BATCH_SIZE_BYTES // frozen_part.row_bytes)
+        self._batch_rows = max(1, BATCH_SIZE_BYTES // (prod(self._shape) * self._dtype.itemsize))
         self._waiting: list[tuple[np.ndarray, np.ndarray]] = []
         self._waiting_rows = 0
         self._schema = schema_for(frozen_part.shape, frozen_part.dtype)
@@ -237,99 +266,3 @@ class ShardWriter:
         self._writer.write_batch(batch)
         self._waiting = [(features[rows:], labels[rows:])]
         self._waiting_rows -= rows
-
-
-@dataclass(frozen=True)
-class Stream:
-    """One pass over some shards that computes `frozen_parts`, from pixels or from the cached features of `start`."""
-
-    start: FrozenPart | None
-    frozen_parts: tuple[FrozenPart, ...]
-    shards: tuple[Shard, ...]
-
-    @property
-    def rows(self) -> int:
-        """Images that go through the network."""
-        return sum(shard.rows for shard in self.shards)
-
-
-class Inventory:
-    """Which features are cached, as one listing of each frozen part found them and as it is noted here since then."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._shards: dict[str, set[str]] = {}
-        self._starts: dict[tuple[int, View | None], FrozenPart] = {}
-
-    def has(self, frozen_part: FrozenPart, shard: Shard) -> bool:
-        """Whether the features of a shard are cached."""
-        return shard.sha256 in self._of(frozen_part)
-
-    def add(self, frozen_part: FrozenPart, shard: Shard) -> None:
-        """Note that they are."""
-        self._of(frozen_part).add(shard.sha256)
-        if (description := description_of(frozen_part)) not in self._described:
-            self._described.append(description)
-
-    def remove(self, frozen_part: FrozenPart, shard: Shard) -> None:
-        """Note that they are not any more."""
-        self._of(frozen_part).discard(shard.sha256)
-
-    def starts(self, frozen_part: FrozenPart) -> list[FrozenPart]:
-        """Earlier cuts whose features may be cached in float32, the nearest one first.
-
-        Other jobs may have left them, so they are looked for by their descriptions. `has` then goes by the digest, and
-        so finds nothing where the description is that of a network with other weights.
-        """
-        nodes = nodes_in_order(frozen_part.network)
-        named = {description["cut"] for description in self._described}
-        inner = [
-            cut.tensor
-            for cut in cut_points(nodes, frozen_part.network.outputs[0])[:-1]
-            if nodes[cut.position].name in named and not nodes[cut.position].is_input
-        ]
-        candidates = [self._cut_at(tensor, frozen_part) for tensor in reversed(inner)]
-        return [start for start in candidates if description_of(start) in self._described]
-
-    def plan(self, shards: Sequence[Shard], frozen_parts: Sequence[FrozenPart]) -> list[Stream]:
-        """Streams after which everything is cached. Each starts from the nearest cut that is cached for its shards.
-
-        Features of a shard that start at the same place are computed together.
-        """
-        missing = [(shard, [p for p in frozen_parts if not self.has(p, shard)]) for shard in shards]
-        lacked = {frozen_part for _, lacking in missing for frozen_part in lacking}
-        starts = {frozen_part: self.starts(frozen_part) for frozen_part in lacked}
-        streams: dict[tuple[FrozenPart | None, tuple[FrozenPart, ...]], list[Shard]] = {}
-        for shard, lacking in missing:
-            together: dict[tuple[FrozenPart | None, View | None], list[FrozenPart]] = {}
-            for frozen_part in lacking:
-                start = next((start for start in starts[frozen_part] if self.has(start, shard)), None)
-                together.setdefault((start, frozen_part.view), []).append(frozen_part)
-            for (start, _), emitted in together.items():
-                streams.setdefault((start, tuple(emitted)), []).append(shard)
-        return [Stream(start, emitted, tuple(shards)) for (start, emitted), shards in streams.items()]
-
-    def _of(self, frozen_part: FrozenPart) -> set[str]:
-        if frozen_part.digest not in self._shards:
-            self._shards[frozen_part.digest] = FeatureStore(self._store, frozen_part).shards()
-        return self._shards[frozen_part.digest]
-
-    def _cut_at(self, tensor: Any, frozen_part: FrozenPart) -> FrozenPart:
-        """The frozen part that ends at an inner tensor of another one; always the same object, with its digest."""
-        key = (id(tensor), frozen_part.view)
-        if key not in self._starts:
-            network = keras.Model(frozen_part.network.inputs[0], tensor)
-            self._starts[key] = replace(frozen_part, network=network, dtype="float32")
-        return self._starts[key]
-
-    @cached_property
-    def _described(self) -> list[dict[str, Any]]:
-        """The descriptions of all frozen parts that have cached features."""
-        found = []
-        for item in self._store.list(f"{layout.FEATURES}/"):
-            if item.name == layout.features_description(layout.below(layout.FEATURES, item.name)[0]):
-                try:
-                    found.append(read_document(self._store, item.name))
-                except (CorruptObjectError, ObjectNotFoundError):
-                    continue  # It only spares work, and may be removed at any time.
-        return found

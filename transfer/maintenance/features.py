@@ -91,9 +91,9 @@ class Cleanup:
     shards: tuple[str, ...]
     """SHA-256 of the image shards whose entries go."""
     contents: tuple[str, ...]
-    """SHA-256 of the contents that only those entries name."""
+    """Names of the contents that belong to those entries only."""
     orphans: tuple[str, ...]
-    """SHA-256 of the contents that no entry names."""
+    """Names of the contents that no entry names."""
     whole: bool
     """Whether nothing of the frozen part is left, so that its description goes, too."""
     size_bytes: int
@@ -102,8 +102,11 @@ class Cleanup:
     def steps(self) -> list[list[str]]:
         """Names of the objects that go, entries first: who reads in between finds nothing cached."""
         entries = [layout.features_entry(self.digest, shard) for shard in self.shards]
-        contents = [layout.features_content(self.digest, sha256) for sha256 in (*self.contents, *self.orphans)]
-        return [entries, contents, [layout.features_description(self.digest)] if self.whole else []]
+        return [
+            entries,
+            [*self.contents, *self.orphans],
+            [layout.features_description(self.digest)] if self.whole else [],
+        ]
 
     @property
     def removes(self) -> bool:
@@ -168,11 +171,11 @@ def _named(name: str, folders: Iterable[Folder], store: Store) -> str:
         some = ", ".join(digest[:12] for digest in found[:5])
         raise FeaturesError(
             f"{len(found)} frozen parts in {store.uri} have digests that begin with `{name}`, among them {some}.",
-            advice="Give more digits. `transfer cache ls --json` shows all of them.",
+            advice="Give more digits. `transfer cache list --json` shows all of them.",
         )
     raise FeaturesError(
         f"No frozen part with cached features in {store.uri} has a digest that begins with `{name}`.",
-        advice="`transfer cache ls` shows those that there are.",
+        advice="`transfer cache list` shows those that there are.",
     )
 
 
@@ -186,7 +189,7 @@ def _plan(folder: Folder, usage: Usage, *, is_named: bool, seen: Container[str])
     rest = folder.entries.keys() - shards
     # Image shards may share a content.
     contents = (folder.contents_of(shards) - folder.contents_of(rest)) & folder.contents
-    orphans = {sha256 for sha256 in folder.orphans if sha256 in seen}
+    orphans = {name for name in folder.orphans if name in seen}
     left = [_left_for(run, needed.get(run, set()), orphans if run in relying else set()) for run in usage.runs]
     unreadable = sum(folder.entries[shard] is None for shard in rest)
     if unreadable:

@@ -112,7 +112,7 @@ def reasons_to_stay(store: Store, runs: Sequence[StoredRun], *, at_work: timedel
     versions = versions_from(store) if runs else {}
     since = datetime.now(UTC) - at_work
     unfinished = {
-        folder: _is_unfinished(store, folder) for folder in {run.start.started_by for run in runs} if folder is not None
+        folder: is_unfinished(store, folder) for folder in {run.start.started_by for run in runs} if folder is not None
     }
     tried = _tried_by_unfinished_sweeps(store) if runs else {}
     reasons = {}
@@ -157,13 +157,13 @@ def _superfluous(store: Store, run: StoredRun, *, at_work: timedelta) -> tuple[S
     return tuple(superfluous(store, layout.run_folder(run.id), phases))
 
 
-def _is_unfinished(store: Store, folder: str) -> bool:
+def is_unfinished(store: Store, folder: str) -> bool:
     """Whether a sweep has no final result, or a night is not over that may be gone on with: the latest one."""
     if folder.startswith(f"{layout.SWEEPS}/"):
         latest = Log(store, layout.results_log(folder)).latest_as(StoredResult)
         return latest is None or not latest[1].result.is_final
     nights, _, number = folder.rpartition("/")
-    is_latest = max(Log(store, nights).numbers(), default=0) == int(number)
+    is_latest = Log(store, nights).newest_number() == int(number)
     return is_latest and not store.exists(layout.night_end(folder))
 
 
@@ -177,7 +177,7 @@ def _tried_by_unfinished_sweeps(store: Store) -> dict[str, str]:
             trials.setdefault(layout.sweep_folder(sweep), set()).add(number)
     found = {}
     for folder, numbers in trials.items():
-        if _is_unfinished(store, folder):
+        if is_unfinished(store, folder):
             for trial in numbers:
                 latest = Log(store, layout.trial_log(folder, trial)).latest_as(TrialRecord)
                 if latest is not None and latest[1].run_id:

@@ -29,9 +29,9 @@ class StoredVersion:
     own_bytes: int
 
 
-def list_dataset(store: Store, name: str) -> list[StoredVersion]:
-    """All versions of a dataset, oldest first. Raises CorruptObjectError, StorageError."""
-    versions = {each: _versions(store, each) for each in dataset_names(store)}
+def list_datasets(store: Store, name: str | None = None) -> list[StoredVersion]:
+    """All versions of a dataset, or of all of them, oldest first. Raises CorruptObjectError, StorageError."""
+    versions = {each: versions_of_dataset(store, each) for each in dataset_names(store)}
     users = Counter(shard.name for found in versions.values() for dataset in found for shard in dataset.shards)
     return [
         StoredVersion(
@@ -39,11 +39,13 @@ def list_dataset(store: Store, name: str) -> list[StoredVersion]:
             size_bytes=sum(shard.size_bytes for shard in dataset.shards),
             own_bytes=sum(shard.size_bytes for shard in dataset.shards if users[shard.name] == 1),
         )
-        for dataset in versions.get(name, [])
+        for each in (versions if name is None else [name])
+        for dataset in versions.get(each, [])
     ]
 
 
-def _versions(store: Store, name: str) -> list[Dataset]:
+def versions_of_dataset(store: Store, name: str) -> list[Dataset]:
+    """All versions of a dataset, oldest first. Raises CorruptObjectError, StorageError."""
     log = dataset_log(store, name)
     return [parse_dataset(log.read(number), uri=store.uri) for number in log.numbers()]
 
@@ -93,8 +95,8 @@ def objects_of_runs(store: Store, prefix: str = f"{layout.RUNS}/") -> dict[str, 
     return {run_id: tuple(objects) for run_id, objects in found.items()}
 
 
-def list_runs(store: Store, model: str) -> list[StoredRun]:
-    """All runs of a model, the newest last; those of which it is not known when they were started come first.
+def list_runs(store: Store, model: str | None) -> list[StoredRun]:
+    """All runs of a model (None: of any), the newest last. Runs without a recorded start come first.
 
     Raises CorruptObjectError, StorageError.
     """
@@ -102,15 +104,15 @@ def list_runs(store: Store, model: str) -> list[StoredRun]:
 
 
 def of_model(
-    store: Store, model: str, objects: Mapping[str, Sequence[StoredObject]], *, started_by: str = ""
+    store: Store, model: str | None, objects: Mapping[str, Sequence[StoredObject]], *, started_by: str = ""
 ) -> list[StoredRun]:
-    """Those of some runs that are of a model, in the order of `list_runs`.
+    """Those of some runs that are of a model (None: of any), in the order of `list_runs`.
 
     `started_by`: only those that a night or a sweep started in whose folder's name this is the beginning.
     """
 
     def is_wanted(start: RunStart) -> bool:
-        return start.config["name"] == model and (start.started_by or "").startswith(started_by)
+        return model in (None, start.config["name"]) and (start.started_by or "").startswith(started_by)
 
     with ThreadPoolExecutor(PARALLEL) as pool:
         found = pool.map(lambda run_id: read_run(store, run_id, objects[run_id], is_wanted=is_wanted), objects)

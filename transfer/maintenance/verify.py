@@ -13,6 +13,7 @@ import pyarrow as pa
 from transfer.catalog import layout
 from transfer.errors import CorruptObjectError, ObjectNotFoundError
 from transfer.features.layout import (
+    Entry,
     Folder,
     read_entry,
     read_folders,
@@ -51,7 +52,7 @@ def verify(store: Store, *, remove: bool = False) -> Verification:
     objects = size_bytes = 0
     damaged: list[Damage] = []
     with progress("verify", unit="objects") as advance:
-        for folder in read_folders(store):
+        for folder in read_folders(store, reads_entries=True):
             for name, found in _check(store, folder, remove=remove):
                 advance(1)
                 if found:
@@ -71,11 +72,10 @@ def _check(store: Store, folder: Folder, *, remove: bool) -> Iterator[tuple[str,
             store.remove(name)
         return name, found
 
-    def check_content(sha256: str) -> tuple[str, str]:
-        name = layout.features_content(folder.digest, sha256)
-        found = _content_fault(store, folder, sha256)
+    def check_content(name: str) -> tuple[str, str]:
+        found = _content_fault(store, folder, name)
         if found and remove:
-            for shard in naming.get(sha256, []):
+            for shard in naming.get(name, []):
                 store.remove(layout.features_entry(folder.digest, shard))
             store.remove(name)
         return name, found
@@ -83,7 +83,7 @@ def _check(store: Store, folder: Folder, *, remove: bool) -> Iterator[tuple[str,
     naming: dict[str, list[str]] = {}
     for shard, entry in folder.entries.items():
         if entry:
-            naming.setdefault(entry.sha256, []).append(shard)
+            naming.setdefault(entry.content(folder.digest, shard), []).append(shard)
     name = layout.features_description(folder.digest)
     if name in folder.sizes:
         is_damaged = folder.description is None
@@ -107,15 +107,15 @@ def _entry_fault(store: Store, folder: Folder, shard: str) -> str:
     return ""
 
 
-def _content_fault(store: Store, folder: Folder, sha256: str) -> str:
-    name = layout.features_content(folder.digest, sha256)
+def _content_fault(store: Store, folder: Folder, name: str) -> str:
+    named = layout.features_content_in(name)
     try:
         # Read once more, since the transfer may have been at fault.
-        if all(_digest(store, name) != sha256 for _ in range(2)):
-            return "its bytes do not have the SHA-256 that is its name"
-        return _layout_fault(store, folder, sha256)
+        if named is None or all(_digest(store, name) != named.sha256 for _ in range(2)):
+            return "its bytes do not have the SHA-256 that is in its name"
+        return _layout_fault(store, folder, name)
     except ObjectNotFoundError:
-        return "an entry names it, and it is not there" if _is_named_now(store, folder, sha256) else ""
+        return "an entry names it, and it is not there" if _is_named_now(store, folder, name) else ""
 
 
 def _digest(store: Store, name: str) -> str:
@@ -127,11 +127,11 @@ def _digest(store: Store, name: str) -> str:
     return digest.hexdigest()
 
 
-def _layout_fault(store: Store, folder: Folder, sha256: str) -> str:
+def _layout_fault(store: Store, folder: Folder, name: str) -> str:
     """What keeps intact bytes from being used: another layout than described, other rows than an entry says."""
     labels_only = pa.ipc.IpcReadOptions(included_fields=[1])
     try:
-        with store.open(layout.features_content(folder.digest, sha256)) as file:
+        with store.open(name) as file:
             schema = pa.ipc.open_file(file).schema
             if folder.description and {"shape", "dtype"} <= folder.description.keys():
                 expected = schema_for(folder.description["shape"], folder.description["dtype"])
@@ -141,15 +141,21 @@ def _layout_fault(store: Store, folder: Folder, sha256: str) -> str:
             rows = sum(reader.get_batch(index).num_rows for index in range(reader.num_record_batches))
     except (pa.ArrowInvalid, IndexError) as error:
         return f"it does not read as an Arrow file: {error}"
-    expected_rows = {entry.rows for entry in folder.entries.values() if entry and entry.sha256 == sha256}
+    expected_rows = {entry.rows for _, entry in _naming(folder, name)}
     return f"it holds {rows} rows, expected {expected_rows.pop()}" if expected_rows - {rows} else ""
 
 
-def _is_named_now(store: Store, folder: Folder, sha256: str) -> bool:
+def _is_named_now(store: Store, folder: Folder, name: str) -> bool:
     """Whether an entry still names the content: a job may have discarded both."""
-    for shard, entry in folder.entries.items():
-        if entry and entry.sha256 == sha256:
-            with suppress(CorruptObjectError, ObjectNotFoundError):
-                if read_entry(store, folder.digest, shard).sha256 == sha256:
-                    return True
+    for shard, entry in _naming(folder, name):
+        with suppress(CorruptObjectError, ObjectNotFoundError):
+            if read_entry(store, folder.digest, shard) == entry:
+                return True
     return False
+
+
+def _naming(folder: Folder, name: str) -> Iterator[tuple[str, Entry]]:
+    """Shards and their entries that name a content."""
+    for shard, entry in folder.entries.items():
+        if entry and entry.content(folder.digest, shard) == name:
+            yield shard, entry

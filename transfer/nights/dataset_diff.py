@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
 from transfer.dataset.classes import places_among
+from transfer.dataset.index import read_images
+from transfer.dataset.listing import bytes_of_column
 from transfer.dataset.manifest import NOT_COUNTED, Dataset, Shard
-from transfer.dataset.shards import read_columns
 from transfer.nights.summary import ClassChange, DataChange
 from transfer.storage import Store
-
-_READERS = 8
-"""Number of shards read in parallel: only digests and labels are read, and a bucket's latency is some 10 ms."""
 
 
 @dataclass(frozen=True, eq=False)
 class NewRows:
-    """A shard that the earlier version does not have. `labels`: int32 [rows]; `is_new`: bool [rows]."""
+    """A shard that the earlier version does not have, or with other rows removed.
+
+    `labels`: int32 [rows]; `is_new`: bool [rows].
+    """
 
     shard: Shard
     labels: np.ndarray
@@ -44,7 +44,7 @@ def data_change(store: Store, before: Dataset | None, now: Dataset, *, renames: 
     if before is None:
         totals = _totals(now)
         classes = [ClassChange(name=name, before=0, new=totals[name], gone=0) for name in now.classes]
-        return _in_numbers(None, now, classes, new_shards=len(now.shards))
+        return _in_numbers(None, now, classes)
     difference = compare(store, before, now, renames=renames)
     names, places = class_places(before, now, renames=renames)
     new = np.zeros(len(names), np.int64)
@@ -58,7 +58,7 @@ def data_change(store: Store, before: Dataset | None, now: Dataset, *, renames: 
         ClassChange(name=name, before=int(counts[index]), new=int(new[index]), gone=int(gone[index]))
         for index, name in enumerate(told)
     ]
-    return _in_numbers(before, now, classes, new_shards=len(difference.new))
+    return _in_numbers(before, now, classes)
 
 
 def compare(store: Store, before: Dataset, now: Dataset, *, renames: Mapping[str, str]) -> Difference:
@@ -68,8 +68,8 @@ def compare(store: Store, before: Dataset, now: Dataset, *, renames: Mapping[str
     `{old: new}`, dataset.rename_classes.
     """
     names, places = class_places(before, now, renames=renames)
-    here = _read(store, _only_in(now, before), np.arange(len(names)))
-    there = _read(store, _only_in(before, now), np.array(places))
+    here = _read(store, now, _only_in(now, before), np.arange(len(names)))
+    there = _read(store, before, _only_in(before, now), np.array(places))
     keys_before = _joined(there)
     labels_before = np.concatenate([np.empty(0, np.int32), *(images.labels for images in there)])
     return Difference(
@@ -97,18 +97,15 @@ class _Images:
     keys: np.ndarray
 
 
-def _read(store: Store, shards: Sequence[Shard], places: np.ndarray) -> list[_Images]:
-    """Read the images of some shards. `places`: int64 [classes of the shards], the new index of each label."""
-
-    def read(shard: Shard) -> _Images:
-        table = read_columns(store, shard, ["sha256", "label"])
+def _read(store: Store, dataset: Dataset, shards: Sequence[Shard], places: np.ndarray) -> list[_Images]:
+    """Read what some shards of a version hold. `places`: int64 [classes of it], the new index of each label."""
+    images = []
+    for shard, table in zip(shards, read_images(store, dataset, ["sha256", "label"], shards), strict=True):
         labels = places[table["label"].to_numpy()].astype(np.int32)
-        digests = np.frombuffer(bytes.fromhex("".join(table["sha256"].to_pylist())), np.uint8).reshape(-1, 32)
+        digests = np.frombuffer(bytes_of_column(table["sha256"]), np.uint8).reshape(-1, 32)
         keys = np.concatenate([digests, labels.astype(">i4").view(np.uint8).reshape(-1, 4)], axis=1)
-        return _Images(shard, labels, keys.view("S36")[:, 0])
-
-    with ThreadPoolExecutor(_READERS) as pool:
-        return list(pool.map(read, shards))
+        images.append(_Images(shard, labels, keys.view("S36")[:, 0]))
+    return images
 
 
 def _joined(images: Sequence[_Images]) -> np.ndarray:
@@ -116,8 +113,8 @@ def _joined(images: Sequence[_Images]) -> np.ndarray:
 
 
 def _only_in(dataset: Dataset, other: Dataset) -> list[Shard]:
-    shared = {shard.sha256 for shard in other.shards}
-    return [shard for shard in dataset.shards if shard.sha256 not in shared]
+    shared = {*other.shards}
+    return [shard for shard in dataset.shards if shard not in shared]
 
 
 def _totals(dataset: Dataset) -> dict[str, int]:
@@ -125,7 +122,8 @@ def _totals(dataset: Dataset) -> dict[str, int]:
     return {name: sum(split[name] for split in dataset.counts.values()) for name in dataset.classes}
 
 
-def _in_numbers(before: Dataset | None, now: Dataset, classes: list[ClassChange], *, new_shards: int) -> DataChange:
+def _in_numbers(before: Dataset | None, now: Dataset, classes: list[ClassChange]) -> DataChange:
+    known = {shard.name for shard in before.shards} if before else set()
     rejects = {reason: count for reason, count in now.reject_counts.items() if reason not in NOT_COUNTED}
     return DataChange(
         before=before.reference if before else None,
@@ -134,7 +132,7 @@ def _in_numbers(before: Dataset | None, now: Dataset, classes: list[ClassChange]
         new=sum(each.new for each in classes),
         gone=sum(each.gone for each in classes),
         shards=len(now.shards),
-        new_shards=new_shards,
+        new_shards=sum(shard.name not in known for shard in now.shards),
         rejected=sum(rejects.values()),
         rejects=rejects,
         ledger=now.rejects if rejects else None,

@@ -17,9 +17,8 @@ from typing import Any
 
 from transfer.catalog.model import ModelVersion
 from transfer.config import Config, Decides, deciding
-from transfer.dataset.ingest import ingest
 from transfer.dataset.manifest import Dataset, load_dataset
-from transfer.ensure import evaluated, fit, published, writable_storage
+from transfer.ensure import ensure_dataset, evaluated, fit, published, writable_storage
 from transfer.errors import (
     BaseChangedError,
     ConfigError,
@@ -140,7 +139,7 @@ class _Work:
         plan = self.night.plan()
         if plan is None:
             with self._step("ingest") as step:
-                dataset = ingest(self.config, self.store)
+                dataset = ensure_dataset(self.config, self.store)
                 step("%s: %d images.", dataset.reference, sum(map(dataset.rows, dataset.counts)))
             plan = self._plan(dataset)
             self.claim.check()

@@ -165,7 +165,7 @@ def _current(store: Store, config: Config) -> Night:
     """
     digest = config_digest(config)
     log = _log(store, config.name)
-    number = max(log.numbers(), default=0)
+    number = log.newest_number()
     if number:
         latest = read_night(store, config.name, number)
         if latest.end() is None and (latest.config == digest or held_claim(store, latest.claims)):
@@ -179,9 +179,8 @@ def _current(store: Store, config: Config) -> Night:
 
 def list_nights(store: Store, name: str) -> Iterator[Night]:
     """Yield all nights, the latest first; each is read when the iterator reaches it."""
-    numbers = _log(store, name).numbers()
-    for number in reversed(numbers):
-        yield read_night(store, name, number, is_latest=number == numbers[-1])
+    for place, (number, begun) in enumerate(_log(store, name).newest_first()):
+        yield Night(store, name, number, begun["started"], begun["config"], is_latest=place == 0)
 
 
 def earlier_summaries(store: Store, name: str, *, before: int, count: int) -> list[NightSummary]:
@@ -190,7 +189,7 @@ def earlier_summaries(store: Store, name: str, *, before: int, count: int) -> li
     They are only shown, so a summary that cannot be read is left out, with a warning.
     """
     found = []
-    for number in [number for number in _log(store, name).numbers() if number < before][-count:]:
+    for number in range(max(before - count, 1), before):
         try:
             summary = read_night(store, name, number).summary()
         except (TransferError, ValueError) as error:

@@ -69,10 +69,10 @@ def _night_of(store: Store, what: str, model: str) -> Page | None:
 
 
 def _page_by_id(store: Store, id_: str) -> Page | None:
-    if reports := Log(store, layout.reports_log(layout.run_folder(id_))).numbers():
-        return run_page(id_, reports[-1])
-    if results := Log(store, layout.results_log(layout.sweep_folder(id_))).numbers():
-        return sweep_page(store, id_, results[-1])[1]
+    if report := Log(store, layout.reports_log(layout.run_folder(id_))).newest_number():
+        return run_page(id_, report)
+    if result := Log(store, layout.results_log(layout.sweep_folder(id_))).newest_number():
+        return sweep_page(store, id_, result)[1]
     try:
         return rate_page(store, id_)[1]
     except ObjectNotFoundError:

@@ -7,75 +7,78 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 
-from transfer.config import DatasetConfig, ImageInput
-from transfer.dataset.batches import checked_and_decoded
 from transfer.dataset.manifest import Reject
 from transfer.dataset.refusals import RejectedImage
 from transfer.registry.published_model import BATCH_SIZE, Batch
+from transfer.runtime.parallel import in_order
 
-AnsweredImage = tuple[str, np.ndarray | Reject]
-"""Key of an image, with the probability of each class by index, float32 [classes], or why the image was refused."""
+Answer = TypeVar("Answer")
+AnsweredImage = tuple[str, Answer | Reject]
+"""Key of an image, with what the model answers about it, or why the image was refused."""
+ReadableImage = tuple[str, Callable[[], bytes | Reject]]
+"""Key of an image, and how its file is read: its bytes, or why it cannot be read."""
+Prepared = tuple[bytes, np.ndarray] | RejectedImage
+"""The bytes that an ingest would store and the decoded image, or why it is refused."""
+_Ready = tuple[bytes, np.ndarray] | Reject
+
+THREADS = 8
+"""That read and decode: more than a small machine has CPUs, because a bucket answers in some ten milliseconds."""
 
 
 def answered_images(
-    images: Iterable[tuple[str, bytes | Reject]],
+    images: Iterable[ReadableImage],
     *,
-    image_input: ImageInput,
-    limits: DatasetConfig,
-    answer: Callable[[Iterator[Batch]], Iterable[np.ndarray]],
-) -> Iterator[list[AnsweredImage]]:
+    prepare: Callable[..., Prepared],
+    answer: Callable[[Iterator[Batch]], Iterable[Iterable[Answer]]],
+) -> Iterator[list[AnsweredImage[Answer]]]:
     """Yield all images with their answers, in order and in batches.
 
-    `images`: keys, each with the bytes of its file or why it could not be read. They are read, checked and decoded when
-    `answer` takes the next batch; if it takes batches ahead, that overlaps with prediction. `image_input`: the images
-    that the network takes. `limits`: the section `dataset`, as for `checked_and_decoded`. `answer`: from batches to
-    probabilities float32 [n, classes] of each. Raises the errors of `images` and `answer`.
+    The images are read, checked and decoded in threads, a batch ahead of `answer`; if that takes batches ahead, too,
+    all of it overlaps with prediction. `prepare`: `checked_and_decoded` but for its arguments `data` and `key`.
+    `answer`: from batches to the answers about each of their images, for example probabilities float32 [n, classes].
+    Raises the errors of `images` and `answer`.
     """
-    remaining = iter(images)
-    # Of batches whose probabilities are still to come.
+    # Of batches whose answers are still to come.
     waiting: deque[list[tuple[str, Reject | None]]] = deque()
 
-    def batches() -> Iterator[Batch]:
-        while True:
-            checked, batch = _checked(islice(remaining, BATCH_SIZE), image_input, limits)
-            if not checked:
-                return
-            waiting.append(checked)
-            if batch is not None:
-                yield batch
+    def batches(ready: Iterator[tuple[str, _Ready]]) -> Iterator[Batch]:
+        while chunk := list(islice(ready, BATCH_SIZE)):
+            waiting.append([(key, image if isinstance(image, Reject) else None) for key, image in chunk])
+            if accepted := [image for _, image in chunk if not isinstance(image, Reject)]:
+                yield [data for data, _ in accepted], np.stack([pixels for _, pixels in accepted])
 
-    def next_answers(probabilities: Iterable[np.ndarray] = ()) -> list[AnsweredImage]:
-        rows = iter(probabilities)
-        return [(key, refused or next(rows)) for key, refused in waiting.popleft()]
+    def next_answers(answers: Iterable[Answer] = ()) -> list[AnsweredImage[Answer]]:
+        remaining = iter(answers)
+        return [(key, refused or next(remaining)) for key, refused in waiting.popleft()]
 
-    for probabilities in answer(batches()):
-        while all(refused for _, refused in waiting[0]):
-            yield next_answers()
-        yield next_answers(probabilities)
-    while waiting:
-        yield next_answers()
+    with ThreadPoolExecutor(THREADS) as pool:
+        started = ((key, pool.submit(_ready, key, read, prepare)) for key, read in images)
+        ready = in_order(started, _finished, is_full=lambda ahead: len(ahead) > BATCH_SIZE)
+        try:
+            for answers in answer(batches(ready)):
+                while all(refused for _, refused in waiting[0]):
+                    yield next_answers()
+                yield next_answers(answers)
+            while waiting:
+                yield next_answers()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _checked(
-    images: Iterable[tuple[str, bytes | Reject]], image_input: ImageInput, limits: DatasetConfig
-) -> tuple[list[tuple[str, Reject | None]], Batch | None]:
-    """Each key, with the reason if its image is refused; and the others as a batch, None if there are none."""
-    checked: list[tuple[str, Reject | None]] = []
-    encoded: list[bytes] = []
-    pixels: list[np.ndarray] = []
-    for key, data in images:
-        if isinstance(data, Reject):
-            checked.append((key, data))
-            continue
-        outcome = checked_and_decoded(data, key=key, image_input=image_input, limits=limits)
-        if isinstance(outcome, RejectedImage):
-            checked.append((key, Reject(key, outcome.reason, outcome.detail)))
-            continue
-        checked.append((key, None))
-        encoded.append(outcome[0])
-        pixels.append(outcome[1])
-    return checked, (encoded, np.stack(pixels)) if pixels else None
+def _ready(key: str, read: Callable[[], bytes | Reject], prepare: Callable[..., Prepared]) -> _Ready:
+    data = read()
+    if isinstance(data, Reject):
+        return data
+    outcome = prepare(data, key=key)
+    return Reject(key, outcome.reason, outcome.detail) if isinstance(outcome, RejectedImage) else outcome
+
+
+def _finished(started: tuple[str, Future[_Ready]]) -> tuple[str, _Ready]:
+    key, image = started
+    return key, image.result()

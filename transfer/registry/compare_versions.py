@@ -1,30 +1,26 @@
-"""Comparison of a challenger with the champion: both published versions predict the same held-out images."""
+"""Comparison of a challenger with the champion: both published versions predict the same held-out images.
+
+The shards of the split are units of work (`comparison_work.py`), on all workers; each is read once.
+"""
 
 from __future__ import annotations
 
-import tempfile
-import time
-from collections.abc import Sequence
-from pathlib import Path
-from statistics import median
+from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from transfer.config import Config, Depth
-from transfer.dataset.manifest import Dataset, Shard
-from transfer.dataset.shards import read_shard
-from transfer.errors import DatasetError
-from transfer.registry.comparison import Comparison, Contender, HeldOut, compare
-from transfer.registry.describe import classes_in, never_trained_on
-from transfer.registry.published_model import Answers, ask, load_answers
+from transfer.config import Config
+from transfer.dataset.manifest import Dataset
+from transfer.errors import DatasetError, RegistryError
+from transfer.evaluation.units import Picture, units_of
+from transfer.registry.comparison import Comparison, Contender, Judged, compare
+from transfer.registry.comparison_work import ComparisonWork, Rehearsed, UnitJudged
+from transfer.registry.describe import NeverTrainedOn, classes_in
 from transfer.registry.versions import load_version
 from transfer.reports.thumbnails import Thumbnail, make_thumbnail
+from transfer.runtime.actors import Actors, Task
+from transfer.runtime.progress import progress
 from transfer.storage import Store
 
-LATENCY_IMAGES = 30
-_WARM_UP_IMAGES = 3
+TASK = Task("compare models", RegistryError, "Both versions stay. Repeat the command.")
 
 
 def compare_versions(
@@ -32,10 +28,12 @@ def compare_versions(
 ) -> tuple[Comparison, dict[str, Thumbnail]]:
     """Compare two versions of the model `config.name` on the test split, or on validation if there is no test split.
 
-    Both exported models get the images' encoded bytes. One shard is in memory at a time.
+    Both exported models get the images' encoded bytes. If both were trained as heads on features that are cached for
+    the split, their heads answer instead, provided that they agree with the exported models on the first images.
 
     Args:
-        config: `nightly.gate` has the confidence level; `dataset.rename_classes` the names of renamed classes.
+        config: `nightly.gate` has the confidence level; `dataset.rename_classes` the names of renamed classes;
+            `workers` those on which the models run.
         store: Storage with the versions and the dataset version.
         dataset: The dataset version whose held-out images are predicted.
         champion: Number of the version that serves; None evaluates the challenger alone.
@@ -46,74 +44,50 @@ def compare_versions(
 
     Raises:
         DatasetError: There is no image to compare on.
-        RegistryError: A version does not exist.
+        RegistryError: A version does not exist, or workers keep dying.
     """
     split = dataset.held_out_split
-    shards = dataset.shards_of(split)
-    if not shards:
+    units = units_of(dataset.shards_of(split))
+    if not units:
         raise DatasetError(
             f"{dataset.reference} has neither a test nor a validation split, so nothing can be compared on.",
             advice="Set dataset.test or dataset.validation above 0.",
         )
     numbers = [challenger] if champion is None else [challenger, champion]
     versions = [load_version(store, config.name, number) for number in numbers]
-    with tempfile.TemporaryDirectory() as folder:
-        models = [load_answers(store, version, Path(folder, str(version.number))) for version in versions]
-    asked = ask(models, store, shards, first_images=LATENCY_IMAGES)
+    known = [classes_in(store, dataset, version, config.dataset.rename_classes) for version in versions]
+    held_out = NeverTrainedOn(store, versions[1], dataset, split) if champion is not None else None
+    arguments = config, dataset, versions, known, held_out
+    judged: Judged | None = None
+    pictures: dict[str, Picture] = {}
+    with (
+        Actors[Any, Any](ComparisonWork, *arguments, workers=config.workers, task=TASK) as actors,
+        progress("compare", total=dataset.rows(split)) as advance,
+    ):
+        rehearsed: Rehearsed
+        ((_, rehearsed),) = actors.map([dataset.shards_of(split)])
+        part: UnitJudged
+        for (unit, _), part in actors.map((unit, rehearsed.by_head) for unit in units):
+            if judged is None:
+                judged = part.judged
+            else:
+                judged += part.judged
+            pictures |= part.pictures
+            pictures = {flip.sha256: pictures[flip.sha256] for flip in judged.flips}
+            advance(unit.rows)
+    assert judged is not None  # noqa: S101 - there are units
     ours, *theirs = [
         Contender(
             version=version.number,
             run=version.provenance.run,
             dataset=version.provenance.dataset,
             size_bytes=version.size_bytes,
-            latency_ms=latency,
-            classes=classes_in(store, dataset, version, config.dataset.rename_classes),
-            probabilities=np.concatenate(answers),
+            latency_ms=latency_ms,
+            classes=classes,
         )
-        for version, latency, answers in zip(
-            versions, latencies_ms(models, asked.first_images), asked.answers, strict=True
-        )
+        for version, latency_ms, classes in zip(versions, rehearsed.latencies_ms, known, strict=True)
     ]
-    comparable = np.ones(len(asked.keys), bool)
-    for version in versions[1:]:
-        comparable &= never_trained_on(store, version, dataset, split, asked.digests)
-    held_out = HeldOut(asked.keys, asked.digests, np.array(asked.labels, np.int32), comparable, dataset.classes)
-    comparison = compare(ours, theirs[0] if theirs else None, held_out, config.nightly.gate)
-    flipped = {flip.sha256 for flip in comparison.flips}
-    return comparison, _thumbnails(store, shards, asked.digests, flipped, dataset.depth)
-
-
-def latencies_ms(models: Sequence[Answers], images: Sequence[bytes]) -> list[float]:
-    """Median time of each model for one image, in milliseconds.
-
-    All models predict an image before the next image, in alternating order, so that other load on the machine slows all
-    of them equally.
-    """
-    for model in models:
-        for image in images[:_WARM_UP_IMAGES]:
-            model([image])
-    seconds: list[list[float]] = [[] for _ in models]
-    for turn, image in enumerate(images):
-        order = range(len(models)) if turn % 2 else reversed(range(len(models)))
-        for index in order:
-            started = time.perf_counter()
-            models[index]([image])
-            seconds[index].append(time.perf_counter() - started)
-    return [1000 * median(each) for each in seconds]
-
-
-def _thumbnails(
-    store: Store, shards: Sequence[Shard], digests: Sequence[str], wanted: set[str], depth: Depth
-) -> dict[str, Thumbnail]:
-    """Thumbnails of the `wanted` images; reads only their shards. `digests`: SHA-256 of all images, in order."""
-    found: dict[str, Thumbnail | None] = {}
-    start = 0
-    for shard in shards:
-        inside = wanted.intersection(digests[start : start + shard.rows])
-        start += shard.rows
-        if inside:
-            table = read_shard(store, shard, columns=["image", "sha256"])
-            chosen = table.filter(pc.is_in(table["sha256"], value_set=pa.array(sorted(inside), pa.string())))
-            pictures = [make_thumbnail(image, depth) for image in chosen["image"].to_pylist()]
-            found.update(zip(chosen["sha256"].to_pylist(), pictures, strict=True))
-    return {digest: picture for digest, picture in found.items() if picture is not None}
+    gate = config.nightly.gate
+    comparison = compare(judged, ours, theirs[0] if theirs else None, classes=dataset.classes, gate=gate)
+    shown = {digest: make_thumbnail(picture.read(store), dataset.depth) for digest, picture in pictures.items()}
+    return comparison, {digest: picture for digest, picture in shown.items() if picture is not None}

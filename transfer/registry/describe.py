@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict
 from transfer.catalog import layout
 from transfer.catalog.model import ModelVersion
 from transfer.dataset.classes import names_among
+from transfer.dataset.index import read_images
+from transfer.dataset.listing import as_words, bytes_of_column, find_words
 from transfer.dataset.manifest import Dataset, load_dataset
-from transfer.dataset.shards import read_columns
 from transfer.dataset.splits import SPLITS, drawn_never_trained_on
 from transfer.registry.retention_log import Pin, read_retention
 from transfer.registry.versions import Promotion, current_promotion, list_promotions, list_versions, load_version
@@ -96,28 +97,40 @@ def classes_in(store: Store, dataset: Dataset, version: ModelVersion, renames: M
     return names_among(version.classes, dataset.classes, same_indices=same_indices, renames=renames)
 
 
-def never_trained_on(
-    store: Store, version: ModelVersion, dataset: Dataset, split: str, digests: Sequence[str]
-) -> np.ndarray:
-    """Whether a model version was never trained on an image: bool [n], for the images of a split of `dataset`.
+class NeverTrainedOn:
+    """Tells which images of a split a model version was never trained on.
 
     The version's own dataset version must have the image in the same split or in one further from training. If that
     dataset version records splits (splits or groups were given, or images of small classes placed), the recorded splits
     decide. An image that it does not have then counts as never trained on, unless groups are formed in another way by
     now: the version may have been trained on other images of its group. Without recorded splits, the images' content
-    decides. `digests`: SHA-256 of the n images.
+    decides, and nothing is read here.
     """
-    before = trained_on(store, version)
-    if before.splitting is None:
-        return drawn_never_trained_on(digests, split, version.provenance.config["dataset"])
-    asked = set(digests)
-    nearer, as_far = set[str](), set[str]()
-    for shard in before.shards:
-        known = nearer if SPLITS.index(shard.split) < SPLITS.index(split) else as_far
-        known |= asked.intersection(read_columns(store, shard, ["sha256"])["sha256"].to_pylist())
-    has_other_groups = before.splitting.groups_by is not None and before.splitting != dataset.splitting
-    counting = as_far if has_other_groups else asked - nearer
-    return np.array([digest in counting for digest in digests], bool)
+
+    def __init__(self, store: Store, version: ModelVersion, dataset: Dataset, split: str) -> None:
+        """`split`: of `dataset`, whose images are asked about. Raises what reading shards raises."""
+        before = trained_on(store, version)
+        self._split = split
+        self._trained_with = version.provenance.config["dataset"]
+        self._recorded: np.ndarray | None = None
+        """Sorted digests, uint64 [n, 4], of images of one kind; None if the content of images decides."""
+        if before.splitting is None:
+            return
+        self._is_of_held_out = before.splitting.groups_by is not None and before.splitting != dataset.splitting
+        """Whether these are images that the version held out; otherwise images that are nearer to its training."""
+        nearness = SPLITS.index(split)
+        shards = [shard for shard in before.shards if (SPLITS.index(shard.split) >= nearness) == self._is_of_held_out]
+        tables = read_images(store, before, ["sha256"], shards)
+        words = as_words(b"".join(bytes_of_column(table["sha256"]) for table in tables), 32)
+        self._recorded = words[np.lexsort(words.T[::-1])]
+
+    def of(self, digests: Sequence[str]) -> np.ndarray:
+        """Whether the version was never trained on an image: bool [n]. `digests`: SHA-256 of the n images, hex."""
+        if self._recorded is None:
+            return drawn_never_trained_on(digests, self._split, self._trained_with)
+        wanted = as_words(bytes.fromhex("".join(digests)), 32)
+        is_recorded: np.ndarray = find_words(self._recorded, wanted) >= 0
+        return is_recorded if self._is_of_held_out else ~is_recorded
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,10 @@ The graph contains decoding, orientation, resizing and preprocessing: the same f
 - `serving_default`: `image_bytes` string [batch] (JPEG, PNG, GIF, BMP or WebP)
 - `pixels`: `images` float32 [batch, any height, any width, channels] in 0..255, RGB, upright; fitted inside
 - `fitted`: `images` float32 [batch, height, width, channels] in 0..255, as the network takes them
+- `embeddings`: the same images; returns `embeddings` float32 [batch, features], the base's pooled features, too
 
-All return `probabilities` float32 [batch, classes], `class_index` int32 [batch] and `class_name` string [batch].
+All return `probabilities` float32 [batch, classes], `class_index` int32 [batch] and `class_name` string [batch]. A
+network whose head takes the whole feature map has no `embeddings`.
 
 No Keras object is saved. A session (TensorFlow Serving, the C, Java and Go APIs) restores variables by their names in
 the object graph; if Keras's own variables were in it, the session would find none of the network's variables.
@@ -26,11 +28,13 @@ from transfer.config import ImageInput, ServingGraph
 from transfer.dataset.decode import fit_image, load_image
 from transfer.features.frozen import FEATURE_CODE_VERSION
 from transfer.features.network import traced
-from transfer.training.inference import trace_inference
+from transfer.training.inference import Inference, trace_inference
 from transfer.training.model import TransferModel
 
 FITTED = "fitted"
 """Signature for images that `fit_image` has made already: fitted twice, an image would be cropped twice."""
+EMBEDDINGS = "embeddings"
+"""Signature for the same images, which answers with the base's features, too; and the name of that output."""
 DESCRIPTION = "assets.extra/transfer.json"
 """What a version is, for people and for this project: a file among its files."""
 WARMUP_FILE = "tf_serving_warmup_requests"
@@ -74,7 +78,7 @@ def export(
     exported = tf.Module(name="transfer")
     # SavedModel saves only objects that are reachable through attributes of a Module.
     exported.weights, exported.modules = inference.weights, inference.modules
-    tf.saved_model.save(exported, str(folder), signatures=_signatures(model, inference.answer, background))
+    tf.saved_model.save(exported, str(folder), signatures=_signatures(model, inference, background))
     described = folder / DESCRIPTION
     described.parent.mkdir()
     image_input = model.backbone.image_input
@@ -90,9 +94,10 @@ def export(
     write_warmup_requests(described.parent, image_input=image_input)
 
 
-def _signatures(model: TransferModel, answer: Any, background: str | None) -> dict[str, Any]:
-    """The three signatures; each calls the traced network `answer`."""
+def _signatures(model: TransferModel, inference: Inference, background: str | None) -> dict[str, Any]:
+    """The signatures; each calls the traced network."""
     image_input = model.backbone.image_input
+    answer = inference.answer
 
     def from_image_bytes(image_bytes: tf.Tensor) -> Tensors:
         decoded = tf.TensorSpec(image_input.shape)
@@ -107,15 +112,22 @@ def _signatures(model: TransferModel, answer: Any, background: str | None) -> di
     def from_fitted(images: tf.Tensor) -> Tensors:
         return named(answer(images))
 
+    def with_embeddings(images: tf.Tensor) -> Tensors:
+        features = inference.embed(images)
+        return {**named(inference.classify(features)), EMBEDDINGS: tf.cast(features, tf.float32)}
+
     def named(probabilities: tf.Tensor) -> Tensors:
         index = tf.argmax(probabilities, axis=-1, output_type=tf.int32)
         class_name = tf.gather(tf.constant(model.classes), index)
         return {"probabilities": probabilities, "class_index": index, "class_name": class_name}
 
+    fitted = tf.TensorSpec([None, *image_input.shape], tf.float32, name="images")
+    has_vectors = inference.embed.outputs[0].shape.rank == 2
     return {
         "serving_default": traced(from_image_bytes, tf.TensorSpec([None], tf.string, name="image_bytes")),
         "pixels": traced(
             from_pixels, tf.TensorSpec([None, None, None, image_input.channels], tf.float32, name="images")
         ),
-        FITTED: traced(from_fitted, tf.TensorSpec([None, *image_input.shape], tf.float32, name="images")),
+        FITTED: traced(from_fitted, fitted),
+        **({EMBEDDINGS: traced(with_embeddings, fitted)} if has_vectors else {}),
     }

@@ -11,10 +11,12 @@ from urllib.parse import unquote, urlsplit
 
 from transfer.config import StorageConfig
 from transfer.config.paths import path_here
-from transfer.dataset.manifest import IGNORED, MISSING, Reject
+from transfer.dataset.manifest import IGNORED, MISSING, NO_PATH, UNREADABLE, Reject
 from transfer.dataset.refusals import RejectReason
 from transfer.dataset.sources.base import key_of, read_file, read_object, store_of
 from transfer.dataset.sources.folder import listed_objects
+from transfer.dataset.sources.table import TableSource
+from transfer.dataset.sources.tabular import Table, is_table
 from transfer.dataset.sources.walk import FolderWalk
 from transfer.errors import DatasetError
 
@@ -55,22 +57,34 @@ class Image:
 
 
 def find_images(
-    places: Sequence[str], storage: StorageConfig, *, alone: bool | None = None, must_exist: bool = True
+    places: Sequence[str],
+    storage: StorageConfig,
+    *,
+    alone: bool | None = None,
+    must_exist: bool = True,
+    path_column: str = "path",
 ) -> list[Image]:
     """Find the files at `places`, in order and without duplicates.
 
-    A place is an image, a folder, a prefix, or a list of these: a `.txt` file with one place a line, relative to the
-    folder of the list. The key of an image is its path below the folder; unless `alone` (default: there is only one
-    place), the folder's own path precedes it. The key of an image that is itself a place is the place as written. A
-    file that exists but cannot be read is returned with `refused`; so is a place without files, unless places
-    `must_exist`. Hidden files, sidecar files and files of the system (such as `Thumbs.db`) are skipped. Raises
+    A place is an image, a folder, a prefix, a list of these (a `.txt` file with one place a line, relative to the
+    folder of the list), or a table (`.csv`, `.tsv`, `.parquet`) with paths of images in `path_column`. The key of an
+    image is its path below the folder; unless `alone` (default: there is only one place), the folder's own path
+    precedes it. The key of an image that is itself a place is the place as written; that of an image in a table is its
+    path as it stands there. A file that exists but cannot be read is returned with `refused`; so is a place without
+    files, unless places `must_exist`. Hidden files, sidecar files and files of the system (such as `Thumbs.db`) are
+    skipped. Raises
     DatasetError for a place without files that must exist, StorageError.
     """
     found: dict[str, Image] = {}
     named = left_out = 0
     alone = len(places) == 1 if alone is None else alone
     for place in places:
-        here = list(_listed(place, storage) if _is_list(place) else _files_at(place, storage, alone=alone))
+        if is_table(place):
+            here = list(_in_table(place, storage, path_column))
+        elif _is_list(place):
+            here = list(_listed(place, storage))
+        else:
+            here = list(_files_at(place, storage, alone=alone))
         images = [image for image in here if image.refused is None or image.refused.reason != IGNORED]
         if not images and not must_exist:
             images = [_missing(place, place, storage)]
@@ -138,6 +152,33 @@ def _listed(place: str, storage: StorageConfig) -> Iterator[Image]:
         if [image.place for image in images] == [written]:
             images = [replace(images[0], key=_shown(line))]
         yield from images
+
+
+def _in_table(place: str, storage: StorageConfig, path_column: str) -> Iterator[Image]:
+    """The images of a table. A row without a path becomes an image with `refused`."""
+    uri = place if place.startswith("s3://") else str(_local(place))
+    folder, _, name = uri.rpartition("/")
+    if not store_of(storage.model_copy(update={"uri": folder})).exists(name):
+        return
+    table = Table(uri, (uri,), path_column, None, storage)
+    if column := table.image_column():
+        raise DatasetError(
+            f"The table {place} has images in its column `{column}`, and `predict` takes tables of paths.",
+            advice="Ingest it, and predict the dataset version: `--dataset NAME`.",
+        )
+    source = TableSource(table)
+    for number, path in enumerate(table.paths(), start=1):
+        if not path:
+            refused = Reject(f"row {number}", NO_PATH, f"row {number} of the table has no path")
+            yield Image(refused.key, f"{uri}#{number}", -1, storage, refused)
+            continue
+        at = source.place(path)
+        refused_here = None
+        if at.startswith(("http://", "https://")):
+            refused_here = Reject(key_of(path), UNREADABLE, "a web address, and tables name files and s3:// objects")
+        elif table.is_in_bucket and not at.startswith("s3://"):
+            refused_here = Reject(key_of(path), UNREADABLE, "a path on a local disk, in a table that lies in a bucket")
+        yield Image(key_of(path), at, -1, storage, refused_here)
 
 
 def _missing(written: str, place: str, storage: StorageConfig) -> Image:

@@ -151,7 +151,7 @@ def _left_of(store: Store, model: str, removed: Iterable[int]) -> dict[int, list
 def _served_before(store: Store, model: str) -> dict[int, list[str]]:
     """Names of the objects in copies for servers before the last two promotions, by promotion."""
     folder, copies = layout.serving_folder(model), defaultdict(list)
-    last = max(promotions_log(store, model).numbers(), default=0)
+    last = promotions_log(store, model).newest_number()
     for item in store.list(f"{folder}/"):
         number, *rest = layout.below(folder, item.name)
         if rest and number.isdecimal() and int(number) < last - 1:

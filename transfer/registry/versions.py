@@ -45,7 +45,7 @@ def publish_once(
     StorageError.
     """
     log = _publications(store, version.model, run)
-    number = max(log.numbers(), default=0) + 1
+    number = log.newest_number() + 1
     winner = published_version(store, version.model, run)
     if winner is not None and winner != instead_of:
         raise _conflict(store, winner, run)
@@ -120,7 +120,7 @@ def upload_version(
         classes=tuple(classes),
         untrained_classes=tuple(untrained_classes),
         provenance=provenance,
-        published_after=max(promotions_log(store, model).numbers(), default=0),
+        published_after=promotions_log(store, model).newest_number(),
     )
 
 
@@ -219,9 +219,8 @@ def current_promotion(store: Store, model: str) -> Promotion | None:
 
 def list_promotions(store: Store, model: str) -> Iterator[tuple[int, Promotion]]:
     """Yield the promotion log's numbers and entries, newest first; each entry is read when the iterator reaches it."""
-    log = promotions_log(store, model)
-    for number in reversed(log.numbers()):
-        yield number, as_model(Promotion, log.read(number), uri=store.uri)
+    for number, document in promotions_log(store, model).newest_first():
+        yield number, as_model(Promotion, document, uri=store.uri)
 
 
 def _read_version(store: Store, model: str, number: int) -> ModelVersion | None:

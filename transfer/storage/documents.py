@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -93,9 +92,6 @@ def _with_digest(plain: dict[str, Any]) -> bytes:
     return f'{{\n "document": {nested},\n "sha256": "{digest}"\n}}\n'.encode()
 
 
-_ENTRY = re.compile(r"([0-9]{8,})\.json")
-
-
 class Log:
     """The documents `<prefix>/00000001.json`, `00000002.json`, … of a store. The highest number is the current one."""
 
@@ -109,19 +105,35 @@ class Log:
 
     def numbers_among(self, objects: Iterable[StoredObject]) -> list[int]:
         """Numbers of the entries in an existing listing, in ascending order."""
-        matches = (_ENTRY.fullmatch(item.name.removeprefix(f"{self._prefix}/")) for item in objects)
-        return sorted(int(match.group(1)) for match in matches if match)
+        numbers = (layout.entry_number_in(self._prefix, item.name) for item in objects)
+        return sorted(number for number in numbers if number)
+
+    def newest_number(self) -> int:
+        """Number of the newest entry; 0 while the log is empty. Raises StorageError."""
+        return self._store.newest_entry(self._prefix)
+
+    def newest_first(self) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Numbers and documents of a log from which nothing is removed; each is read when the iterator reaches it.
+
+        Raises CorruptObjectError, StorageError.
+        """
+        for number in range(self.newest_number(), 0, -1):
+            try:
+                document = self.read(number)
+            except ObjectNotFoundError:
+                continue
+            yield number, document
 
     def latest(self) -> tuple[int, dict[str, Any]] | None:
         """The highest number and its document; None while the log is empty. Raises CorruptObjectError, StorageError."""
-        numbers = self.numbers()
-        while numbers:
+        number = self.newest_number()
+        while number:
             try:
-                return numbers[-1], self.read(numbers[-1])
+                return number, self.read(number)
             except ObjectNotFoundError:
                 # A run that finished removes earlier entries after it wrote a later one.
-                before, numbers = numbers, self.numbers()
-                if numbers == before:
+                before, number = number, self.newest_number()
+                if number == before:
                     raise
         return None
 
@@ -148,8 +160,7 @@ class Log:
         if number is not None:
             put_document(self._store, self._name(number), document)
             return number
-        numbers = self.numbers()
-        number = numbers[-1] + 1 if numbers else 1
+        number = self.newest_number() + 1
         while not self._add(number, document):
             number += 1
         return number

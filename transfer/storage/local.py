@@ -81,6 +81,11 @@ class LocalStore(Store):
         # By code point, which is the order of the UTF-8 bytes, as S3 lists.
         yield from sorted(found, key=lambda item: item.name)
 
+    def newest_entry(self, log: str) -> int:
+        with contextlib.suppress(ObjectNotFoundError), self._errors("list", log), os.scandir(self._path(log)) as items:
+            return max((layout.entry_number_in(log, f"{log}/{item.name}") or 0 for item in items), default=0)
+        return 0
+
     def put(self, name: str, data: bytes | Path) -> bool:
         path = self._path(name)
         with self._errors("write", name):

@@ -1,7 +1,7 @@
 """Objects in a bucket of any S3 service: AWS, MinIO, Ceph and others.
 
-The latest entry of a log and the existing versions are read from listings. So a listing that omits or repeats keys, or
-that never ends, is refused.
+The latest entry of a log and the existing versions are read from listings (`s3_listing.py`). So a listing that repeats
+keys, has no order or never ends is refused.
 
 The service itself decides put-if-absent (`If-None-Match: *`). Each object has its SHA-256 as metadata. It tells our own
 write with a lost response from that of another writer, and a damaged body from an intact one.
@@ -13,7 +13,7 @@ import contextlib
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 from botocore.exceptions import BotoCoreError, ClientError
@@ -21,6 +21,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from transfer.catalog import layout
 from transfer.errors import AlreadyExistsError, ObjectNotFoundError, StorageError, UnsafeStorageError
 from transfer.storage.disk_cache import DiskCache
+from transfer.storage.s3_listing import Listing
 from transfer.storage.s3_requests import Bucket, RetryPolicy, is_taken, no_conditional_writes
 from transfer.storage.s3_transfer import (
     CONDITION,
@@ -48,53 +49,6 @@ from transfer.storage.store import (
     sha256_hex,
 )
 
-if TYPE_CHECKING:
-    from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef, ObjectTypeDef
-
-
-def objects(bucket: Bucket, prefix: str) -> Iterator[StoredObject]:
-    """All objects whose name starts with `prefix`, sorted by name.
-
-    Raises StorageError, also if the listing is not as S3 documents it.
-    """
-    last_key = ""
-    for page in _pages(bucket, prefix):
-        for item in page.get("Contents", []):
-            # By code point, which is the order of the UTF-8 bytes, as S3 documents it.
-            if item["Key"] <= last_key:
-                raise _not_as_documented(bucket, prefix, f"{item['Key']!r} comes after {last_key!r}")
-            last_key = item["Key"]
-            # Web consoles create empty objects that represent folders.
-            if not last_key.endswith("/"):
-                modified_s = item["LastModified"].timestamp()
-                yield StoredObject(bucket.name_of(last_key), item["Size"], _stamp_of(item), modified_s)
-
-
-def _pages(bucket: Bucket, prefix: str, **options: str) -> Iterator[ListObjectsV2OutputTypeDef]:
-    request: dict[str, Any] = {"Bucket": bucket.name, "Prefix": bucket.key(prefix), **options}
-    while True:
-        page = bucket.call("list", prefix or "everything", lambda: bucket.client.list_objects_v2(**request))
-        yield page
-        if not page.get("IsTruncated"):
-            return
-        request["ContinuationToken"] = page.get("NextContinuationToken")
-        if not request["ContinuationToken"]:
-            raise _not_as_documented(bucket, prefix, "a page says that more follow, and not where they begin")
-
-
-def _stamp_of(item: ObjectTypeDef) -> str:
-    # Some services leave the ETag out.
-    return f"{item['ETag']} {item['LastModified'].isoformat()}" if item.get("ETag") else ""
-
-
-def _not_as_documented(bucket: Bucket, prefix: str, found: str) -> StorageError:
-    return StorageError(
-        f"{bucket.uri} at {bucket.endpoint} does not list {prefix or 'its objects'} as S3 does: {found}.",
-        advice="Use a general purpose bucket of a service that knows ListObjectsV2; S3 Express directory buckets list "
-        "without an order.",
-    )
-
-
 # ruff: noqa: D102 - Store documents the methods.
 
 
@@ -105,6 +59,7 @@ _ROUNDS = 3
 class S3Store(Store):
     """A store in `bucket` under `prefix`. Objects above `multipart_threshold_bytes` are sent in parts.
 
+    `page_size`: keys that a request for a listing asks for.
     `disk_cache`: where `open_verified` caches objects on a local disk.
     """
 
@@ -120,8 +75,10 @@ class S3Store(Store):
         disk_cache: DiskCache | None = None,
         multipart_threshold_bytes: int = 32 * 1024**2,
         part_size_bytes: int = 16 * 1024**2,
+        page_size: int = 1000,
     ) -> None:
         self._bucket = Bucket(bucket, prefix, endpoint_url=endpoint_url, region=region, retry=retry or RetryPolicy())
+        self._listing = Listing(self._bucket, page_size)
         self.uri = self._bucket.uri
         self._single_writer = single_writer
         self._disk_cache = disk_cache
@@ -167,14 +124,16 @@ class S3Store(Store):
 
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
         check_prefix(prefix)
-        yield from objects(self._bucket, prefix)
+        yield from self._listing.objects(prefix)
 
     def folders(self, folder: str = "") -> Iterator[str]:
         prefix = f"{folder}/" if folder else ""
         check_prefix(prefix)
-        for page in _pages(self._bucket, prefix, Delimiter="/"):
-            for inside in page.get("CommonPrefixes", []):
-                yield self._bucket.name_of(inside["Prefix"]).removeprefix(prefix).removesuffix("/")
+        for name in self._listing.folders(prefix):
+            yield name.removeprefix(prefix).removesuffix("/")
+
+    def newest_entry(self, log: str) -> int:
+        return self._listing.newest_entry(layout.check_name(log))
 
     def put(self, name: str, data: bytes | Path) -> bool:
         layout.check_name(name)

@@ -42,7 +42,7 @@ class StoredObject:
     stamp: str = field(default="", compare=False)
     """ETag and time of change, which change with the content; empty if the listing of the service lacks them."""
     modified_s: float = field(default=0.0, compare=False)
-    """Time of writing in seconds since 1970, by the clock of the storage. It only orders what is shown."""
+    """Time of writing in seconds since 1970, by the clock of the storage. It orders lists, and spares young objects."""
 
 
 class Store(abc.ABC):
@@ -81,6 +81,13 @@ class Store(abc.ABC):
     @abc.abstractmethod
     def list(self, prefix: str = "") -> Iterator[StoredObject]:
         """List all objects whose name starts with `prefix`, also in folders, sorted by name."""
+
+    @abc.abstractmethod
+    def newest_entry(self, log: str) -> int:
+        """The highest number of an entry in a log; 0 while it is empty. It costs little, however long the log is.
+
+        Raises StorageError.
+        """
 
     @abc.abstractmethod
     def size(self, name: str) -> int:

@@ -1,9 +1,9 @@
-"""Checkpoints: everything that training needs to go on exactly where it was.
+"""Checkpoints: everything that a run needs to continue exactly where it stopped. Needs no TensorFlow.
 
-The last one holds what the run learned: evaluation, publishing and warm starts need nothing else. The best epoch of the
-last phase is where training would go on from if the last one were damaged. All others go, their JSON first, then the
-arrays that no checkpoint names any more. So a removal that was cut short leaves a run that is whole, and the next one
-removes the rest. Needs no TensorFlow.
+A finished run keeps two. The last checkpoint holds the learned weights: evaluation, publishing and warm starts read
+nothing else. The one of the last phase's best epoch is a reserve, from which training continues if the last one is
+damaged. All others are removed: first their JSON, then the arrays that no remaining checkpoint names. An interrupted
+removal leaves a complete run, and the next removal removes the rest.
 
 A checkpoint is an entry in the run's log, naming two immutable files of arrays by their SHA-256: the weights that the
 run trains, and the state of the phase's optimiser (which holds the place in the schedule). The frozen part is not
@@ -46,21 +46,22 @@ logger = logging.getLogger(__name__)
 
 
 def keep_best_and_last(run: Run) -> None:
-    """Remove the other checkpoints of a run that is finished; nothing happens to one that is not.
+    """Remove all checkpoints of a finished run but the best and the last. An unfinished run does not change.
 
-    To be called by one process, when nobody trains the run any more. Where storage refuses, they stay, with a warning.
+    Only one process may call this, after all workers have left. If storage refuses, the checkpoints stay, and a warning
+    is logged.
     """
     try:
         others = superfluous(run.store, run.folder, run.config.phases)
         remove_all(run.store, [item.name for item in others])
     except StorageError as error:
-        logger.warning("Older checkpoints of run %s stay: %s", run.id, error)
+        logger.warning("Older checkpoints of run %s were not removed: %s", run.id, error)
 
 
 def superfluous(store: Store, folder: str, phases: Sequence[PhaseConfig]) -> list[StoredObject]:
-    """What a finished run in `folder` does not keep, in the order in which it may go; nothing of one not finished.
+    """The objects that a finished run in `folder` no longer needs, in the order of removal; none of an unfinished run.
 
-    Raises StorageError, CorruptObjectError where the last checkpoint cannot be read.
+    Raises StorageError, and CorruptObjectError if the last checkpoint cannot be read.
     """
     checkpoints = Log(store, layout.checkpoints_log(folder))
     numbers = checkpoints.numbers()
@@ -77,7 +78,7 @@ def superfluous(store: Store, folder: str, phases: Sequence[PhaseConfig]) -> lis
 
 
 def keep_last(store: Store, folder: str) -> None:
-    """Remove all but the last checkpoint of a pack in `folder` that has no trial to train. Warns as above."""
+    """Remove all but the last checkpoint of a pack without live trials. If storage refuses, a warning is logged."""
     log = Log(store, layout.checkpoints_log(folder))
     try:
         latest = log.latest()
@@ -85,7 +86,7 @@ def keep_last(store: Store, folder: str) -> None:
             number, document = latest
             remove_all(store, [item.name for item in _others(store, folder, {number}, {document["arrays"]})])
     except StorageError as error:
-        logger.warning("Older checkpoints of pack %s stay: %s", folder, error)
+        logger.warning("Older checkpoints of pack %s were not removed: %s", folder, error)
 
 
 def remove_all(store: Store, names: Iterable[str]) -> None:
@@ -97,7 +98,7 @@ def remove_all(store: Store, names: Iterable[str]) -> None:
 
 
 def _others(store: Store, folder: str, kept: Iterable[int], arrays: Iterable[str]) -> list[StoredObject]:
-    """Checkpoints in `folder` besides those that are kept, then files besides the `arrays` that these name."""
+    """All checkpoints in `folder` but those numbered `kept`, then all files of arrays but those with these digests."""
     log, files = layout.checkpoints_log(folder), layout.arrays_folder(folder)
     stay = {layout.entry(log, number) for number in kept}
     stay |= {layout.arrays(folder, sha256) for sha256 in arrays}
@@ -106,7 +107,7 @@ def _others(store: Store, folder: str, kept: Iterable[int], arrays: Iterable[str
 
 
 def _readable(log: Log, numbers: Sequence[int]) -> dict[int, CheckpointEntry]:
-    """The checkpoints' entries; those that are damaged, or removed by another process meanwhile, are left out."""
+    """The checkpoints' entries, without damaged ones and those that another process removed in the meantime."""
 
     def read(number: int) -> CheckpointEntry | None:
         try:
@@ -122,7 +123,7 @@ def _readable(log: Log, numbers: Sequence[int]) -> dict[int, CheckpointEntry]:
 def _best(
     history: Sequence[EpochRow], entries: Mapping[int, CheckpointEntry], phases: Sequence[PhaseConfig]
 ) -> list[int]:
-    """The checkpoint at the end of the last phase's best epoch; none where the last checkpoint is of that epoch."""
+    """The checkpoint at the end of the last phase's best epoch; none if `entries` has no checkpoint of that epoch."""
     rows = [row for row in history if row.phase == len(phases) - 1 and row.validation_accuracy is not None]
     if not rows:
         return []
@@ -135,7 +136,7 @@ def _best(
         for number, entry in entries.items()
         if not entry.progress.step and len(entry.progress.history) == best.epoch + 1
     ]
-    # Where a part was trained again, the later one is that of the run's history.
+    # An epoch that was trained again, because its checkpoint was damaged, has two. The later one is in the history.
     return ends[-1:]
 
 
@@ -145,12 +146,12 @@ _NUMBER = "checkpoint"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a run stands: a checkpoint that was read back and verified, or in memory, with number 0."""
+    """The state of a run: a checkpoint that was read and verified, or a state in memory, whose number is 0."""
 
     progress: Progress
     weights: list[np.ndarray]
     optimizer: list[np.ndarray]
-    """Empty: a fresh optimiser."""
+    """State of the phase's optimiser; empty for a fresh one."""
     number: int = 0
 
 
@@ -171,7 +172,7 @@ class Checkpoints:
     ) -> None:
         """Write checkpoint `number`. Only the chief (rank 0) calls this.
 
-        Raises RunBusyError when another process, which trains the same run, wrote it, or has come further.
+        Raises RunBusyError if another process, which trains the same run, wrote this checkpoint or a later one.
         """
         self.check_newest(number)
         entry = CheckpointEntry(
@@ -184,7 +185,7 @@ class Checkpoints:
             self._log.append(entry.model_dump(mode="json"), number=number)
         except AlreadyExistsError:
             found = self.entry(number)
-            # The same, where a request of an attempt that was killed came late.
+            # The same content is no conflict: it came from an attempt that was killed, whose request arrived late.
             if found.model_copy(update={"written": entry.written}) != entry:
                 raise self._busy(number, found.written) from None
 
@@ -193,28 +194,28 @@ class Checkpoints:
         return self._log.numbers()
 
     def check_newest(self, number: int) -> None:
-        """Raise RunBusyError when there is a checkpoint beyond `number`, which this process is about to write.
+        """Raise RunBusyError if there is a later checkpoint than `number`, which this process is about to write.
 
-        A run that came to its end removes older checkpoints, so `number` may be free again.
+        Put-if-absent alone would not notice that: a run that ends removes older checkpoints, so `number` may be free.
         """
-        newest = max(self.numbers(), default=0)
+        newest = self._log.newest_number()
         if newest > number:
             raise self._busy(newest, self.entry(newest).written)
 
     def entry(self, number: int) -> CheckpointEntry:
-        """What a checkpoint's document says, without its arrays. Raises what `Log.read_as` raises."""
+        """The document of a checkpoint, without its arrays. Raises what `Log.read_as` raises."""
         return self._log.read_as(CheckpointEntry, number)
 
     def last_entry(self) -> tuple[int, CheckpointEntry] | None:
-        """The number of the last checkpoint and what its document says; None before the first one. Raises as above."""
+        """Number and document of the last checkpoint; None before the first one. Raises what `Log.latest_as` raises."""
         return self._log.latest_as(CheckpointEntry)
 
     def newest(self) -> Checkpoint | None:
-        """The newest checkpoint whose bytes are all intact, or None. Damaged ones are logged and passed over."""
+        """The newest checkpoint whose bytes are intact, or None. Damaged ones are logged and skipped."""
         return newest_intact(self.read, self.numbers(), of=f"run {self._run.id}")
 
     def read(self, number: int) -> Checkpoint:
-        """Read one checkpoint. Raises CorruptObjectError when its bytes are not what their digests promise."""
+        """Read one checkpoint. Raises CorruptObjectError if its bytes do not have their digests."""
         entry = self.entry(number)
         return Checkpoint(
             number=number,
@@ -224,26 +225,37 @@ class Checkpoints:
         )
 
     def _busy(self, number: int, written: Writer | None) -> RunBusyError:
-        # Earlier releases did not write down who it was.
-        who = f"process {written.process} on {written.host} at {written.at}" if written else "it"
+        # Checkpoints of earlier releases do not name their writer.
+        which = f" (process {written.process} on {written.host}, at {written.at})" if written else ""
         return RunBusyError(
-            f"Another process trains run `{self._run.id}`, too: checkpoint {number} was written by {who}.",
-            advice="Leave the run to that process. The same command finds its result later, or goes on with it.",
+            f"Another process trains run `{self._run.id}`, too: it wrote checkpoint {number}{which}.",
+            advice="Let that process finish the run. Then the same command finds the result; if the process was "
+            "interrupted, the command continues the run.",
         )
 
     def complete(self) -> Checkpoint:
-        """The last checkpoint of a finished run. Raises TrainingError when the run is not finished."""
+        """The last checkpoint of a finished run. Raises TrainingError if the run is not finished."""
         checkpoint = self.newest()
         if checkpoint is None or not checkpoint.progress.complete:
-            raise TrainingError(
-                f"Run `{self._run.id}` is not finished.",
-                advice="Run `transfer train` with its configuration to continue.",
-            )
+            raise self._unfinished()
         return checkpoint
+
+    def finished(self) -> CheckpointEntry:
+        """What the last checkpoint's document of a finished run says. Raises TrainingError like `complete`."""
+        latest = self.last_entry()
+        if latest is None or not latest[1].progress.complete:
+            raise self._unfinished()
+        return latest[1]
+
+    def _unfinished(self) -> TrainingError:
+        return TrainingError(
+            f"Run `{self._run.id}` is not finished.",
+            advice="Run `transfer train` with its configuration to continue.",
+        )
 
 
 def newest_intact(read: Callable[[int], Found], numbers: Sequence[int], *, of: str) -> Found | None:
-    """What `read` gives for the last of these checkpoint numbers whose bytes are intact; None where none is."""
+    """The result of `read` for the last of these checkpoint numbers with intact bytes; None if there is none."""
     for number in reversed(numbers):
         try:
             return read(number)
@@ -255,11 +267,11 @@ def newest_intact(read: Callable[[int], Found], numbers: Sequence[int], *, of: s
 def put_arrays(store: Store, folder: str, arrays: Sequence[np.ndarray | keras.Variable], *, number: int) -> str:
     """Put arrays of checkpoint `number` into one immutable file below `folder`. Returns its SHA-256.
 
-    The number is in the file, so that no other checkpoint has the same one: were it damaged, training that goes on from
-    the checkpoint before would come to the same arrays again, and find their name taken. Raises StorageError.
+    The file holds the number, so that no two checkpoints share a file. If they did and the file were damaged, training
+    from the checkpoint before would compute the same arrays again, and their name would be taken. Raises StorageError.
     """
     buffer = io.BytesIO()
-    # Named by position: Keras's own variable names count what was built before in the same process.
+    # Names are positions: Keras's own names of variables depend on what the process built before.
     named: dict[str, Any] = {f"{index:05d}": np.asarray(array) for index, array in enumerate(arrays)}
     named[_NUMBER] = np.int64(number)
     np.savez(buffer, **named)
@@ -267,14 +279,14 @@ def put_arrays(store: Store, folder: str, arrays: Sequence[np.ndarray | keras.Va
 
 
 def read_arrays(store: Store, folder: str, digest: str) -> list[np.ndarray]:
-    """Arrays that `put_arrays` put there. Raises CorruptObjectError, ObjectNotFoundError, StorageError."""
+    """Read the arrays that `put_arrays` wrote. Raises CorruptObjectError, ObjectNotFoundError, StorageError."""
     data = store.read_verified(layout.arrays(folder, digest), digest)
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         return [arrays[name] for name in sorted(arrays.files) if name != _NUMBER]
 
 
 def assign(variables: Sequence[keras.Variable], arrays: Sequence[np.ndarray]) -> None:
-    """Put arrays into variables of the same order and shapes. Raises TrainingError when they do not fit."""
+    """Put arrays into variables of the same order and shapes. Raises TrainingError if they do not fit."""
     shapes = [tuple(variable.shape) for variable in variables]
     found = [array.shape for array in arrays]
     if shapes != found:

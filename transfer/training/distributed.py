@@ -55,7 +55,7 @@ class TensorFlowBackend(Backend):
     """Sets TF_CONFIG on each worker of a starting group."""
 
     def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:  # noqa: ARG002 - Ray's signature
-        """Called by Ray's controller each time that a group has started, also after a failure."""
+        """Called by Ray's controller each time a group has started, also after a failure."""
         addresses = worker_group.execute(_free_address)
         ready = [
             worker_group.execute_single_async(rank, _set_tf_config, addresses, rank) for rank in range(len(addresses))
@@ -64,7 +64,7 @@ class TensorFlowBackend(Backend):
 
 
 def _free_address() -> str:
-    # The port is free now and used within seconds; TensorFlow cannot be handed an open socket.
+    # TensorFlow cannot take over an open socket. So the port is only known to be free now; it is used within seconds.
     host = ray.util.get_node_ip_address()
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.bind((host, 0))
@@ -78,17 +78,17 @@ def _set_tf_config(addresses: list[str], rank: int) -> None:
 
 
 ELASTIC_START_TIMEOUT_S = 10.0
-"""For a group whose size Ray chose by what seemed to be there: it may have died since, and Ray learns that in 20 s."""
+"""Start timeout of a group whose size Ray chose: Ray may count on a dead machine, since it notices a death in 20 s."""
 POLL_S = 0.5
-"""Between two looks for the next checkpoint."""
+"""Seconds between two attempts to read the next checkpoint."""
 
 
 def train_on_workers(run: Run, *, on_epoch: Callable[[EpochRow], None] | None = None, epochs_known: int = 0) -> None:
     """Train a run on `workers.count` Ray workers; they continue from its newest checkpoint after a failure.
 
-    With `workers.min_count` the group may be smaller while there is no room for all. `on_epoch` is called in this
-    process, by another thread, for each epoch that ends but the first `epochs_known`. Raises the TransferError that a
-    worker met, TrainingError when workers kept failing or did not start in time.
+    With `workers.min_count` the group is smaller while the cluster has no room for all workers. Another thread of this
+    process calls `on_epoch` for each epoch that ends, but not for the first `epochs_known`. Raises the TransferError of
+    a worker, and TrainingError if workers keep failing or do not start in time.
     """
     workers = run.config.workers
     is_elastic = len(workers.counts) > 1
@@ -114,14 +114,14 @@ def train_on_workers(run: Run, *, on_epoch: Callable[[EpochRow], None] | None = 
             resources_per_worker=resources,
         ),
         run_config=RunConfig(
-            # A name of its own for each attempt: Ray would silently resume one that it knows, but what a run
-            # continues from is decided by its own checkpoints.
+            # Each attempt has a new name: Ray would silently resume a name that it knows, but only the run's own
+            # checkpoints may decide where it continues.
             name=f"{run.id}-{time.time_ns():x}",
             storage_path=ray_storage_path(run.config.storage),
-            # Starting is tried again and again, until the deadline.
+            # Ray tries to start the group until StartDeadline ends the run.
             failure_config=FailureConfig(max_failures=workers.max_failures, controller_failure_limit=-1),
             worker_runtime_env={"env_vars": S3_ENVIRONMENT},
-            # Ray tells of each group and each report otherwise.
+            # At a lower level Ray logs each group and each report.
             logging_config=LoggingConfig(log_level="WARNING"),
             callbacks=[
                 Watchdog(run.id, stall_timeout_s=workers.stall_timeout_s),
@@ -143,18 +143,18 @@ def train_on_workers(run: Run, *, on_epoch: Callable[[EpochRow], None] | None = 
 
 @contextmanager
 def _epochs_followed(run: Run, epochs_known: int, on_epoch: Callable[[EpochRow], None]) -> Iterator[None]:
-    """Call `on_epoch` for each epoch that ends while the block runs, as the run's checkpoints tell of it.
+    """Call `on_epoch` for each epoch that ends while the block runs, as the run's checkpoints show.
 
-    What workers print would come twice or not at all, and behind the name and number of a process.
+    The workers' own output is no source: Ray may print it twice or not at all, and puts a process's name before it.
     """
-    first = max(run.checkpoints.numbers(), default=0) + 1
+    first = run.checkpoints.newest_number() + 1
     over = threading.Event()
 
     def follow() -> None:
         number, known = first, epochs_known
         while True:
             is_last = over.wait(POLL_S)
-            # A store that fails now and then is asked again; training notices one that is gone.
+            # After an error the next round tries again. If storage is gone for good, training itself fails.
             with suppress(StorageError):
                 while True:
                     history = run.checkpoints.read_as(CheckpointEntry, number).progress.history
@@ -174,9 +174,9 @@ def _epochs_followed(run: Run, epochs_known: int, on_epoch: Callable[[EpochRow],
 
 
 def extract_before_training(run: Run) -> None:
-    """Compute and cache the features that the run's phases will train on, by as many actors as it has replicas.
+    """Compute and cache the features that the run's phases train on, with as many actors as the run has replicas.
 
-    A single replica sees to it itself when it is asked for it, so nothing is done for one. Raises what
+    Does nothing for a single replica, which computes them itself when a phase needs them. Raises what
     `extract_on_cluster` raises.
     """
     workers = run.config.workers
@@ -187,7 +187,7 @@ def extract_before_training(run: Run) -> None:
 
 
 def _choose_inputs(config: Config, run_id: str, dataset: Dataset) -> list[Request]:
-    """The features to cache for a run; decided in a process with TensorFlow."""
+    """The features to cache for a run. Runs in a process with TensorFlow."""
     from transfer.training.feature_plan import FeaturePlan
     from transfer.training.shared_models import untrained_model
 
@@ -198,7 +198,7 @@ def _choose_inputs(config: Config, run_id: str, dataset: Dataset) -> list[Reques
 
 
 def ray_storage_path(storage: StorageConfig) -> str:
-    """Where Ray Train keeps its own state: beside everything else, as a URI without credentials."""
+    """URI, without credentials, of the place in the configured storage where Ray Train keeps its own state."""
     if not storage.uri.startswith("s3://"):
         return str(Path(storage.uri.removeprefix("file://")) / layout.RAY)
     uri = f"{storage.uri.rstrip('/')}/{layout.RAY}"
@@ -215,7 +215,7 @@ def ray_storage_path(storage: StorageConfig) -> str:
 def _plain_errors() -> Iterator[None]:
     """Raise errors of TensorFlow as RuntimeErrors, with the same traceback.
 
-    Ray's controller would first load TensorFlow to look at them, and only then start the workers again.
+    To unpickle an error of TensorFlow, Ray's controller would load TensorFlow before it restarts the workers.
     """
     start_worker()
     import tensorflow as tf
@@ -228,7 +228,7 @@ def _plain_errors() -> Iterator[None]:
 
 @_plain_errors()
 def _worker_main(settings: dict[str, Any]) -> TransferError | None:
-    """What each Ray worker runs, in a thread that is not the main one."""
+    """The train function of each Ray worker. Ray runs it in a thread that is not the main one."""
     from transfer.training.step import create_strategy
 
     config = Config.model_validate(settings["config"])
@@ -245,12 +245,12 @@ def _worker_main(settings: dict[str, Any]) -> TransferError | None:
     dataset = load_dataset(store, run.dataset_name, run.dataset_number)
     context = ray.train.get_context()
     worker = WorkerSlice(context.get_world_rank(), context.get_world_size())
-    # Ray Train shows all that is logged, its own reports, too. The other ranks would say what rank 0 says.
+    # Ray Train prints everything that is logged, its own reports included, and all ranks log the same.
     logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("transfer").setLevel(logging.WARNING if worker.index else logging.INFO)
     checkpoints = Checkpoints(run)
     newest = checkpoints.newest() if worker.index == 0 else None
-    # All workers must start at the same place, also when one of them sees a checkpoint later than the others.
+    # All workers must start from the same checkpoint, even if a listing does not show the newest one to all of them.
     number = broadcast_from_rank_zero(newest.number if newest else None)
     start = checkpoints.read(number) if number is not None else None
     try:
@@ -264,18 +264,18 @@ def _worker_main(settings: dict[str, Any]) -> TransferError | None:
                 on_epoch=_report,
             )
     except DivergedError as error:
-        # Every worker sees the same loss, and a restart would see it again: an answer, not a failure to recover from.
+        # All workers see the same loss, and a restart would see it again. So it is returned: Ray restarts after errors.
         return error
     return None
 
 
 def _report(row: EpochRow) -> None:
-    with during(TOGETHER):  # It waits for all ranks.
+    with during(TOGETHER):  # The report is a barrier.
         ray.train.report(row.model_dump())
 
 
 def _explained(error: Exception, run: Run) -> TransferError:
-    """The error that a worker met, if it is one of ours; else what Ray says."""
+    """The TransferError that a worker or the controller raised; otherwise a TrainingError with Ray's message."""
     failures = [*getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", None)]
     for failure in failures:
         if isinstance(failure, TransferError):

@@ -1,4 +1,4 @@
-"""The epochs of a run as they end: a row each under their phase on a terminal, a line each in a log. On stderr."""
+"""Shows each epoch of a run on stderr when it ends: on a terminal a row of its phase's table, in a log a line."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from transfer.runtime.progress import is_shown
 from transfer.training.history import best_row
 
 _HEADS = ("epoch", "loss", "accuracy", "val loss", "val accuracy", "learning rate", "images/s")
-# With the mark behind them they fill the 80 columns of a narrow terminal.
+# Together with the mark ` ★` they fill the 80 columns of a narrow terminal.
 _WIDTHS = (9, 9, 10, 10, 14, 15, 10)
 _NOT_WATCHED = EarlyStoppingConfig()
-"""What tells the best epoch of a phase without early stopping, which nothing goes back to."""
+"""The rule that marks the best epoch of a phase without early stopping, which keeps its last epoch."""
 
 
 class EpochTable:
-    """Shows the epochs of one run. `history`: those that an earlier attempt has shown."""
+    """Shows the epochs of one run. `history`: epochs that an earlier attempt has shown."""
 
     def __init__(self, phases: Sequence[PhaseConfig], history: Sequence[EpochRow] = ()) -> None:
         self._phases = phases
         self._rows = list(history)
         self._headed: int | None = None
-        """The phase whose heading stands above what is shown next."""
+        """The phase whose heading was printed last."""
 
     def show(self, row: EpochRow) -> None:
-        """Show one more epoch, and where it is the last of its phase, which epoch that goes back to."""
+        """Show one more epoch. If early stopping ends its phase, also show to which epoch the phase goes back."""
         self._rows.append(row)
         if not is_shown():
             return
@@ -39,18 +39,18 @@ class EpochTable:
         else:
             _print(self._line(row, is_best=best is row))
         if best is not None and best is not row and self._goes_back(best):
-            _print(f"Going back to {self._place(best)} ({phase.title}), the best of its phase.")
+            _print(f"Going back to {self._place(best)} ({phase.title}), the best epoch of the phase.")
 
     @property
     def place(self) -> str | None:
-        """The last epoch that ended, `epoch 12 of phase 0`; None before the first."""
+        """The last epoch that ended, as in `epoch 12 of phase 0`; None before the first one."""
         return self._place(self._rows[-1]) if self._rows else None
 
     def _of_phase(self, phase: int) -> list[EpochRow]:
         return [row for row in self._rows if row.phase == phase]
 
     def _goes_back(self, best: EpochRow) -> bool:
-        """Whether the present phase has ended, and early stopping goes back to its best epoch."""
+        """Whether the phase of `best` has ended and early stopping goes back to `best`."""
         phase, last = self._phases[best.phase], self._rows[-1]
         rule = phase.early_stopping
         return rule is not None and (
@@ -58,7 +58,7 @@ class EpochTable:
         )
 
     def _number(self, row: EpochRow) -> int:
-        """Of an epoch within its phase, from 1."""
+        """Number of an epoch within its phase, from 1."""
         return row.epoch - self._of_phase(row.phase)[0].epoch + 1
 
     def _place(self, row: EpochRow) -> str:

@@ -1,8 +1,8 @@
-"""What each phase of a run trains on, pixels or cached features: decided once a run, and recorded.
+"""Whether each phase of a run trains on pixels or on cached features: decided once for the run, and recorded.
 
-Features that are smaller than the encoded image are cached: an epoch from pixels reads more bytes, before it has
-decoded any. Of larger ones, reading a byte takes as long as some multiply-adds. So a map near the image is computed
-again: the frozen part is cheap there, and its output many times larger than the image.
+Features that are smaller than the encoded image are cached, because an epoch from pixels would read more bytes and also
+decode them. Larger features are cached if computing them takes more than reading them: from so many multiply-adds a
+byte on. A feature map of an early layer is not cached: it is cheap to compute and many times larger than the image.
 """
 
 from __future__ import annotations
@@ -38,14 +38,16 @@ logger = logging.getLogger(__name__)
 _SPLITS = ("train", "validation")
 
 MULTIPLY_ADDS_A_BYTE = 250
-"""Fewest for which features are cached: 10 epochs at 94 billion a second (MobileNetV2 on 2 cores), with storage that
-takes 100 MB/s and gives 500 MB/s, where caching may cost 1.25 times as much since later runs read the features, too."""
+"""Features that take fewer multiply-adds for each of their bytes are computed again.
+
+Derived for 10 epochs, 94 billion multiply-adds a second (MobileNetV2 on 2 cores), and storage that writes 100 MB/s and
+reads 500 MB/s. Caching may take 1.25 times as long as computing again, because later runs read the features, too."""
 GPU_MULTIPLY_ADDS_A_BYTE = 25_000
-"""The same at 10 trillion a second: a guess."""
+"""The same limit for a GPU with 10 trillion multiply-adds a second. This is a guess, not a measurement."""
 
 
 class CacheChoice(BaseModel):
-    """How a phase gets its features, and why."""
+    """Whether a phase trains on cached features, and why."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -67,12 +69,12 @@ class CachedInputs:
 
 
 class FeaturePlan:
-    """Where the phases of a run get their features from."""
+    """Decides, caches and opens the features that the phases of a run train on."""
 
     def __init__(self, run: Run, dataset: Dataset, model: TransferModel) -> None:
-        """Call it before any weight is trained: cached features belong to the pretrained network.
+        """Must be called before any weight is trained, because cached features belong to the pretrained network.
 
-        Raises ConfigError for the run of a fold that has a phase without features to cache, or with views.
+        Raises ConfigError for a run of a fold if a phase cannot train on cached features, or trains on views.
         """
         config = run.config
         self._run = run
@@ -88,32 +90,33 @@ class FeaturePlan:
 
     @cached_property
     def choices(self) -> list[CacheChoice]:
-        """How each phase gets its features: as the run began, or decided now if this is its beginning."""
+        """The choice for each phase: the recorded one, or decided and recorded now if the run is new."""
         log = self._run.inputs
-        if not log.numbers():
+        if not log.newest_number():
             choices = [self._choice(index) for index in range(len(self._reasons))]
             for index, choice in enumerate(choices):
                 logger.info("Phase %d trains %s", index, choice.explained)
-            # Another worker may be first: its choices count.
+            # If another worker is first, its choices count.
             with suppress(AlreadyExistsError):
                 log.append({"phases": [choice.model_dump(mode="json") for choice in choices]}, number=1)
         return [CacheChoice.model_validate(choice) for choice in log.read(1)["phases"]]
 
     def extract(self, phases: Container[int] | None = None) -> Extraction:
-        """Compute, in this process, the features that some phases (default: all) need and that are not cached."""
+        """Compute in this process those features of some phases (default: all) that are not cached yet."""
         self.claim()
         return self._extractor.extract_all(self._wanted(phases))
 
     def requests(self, phases: Container[int] | None = None) -> list[Request]:
-        """The features to cache for some phases (default: all), as a driver without TensorFlow can pass them on."""
+        """The features to cache for some phases (default: all), in a form that needs no TensorFlow."""
         config = self._run.config
         asked = [config.phases[index] for index in self._cached_among(phases)]
         return [request for phase in asked for request in requests_of(config, phase)]
 
     def claim(self) -> None:
-        """Note an attempt at this run, and what it may rely on: `transfer runs gc` and `cache gc` leave both alone.
+        """Record an attempt at this run with the frozen parts that it uses.
 
-        To be called before anything looks at cached features.
+        `transfer runs gc` and `transfer cache gc` do not remove what a recent attempt uses. So this must be called
+        before the run looks for cached features.
         """
         frozen_parts = [
             frozen_part for phase in self._frozen_parts for of_split in phase.values() for frozen_part in of_split
@@ -122,9 +125,9 @@ class FeaturePlan:
         self._run.uses.append(Attempt(frozen_parts=tuple(digests), started=now_utc()).model_dump(mode="json"))
 
     def open(self, phase: int) -> CachedInputs | None:
-        """The cached features of a phase; None where it trains from pixels.
+        """The cached features of a phase; None if it trains on pixels.
 
-        Raises TrainingError when some are not there any more, or damaged.
+        Raises TrainingError if some of them were removed or are damaged.
         """
         if not self.choices[phase].cached:
             return None
@@ -142,9 +145,9 @@ class FeaturePlan:
         )
 
     def open_some(self, phase: int, shards: Sequence[Shard]) -> CachedSplit:
-        """A phase's cached features of some shards of the training split; of its views, if it has any, the first.
+        """A phase's cached features of some shards of the training split. If the phase has views, those of the first.
 
-        Raises TrainingError when some are not there any more, or damaged.
+        Raises TrainingError if some of them were removed or are damaged.
         """
         return CachedSplit(*self._cached(shards, self._frozen_parts[phase]["train"][0]))
 
@@ -162,12 +165,12 @@ class FeaturePlan:
         return shards, [row for row in rows if row is not None]
 
     def _cached_among(self, phases: Container[int] | None) -> list[int]:
-        """The phases that train on cached features, among some (default: all)."""
+        """Indices of those of `phases` (default: all) that train on cached features."""
         indices = (index for index, choice in enumerate(self.choices) if choice.cached)
         return [index for index in indices if phases is None or index in phases]
 
     def _wanted(self, phases: Container[int] | None) -> list[tuple[list[Shard], list[FrozenPart]]]:
-        """The frozen parts to cache, with the shards that they are needed for: one pass over the images each."""
+        """Shards with the frozen parts to compute for them. Each item is one pass over the images of its shards."""
         splits: dict[str, set[str]] = {}
         frozen_parts: dict[str, FrozenPart] = {}
         for index in self._cached_among(phases):
@@ -184,7 +187,7 @@ class FeaturePlan:
         return [shard for split in splits for shard in self._dataset.shards_of(split)]
 
     def _check_folds(self) -> None:
-        """Raise ConfigError unless every phase can train and validate on features of the same images."""
+        """Raise ConfigError unless every phase has one cached feature for each image of both splits."""
         config = self._run.config
         for index, (phase, reason) in enumerate(zip(config.phases, self._reasons, strict=True)):
             views = phase.augment and config.augmentation.is_active
@@ -212,17 +215,17 @@ class FeaturePlan:
 
 
 def requests_of(config: Config, phase: PhaseConfig) -> list[Request]:
-    """The features that a phase trains and validates on, and maybe is evaluated on, if they are cached."""
+    """The features to cache for a phase: of train and validation and, if no phase trains the base, of test."""
     augmented = phase.augment and config.augmentation.is_active
     views = range(config.augmentation.views) if augmented else [None]
     train = [Request("train", phase.unfreeze, view) for view in views]
     requests = [*train, Request("validation", phase.unfreeze)]
-    # A base that no phase trains is evaluated on cached features, too: one pass over the images does for all of it.
+    # If no phase trains the base, evaluation uses cached features, too: they are computed in the same pass.
     return [*requests, Request("test", phase.unfreeze)] if config.trains_head_only else requests
 
 
 def _why_not_cached(run: Run, index: int, model: TransferModel) -> str | None:
-    """Why the features of a phase cannot be cached, if so."""
+    """Why the features of a phase cannot be cached; None if they can."""
     config = run.config
     phase, augmentation = config.phases[index], config.augmentation
     if config.features.cache == "never":
@@ -239,9 +242,9 @@ def _why_not_cached(run: Run, index: int, model: TransferModel) -> str | None:
 
 
 def choose_caching(frozen_part: FrozenPart, shards: Sequence[Shard]) -> CacheChoice:
-    """Cache the features of the images in `shards`, or compute them again in every epoch."""
+    """Decide whether to cache the features of the images in `shards`, or to compute them again in every epoch."""
     if len(frozen_part.shape) == 1:
-        # The whole base ran for it. A base of one's own may compute in ways of which the multiply-adds are not known.
+        # A vector comes out of the whole base. The rule below needs multiply-adds, which are unknown for some bases.
         return CacheChoice(cached=True, reason=f"a vector of {prod(frozen_part.shape):,} numbers an image")
     row_bytes = frozen_part.row_bytes
     image_bytes = sum(shard.size_bytes for shard in shards) / sum(shard.rows for shard in shards)

@@ -1,6 +1,7 @@
-"""What training in this process is at, and since when, for those who watch over it.
+"""What the training in this process is doing, and for how long, for the watchdog.
 
-There is one for the process, as training is: a watcher asks from another thread, and has nothing else in its hands.
+Module-level state: a process trains one run, and the watchdog calls `heartbeat()` from another thread without a
+reference to the trainer.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from dataclasses import dataclass
 
 READY = "getting ready"
 READING = "waiting for its next batch"
-TOGETHER = "in a step, or adding up, with the other ranks"
+TOGETHER = "in a step or a sum with the other ranks"
 SAVING = "writing a checkpoint"
 
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """Something that a rank is at, and for how long it has been."""
+    """What a rank is doing, and for how many seconds."""
 
     doing: str
     seconds: float
@@ -29,8 +30,8 @@ _doing: tuple[str, float] | None = None
 
 @contextmanager
 def beating() -> Iterator[None]:
-    """Training is all that happens in the block. It begins with getting ready."""
-    global _doing  # noqa: PLW0603 - who asks has no object of this thread's
+    """Report heartbeats while the block, which trains a run, is running; its first state is READY."""
+    global _doing  # noqa: PLW0603 - the module's docstring says why
     _doing = (READY, time.monotonic())
     try:
         yield
@@ -40,7 +41,7 @@ def beating() -> Iterator[None]:
 
 @contextmanager
 def during(doing: str) -> Iterator[None]:
-    """The block is about `doing`; after it comes the next batch. Says nothing where nobody watches."""
+    """Report `doing` during the block, and READING after it. Does nothing outside of `beating`."""
     global _doing  # noqa: PLW0603
     if _doing is None:
         yield
@@ -51,19 +52,20 @@ def during(doing: str) -> Iterator[None]:
 
 
 def heartbeat() -> Heartbeat | None:
-    """What training is at; None where there is none, or none any more."""
+    """What training is doing; None if this process does not train, or has ended training."""
     found = _doing
     return None if found is None else Heartbeat(found[0], time.monotonic() - found[1])
 
 
 def holding_up(heartbeats: Mapping[int, Heartbeat], *, timeout_s: float) -> list[int]:
-    """The ranks that keep a group from going on, when none of its ranks has come further for `timeout_s`.
+    """The ranks that hold up a group in which no rank has made progress for `timeout_s`; else none.
 
-    Those that are at something of their own, while others wait for them in a step; all of them, when all are in one:
-    who is missing there only the collective could tell. `heartbeats`: of each rank that still trains.
+    These are the ranks that are busy with something of their own while the others wait for them in a step. If all ranks
+    are in a step, it is all of them, since only the collective knows which one is missing. `heartbeats`: one for each
+    rank that still trains.
     """
     if all(each.doing == READY for each in heartbeats.values()):
-        return []  # How long a base takes to load, or the frozen part to be computed, cannot be told.
+        return []  # There is no limit for loading a base and computing features.
     if any(each.seconds < timeout_s for each in heartbeats.values()):
         return []
     alone = [rank for rank, each in heartbeats.items() if each.doing != TOGETHER]

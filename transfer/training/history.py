@@ -1,4 +1,4 @@
-"""The epochs of a run: what is known about each, which of them counts, and TensorBoard's event files."""
+"""The epochs of a run: their figures as TensorBoard's event files, and the epoch whose weights the run ends with."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from transfer.errors import AlreadyExistsError
 from transfer.training.run import Run
 
 _Figures = dict[int, dict[str, float | None]]
-"""Of each epoch, by tag."""
+"""By epoch, then by TensorBoard's tag."""
 
 
 def write_events(run: Run, *rows: EpochRow) -> None:
-    """Write the figures of consecutive epochs to `<run>/tensorboard/train` and `…/validation`, in a file of each.
+    """Write the figures of consecutive epochs to `<run>/tensorboard/train` and `…/validation`, one file in each.
 
-    TensorBoard takes each folder for a run, and draws a tag that several runs have into one chart. A file is named by
-    the last of its epochs. What was written before a restart is left as it is.
+    TensorBoard takes each folder for a run, and draws a tag that several runs have in one chart. The file's name has
+    the number of its last epoch. Files that an attempt before a restart wrote do not change.
     """
     training: _Figures = {
         row.epoch: {"epoch_loss": row.loss, "epoch_accuracy": row.accuracy, "learning_rate": row.learning_rate}
@@ -47,7 +47,7 @@ def write_events(run: Run, *rows: EpochRow) -> None:
 
 def _put(run: Run, name: str, figures: _Figures) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        # SummaryWriter would start a thread for each run, and keep it in mind until the process ends.
+        # A SummaryWriter would start a thread for each run, and hold it until the process ends.
         writer = EventsWriter(f"{folder}/events")
         for epoch, scalars in figures.items():
             for tag, value in scalars.items():
@@ -60,18 +60,19 @@ def _put(run: Run, name: str, figures: _Figures) -> None:
 
 
 SMALLEST_PROBABILITY = 1e-7
-"""That counts in a loss, as in Keras' cross-entropy: one certain mistake must not make the mean infinite."""
+"""Smaller probabilities count as this one in a loss, as in Keras's cross-entropy: one certain mistake must not make the
+mean infinite."""
 
 
 def watched(rule: EarlyStoppingConfig, row: EpochRow) -> float | None:
-    """What early stopping watches, the higher the better; None where there is no validation split."""
+    """The score that early stopping watches, higher is better; None if there is no validation split."""
     if rule.metric == "accuracy":
         return row.validation_accuracy
     return None if row.validation_loss is None else -row.validation_loss
 
 
 def final_row(rows: Sequence[EpochRow], phases: Sequence[PhaseConfig]) -> EpochRow:
-    """The epoch whose weights a finished run ends with: its last, or where early stopping went back to."""
+    """The epoch whose weights a finished run ends with: the last one, or the one that early stopping went back to."""
     rule = phases[-1].early_stopping
     best = best_row([row for row in rows if row.phase == len(phases) - 1], rule) if rule else None
     return best or rows[-1]
@@ -87,9 +88,9 @@ class FinalEpoch(BaseModel):
     of: int
     """Epochs that the phase was trained for."""
     best_by: Literal["loss", "accuracy"] | None
-    """What early stopping watched; None where nothing chose and the last epoch counts."""
+    """The metric that early stopping watched; None without early stopping, when the last epoch counts."""
     value: float | None
-    """Of that validation metric after the epoch."""
+    """Value of that metric on the validation split after the epoch."""
 
 
 def kept_epoch(rows: Sequence[EpochRow], phases: Sequence[PhaseConfig]) -> FinalEpoch:
@@ -109,7 +110,7 @@ def kept_epoch(rows: Sequence[EpochRow], phases: Sequence[PhaseConfig]) -> Final
 
 
 def best_row(rows: Sequence[EpochRow], rule: EarlyStoppingConfig) -> EpochRow | None:
-    """The best of a phase's epochs, as early stopping would find it; None where there is no validation split."""
+    """The best of a phase's epochs by the rule of early stopping; None if there is no validation split."""
     best, best_score = None, -math.inf
     for row in rows:
         score = watched(rule, row)

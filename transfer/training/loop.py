@@ -1,7 +1,7 @@
 """Training as a story: phases, epochs, steps, checkpoints. It knows nothing of Ray.
 
-What a phase trains on: `feature_plan.py` decides between images and cached features, `rows.py` says which images of the
-dataset and how much each class weighs, `samples.py` brings them in their order, and `step.py` takes them.
+The data of a phase: `feature_plan.py` decides between images and cached features, `rows.py` selects the images and
+weighs the classes, `samples.py` reads them in the order of training, and `step.py` trains on them.
 """
 
 from __future__ import annotations
@@ -48,10 +48,11 @@ def after_epoch(
     images_per_second: float | None = None,
     checkpoint: int,
 ) -> tuple[Progress, bool]:
-    """Where a run stands after an epoch, which is the last row of its history, and whether it was the phase's last.
+    """The progress of a run after an epoch, with the epoch's row in its history, and whether the epoch ends the phase.
 
-    `progress`: after the epoch's last step. `trained`, `validated`: over all of its images. `checkpoint`: the one about
-    to be written. Raises DivergedError when a loss is not finite, ConfigError when early stopping has nothing to watch.
+    `progress`: after the epoch's last step. `trained`, `validated`: sums over all images of the epoch. `checkpoint`:
+    number of the checkpoint that will be written. Raises DivergedError if a loss is not finite, ConfigError if early
+    stopping has no validation split to watch.
     """
     trained, validated = checked(trained, progress), validated and checked(validated, progress)
     row = EpochRow(
@@ -81,7 +82,7 @@ def after_epoch(
 
 
 def after_phase(progress: Progress, *, phases: int) -> Progress:
-    """The start of the next phase, or the end of a run of so many `phases`."""
+    """The progress at the start of the next phase, or at the end of the run. `phases`: number of the run's phases."""
     return Progress(
         phase=progress.phase + 1,
         global_step=progress.global_step,
@@ -91,18 +92,18 @@ def after_phase(progress: Progress, *, phases: int) -> Progress:
 
 
 def checked(totals: Totals, progress: Progress) -> Totals:
-    """The totals of an epoch up to where `progress` stands. Raises DivergedError when the loss is not finite."""
+    """Return `totals`, which are of the epoch up to `progress`. Raises DivergedError if the loss is not finite."""
     if math.isfinite(totals.loss):
         return totals
     raise DivergedError(
         f"The loss became {totals.loss} in phase {progress.phase}, epoch {progress.epoch + 1}, at or before "
         f"step {progress.step}.",
-        advice="Lower the phase's learning_rate, or set optimizer.clip_norm. Checkpoints before it are kept.",
+        advice="Lower the phase's learning_rate, or set optimizer.clip_norm. Earlier checkpoints are kept.",
     )
 
 
 def _watch(rule: EarlyStoppingConfig, progress: Progress, row: EpochRow, *, checkpoint: int) -> Progress:
-    """Note whether this epoch is the phase's best so far."""
+    """The progress with a note whether this epoch is the best of its phase so far."""
     score = watched(rule, row)
     if score is None:
         raise ConfigError(
@@ -125,8 +126,8 @@ def train(
 ) -> TransferModel:
     """Train a run to its end on shared models, from `start` or from the beginning, and return the trained model.
 
-    Every worker of a group calls this with the same arguments but `worker`. `on_epoch` is called by all of them after
-    each epoch. Raises what `Training` raises.
+    Every worker of a group calls this, with its own `worker` and otherwise the same arguments. All workers call
+    `on_epoch` after each epoch. Raises what `Training` raises.
     """
     training = Training(run, dataset, shared=shared, worker=worker, start=start)
     while not training.complete:
@@ -135,9 +136,9 @@ def train(
 
 
 class Training:
-    """A run that is being trained, an epoch at a time.
+    """The training of a run, one epoch at a time.
 
-    Several of them can train on the same shared models; whose epoch comes next has its turn.
+    Several trainings can take turns on the same shared models: the turn is taken at the start of an epoch.
     """
 
     def __init__(
@@ -152,22 +153,22 @@ class Training:
         shows_progress: bool = True,
         keeps: bool = True,
     ) -> None:
-        """Get ready to go on from `start`, or to begin. Features are computed where they are to be cached.
+        """Prepare to continue from `start`, or to begin.
 
-        `extract_ahead`: for all phases in one pass over the images; else for each phase when it begins, which it may
-        never do. `shows_progress`: within an epoch, by the chief. `keeps`: the run is written to storage after each
-        epoch; else it is not even validated.
+        `extract_ahead`: compute the features to cache for all phases now, in one pass over the images; otherwise each
+        phase computes its features when it begins. `shows_progress`: the chief shows progress within an epoch. `keeps`:
+        validate after each epoch, and write the run to storage; otherwise neither is done.
 
-        Raises BackboneError when the base cannot be loaded, BaseChangedError when it is not the one that the run began
-        with, ConfigError when the batch cannot be divided among the replicas, OutOfMemoryError, and what `warm_start`
+        Raises BackboneError if the base cannot be loaded, BaseChangedError if it is not the base that the run began
+        with, ConfigError if the batch cannot be divided among the replicas, OutOfMemoryError, and what `warm_start`
         raises.
         """
         replicas, batch_size = shared.strategy.num_replicas_in_sync, run.config.training.batch_size
         if batch_size % replicas:
-            # The configuration's own check cannot see how many GPUs this process finds.
+            # Validation of the configuration does not know how many GPUs this process finds.
             raise ConfigError(
                 f"training.batch_size is {batch_size} and must be divisible by the {replicas} replicas found here.",
-                advice="Change it, or hide GPUs with CUDA_VISIBLE_DEVICES.",
+                advice="Change training.batch_size, or hide GPUs with CUDA_VISIBLE_DEVICES.",
             )
         self.run = run
         self.config = run.config
@@ -178,8 +179,9 @@ class Training:
         self._shows_progress = shows_progress and self.is_chief
         self._keeps = keeps
         self.checkpoints = Checkpoints(run)
-        # Counted, not looked up at each save: all workers must agree on it, and only the chief has just written.
-        self.next_checkpoint = (self.checkpoints.numbers() or [0])[-1] + 1
+        # All workers count the number instead of looking it up at each save:
+        # only the chief knows what it has just written.
+        self.next_checkpoint = run.checkpoints.newest_number() + 1
         self._images, self._validated_images = images_of(run.store, dataset, run.fold)
         self.steps = steps_per_epoch(self._images, batch_size)
         self.progress = start.progress if start else Progress()
@@ -198,8 +200,8 @@ class Training:
             self.weights = self.model.variables_of([phase.unfreeze for phase in self.config.phases])
             shared.will_train(self.model, self.weights)
             self.inputs = FeaturePlan(run, dataset, self.model)
-            # Phases whose features are computed when they begin. Those of a group were, before it started, by its
-            # driver: here each worker would compute all of them.
+            # Phases whose features this process still has to compute. For a group of workers the driver computed them
+            # before: here each worker would compute all of them.
             self._to_extract = range(len(self.config.phases)) if self.worker.count == 1 else range(0)
             if self._to_extract and extract_ahead:
                 self.inputs.extract()
@@ -214,7 +216,7 @@ class Training:
     def next_epoch(self) -> EpochRow:
         """Train the rest of the present epoch, validate, and write a checkpoint.
 
-        Raises DivergedError when the loss is not finite, OutOfMemoryError when a step does not fit.
+        Raises DivergedError if the loss is not finite, OutOfMemoryError if a step does not fit.
         """
         with self._memory_explained(), self.shared.strategy.scope():
             self.take_turn()
@@ -252,12 +254,12 @@ class Training:
             return row
 
     def take_turn(self) -> None:
-        """Have the shared variables hold this run's weights. To be called within the strategy's scope."""
+        """Put this run's weights into the shared variables. Must be called within the strategy's scope."""
         if self.shared.take_turn(self):
             self._resume()
 
     def suspend(self) -> None:
-        """Copy weights and optimiser out of the shared variables; the next epoch brings them back."""
+        """Copy weights and optimiser out of the shared variables; `take_turn` puts them back."""
         self._suspended = Checkpoint(
             number=self.next_checkpoint - 1,
             progress=self.progress,
@@ -279,14 +281,14 @@ class Training:
             assign(self._program.optimizer.variables, suspended.optimizer)
 
     def program(self) -> PhaseProgram:
-        """The steps of the present phase, ready for the first one. To be called in one's turn."""
+        """The program of the present phase, with a fresh optimiser. Must be called in this run's turn."""
         phase = self.config.phases[self.progress.phase]
         run = self.run
         weights = class_weights(self.config.training.class_weights, run.store, self.dataset, run.fold)
         return self.shared.program(self.model, phase, self.config, class_weights=weights, steps_per_epoch=self.steps)
 
     def _train_epoch(self, program: PhaseProgram, samples: Samples, progress: Progress) -> tuple[Totals, Progress]:
-        """Train the rest of an epoch. Returns its totals from its first step on."""
+        """Train the rest of an epoch. Returns the totals of the whole epoch."""
         training, phase = self.config.training, self.config.phases[progress.phase]
         title = f"phase {progress.phase} ({phase.title}), epoch {progress.epoch + 1}/{phase.epochs}"
         totals = Totals(*progress.sums)
@@ -294,7 +296,7 @@ class Training:
         with shown as advance:
             while progress.step < self.steps:
                 first = done = progress.step
-                # Up to the next look at the loss, the next checkpoint, or the end of the epoch.
+                # Train until the loss is checked next, a checkpoint is due, or the epoch ends.
                 due = [(first // every + 1) * every for every in (MAX_STEPS, training.checkpoint_steps) if every]
                 stop, results = min(self.steps, *due), list[tf.Tensor]()
                 for taken, result in samples.train(program, range(first, stop), global_step=progress.global_step):
@@ -311,7 +313,7 @@ class Training:
         return totals, progress
 
     def _save(self, program: PhaseProgram, progress: Progress) -> None:
-        # A phase starts with a fresh optimiser, so between phases there is none to keep.
+        # A phase starts with a fresh optimiser, so a checkpoint between phases stores none.
         between_phases = progress.epoch == 0 and progress.step == 0
         optimizer = [] if between_phases else program.optimizer.variables
         if self.is_chief and self._keeps:
@@ -320,7 +322,7 @@ class Training:
         self.next_checkpoint += 1
 
     def samples(self, *, epochs: int | None = None, max_steps: int = MAX_STEPS) -> Samples:
-        """What the rest of the present phase, or so many epochs, train on, at most `max_steps` steps in one call."""
+        """The samples for the rest of the present phase, or for `epochs`, at most `max_steps` steps in one call."""
         progress, phase = self.progress, self.config.phases[self.progress.phase]
         if progress.phase in self._to_extract:
             self.inputs.extract([progress.phase])

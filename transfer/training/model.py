@@ -16,7 +16,7 @@ from transfer.config import Config, HeadConfig
 from transfer.errors import ConfigError
 
 MASKED_LOGIT = -1e9
-"""Finite, as Keras masks a softmax: minus infinity times a target of 0 is NaN in the loss."""
+"""Finite, as in Keras's masked softmax, because minus infinity times a target of 0 would be NaN in the loss."""
 
 
 def build_head(
@@ -24,10 +24,10 @@ def build_head(
 ) -> keras.Model:
     """A network from features, [batch, *feature_shape], to logits, float32 [batch, class_count].
 
-    One sigmoid answers a single logit z for class 1; [0, z] has the same probabilities under softmax, so nothing after
-    the head needs to know which output was chosen. `seed` decides the initial weights. `untrained`: indices of classes
-    that are never answered. They have their weights all the same, so that a later head can begin with these. Raises
-    ConfigError when one sigmoid is asked for another number of classes than two.
+    With `output: sigmoid` the last layer has one logit z, that of class 1. The head returns [0, z], which has the same
+    probabilities under softmax, so nothing after the head depends on the kind of output. `seed` decides the initial
+    weights. `untrained`: indices of classes that the head never predicts. They have weights all the same, with which a
+    later head can begin. Raises ConfigError if the output is a sigmoid and there are not two classes.
     """
     if config.output == "sigmoid" and class_count != 2:
         raise ConfigError(
@@ -42,7 +42,7 @@ def build_head(
         return keras.layers.Dense(units, kernel_initializer=initializer, kernel_regularizer=regularizer, **options)(x)
 
     features = keras.Input(feature_shape, name="features")
-    # Average and max pooling belong to the base (`backbone/backbone.py`); a map that is left is flattened.
+    # Average and max pooling belong to the base (`backbone/backbone.py`). A feature map here is to be flattened.
     x = features if len(feature_shape) == 1 else keras.layers.Flatten(name="flatten")(features)
     for index, units in enumerate(config.hidden):
         x = dense(x, units, index, activation="relu", name=f"hidden_{index}")
@@ -57,7 +57,7 @@ def build_head(
 
 
 def masked(logits: tf.Tensor, untrained: Sequence[int]) -> tf.Tensor:
-    """Logits, [..., classes], those of `untrained` classes so low that softmax answers exactly 0.
+    """Logits, [..., classes], in which those of `untrained` classes are so low that their probability is exactly 0.
 
     No gradient of the loss reaches the weights of those classes.
     """
@@ -67,7 +67,7 @@ def masked(logits: tf.Tensor, untrained: Sequence[int]) -> tf.Tensor:
 
 
 def untrained_in(head: keras.Model) -> tuple[int, ...]:
-    """Indices of the classes that a head never answers."""
+    """Indices of the classes that a head never predicts."""
     last = head.layers[-1]
     return last.untrained if isinstance(last, MaskedLogits) else ()
 
@@ -85,13 +85,13 @@ class MaskedLogits(keras.layers.Layer):
         return masked(inputs, self.untrained)
 
     def get_config(self) -> dict[str, object]:
-        """What Keras writes down of the layer."""
+        """The layer's configuration as Keras stores it."""
         return {**super().get_config(), "untrained": self.untrained}
 
 
 @dataclass(frozen=True)
 class CutModel:
-    """A model seen from one phase: its frozen part, which is a pure function of the image, and the rest.
+    """A model as one phase trains it: its frozen part, which is a pure function of the image, and the rest.
 
     BatchNorm and dropout of the base run in inference mode in both parts: batch statistics would differ between
     replicas, and a reloaded model would then predict differently.
@@ -103,7 +103,7 @@ class CutModel:
     head: keras.Model
 
     def features(self, images: tf.Tensor) -> tf.Tensor:
-        """Output of the frozen part for images, float32 [batch, height, width, 3] in 0..255."""
+        """Output of the frozen part for images, float32 [batch, height, width, channels] in 0..255."""
         inputs = self.preprocess(images)
         return tf.stop_gradient(self.frozen(inputs, training=False)) if self.frozen else inputs
 
@@ -114,7 +114,7 @@ class CutModel:
 
     @property
     def variables(self) -> list[keras.Variable]:
-        """What this phase trains, in a fixed order."""
+        """The variables that this phase trains, in a fixed order."""
         unfrozen = self.unfrozen.trainable_variables if self.unfrozen else []
         return [*unfrozen, *self.head.trainable_variables]
 
@@ -128,7 +128,7 @@ class TransferModel:
     """The network that is trained: images in, logits out."""
 
     def __init__(self, backbone: Backbone, head: keras.Model, classes: list[str], *, digest: str) -> None:
-        """`digest`: of the backbone as it was pretrained. Its variables may hold something else by now."""
+        """`digest`: of the backbone as it was pretrained; training may have changed its variables since."""
         self.backbone = backbone
         self.digest = digest
         self.head = head
@@ -136,22 +136,22 @@ class TransferModel:
 
     @property
     def untrained_classes(self) -> list[str]:
-        """Names of the classes that are never answered, for they had no training images."""
+        """Names of the classes that the model never predicts, because they had no training images."""
         return [self.classes[index] for index in untrained_in(self.head)]
 
     def cut(self, unfreeze: int | str) -> CutModel:
-        """CutModel for a phase, and mark just the phase's layers as trainable. Raises BackboneError for a bad depth."""
+        """The CutModel of a phase; marks only its layers as trainable. Raises BackboneError for a bad depth."""
         frozen, unfrozen = self.backbone.cut(unfreeze)
         self.backbone.network.trainable = False
-        # A model that is marked as frozen itself has no trainable variables, whatever its layers say.
+        # The model itself is marked, too: if it were frozen, none of its variables would be trainable.
         for layer in [unfrozen, *unfrozen.layers] if unfrozen else []:
             layer.trainable = True
         return CutModel(self.backbone.preprocess, frozen, unfrozen, self.head)
 
     def variables_of(self, depths: list[int | str]) -> list[keras.Variable]:
-        """Everything that phases with these unfreeze depths would train, in a fixed order without repeats.
+        """All variables that phases with these unfreeze depths train, each once, in a fixed order.
 
-        What is marked as trainable stays as it is. Raises BackboneError for a bad depth.
+        Does not change which layers are marked as trainable. Raises BackboneError for a bad depth.
         """
         unfrozen = [part for _, part in map(self.backbone.cut, depths) if part is not None]
         trained = {id(weight) for part in unfrozen for weight in trainable_weights(part)}
@@ -161,7 +161,7 @@ class TransferModel:
 def build_head_for(
     backbone: Backbone, config: Config, classes: list[str], *, untrained: Sequence[int] = ()
 ) -> keras.Model:
-    """A new head, with the first weights that the seed decides. Raises ConfigError when it does not fit the classes."""
+    """A new head with initial weights by the seed. Raises ConfigError if its output does not fit the classes."""
     return build_head(
         config.head,
         feature_shape=tuple(backbone.network.output_shape[1:]),

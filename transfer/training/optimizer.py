@@ -13,7 +13,7 @@ from transfer.config import PhaseConfig
 class PhaseSchedule(keras.optimizers.schedules.LearningRateSchedule):
     """Linear warm-up, then constant, cosine (Loshchilov & Hutter, 2017) or exponential decay, in steps.
 
-    Depends on the step only, so a resumed optimiser goes on where it was.
+    The learning rate depends on the step only, so a resumed optimiser continues the schedule.
     """
 
     def __init__(
@@ -42,12 +42,12 @@ class PhaseSchedule(keras.optimizers.schedules.LearningRateSchedule):
             share = tf.pow(self.final_share, progress)
         else:
             share = tf.ones_like(progress)
-        # The first step is 1/warmup_steps of the way up, not zero: no step is wasted.
+        # The first step has the rate peak / warmup_steps: a step with rate zero would learn nothing.
         warmup = tf.minimum((done + 1.0) / max(self.warmup_steps, 1), 1.0)
         return self.peak * share * warmup
 
     def get_config(self) -> dict[str, object]:
-        """What Keras writes down of the schedule."""
+        """The schedule's configuration as Keras stores it."""
         return dict(vars(self))
 
 
@@ -59,12 +59,13 @@ def build_optimizer(
     steps_per_epoch: int,
     loss_scaling: bool = False,
 ) -> keras.optimizers.Optimizer:
-    """The phase's optimiser. `learning_rate` holds the peak, a float32 scalar; `weight_decay` None is the phase's own.
+    """The phase's optimiser.
 
-    What Keras computes from these two it computes element by element. So with both of them [trials, 1, 1], one
-    optimiser updates variables [trials, …, …] as an optimiser of its own would update each slice.
+    `learning_rate`: the peak, a float32 scalar. `weight_decay`: None is the phase's own. Keras uses both of them
+    element by element. So if their shape is [trials, 1, 1], one optimiser updates variables [trials, …, …] as separate
+    optimisers would update the slices.
 
-    Clipping is left to the step, which sees gradients of all replicas together.
+    The step clips gradients, not the optimiser, because only the step has the sum over all replicas.
     """
     schedule = PhaseSchedule(
         peak=learning_rate,

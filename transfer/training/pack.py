@@ -1,9 +1,9 @@
-"""Trials that train nothing but their heads, trained side by side as one program: to each its own run.
+"""Packs: trials that train only their heads, side by side as one program. Each trial has its own run.
 
-A pack's checkpoint says where every trial stands after an epoch, and names one file of arrays: weights and optimiser
-state of those that are still trained. Checkpoints of their runs would be three objects a trial and epoch.
+A pack's checkpoint has the progress of every trial after an epoch, and names one file of arrays: the weights and
+optimiser states of the trials that are still trained. Checkpoints of the runs would be three objects a trial and epoch.
 
-Which trials fit together `tuning/plan.py` decides, from their configurations.
+`tuning/plan.py` decides from the configurations which trials can be in one pack.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from transfer.training.warm_start import warm_start
 logger = logging.getLogger(__name__)
 
 THREADS = 8
-"""That read and write what belongs to single runs: in a bucket each object takes a round trip."""
+"""Threads that read and write objects of single runs. In a bucket each object takes a round trip."""
 
 
 @dataclass
@@ -50,15 +50,15 @@ class PackedTrial:
 
     run: Run
     now: Checkpoint
-    """At the end of its last epoch; without arrays where it is not trained any more."""
+    """The state at the end of its last epoch; without arrays if it is not trained any more."""
     best: Checkpoint | None = None
-    """Where its phase has early stopping: its best epoch so far."""
+    """The state at the end of its best epoch so far, if its phase has early stopping."""
     is_live: bool = True
     failure: DivergedError | None = None
 
     @property
     def ended(self) -> bool:
-        """Whether it has no epoch to come: it is to leave the pack, if it has not yet."""
+        """Whether the trial has no epoch left, and leaves the pack if it has not yet."""
         return self.failure is not None or self.now.progress.complete
 
     def note_epoch(
@@ -71,9 +71,9 @@ class PackedTrial:
         learning_rate: float,
         seconds: float,
     ) -> None:
-        """Note the end of an epoch of so many `steps`, with these weights and this state of the optimiser."""
+        """Note the end of an epoch. `state`: the weights and the optimiser's state. `steps`: number of its steps."""
         before = self.now.progress
-        # As the run alone would number its checkpoints; `leave` gives those that it writes their numbers.
+        # Any increasing number would do: `leave` numbers the checkpoints that it writes.
         number = before.epoch + 1
         try:
             progress, ended = after_epoch(
@@ -96,11 +96,11 @@ class PackedTrial:
             self.now, self.best = Checkpoint(after_phase(progress, phases=1), best.weights, []), None
 
     def leave(self) -> None:
-        """Be trained no further, and give the run what it would have alone: its result, or what to go on from."""
+        """End the trial's training here. Write to its run the result, or the checkpoints from which it can continue."""
         self.is_live = False
         checkpoints = Checkpoints(self.run)
         newest = checkpoints.last_entry()
-        # Before it was killed, an earlier attempt may have come as far as this.
+        # An earlier attempt may have written the result before it was killed.
         if self.now.progress.history and not (newest and newest[1].progress.complete):
             number = newest[0] + 1 if newest else 1
             is_behind = self.best is not None and self.best.progress.epoch < self.now.progress.epoch
@@ -119,10 +119,10 @@ class PackCheckpoints:
         self._store = store
         self._folder = folder
         self._log = Log(store, layout.checkpoints_log(folder))
-        self._next = (self._log.numbers() or [0])[-1] + 1
+        self._next = self._log.newest_number() + 1
 
     def save(self, members: Sequence[PackedTrial]) -> None:
-        """Write where all members stand. Raises AlreadyExistsError when another process trains the same pack."""
+        """Write the states of all members. Raises AlreadyExistsError if another process trains the same pack."""
         arrays: dict[int, tuple[int, np.ndarray]] = {}
         documents = [
             {
@@ -140,7 +140,7 @@ class PackCheckpoints:
         self._next += 1
 
     def restore(self, runs: Sequence[Run]) -> list[PackedTrial] | None:
-        """These runs as they stood when the newest intact checkpoint was written; None where it lacks one of them."""
+        """The states of these runs in the newest intact checkpoint; None if it does not have all of them."""
 
         def read(number: int) -> tuple[dict[str, Any], list[np.ndarray]]:
             document = self._log.read(number)
@@ -154,9 +154,9 @@ class PackCheckpoints:
 
 
 def _document(at: Checkpoint, arrays: dict[int, tuple[int, np.ndarray]]) -> dict[str, Any]:
-    """A checkpoint as JSON, with its arrays' places in a file that has each of them once.
+    """A state as JSON, with the places of its arrays in a file that has each array once.
 
-    `arrays`: by id, (place, array) of those that are in the file so far; new ones are added.
+    `arrays`: by id, (place, array) of the arrays that are in the file so far; new ones are added to it.
     """
 
     def places(own: Sequence[np.ndarray]) -> list[int]:
@@ -187,7 +187,7 @@ def _member(run: Run, document: dict[str, Any], arrays: list[np.ndarray]) -> Pac
 
 @dataclass(frozen=True)
 class _Engine:
-    """What trains some members side by side."""
+    """The program that trains some members side by side, with its head and its samples."""
 
     members: list[PackedTrial]
     """The trials, in the order of the program."""
@@ -199,12 +199,12 @@ class _Engine:
 class Pack:
     """Trials of one dataset version with the same `pack_key`, trained an epoch at a time.
 
-    After each epoch the whole pack is one checkpoint in `folder`, from which it goes on when it is made again with the
-    same runs or some of them. A run itself is written to once: when its trial ends, fails, or is stopped.
+    After each epoch the whole pack writes one checkpoint in `folder`. A pack of the same runs, or some of them,
+    continues from it. A run itself is written to once: when its trial ends, fails, or is stopped.
     """
 
     def __init__(self, runs: Sequence[Run], dataset: Dataset, cached: CachedInputs, *, folder: str) -> None:
-        """`cached`: features that all runs have in common. `folder`: in the store, the pack's own."""
+        """`cached`: the features that all runs train on. `folder`: the pack's folder in storage."""
         self._dataset = dataset
         self._cached = cached
         self._common = runs[0].config
@@ -222,29 +222,29 @@ class Pack:
 
     @property
     def live(self) -> list[str]:
-        """Ids of the runs that have an epoch to come."""
+        """Ids of the runs that are still trained here."""
         return [run_id for run_id, member in self._members.items() if member.is_live]
 
     @property
     def histories(self) -> dict[str, tuple[EpochRow, ...]]:
-        """Every run's epochs so far, those of an earlier attempt included."""
+        """The epochs of every run so far, including those of an earlier attempt."""
         return {run_id: member.now.progress.history for run_id, member in self._members.items()}
 
     @property
     def failures(self) -> dict[str, DivergedError]:
-        """What ended the runs that failed."""
+        """The errors of the runs that failed, by run id."""
         return {run_id: member.failure for run_id, member in self._members.items() if member.failure}
 
     def has(self, run_id: str) -> bool:
-        """Whether a run is trained here or came to its end here; one that left before goes on alone."""
+        """Whether a run is trained here or ended here. A run that left the pack before its end is trained alone."""
         member = self._members.get(run_id)
         return member is not None and (member.is_live or member.ended)
 
     def next_epoch(self) -> None:
         """Train and validate all live trials for one epoch, and write a checkpoint.
 
-        One whose loss is not finite is in `failures` then. Raises ConfigError when early stopping has nothing to watch,
-        AlreadyExistsError when another process trains the same pack, OutOfMemoryError.
+        A trial whose loss is not finite is then in `failures`. Raises ConfigError if early stopping has no validation
+        split to watch, AlreadyExistsError if another process trains the same pack, OutOfMemoryError.
         """
         if not self.live:
             return
@@ -273,29 +273,29 @@ class Pack:
             self._tidy()
 
     def stop(self, run_id: str) -> None:
-        """Train a trial no further; its run can go on alone from where it stands."""
+        """End a trial's training here. Its run can be continued alone."""
         member = self._members[run_id]
         if member.is_live:
             member.leave()
             self._tidy()
 
     def give_up(self) -> None:
-        """Train no trial any further, now or when the pack is made again; their runs can go on alone."""
+        """End the training of all trials here, for good. Their runs can be continued alone."""
         live = [self._members[run_id] for run_id in self.live]
         if live:
-            logger.warning("A pack of %d trials is given up: each of them goes on alone.", len(live))
+            logger.warning("A pack of %d trials is given up: each trial continues alone.", len(live))
         self._leave(live)
         self._engine = None
         self._checkpoints.save(list(self._members.values()))
         self._tidy()
 
     def _tidy(self) -> None:
-        """Keep the last checkpoint only, where nothing is left to train."""
+        """Remove all checkpoints but the last one if no trial is left to train."""
         if not self.live:
             keep_last(self._store, self._folder)
 
     def _fresh(self, runs: Sequence[Run]) -> list[PackedTrial]:
-        """Trials at the start of their phase; runs that were finished before, by whomever, are so here."""
+        """Trials at the start of their phase. A run that is finished already is a trial that is not live."""
         with ThreadPoolExecutor(THREADS) as pool:
             newest = list(pool.map(lambda run: Checkpoints(run).last_entry(), runs))
         members, first_weights = [], dict[int, list[np.ndarray]]()
@@ -305,7 +305,7 @@ class Pack:
                 members.append(PackedTrial(run, Checkpoint(found[1].progress, [], []), is_live=False))
                 continue
             if seed not in first_weights:
-                # All trials of a seed begin alike, from what it or a published version decides.
+                # All trials of a seed begin with the same weights: the seed's, or those of a published version.
                 head = self._head_of(run)
                 warm_start(head, run, self._dataset)
                 first_weights[seed] = [np.array(variable) for variable in head.trainable_variables]
@@ -326,15 +326,15 @@ class Pack:
         )
 
     def _progress(self) -> Progress:
-        """How far the live members have come: all of them equally."""
+        """The progress of the live members, which is the same for all of them."""
         return self._members[self.live[0]].now.progress
 
     def _engine_of_live(self) -> _Engine:
-        """The program, made anew when most of what it trains is dead weight: that takes as long as some epochs."""
+        """The program of the live trials. It is built again, which takes as long as some epochs, if most have ended."""
         live = [member for member in self._members.values() if member.is_live]
         if self._engine is not None and 2 * len(live) >= len(self._engine.members):
             return self._engine
-        # Neighbours with the same inputs need no copy of them.
+        # In this order trials with the same inputs are neighbours, which saves copying the inputs.
         members = sorted(live, key=lambda each: (each.run.config.training.seed, each.run.config.head.dropout))
         trials = Trials([member.run.config for member in members])
         head = build_pack_head(self._head_of(members[0].run), trials, [member.now.weights for member in members])

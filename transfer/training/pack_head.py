@@ -1,9 +1,9 @@
 """The heads of several trials as one network, which the program of a phase trains as it trains one head.
 
-Most of a step on one head goes into starting its operations: on 32 heads of 1,280 inputs and 10 classes a step takes
-four times as long as on one. The weights of all trials are stacked, [trials, in, out], and everything that the trials
-differ in is a tensor along that axis. No number of one trial ever meets one of another: each ends with the weights that
-it would have alone, but for rounding, and one that diverges leaves the others as they are.
+Most of the time of a step on one head goes into starting its operations: a step on 32 heads of 1,280 inputs and 10
+classes takes four times as long as a step on one. The weights of all trials are stacked, [trials, in, out], and each
+setting that differs between trials is a tensor along the same axis. No operation mixes numbers of two trials: each
+ends with the weights that it would have alone, except for rounding, and a trial that diverges does not change others.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from transfer.config import Config
 
 
 class Trials:
-    """What the trials of a pack differ in. Tensors are float32 [trials, 1, 1]."""
+    """The settings that may differ between the trials of a pack. Tensors are float32 [trials, 1, 1]."""
 
     def __init__(self, configs: Sequence[Config]) -> None:
-        """`configs`: of trials that `pack_key` found to have the rest in common."""
+        """`configs`: of trials with the same `pack_key`, so all their other settings are the same."""
         phases = [config.phases[0] for config in configs]
         seeds = [config.training.seed for config in configs]
         self.count = len(configs)
@@ -33,19 +33,19 @@ class Trials:
         self.l2 = [config.head.l2 for config in configs]
         self.dropouts = [config.head.dropout for config in configs]
         self.seeds = sorted(set(seeds))
-        """Of the streams of batches that the trials read, each one once."""
+        """The seeds of the streams of batches that the trials read, each once."""
         self.streams = [self.seeds.index(seed) for seed in seeds]
-        """Which of them each trial reads."""
+        """Index of the stream that each trial reads."""
 
     def spread(self, x: tf.Tensor) -> tf.Tensor:
-        """What all trials read, [1, rows], or each stream has, [streams, rows], as [trials, rows]."""
+        """Rows of all trials, [1, rows], or of each stream, [streams, rows], as [trials, rows]."""
         return tf.broadcast_to(_spread(x, self.streams), (self.count, x.shape[1]))
 
 
 def build_pack_head(head: keras.Model, trials: Trials, weights: Sequence[Sequence[np.ndarray]]) -> keras.Model:
     """The network of `head` (`build_head`), from features [streams, batch, …] to logits [trials, batch, classes].
 
-    `weights`: of each trial's head. Dropout, which has none, and dense layers get an axis for the trials.
+    `weights`: those of each trial's head. Dense layers and dropout get an axis for the trials.
     """
     shape = head.input_shape[1:]
     dropouts = [layer for layer in head.layers if isinstance(layer, KeyedDropout)]
@@ -67,23 +67,23 @@ def build_pack_head(head: keras.Model, trials: Trials, weights: Sequence[Sequenc
 
 
 def restore_optimizer(optimizer: keras.optimizers.Optimizer, states: Sequence[Sequence[np.ndarray]]) -> None:
-    """Go on from where the trials, which are all equally far, left their optimisers; empty: from the beginning."""
+    """Set the optimiser to the trials' states, all of the same step. Empty states leave it fresh."""
     for index, variable in enumerate(optimizer.variables if states[0] else []):
         values = [state[index] for state in states]
-        # Scalars count steps, which are the same for all.
+        # The only scalar is the number of steps, which is the same for all trials.
         variable.assign(values[0] if values[0].ndim == 0 else _stack(values))
 
 
 def states_of(
     head: keras.Model, optimizer: keras.optimizers.Optimizer
 ) -> list[tuple[list[np.ndarray], list[np.ndarray]]]:
-    """Each trial's weights and the state of its optimiser, as of a run that is trained alone.
+    """Each trial's weights and the state of its optimiser, in the form that a run of its own would have.
 
-    They are copies: whoever keeps one trial's shall not keep them all.
+    They are copies, because a view of one trial's arrays would hold those of all trials in memory.
     """
     weights = [np.array(variable) for variable in head.trainable_variables]
     counter, *slots = [np.array(variable) for variable in optimizer.variables]
-    # Keras lists the slots of one weight after those of the other, and a head's kernels and biases take turns.
+    # Keras lists the slots weight by weight, and a head's kernels and biases alternate.
     slots_a_weight = len(slots) // len(weights)
 
     def own(trial: int, arrays: list[np.ndarray], *, a_weight: int) -> list[np.ndarray]:
@@ -97,7 +97,7 @@ def states_of(
 
 
 class _PackDense(keras.layers.Layer):
-    """A `Dense` layer of each trial, from vectors [trials or 1, batch, in]."""
+    """The `Dense` layers of all trials, from vectors [trials or 1, batch, in]."""
 
     def __init__(self, of_one: keras.layers.Dense, trials: Trials) -> None:
         super().__init__(name=of_one.name)
@@ -107,7 +107,7 @@ class _PackDense(keras.layers.Layer):
         self._l2, self._is_penalised = _along_trials(trials.l2), any(trials.l2)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        """Make the weights, all zero."""
+        """Create the weights, all zero."""
 
         def weight(name: str, *shape: int | None, **options: object) -> keras.Variable:
             return self.add_weight(name=name, shape=(self._count, *shape), initializer="zeros", **options)
@@ -122,16 +122,16 @@ class _PackDense(keras.layers.Layer):
         return self._activation(tf.matmul(inputs, self._kernel) + self._bias)
 
     def _penalty(self, kernel: tf.Tensor) -> tf.Tensor:
-        """The sum of the trials' L2 penalties: a trial's weights are in no other term than its own."""
+        """The sum of the trials' L2 penalties. Only a trial's own term contains its weights."""
         return tf.reduce_sum(self._l2 * tf.square(kernel))
 
 
 class _PackDropout(keras.layers.Layer):
-    """`KeyedDropout` of each trial, with the numbers of its stream and a rate of its own.
+    """`KeyedDropout` of all trials, each with the random numbers of its stream and its own rate.
 
-    Trials with the same seed and the same rate drop the same features, and these are a head's largest tensor: for them
-    it is masked once. `on_features`: the inputs are [streams, batch, units], in evaluation [1, batch, units], and not
-    [trials, batch, units].
+    Trials with the same seed and rate drop the same features. Since the features are a head's largest tensor, they are
+    masked once for all such trials. `on_features`: the inputs are features, [streams, batch, units], in evaluation
+    [1, batch, units]; otherwise they are [trials, batch, units].
     """
 
     def __init__(self, trials: Trials, *, on_features: bool, name: str) -> None:
@@ -155,7 +155,7 @@ class _PackDropout(keras.layers.Layer):
 
 
 def _spread(x: tf.Tensor, places: Sequence[int]) -> tf.Tensor:
-    """`x[places]` along axis 0, or what broadcasts like it, without a copy where none is needed."""
+    """`x[places]` along axis 0. Where `x` itself is that, or broadcasts to it, `x` without a copy."""
     count = x.shape[0]
     return x if count == 1 or list(places) == list(range(count)) else tf.gather(x, places)
 

@@ -7,29 +7,26 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from transfer.dataset.manifest import Dataset, Shard
-from transfer.dataset.shards import read_columns
+from transfer.dataset.index import read_images
+from transfer.dataset.manifest import Dataset
 from transfer.errors import ConfigError
 from transfer.storage import Store
 
 FOLDED_SPLITS = ("train", "validation")
-"""Whose images are divided, counted over the shards of one and then of the other, as they are stored."""
-READERS = 8
-"""Threads that read a column of all shards: in a bucket each takes round trips."""
+"""The splits whose images are divided into folds. Rows are counted over the shards of one split, then of the other."""
 
 
 @dataclass(frozen=True)
 class Fold:
-    """One of `count` parts of the images: it is validated on, the others are trained on. `index` counts from 0.
+    """One of `count` parts of the images: the run validates on it and trains on the others. `index` counts from 0.
 
-    The parts are equal but for one image. Where images are in groups, a group is in one part as a whole, and the parts
-    are as equal as that allows.
+    The sizes of the parts differ by one image at most. If images are in groups, all images of a group are in one part,
+    and the sizes are as equal as that allows.
     """
 
     index: int
@@ -39,11 +36,11 @@ class Fold:
         return f"fold{self.index + 1}of{self.count}"
 
     def rows(self, store: Store, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-        """The images to train on and those to validate on: int64, ascending, counted over `FOLDED_SPLITS`.
+        """Rows of the images to train on, and of those to validate on: int64, ascending, counted over `FOLDED_SPLITS`.
 
-        They are decided by the number of images, their groups and the number of folds alone, so all runs on a dataset
-        version divide it alike. Raises ConfigError when there are fewer images or groups than folds, or when groups
-        are not known; and what reading shards raises.
+        They depend only on the number of images, their groups and the number of folds, so all runs on a dataset version
+        have the same folds. Raises ConfigError if there are fewer images or groups than folds, or if groups are not
+        known; and what reading shards raises.
         """
         images = sum(dataset.rows(split) for split in FOLDED_SPLITS)
         has_groups = dataset.splitting is not None and dataset.splitting.groups_by is not None
@@ -68,7 +65,7 @@ def _parts_of_images(images: int, count: int) -> np.ndarray:
 
 
 def _parts_of_groups(groups: np.ndarray, count: int) -> np.ndarray:
-    """The part of each image, int64 [images], of the images' groups: the largest group first, to the smallest part."""
+    """The part of each image, int64 [images]. The largest group is assigned first, each one to the smallest part."""
     _, members, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     shuffled = np.random.default_rng(0).permutation(len(sizes))
     part_of, filled = np.empty(len(sizes), np.int64), np.zeros(count, np.int64)
@@ -79,7 +76,7 @@ def _parts_of_groups(groups: np.ndarray, count: int) -> np.ndarray:
 
 
 def images_of(store: Store, dataset: Dataset, fold: Fold | None) -> tuple[int, int]:
-    """How many images a run trains and validates on. Raises what `Fold.rows` raises."""
+    """Number of images that a run trains on, and of those that it validates on. Raises what `Fold.rows` raises."""
     if fold is None:
         return dataset.rows("train"), dataset.rows("validation")
     trained, validated = fold.rows(store, dataset)
@@ -87,35 +84,34 @@ def images_of(store: Store, dataset: Dataset, fold: Fold | None) -> tuple[int, i
 
 
 def untrained_classes(store: Store, dataset: Dataset, fold: Fold | None) -> tuple[int, ...]:
-    """Indices of the classes that a run has no images of to train on, ascending.
+    """Indices of the classes of which a run has no training images, ascending.
 
-    In a fold they can be others than in the training split. Raises what `Fold.rows` and reading shards raise.
+    A fold can lack other classes than the training split. Raises what `Fold.rows` and reading shards raise.
     """
     return tuple(np.flatnonzero(_trained_images(store, dataset, fold) == 0).tolist())
 
 
 def _trained_images(store: Store, dataset: Dataset, fold: Fold | None) -> np.ndarray:
-    """How many images of each class a run trains on, int64 [classes]."""
+    """Number of training images of each class, int64 [classes]."""
     if fold is None:
         counts = dataset.counts["train"]
         return np.array([counts.get(name, 0) for name in dataset.classes], np.int64)
     trained, _ = fold.rows(store, dataset)
-    return np.bincount(_column(store, _shards(dataset), "label")[trained], minlength=len(dataset.classes))
+    return np.bincount(_column(store, dataset, "label")[trained], minlength=len(dataset.classes))
 
 
 def held_out_but_seen(store: Store, dataset: Dataset, *, before: Dataset) -> str | None:
-    """The held-out images that a model of the version `before` was trained on, counted in words; None without any.
+    """The number of held-out images that a model of the version `before` was trained on, in words; None if it is 0.
 
-    Shards that both versions have in one split are not read: an image is in a version once. Raises what reading shards
-    raises.
+    Shards that both versions have are not read: their images are in the same split of both, and once in each version.
+    Raises what reading shards raises.
     """
     unchanged = {*before.shards} & {*dataset.shards}
 
-    def digests(version: Dataset, split: str) -> set[str]:
+    def digests(version: Dataset, split: str) -> set[bytes]:
         shards = [shard for shard in version.shards_of(split) if shard not in unchanged]
-        with ThreadPoolExecutor(READERS) as pool:
-            tables = pool.map(lambda shard: read_columns(store, shard, ["sha256"]), shards)
-            return {digest for table in tables for digest in table["sha256"].to_pylist()}
+        tables = read_images(store, version, ["sha256"], shards)
+        return {digest for table in tables for digest in table["sha256"].to_pylist()}
 
     trained = digests(before, "train")
     seen = {split: len(trained & digests(dataset, split)) for split in ("validation", "test")}
@@ -131,7 +127,7 @@ def _groups(store: Store, dataset: Dataset) -> np.ndarray:
             "them.",
             advice="Ingest once more: `transfer ingest`.",
         )
-    names = _column(store, _shards(dataset), "group")
+    names = _column(store, dataset, "group")
     has_group = names != None  # noqa: E711 - an array is compared element by element
     _, numbers = np.unique(names[has_group].astype(str), return_inverse=True)
     groups = np.arange(len(names)) + len(names)
@@ -139,24 +135,20 @@ def _groups(store: Store, dataset: Dataset) -> np.ndarray:
     return groups
 
 
-def _shards(dataset: Dataset) -> tuple[Shard, ...]:
-    return tuple(shard for split in FOLDED_SPLITS for shard in dataset.shards_of(split))
-
-
 @functools.lru_cache(maxsize=2)
-def _column(store: Store, shards: tuple[Shard, ...], name: str) -> np.ndarray:
-    """A column of all rows: read once for all folds and trials of a sweep."""
-    with ThreadPoolExecutor(READERS) as pool:
-        tables = pool.map(lambda shard: read_columns(store, shard, [name]), shards)
-        return np.concatenate([table[name].to_numpy(zero_copy_only=False) for table in tables])
+def _column(store: Store, dataset: Dataset, name: str) -> np.ndarray:
+    """A column of all rows of `FOLDED_SPLITS`. The cache holds it for all folds and trials of a sweep."""
+    shards = [shard for split in FOLDED_SPLITS for shard in dataset.shards_of(split)]
+    tables = read_images(store, dataset, [name], shards)
+    return np.concatenate([table[name].to_numpy(zero_copy_only=False) for table in tables])
 
 
 def class_weights(
     setting: Literal["none", "balanced"] | dict[str, float], store: Store, dataset: Dataset, fold: Fold | None
 ) -> np.ndarray:
-    """Weight of each class in the loss of a run, float32 [classes]; `balanced` counts the images that it trains on.
+    """Weight of each class in the loss of a run, float32 [classes]; `balanced` counts the run's training images.
 
-    Raises ConfigError for a name that is no class, and what `Fold.rows` and reading shards raise.
+    Raises ConfigError for a name that is not a class, and what `Fold.rows` and reading shards raise.
     """
     if setting == "none":
         return np.ones(len(dataset.classes), np.float32)
@@ -167,11 +159,12 @@ def class_weights(
 
 
 def check_weighted_classes(setting: str | Mapping[str, float], classes: Sequence[str], *, of: str) -> None:
-    """Raise ConfigError for a weight of what is no class. `of`: whose classes they are, in words."""
+    """Raise ConfigError if `setting` names an unknown class. `of`: the owner of `classes`, in words."""
     unknown = [] if isinstance(setting, str) else sorted(set(setting) - set(classes))
     if unknown:
+        names = ", ".join(f"`{name}`" for name in unknown)
         raise ConfigError(
-            f"training.class_weights names {unknown}, which are no classes of {of}.",
+            f"training.class_weights names {names}, not among the classes of {of}.",
             advice=f"The classes are: {', '.join(classes[:20])}.",
         )
 
@@ -179,7 +172,7 @@ def check_weighted_classes(setting: str | Mapping[str, float], classes: Sequence
 def balanced_class_weights(counts: np.ndarray) -> np.ndarray:
     """Weights float32 [classes] by inverse frequency, `n / (classes * count)` as in scikit-learn's `balanced`.
 
-    As there, only classes with images count as classes.
+    As in scikit-learn, `classes` is the number of classes that have images.
     """
     expected = np.sum(counts) / np.count_nonzero(counts)
     return np.asarray(expected / np.maximum(counts, 1), np.float32)

@@ -1,8 +1,8 @@
-"""Runs in storage, and which base each began with. Needs no TensorFlow.
+"""Runs in storage, and the base that each run began with. Needs no TensorFlow.
 
-A run's id covers the files of its base (`backbone/identity.py`). The digest of the base, as it was pretrained, covers
-what only loading it shows: what a handle leads to, the weights behind `imagenet`, a release of Keras that builds
-something else.
+A run's id covers the files of its base (`backbone/identity.py`). The digest of the loaded base, as it was pretrained,
+also covers what is known only after loading: the module behind a handle, the weights behind `imagenet`, and what a
+release of Keras builds.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Run:
     dataset_name: str
     dataset_number: int
     fold: Fold | None = field(default=None, kw_only=True)
-    """What a cross-validated trial's run is validated on, instead of the validation split."""
+    """For a run of a cross-validated trial: the fold that it validates on, instead of the validation split."""
 
     @property
     def folder(self) -> str:
@@ -64,21 +64,21 @@ class Run:
 
     @property
     def base(self) -> Log:
-        """The log whose first entry says which base the run began with."""
+        """The log whose first entry has the digest of the base that the run began with."""
         return Log(self.store, layout.base_log(self.folder))
 
     @property
     def inputs(self) -> Log:
-        """The log whose first entry says what each phase trains on."""
+        """The log whose first entry has the choice between pixels and cached features for each phase."""
         return Log(self.store, layout.inputs_log(self.folder))
 
     @property
     def uses(self) -> Log:
-        """The log of attempts at training it, and the cached features that they rely on."""
+        """The log of attempts at training the run, with the cached features that each attempt uses."""
         return Log(self.store, layout.uses_log(self.folder))
 
     def newest_report(self, split: str | None = None) -> int | None:
-        """Number of the newest evaluation, of any split or of this one, or None."""
+        """Number of the newest evaluation on `split` (None: on any split); None if there is none."""
         numbers = reversed(self.reports.numbers())
         return next(
             (each for each in numbers if split is None or self.reports.read_as(ReportEntry, each).split == split), None
@@ -86,7 +86,7 @@ class Run:
 
 
 def run_id_for(config: Config, dataset: Dataset) -> str:
-    """A name decided by what would be trained, so that repeating a command continues or finds its run."""
+    """The id of a run, derived from everything that decides its result: a repeated command finds its run by it."""
     canonical = json.dumps(identity(config, dataset), sort_keys=True, separators=(",", ":"))
     return f"{config.name}-{hashlib.sha256(canonical.encode()).hexdigest()[:12]}"
 
@@ -102,15 +102,15 @@ def open_run(
 ) -> Run:
     """Start the run, or find the one that was started with the same configuration and dataset version.
 
-    The run of a fold has an id of its own. `started_by`: folder of the night or the sweep that it is a run of. Raises
-    RunConflictError, listing the differing keys, when a run of that id was started with another configuration;
-    ConfigError when the dataset version was made with another `dataset.depth`.
+    The run of a fold has its own id. `started_by`: folder of the night or sweep that starts it. Raises
+    RunConflictError, which lists the differing keys, if a run with this id was started with another configuration;
+    ConfigError if the dataset version was made with another `dataset.depth`.
     """
     if dataset.depth != config.dataset.image_depth:
         raise ConfigError(
             f"dataset.depth is {depth_title(config.dataset.image_depth)}, and {dataset.reference} was made with "
             f"{depth_title(dataset.depth)}.",
-            advice="Ingest again: that makes a version with this depth. Or set dataset.depth back.",
+            advice="Ingest again to make a version with this depth, or set dataset.depth back.",
         )
     run_id = run_id or run_id_for(config, dataset)
     learned = identity(config, dataset)
@@ -131,16 +131,16 @@ def open_run(
         if differing:
             raise RunConflictError(
                 f"Run `{run_id}` was started with another configuration; different: {', '.join(differing)}.",
-                advice="Give another --run-id, or none, or go back to the configuration it was started with"
-                + (", its files included." if any(key.endswith(".sha256") for key in differing) else "."),
+                advice="Give another --run-id, or none, or go back to the configuration with which the run was started"
+                + (", including its files." if any(key.endswith(".sha256") for key in differing) else "."),
             ) from None
     return Run(store, run_id, config, dataset.name, dataset.number, fold=fold)
 
 
 def load_run(store: Store, run_id: str, config: Config) -> Run:
-    """Find a run by its id; `config` says where storage is, the run's own configuration says what was trained.
+    """Find a run by its id. Sections that do not change what is learned, such as storage, are those of `config`.
 
-    Raises TrainingError when there is no such run, or when it only served to cross-validate a trial.
+    Raises TrainingError if there is no such run, or if it only served to cross-validate a trial.
     """
     started = usable_start(store, run_id)
     changed = config.model_dump(mode="json", include=set(NOT_LEARNED))
@@ -153,9 +153,9 @@ def load_run(store: Store, run_id: str, config: Config) -> Run:
 
 
 def usable_start(store: Store, run_id: str) -> RunStart:
-    """How a run was started whose model can be used.
+    """The start document of a run whose model can be used.
 
-    Raises TrainingError when there is no such run, or when it only served to cross-validate a trial.
+    Raises TrainingError if there is no such run, or if it only served to cross-validate a trial.
     """
     if not store.exists(layout.run_start(run_id)):
         raise TrainingError(
@@ -164,16 +164,16 @@ def usable_start(store: Store, run_id: str) -> RunStart:
     started = read_start(store, run_id)
     if started.is_of_fold:
         raise TrainingError(
-            f"Run `{run_id}` trained on all but one fold to cross-validate a trial; it is no model to use.",
-            advice="`transfer train` with the trial's values trains one on the whole training split.",
+            f"Run `{run_id}` cross-validated a trial: it was trained without one fold, and its model is not for use.",
+            advice="`transfer train` with the trial's values trains a model on the whole training split.",
         )
     return started
 
 
 def _paths_here(config: Config, own: Config, identity: dict[str, Any]) -> dict[str, str]:
-    """Where the files of a run's base are that `config` knows in another place than the run was started with.
+    """The present paths, by key, of those files of a run's base that have the same content in `config`.
 
-    A job that a cluster runs in a copy of the working tree finds them in another folder each time.
+    A cluster runs each job in another copy of the working tree, so the paths change from job to job.
     """
     if (config.base.model, config.base.weights) == (own.base.model, own.base.weights):
         return {}
@@ -186,18 +186,18 @@ def _paths_here(config: Config, own: Config, identity: dict[str, Any]) -> dict[s
 
 
 def _sha256_in(named: Any) -> str | None:
-    """What an identity says of a file of the base; None where it knows only a name."""
+    """Digest of a file of the base in an identity; None if the identity has only the file's name."""
     return named.get("sha256") if isinstance(named, dict) else None
 
 
 def identity(config: Config, dataset: Dataset) -> dict[str, Any]:
-    """What decides what a run learns: the configuration, the dataset version, and the files of the base by content.
+    """All that decides what a run learns: the configuration, the dataset version, and the files of the base by content.
 
     Raises what `base_digests` raises.
     """
     learned = deciding(config, Decides.FEATURES, Decides.LEARNING)
     learned["base"] = base_identity(config.base, storage=config.storage)
-    # The dataset version says which images were used; where they once came from does not matter any more.
+    # The dataset version decides which images are used; their source does not matter.
     learned["dataset"] = dataset.reference
     return learned
 
@@ -208,14 +208,14 @@ def started_identity(run: Run) -> dict[str, Any]:
 
 
 def read_start(store: Store, run_id: str) -> RunStart:
-    """How a run was started. Raises ObjectNotFoundError, CorruptObjectError, StorageError."""
+    """The start document of a run. Raises ObjectNotFoundError, CorruptObjectError, StorageError."""
     return as_model(RunStart, read_document(store, layout.run_start(run_id)), uri=store.uri)
 
 
 def differing_keys(left: Any, right: Any, path: str = "") -> list[str]:
     """Dotted keys at which two identities differ."""
     if path.startswith(".base.") and isinstance(right, dict) and "sha256" in right:
-        # An earlier release wrote the names of files down, beside their digests or alone.
+        # Earlier releases recorded the names of files, with or without their digests.
         left, right = {"sha256": _sha256_in(left) or right["sha256"]}, {"sha256": right["sha256"]}
     if isinstance(left, dict) and isinstance(right, dict):
         keys = sorted(set(left) | set(right))
@@ -240,9 +240,9 @@ class _PinnedBase(BaseModel):
 
 
 def pinned_base(run: Run) -> str | None:
-    """Digest of the base, as it was pretrained, that a run began with (`Backbone.digest`).
+    """Digest (`Backbone.digest`) of the pretrained base that a run began with.
 
-    None before the run's network is first built, and for a run of an earlier release. Raises CorruptObjectError,
+    It is None before the run's network is first built, and for a run of an earlier release. Raises CorruptObjectError,
     StorageError.
     """
     found = _read(run)
@@ -250,39 +250,40 @@ def pinned_base(run: Run) -> str | None:
 
 
 def hold_to_base(run: Run, digest: str) -> None:
-    """Compare a base that was built for a run, before anything in it is trained, with the one that the run began with.
+    """Check that a base that was built for a run, and is not trained yet, is the one that the run began with.
 
-    Whoever builds it first writes its digest down; of several workers one is first, and all compare. Nothing is
-    compared for a run that an earlier release began. Raises BaseChangedError, StorageError.
+    The first process that builds the base records its digest; all others compare theirs with it. A run that an earlier
+    release began has no digest and is not checked. Raises BaseChangedError, StorageError.
     """
     pinned = _read(run)
-    if pinned is None and not run.checkpoints.numbers():
+    if pinned is None and not run.checkpoints.newest_number():
         _check_files(run)
-        # Of several workers one is first, and its digest is what all are held to.
+        # Several workers may come here; the digest of the first one counts.
         with suppress(AlreadyExistsError):
             run.base.append({"sha256": digest, "keras": version("keras")}, number=1)
         pinned = _read(run)
     if pinned is not None and pinned.sha256 != digest:
         here = version("keras")
         raise BaseChangedError(
-            f"Run `{run.id}` began with another network than base.model (`{run.config.base.model}`) gives now: its "
-            f"digest was {pinned.sha256[:_SHOWN]}… then and is {digest[:_SHOWN]}… now"
+            f"base.model (`{run.config.base.model}`) is not the network with which run `{run.id}` began: its digest "
+            f"was {pinned.sha256[:_SHOWN]}… then and is {digest[:_SHOWN]}… now"
             + ("." if pinned.keras == here else f"; Keras was {pinned.keras} then and is {here} now."),
-            advice="Bring back the file, the weights or the release of Keras that it began with, or start another run: "
-            "`transfer train`, with --run-id and a new name where it finds this one.",
+            advice="Bring back the file, the weights or the release of Keras with which the run began. Or start "
+            "another run: `transfer train`, with --run-id and a new name if it finds this one.",
         )
 
 
 def _check_files(run: Run) -> None:
-    """The run was named by files that may have been replaced before they were loaded, or are others on this machine."""
+    """Raise BaseChangedError if a file of the base was replaced since the run was named, or differs on this machine."""
     named = started_identity(run)["base"]
     for key, sha256 in base_digests(run.config.base, storage=run.config.storage).items():
         expected = named[key]["sha256"] if isinstance(named[key], dict) else None
         if expected not in (None, sha256):
             raise BaseChangedError(
-                f"base.{key} is `{getattr(run.config.base, key)}`, another file here than run `{run.id}` was started "
-                f"with: SHA-256 {expected[:_SHOWN]}… then, {sha256[:_SHOWN]}… here.",
-                advice="Repeat the command for a run on the file that is there now; each machine must have the same.",
+                f"base.{key} is `{getattr(run.config.base, key)}`, and this file is not the one with which run "
+                f"`{run.id}` was started: SHA-256 {expected[:_SHOWN]}… then, {sha256[:_SHOWN]}… here.",
+                advice="All machines must have the same file. If it was replaced, repeat the command to start a run "
+                "with the new file.",
             )
 
 

@@ -84,17 +84,18 @@ class ImageSamples:
 class CachedSplit:
     """The cached features of all images of a split as one long array, which is never in memory as a whole.
 
-    `shards` and `rows` belong together, in the same order. `only`: int64 [n], if given, which of all their rows count.
+    `shards` and `rows` belong together, in the same order. `only`: int64 [n], if given, which of their images count.
     """
 
     def __init__(self, shards: Sequence[Shard], rows: Sequence[CachedRows], *, only: np.ndarray | None = None) -> None:
         self._shards = list(shards)
-        self._only = only
+        self._is_part = only is not None
         self.shape = rows[0].shape
-        self._parts = [part for each in rows for part in each.parts()]
+        self._parts = [part for each in rows for part in each.stored_parts()]
         self._starts = np.cumsum([0, *(len(part) for part in self._parts)])
         labels = np.concatenate([each.labels for each in rows])
         self.labels = labels if only is None else labels[only]
+        self._stored = _stored_places(rows, only)
         self.dtype = self._parts[0].dtype
         self.row_bytes = self._parts[0][0].nbytes
 
@@ -103,7 +104,7 @@ class CachedSplit:
 
     def take(self, rows: np.ndarray, out: np.ndarray) -> None:
         """Copy rows (int64 [n], counted over all that are there) into `out` [n, *shape], in the order given."""
-        rows = rows if self._only is None else self._only[rows]
+        rows = rows if self._stored is None else self._stored[rows]
         part_of = np.searchsorted(self._starts, rows, side="right") - 1
         by_part = np.argsort(part_of, kind="stable")
         edges = np.flatnonzero(np.diff(part_of[by_part], prepend=-1, append=-1))
@@ -114,9 +115,20 @@ class CachedSplit:
 
     def order(self, *, seed: int | None, epoch: int) -> np.ndarray:
         """Rows, int64 [rows], in the order in which an epoch visits them; `seed` None: as they are stored."""
-        if self._only is not None:
+        if self._is_part:
             return np.arange(len(self)) if seed is None else np.random.default_rng([seed, epoch]).permutation(len(self))
         return permutation(self._shards, seed=seed, epoch=epoch)
+
+
+def _stored_places(rows: Sequence[CachedRows], only: np.ndarray | None) -> np.ndarray | None:
+    """Where the features of the images that count are among all stored ones, int64 [n]; None if all count."""
+    if all(each.live is None for each in rows):
+        return only
+    stored = [sum(map(len, each.stored_parts())) for each in rows]
+    starts = np.cumsum([0, *stored])
+    live = [np.arange(count) if each.live is None else each.live for each, count in zip(rows, stored, strict=True)]
+    places = np.concatenate([start + each for start, each in zip(starts, live, strict=False)])
+    return places if only is None else places[only]
 
 
 class CachedBatches:

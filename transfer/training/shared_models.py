@@ -1,9 +1,9 @@
-"""The model of a run, in this process: as it begins, and as it was trained.
+"""Models of runs in this process, untrained or trained, on shared bases, heads and compiled steps.
 
-The steps of a job, from its check to its export, share one, and so do the trials of a sweep, for which loading the
-network and compiling a step would take longer than many a trial.
+All steps of a job, from its check to its export, share them, and so do the trials of a sweep: loading a network and
+compiling a step takes longer than many a trial.
 
-Both share the variables of `process_models()`: their weights are valid until another model is asked for there.
+All models of `process_models()` share variables: a model's weights are valid until another model is requested.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from transfer.training.step import PhaseProgram, create_strategy
 MAX_BACKBONES = 2
 MAX_HEADS = 8
 MAX_PROGRAMS = 8
-"""Of each; what was not used for longest is given up."""
+"""Largest number of each kind; the least recently used one is dropped."""
 
 Made = TypeVar("Made")
 
 
 class Turn(Protocol):
-    """Somebody who trains on shared models, and can make room for somebody else."""
+    """A user of shared models, who can make room for the next user."""
 
     def suspend(self) -> None:
         """Copy all state out of the shared variables."""
@@ -50,16 +50,16 @@ class Turn(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class _Base:
-    """A pretrained network, and its digest before anybody trained in it."""
+    """A pretrained network, and its digest before any training."""
 
     backbone: Backbone
     digest: str
     number: int
-    """Of those that were built here. An `id()` would be used again after an evicted base is freed."""
+    """Counts the bases that were built here. An `id()` would be reused after a dropped base is freed."""
 
 
 class SharedModels:
-    """Bases, heads and compiled steps, each made when it is first asked for. Those who train on them take turns."""
+    """Bases, heads and compiled steps, each built on first use. Their users take turns."""
 
     def __init__(self, strategy: tf.distribute.Strategy) -> None:
         self.strategy = strategy
@@ -68,13 +68,13 @@ class SharedModels:
         self._heads: OrderedDict[Hashable, keras.Model] = OrderedDict()
         self._programs: OrderedDict[Hashable, PhaseProgram] = OrderedDict()
         self._pretrained: dict[int, tuple[keras.Variable, np.ndarray]] = {}
-        """By id: variables of a base that some run trains, and what they were before."""
+        """By id: variables of a base that some run trains, with their pretrained values."""
         self._turn: Turn | None = None
 
     def take_turn(self, who: Turn) -> bool:
-        """Let `who` use the shared variables, after suspending whoever does now. False if `who` does already.
+        """Suspend the present user of the shared variables, and let `who` use them. False if `who` already does.
 
-        The base is then as it was pretrained. To be called within the strategy's scope, like all that follows.
+        The base then has its pretrained weights. Must be called within the strategy's scope, like the other methods.
         """
         if self._turn is who:
             return False
@@ -86,12 +86,11 @@ class SharedModels:
         return True
 
     def model(self, config: Config, classes: list[str], *, untrained: Sequence[int] = ()) -> TransferModel:
-        """The untrained model of a configuration. To be called when one's turn begins.
+        """The untrained model of a configuration. Must be called when the user's turn begins.
 
-        `untrained`: indices of the classes that it never answers.
-
-        Raises BackboneError when the base cannot be loaded, ConfigError when the head does not fit the classes,
-        BaseChangedError when a file is replaced while it is read.
+        `untrained`: indices of the classes that the model never predicts. Raises BackboneError if the base cannot be
+        loaded, ConfigError if the head does not fit the classes, BaseChangedError if a file is replaced while it is
+        read.
         """
         base = self._base(config)
         first = build_head_for(base.backbone, config, classes, untrained=untrained)
@@ -109,19 +108,19 @@ class SharedModels:
         return TransferModel(base.backbone, head, classes, digest=base.digest)
 
     def forget_programs(self) -> None:
-        """Free compiled steps and the states of their optimisers: nobody trains here for now."""
+        """Free the compiled steps and the states of their optimisers, which only training needs."""
         self._programs.clear()
 
     def backbone(self, config: Config) -> Backbone:
-        """The base of a configuration, to be looked at: its weights are those of whoever trains on it. Raises the same.
+        """The base of a configuration, whose weights are those of its present user. Raises what `model` raises.
 
-        To be called within the strategy's scope.
+        Must be called within the strategy's scope.
         """
         return self._base(config).backbone
 
     def _base(self, config: Config) -> _Base:
         set_precision(config.training.mixed_precision)
-        # A file may have been replaced since a network was read from it.
+        # The digests are part of the key, because a file may have been replaced since a network was read from it.
         files = base_digests(config.base, storage=config.storage)
         of_base = (
             config.base.model_dump_json(),
@@ -143,7 +142,7 @@ class SharedModels:
         return _Base(backbone, backbone.digest(), next(self._numbers))
 
     def will_train(self, model: TransferModel, variables: Sequence[keras.Variable]) -> None:
-        """Note what variables of the base are before they are trained, so that `model` can bring that back."""
+        """Note the values of the base's variables before they are trained, so that `take_turn` can restore them."""
         of_base = {id(variable) for variable in model.backbone.network.variables}
         for variable in variables:
             if id(variable) in of_base and id(variable) not in self._pretrained:
@@ -158,7 +157,7 @@ class SharedModels:
         class_weights: np.ndarray,
         steps_per_epoch: int,
     ) -> PhaseProgram:
-        """The steps of a phase of `config`, ready for the first one. To be called in one's turn."""
+        """The program of a phase of `config`, with a fresh optimiser. Must be called in the user's turn."""
         cut, training = model.cut(phase.unfreeze), config.training
         augmentation = config.augmentation if phase.augment and config.augmentation.is_active else None
 
@@ -189,12 +188,12 @@ class SharedModels:
 
 @functools.cache
 def process_models() -> SharedModels:
-    """The shared models of this process, for a job whose steps come one after the other: none builds a network anew."""
+    """The shared models of this process, so that no step of a job builds a network again."""
     return SharedModels(create_strategy())
 
 
 def _made(shelf: OrderedDict[Any, Made], key: Hashable, make: Callable[[], Made], most: int) -> Made:
-    """What the shelf has for a key, made now if it has nothing."""
+    """The shelf's object for a key, made now if there is none."""
     if key not in shelf:
         shelf[key] = make()
         if len(shelf) > most:
@@ -204,9 +203,9 @@ def _made(shelf: OrderedDict[Any, Made], key: Hashable, make: Callable[[], Made]
 
 
 def untrained_model(run: Run, dataset: Dataset) -> TransferModel:
-    """The model that a run begins with, on the base that it began with.
+    """The model of a run before training.
 
-    Raises BaseChangedError when the base is another one by now, and what `SharedModels.model` raises.
+    Raises BaseChangedError if the base is not the one with which the run began, and what `SharedModels.model` raises.
     """
     shared = process_models()
     with shared.strategy.scope():
@@ -219,9 +218,9 @@ def untrained_model(run: Run, dataset: Dataset) -> TransferModel:
 
 
 def restore_model(run: Run, dataset: Dataset) -> tuple[TransferModel, Checkpoint]:
-    """The model that a finished run trained.
+    """The trained model of a finished run, and its last checkpoint.
 
-    Raises TrainingError when the run is not finished, and what `untrained_model` raises.
+    Raises TrainingError if the run is not finished, and what `untrained_model` raises.
     """
     checkpoint = Checkpoints(run).complete()
     model = untrained_model(run, dataset)
@@ -233,7 +232,7 @@ def restore_model(run: Run, dataset: Dataset) -> tuple[TransferModel, Checkpoint
 
 
 class _Visit:
-    """A turn of somebody who trains nothing."""
+    """A user who trains nothing."""
 
     def suspend(self) -> None:
-        """Nothing of its own is in the variables."""
+        """Do nothing: this user has no state in the variables."""

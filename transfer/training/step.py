@@ -1,11 +1,11 @@
 """The training step across replicas and workers, of one trial or of a pack.
 
-Keras 3's own `fit` fails under MultiWorkerMirroredStrategy (keras-team/keras#20585), so the step is ours: each replica
-computes gradients of its rows of the global batch, their sum over all replicas is applied everywhere. The loss is the
-mean over the real rows of the *global* batch, so dividing a batch differently changes nothing but rounding.
+Keras 3's own `fit` fails under MultiWorkerMirroredStrategy (keras-team/keras#20585), so the step is ours. Each replica
+computes gradients of its rows of the global batch, and all replicas apply the sum of the gradients. The loss is the
+mean over the real rows of the *global* batch, so the division of a batch among replicas changes nothing but rounding.
 
-In a pack, everything has a leading axis for its trials, and what is summed for one is summed for each of them. Their
-losses are added up: a trial's weights are in no other loss than its own.
+In a pack, all tensors have a leading axis for the trials, and sums are taken for each trial. The losses of the trials
+are added up, which keeps them separate: only a trial's own loss depends on its weights.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ Collectives = Literal["auto", "ring", "nccl"]
 
 @functools.cache
 def create_strategy(collectives: Collectives = "auto") -> tf.distribute.Strategy:
-    """The strategy for this process: over all workers that TF_CONFIG names, else over its GPUs, else none.
+    """The strategy of this process: over all workers in TF_CONFIG, else over the GPUs, else the default one.
 
-    Call it before any other TensorFlow operation: a multi-worker strategy must set the runtime up first. It is made
-    once a process: collectives of a second MirroredStrategy would carry the numbers of the first one's.
+    The first call must come before any other TensorFlow operation, because a multi-worker strategy sets the runtime up.
+    A process has one strategy: the collectives of a second MirroredStrategy would have the same numbers as the first's.
     """
     gpus = tf.config.list_physical_devices("GPU")
     for gpu in gpus:
-        # Where somebody else imported TensorFlow; what is set already may be set again at any time.
+        # Needed if TensorFlow was not imported by `import_tensorflow`. Setting it again is allowed at any time.
         tf.config.experimental.set_memory_growth(gpu, enable=True)
     cluster = json.loads(os.environ.get("TF_CONFIG", "{}")).get("cluster", {})
     if len(cluster.get("worker", [])) > 1:
@@ -60,12 +60,12 @@ Batch = dict[str, tf.Tensor]
 
 @dataclass(frozen=True)
 class Chunk:
-    """Consecutive batches of one epoch as one worker sees them, of which the first `steps` hold data.
+    """One worker's part of consecutive batches of an epoch. Only the first `steps` batches hold data.
 
     `features`: [capacity, rows, *shape]. `labels`: int32 [capacity, rows]. `real`: float32 [capacity, rows], 0 for a
-    row that only fills up an epoch's last batch. `positions`: int32 [rows], each row's place in the global batch.
-    `real_images`: float32 [capacity], images of the dataset in each global batch. Every chunk of an epoch has the same
-    capacity, so that a compiled program fits all of them.
+    row that only fills an epoch's last batch. `positions`: int32 [rows], each row's place in the global batch.
+    `real_images`: float32 [capacity], number of images of the dataset in each global batch. All chunks of an epoch have
+    the same capacity, so that one compiled program takes them all.
     """
 
     features: np.ndarray
@@ -78,7 +78,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over images, from which exact means are made."""
+    """Sums over images, which give exact means."""
 
     loss: float = 0.0
     correct: float = 0.0
@@ -89,17 +89,17 @@ class Totals:
 
     @property
     def mean_loss(self) -> float:
-        """Mean cross-entropy an image."""
+        """Mean cross-entropy of an image."""
         return self.loss / self.images if self.images else float("nan")
 
     @property
     def accuracy(self) -> float:
-        """Share of images whose most probable class is the right one."""
+        """Share of images whose most probable class is their label, 0 to 1."""
         return self.correct / self.images if self.images else float("nan")
 
 
 class PhaseProgram:
-    """The compiled training and evaluation steps of one phase. Make it within the strategy's scope."""
+    """The compiled training and evaluation steps of one phase. Must be created within the strategy's scope."""
 
     def __init__(
         self,
@@ -112,9 +112,9 @@ class PhaseProgram:
         steps_per_epoch: int,
         trials: Trials | None = None,
     ) -> None:
-        """`class_weights`: float32 [classes]. `trials`: whose head is a pack's; their chunks are `side_by_side`."""
+        """`class_weights`: float32 [classes]. `trials`: for a pack, whose chunks are `side_by_side`."""
         self.strategy = tf.distribute.get_strategy()
-        # Variables, so that the compiled steps serve other learning rates and the other folds, too.
+        # Variables, so that the compiled steps can be used for other learning rates and folds.
         peak = trials.learning_rates if trials else phase.learning_rate
         self._learning_rate = tf.Variable(peak, trainable=False, dtype=tf.float32)
         self._class_weights = tf.Variable(class_weights, trainable=False, dtype=tf.float32)
@@ -136,7 +136,7 @@ class PhaseProgram:
         self._label_smoothing = trials.label_smoothings if trials else training.label_smoothing
         self._clip_norm = phase.optimizer.clip_norm
         self._augmentation = augmentation
-        # Nothing here needs autograph, which would first rewrite the source of everything that is called.
+        # Without autograph, which nothing here needs: it would rewrite the source of all functions first.
         compiled = partial(tf.function, autograph=False)
         self._train_step = compiled(lambda batch, *at: self.strategy.run(self._train_replica, (batch, *at)))
         self._evaluate_step = compiled(lambda batch: self.strategy.run(self._evaluate_replica, (batch,)))
@@ -144,7 +144,7 @@ class PhaseProgram:
         self._evaluate_steps = compiled(self._evaluate_chunk)
 
     def start(self, *, learning_rate: float, class_weights: np.ndarray, seed: int) -> None:
-        """Begin a phase anew: with this peak learning rate, these weights of classes, this seed, a fresh optimiser."""
+        """Prepare for a phase's first step: set peak learning rate, class weights and seed, and reset the optimiser."""
         self.set_learning_rate(learning_rate)
         self._class_weights.assign(class_weights)
         self._seeds = seed
@@ -152,51 +152,51 @@ class PhaseProgram:
             variable.assign(value)
 
     def set_learning_rate(self, learning_rate: float) -> None:
-        """The peak of the phase's schedule, from the next step on."""
+        """Set the peak of the phase's schedule, from the next step on."""
         self._learning_rate.assign(learning_rate)
 
     @property
     def learning_rates(self) -> list[float]:
-        """That of the next step, of each trial."""
+        """Learning rate of the next step, one for each trial."""
         rates = keras.ops.convert_to_numpy(self.optimizer.learning_rate)
         return [float(rate) for rate in rates.reshape(-1)]
 
     def train_step(self, batch: Iterator[Batch], *, real_images: int, global_step: int) -> tf.Tensor:
-        """Train on one global batch, of which `batch` yields one part for each replica of this worker.
+        """Train on one global batch. `batch` yields its parts for the replicas of this worker.
 
-        `real_images`: rows of the global batch that are images of the dataset. `global_step` keys the random numbers.
-        Returns this worker's loss, correct answers and images: float32 [replicas of this worker, 3].
+        `real_images`: number of rows of the global batch that are images of the dataset. `global_step` keys the random
+        numbers. Returns sums of loss, correct predictions and images: float32 [replicas of this worker, 3].
         """
         parts, place = self._per_replica(batch), self._place(global_step)
         with during(TOGETHER):
             return self._local(self._train_step(parts, tf.constant(real_images, tf.float32), place))
 
     def evaluate_step(self, batch: Iterator[Batch]) -> tf.Tensor:
-        """Evaluate one global batch without training. Returns what `train_step` does."""
+        """Evaluate one global batch without training. Returns the same as `train_step`."""
         parts = self._per_replica(batch)
         with during(TOGETHER):
             return self._local(self._evaluate_step(parts))
 
     def train_steps(self, chunk: Chunk, *, global_step: int) -> tf.Tensor:
-        """Train on all steps of a chunk of cached features in one call, the first of which is `global_step`.
+        """Train on all steps of a chunk of cached features in one call. `global_step`: number of the first one.
 
-        Returns what `train_step` does, summed over the steps: a step on a head takes less time than calling it. Of a
-        pack, float64 [1, trials, 3].
+        One call for many steps, because a call takes longer than a step on a head. Returns the sums of `train_step`
+        over all steps: float64 [replicas of this worker, 3]; for a pack [1, trials, 3].
         """
         parts, real_images = self._chunk_per_replica(chunk), tf.constant(chunk.real_images)
         with during(TOGETHER):
             return self._train_steps(parts, real_images, tf.constant(chunk.steps), self._place(global_step))
 
     def evaluate_steps(self, chunk: Chunk) -> tf.Tensor:
-        """Evaluate all steps of a chunk of cached features. Returns what `train_steps` does."""
+        """Evaluate all steps of a chunk of cached features. Returns the same as `train_steps`."""
         parts = self._chunk_per_replica(chunk)
         with during(TOGETHER):
             return self._evaluate_steps(parts, tf.constant(chunk.steps))
 
     def sum_over_workers(self, results: list[tf.Tensor]) -> list[Totals]:
-        """Add up results of steps over all steps, replicas and workers, for each trial.
+        """Add up the results of steps over all steps, replicas and workers. One Totals for each trial.
 
-        Collective: every worker calls it.
+        This is a collective: every worker must call it.
         """
         if not results:
             return [Totals()] * (self._trials.count if self._trials else 1)
@@ -212,7 +212,7 @@ class PhaseProgram:
         return values
 
     def _chunk_per_replica(self, chunk: Chunk) -> dict[str, tf.Tensor]:
-        """The chunk's rows divided among the replicas of this worker; axis 0 counts steps, except in `positions`."""
+        """The chunk's rows, divided among the replicas of this worker. Axis 0 is the step, except in `positions`."""
         share = self._training.batch_size // self.strategy.num_replicas_in_sync
         # Rows are the last axis of the labels.
         before = (slice(None),) * (chunk.labels.ndim - 1)
@@ -249,20 +249,20 @@ class PhaseProgram:
         return sum_steps(one, steps, shape=self._sums_shape(chunk))
 
     def _local(self, values: tf.Tensor) -> tf.Tensor:
-        """What the replicas of this worker answered, stacked."""
+        """The results of the replicas of this worker, stacked."""
         return tf.stack(self.strategy.experimental_local_results(values))
 
     def _sums_shape(self, chunk: dict[str, tf.Tensor]) -> tuple[int, ...]:
-        """Of what the replicas of this worker, which have parts of `chunk`, answer for a step."""
+        """Shape of the stacked results of this worker's replicas for one step. `chunk`: their parts."""
         replicas = len(self.strategy.experimental_local_results(chunk))
         return (replicas, self._trials.count, 3) if self._trials else (replicas, 3)
 
     def _place(self, global_step: int) -> tf.Tensor:
-        """What keys the random numbers of a step: int32 [2], of a pack [streams, 2]."""
+        """Seed and step, the key of a step's random numbers: int32 [2]; for a pack [streams, 2]."""
         return tf.constant(np.stack(np.broadcast_arrays(self._seeds, global_step), axis=-1), tf.int32)
 
     def _answers(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
-        """The labels, and which of them count: [rows], of a pack [trials, rows]."""
+        """Labels, and 1 for each row that counts, else 0: [rows]; for a pack [trials, rows]."""
         labels, real = batch["labels"], batch["real"]
         return (self._trials.spread(labels), self._trials.spread(real)) if self._trials else (labels, real)
 
@@ -288,16 +288,16 @@ class PhaseProgram:
         return totals_of(labels, real, logits, losses)
 
     def _features(self, batch: Batch, augmentation: Augmentation | None) -> tf.Tensor:
-        """The frozen part's output: cached features, or computed from the images."""
+        """The frozen part's output: the batch's cached features, or computed from its images."""
         if "features" in batch:
             return tf.cast(batch["features"], tf.float32)
         images = batch["images"]
         return self._cut.features(augmentation(images) if augmentation else images)
 
     def _clipped(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
-        """Gradients scaled so that the norm of their sum over replicas is at most `clip_norm`, in a pack each trial's.
+        """Gradients, scaled so that the norm of their sum over replicas is at most `clip_norm`, in a pack a trial.
 
-        Keras clips before the sum over replicas, which gives another result for another number of replicas.
+        Keras clips before the sum over replicas, so its result depends on the number of replicas.
         """
         if self._clip_norm is None:
             return gradients
@@ -310,7 +310,7 @@ class PhaseProgram:
             norm = tf.sqrt(tf.add_n(squares))
         else:
             norm = tf.linalg.global_norm(summed)
-        # Not finite: the loss scale was too high, and the optimiser skips the step itself.
+        # If the norm is not finite, the loss scale was too high, and the optimiser skips the step itself.
         factor = tf.where(tf.math.is_finite(norm), limit / tf.maximum(norm, limit), 1.0)
         return [gradient * factor for gradient in gradients]
 
@@ -320,8 +320,8 @@ def cross_entropy(
 ) -> tf.Tensor:
     """Cross-entropy of each row, float32 [..., rows], for labels [..., rows] and logits [..., rows, classes].
 
-    Smoothing spreads over the other classes than the `untrained`, whose logits are masked. A row of one of those, which
-    a held-out image may be, has the loss of the smallest probability that counts: the same whatever was learned.
+    Smoothing spreads over all classes but the `untrained`, whose logits are masked. A held-out image can be of an
+    untrained class: its loss is that of the smallest probability, whatever the model has learned.
     """
     classes = logits.shape[-1]
     targets = tf.one_hot(labels, classes) * (1.0 - smoothing) + smoothing / (classes - len(untrained))
@@ -335,22 +335,22 @@ def cross_entropy(
 def totals_of(labels: tf.Tensor, real: tf.Tensor, logits: tf.Tensor, losses: tf.Tensor) -> tf.Tensor:
     """Sums over the real rows, [..., 3]: loss, correct answers and images. All but `logits` are [..., rows]."""
     correct = tf.cast(tf.equal(tf.argmax(logits, axis=-1, output_type=tf.int32), labels), tf.float32)
-    # A row that only fills up the batch may have any loss, even NaN; multiplying by zero would keep a NaN.
+    # A row that only fills the batch may have any loss, even NaN, and NaN times zero is NaN.
     losses = tf.where(real > 0, losses, 0.0)
     return tf.stack([tf.reduce_sum(value, axis=-1) for value in (losses, correct * real, real)], axis=-1)
 
 
 def sum_steps(one: Callable[[tf.Tensor], tf.Tensor], steps: tf.Tensor, *, shape: tuple[int, ...]) -> tf.Tensor:
-    """Run `one`, which answers tensors of this shape, for each step within the graph. Returns their sum in float64."""
+    """Run `one` for each step within the graph. Returns the sum of its results, which have this shape, in float64."""
 
     def body(index: tf.Tensor, totals: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return index + 1, totals + tf.cast(one(index), tf.float64)
 
     start = (tf.constant(0), tf.zeros(shape, tf.float64))
-    # One step at a time: each one starts from the weights that the one before leaves.
+    # Not in parallel: each step starts from the weights of the step before.
     return tf.while_loop(lambda index, _: index < steps, body, start, parallel_iterations=1)[1]
 
 
 def _step_of(part: dict[str, tf.Tensor], index: tf.Tensor) -> Batch:
-    """One step's batch of a replica's part of a chunk."""
+    """The batch of one step, from a replica's part of a chunk."""
     return {name: value if name == "positions" else tf.gather(value, index) for name, value in part.items()}

@@ -1,8 +1,8 @@
 """A head that begins with the weights of a published version's head, class by class.
 
-Where a run begins: at its own newest checkpoint; else with the head of the version that `training.warm_start` names;
-else with the head that its seed decides. The base begins pretrained in both other cases, so a version whose base was
-trained, too, has a head that the first steps have to get used to another base.
+A run begins at its own newest checkpoint. Without one it begins with the pretrained base, and with the head of the
+version that `training.warm_start` names, or else with the head that its seed decides. If the base of that version was
+trained, too, its head was trained for that base, and the first steps adapt it to the pretrained one.
 """
 
 from __future__ import annotations
@@ -35,32 +35,32 @@ class PublishedHead:
     """The head of a published version. `weights`: kernel and bias of each dense layer, the logits' last."""
 
     run: Run
-    """That it was trained in."""
+    """The run that trained the head."""
     classes: list[str]
     weights: list[np.ndarray]
 
 
 def warm_start(head: keras.Model, run: Run, dataset: Dataset) -> None:
-    """Put the weights of the version that the run's configuration names, if it does, into a head that is new.
+    """Put the weights of the version that `training.warm_start` names into a new head. Without the key, do nothing.
 
-    Each class that the version knows takes over its weights; others keep those that the seed decided. Hidden layers are
-    taken over whole. To be called within the strategy's scope.
+    Classes that the version has get its weights; other classes keep those of the seed. Hidden layers get its weights.
+    Must be called within the strategy's scope.
 
-    Raises ConfigError when the version is not there, its head does not fit, or it was trained on images that the run
-    holds out, as it is for the run of a fold.
+    Raises ConfigError if there is no such version, if its head does not fit, or if it was trained on images that the
+    run holds out, which is always so for the run of a fold.
     """
     reference = run.config.training.warm_start
     if reference is None:
         return
     if run.fold is not None:
         raise ConfigError(
-            f"training.warm_start is `{reference}`, and the run is to cross-validate (sweep.folds): that version was "
-            "trained on images that are to be validated on.",
+            f"training.warm_start is `{reference}`, which was trained on images that cross-validation (sweep.folds) "
+            "holds out. The figures on them would be too good.",
             advice="Set sweep.folds to 0, or leave warm_start out.",
         )
     published = published_head(run.store, run.config, reference)
     before = load_dataset(run.store, published.run.dataset_name, published.run.dataset_number)
-    # For each class of the published head its index in the dataset; None where that does not have it.
+    # For each class of the published head its index in the dataset; None if the dataset does not have it.
     places = places_among(
         published.classes,
         dataset.classes,
@@ -70,8 +70,8 @@ def warm_start(head: keras.Model, run: Run, dataset: Dataset) -> None:
     known = sum(place is not None for place in places)
     if not known:
         raise ConfigError(
-            f"training.warm_start is `{reference}`, which knows none of the classes of {dataset.reference}.",
-            advice="Name a version that does, or leave warm_start out.",
+            f"training.warm_start is `{reference}`, which has none of the classes of {dataset.reference}.",
+            advice="Name a version that has some of them, or leave warm_start out.",
         )
     _check_same_base(reference, published.run, run)
     seen = held_out_but_seen(run.store, dataset, before=before)
@@ -85,16 +85,16 @@ def warm_start(head: keras.Model, run: Run, dataset: Dataset) -> None:
     first = [np.array(variable) for variable in head.trainable_variables]
     there, here = published.weights[0].shape[0], first[0].shape[0]
     if there != here:
-        # With the same base, this is the image size where `pooling` is `flatten`.
-        raise _refused(reference, f"its head does not fit: it reads {there} features there and {here} here")
+        # The base is the same, so this happens only with `pooling: flatten` and another image size.
+        raise _refused(reference, f"its head does not fit: it takes {there} features, and the head here {here}")
     assign(head.trainable_variables, taken_over(first, published.weights, places, output=run.config.head.output))
-    logger.info("The head begins as that of %s, with %d of %d classes.", reference, known, len(dataset.classes))
+    logger.info("The head begins with weights of %s for %d of %d classes.", reference, known, len(dataset.classes))
 
 
 def published_head(store: Store, config: Config, reference: str) -> PublishedHead:
-    """The head of a version, `name/3`, that a run of this configuration can begin with.
+    """The head of a version, `name/3`, with which a run of this configuration can begin.
 
-    Raises ConfigError when there is no such version, its run is not there any more, or it was built otherwise.
+    Raises ConfigError if there is no such version, if its run was removed, or if its head has another structure.
     """
     name, _, number = reference.rpartition("/")
     try:
@@ -107,7 +107,7 @@ def published_head(store: Store, config: Config, reference: str) -> PublishedHea
     except TrainingError as error:
         raise _refused(reference, f"its weights are gone: {error.message.rstrip('.')}") from error
     _check_agreement(reference, run, config)
-    # The head's variables come last, and every phase trains them: kernel and bias of each dense layer.
+    # A checkpoint ends with the head's variables, which every phase trains: kernel and bias of each dense layer.
     own = weights[-2 * (len(run.config.head.hidden) + 1) :]
     return PublishedHead(run, list(version.classes), own)
 
@@ -115,11 +115,11 @@ def published_head(store: Store, config: Config, reference: str) -> PublishedHea
 def taken_over(
     first: Sequence[np.ndarray], published: Sequence[np.ndarray], places: Sequence[int | None], *, output: str
 ) -> list[np.ndarray]:
-    """A head's first weights, with those of a published head put in. Both: kernel and bias of each dense layer.
+    """The weights of a new head (`first`), replaced by those of a published head where classes are the same.
 
-    `places`: for each class of the published head its index in the new one, None where that does not know it. The one
-    unit of a `sigmoid` answers how much more probable class 1 is than class 0: it is taken over where both classes are
-    known, with the other sign if they changed places, and else begins anew.
+    Both are kernel and bias of each dense layer. `places`: for each class of the published head its index in the new
+    one; None if the new head does not have it. The one unit of a `sigmoid` is the logit of class 1 against class 0. It
+    is replaced if the new head has both classes, with the opposite sign if they changed places.
     """
     kernel, bias = (array.copy() for array in first[-2:])
     *hidden, known_kernel, known_bias = published
@@ -136,15 +136,15 @@ def taken_over(
 def _check_agreement(reference: str, theirs: Run, ours: Config) -> None:
     there_by_key = _must_agree(theirs.config)
     differing = [
-        f"{key} is {there!r} there and {here!r} here"
+        f"{key} was {there!r} and is {here!r}"
         for key, here in _must_agree(ours).items()
         if (there := there_by_key[key]) != here
     ]
     named = started_identity(theirs)["base"]
     differing += [
-        f"the file of base.{key} has the SHA-256 {there[:12]}… there and {here[:12]}… here"
+        f"the file of base.{key} had the SHA-256 {there[:12]}… and has {here[:12]}…"
         for key, here in base_digests(ours.base, storage=ours.storage).items()
-        # A run of an earlier release does not say.
+        # Runs of earlier releases have no digests.
         if isinstance(named[key], dict) and (there := named[key]["sha256"]) != here
     ]
     if differing:
@@ -152,20 +152,19 @@ def _check_agreement(reference: str, theirs: Run, ours: Config) -> None:
 
 
 def _check_same_base(reference: str, theirs: Run, ours: Run) -> None:
-    """Raise ConfigError where one base is another network than the other, however alike they are configured."""
-    # Images seen otherwise, or another precision, make another network of the same weights.
+    """Raise ConfigError if the bases are different networks although their configurations are the same."""
+    # Digests can be compared only with the same image input and precision, which change the digest, too.
     seen = [(run.config.image_input, run.config.training.mixed_precision) for run in (theirs, ours)]
     there, here = pinned_base(theirs), pinned_base(ours)
     if seen[0] == seen[1] and there is not None and here is not None and there != here:
         raise _refused(
             reference,
-            f"its head does not fit: `{ours.config.base.model}` is the network {there[:12]}… there and {here[:12]}… "
-            "here",
+            f"its head does not fit: the digest of `{ours.config.base.model}` was {there[:12]}… and is {here[:12]}…",
         )
 
 
 def _must_agree(config: Config) -> dict[str, Any]:
-    """By dotted key, what decides which features a head reads, and how many weights it has but for its classes."""
+    """The values, by dotted key, that decide the features that a head takes and the shapes of its hidden layers."""
     base = deciding(config.base, Decides.FEATURES, but=Varies.IN_WARM_START)
     head = deciding(config.head, Decides.FEATURES, Decides.LEARNING, but=Varies.IN_TRAINING)
     return {f"base.{name}": value for name, value in base.items()} | {

@@ -1,4 +1,4 @@
-"""What the driver notes of trials while Ray Tune runs them: for storage, for the terminal, for MLflow."""
+"""The driver's callback on Ray Tune, which records trials in storage, on the terminal and in MLflow."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class Notes(tune.Callback):
-    """Hears of every trial. Used as a context manager around the sweep."""
+    """Is told by Tune of every trial. Used as a context manager around the sweep."""
 
     def __init__(self, sweep: Sweep, records: SweepRecords, budget: Budget, trials: Mapping[int, Trial]) -> None:
         self._sweep = sweep
@@ -61,11 +61,11 @@ class Notes(tune.Callback):
             error.add_note(f"with {len(self._ended)} of {self._settings.trial_count} trials ended")
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune pickles its callbacks to go on from, which is never done."""
+        """Return nothing: Tune pickles its callbacks to resume an experiment, and a sweep is never resumed that way."""
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: TuneExperimentTrial, **_: Any) -> None:  # noqa: ARG002 - the signature is Tune's
-        """A trial begins, or goes on after a failure."""
+        """Tune's call when a trial begins, or continues after a failure."""
         found = self._trial(trial.config)
         self._rows[found.number] = self._rows.get(found.number, [])
         self._records.note_start(found.number, found.values)
@@ -79,17 +79,17 @@ class Notes(tune.Callback):
         result: dict[str, Any],
         **_: Any,
     ) -> None:
-        """A trial has finished one more epoch."""
+        """Tune's call when a trial has finished an epoch."""
         if "rows" not in result:
             return
         rows = [EpochRow.model_validate(row) for row in result["rows"]]
         found = self._trial(result["config"])
-        # A trial that failed once reports epochs again.
+        # After a failure a trial reports epochs a second time.
         self._rows[found.number] = [*self._rows[found.number][: rows[0].epoch], *rows]
         self._table.epoch(found.number, rows[-1], self._value(result))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: TuneExperimentTrial, **_: Any) -> None:  # noqa: ARG002 - the signature is Tune's
-        """A trial has ended, or was stopped."""
+        """Tune's call when a trial has ended or was stopped."""
         result = trial.last_result or {}
         if result.get("failure"):
             self._end(trial, status="failed", reason=result["failure"], failed_by=result["failed_by"])
@@ -99,18 +99,18 @@ class Notes(tune.Callback):
             self._end(trial, status="stopped")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: TuneExperimentTrial, **_: Any) -> None:  # noqa: ARG002 - the signature is Tune's
-        """A trial has failed as often as it may."""
+        """Tune's call when a trial has failed `sweep.max_failures` times and once more."""
         self._end(trial, status="failed", reason=_reason(trial))
 
     def on_experiment_end(self, trials: list[Any], **_: Any) -> None:
-        """Tune has ended. It says nothing of trials that were running when a budget ended the sweep."""
+        """Tune's call at the end. For trials that a spent budget stopped while they ran, there is no other call."""
         for trial in trials if self._budget.spent else ():
             number = trial.config["trial"]
             if number in self._rows and number not in self._ended:
                 self._end(trial, status="stopped")
 
     def result(self, *, seconds: float) -> SweepResult:
-        """The sweep as it ended, with what earlier attempts recorded of trials that this one did not come to."""
+        """The result of the sweep. Trials that did not run in this attempt count as earlier attempts recorded them."""
         settings = self._settings
         records = {**self._records.ended(but=self._ended.keys()), **self._ended}
         trials = tuple(records[number] for number in sorted(records))
@@ -141,7 +141,7 @@ class Notes(tune.Callback):
         failed_by: FailedBy | None = None,
     ) -> None:
         result = trial.last_result or {}
-        # What it last reported on: a population may have given it new values since, on which it trained nothing.
+        # The values of the last report: a population may have set new ones since, with which no epoch was trained.
         found = self._trial(result.get("config", trial.config))
         failed = status == "failed" or METRIC not in result
         stopped_by = (self._budget.spent or "scheduler") if status == "stopped" else None
@@ -164,7 +164,7 @@ class Notes(tune.Callback):
         record = self._records.note_end(record)
         if status == "failed" and record.status != "failed":
             logger.warning(
-                "Trial %d failed and counts with what an earlier attempt recorded of it: %s", found.number, reason
+                "Trial %d failed. Its result is the one that an earlier attempt recorded. %s", found.number, reason
             )
         self._ended[found.number] = record
         self._table.ended(record)
@@ -183,9 +183,9 @@ class Notes(tune.Callback):
 
 
 def _reason(trial: TuneExperimentTrial) -> str:
-    """Why a trial failed, in its error's own words."""
+    """The message of the error with which a trial failed."""
     path = trial.error_file
     text = Path(path).read_text(encoding="utf-8") if path else ""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    # A traceback ends with the error, behind the name of its class.
-    return re.sub(r"^transfer\.errors\.\w+: ", "", lines[-1]) if lines else "its process ended without a word"
+    # The last line of a traceback is the class of the error and its message.
+    return re.sub(r"^transfer\.errors\.\w+: ", "", lines[-1]) if lines else "its process ended without an error message"

@@ -31,38 +31,38 @@ from transfer.reports.figures import (
 from transfer.runtime.numbers import percent_tick
 from transfer.tuning.records import TrialRecord, best_first, depth_text, value_text
 
-# Only numbers that differ by more may be drawn on a logarithmic axis.
+# A logarithmic axis needs a largest value of more than this many times the smallest.
 _LOG_SPREAD = 20
-# Up to this many different numbers each has its own place, at equal distances: choices, rather than a range.
+# Up to this many different numbers are drawn as choices, at equal distances; more are drawn as a range.
 _MAX_CHOICES = 6
 _MAX_TICKS = 20
 _AXIS_WIDTH = 128
-# Parts of a learning rate's range of which the line shows the best trial.
+# Number of parts of a learning rate's range. The line goes through the best trial of each part.
 _RATE_BINS = 24
 
 
 @dataclass(frozen=True)
 class _Scale:
-    """Where the values of a key stand on its axis: `places` of the trials, and ticks, all in 0..1."""
+    """Positions on the axis of a key, all in 0..1: `places` of the trials' values, and ticks with their texts."""
 
     places: list[float]
     ticks: list[tuple[float, str]]
 
 
 def depth_colors(trials: Sequence[TrialRecord]) -> dict[str, str]:
-    """A stand-in color for each unfreeze depth, the cheapest first; those beyond the sixth share one."""
+    """A placeholder color for each unfreeze depth, the cheapest depth first. From the seventh on they share one."""
     cost = {depth_text(trial.depth): trial.trained_flops for trial in trials}
     ordered = sorted(cost, key=lambda depth: (cost[depth], depth))
     return {depth: SERIES[index] if index < len(SERIES) else MUTED for index, depth in enumerate(ordered)}
 
 
 def variable_of(color: str) -> str:
-    """The CSS value that a stand-in color becomes."""
+    """The CSS value that replaces a placeholder color."""
     return f"var({VARIABLES[color]})"
 
 
 def parallel_coordinates(trials: Sequence[TrialRecord], keys: Sequence[str], metric: str, *, winner: int | None) -> str:
-    """Draw each trial as a line through its values, up to the metric; one that failed ends before, with a cross."""
+    """Draw each trial as a line through its values to its metric. That of a failed trial ends before, with a cross."""
     ranked = [trial for trial in best_first(trials, metric) if trial.value is not None]
     failed = [trial for trial in trials if trial.value is None]
     drawn = [*ranked, *failed]
@@ -79,7 +79,7 @@ def parallel_coordinates(trials: Sequence[TrialRecord], keys: Sequence[str], met
     for places in lines[len(ranked) :]:
         axes.plot(places, color=WRONG, linewidth=1.2, alpha=0.7, dashes=(4, 3), **style)
         axes.plot(len(keys) - 1, places[-1], "x", color=WRONG, markersize=7, markeredgewidth=1.6, clip_on=False)
-    # The best ones last, over the others.
+    # The best trials are drawn last, over the others.
     for index in reversed(range(len(ranked))):
         places = [*lines[index], scales[-1].places[index]]
         if ranked[index].number == winner:
@@ -94,9 +94,9 @@ def parallel_coordinates(trials: Sequence[TrialRecord], keys: Sequence[str], met
 def rate_chart(
     trials: Sequence[TrialRecord], key: str, metric: str, colors: dict[str, str], *, winner: Interval | None
 ) -> str:
-    """Draw the metric against a learning rate: a dot a trial, for each depth a line through the best at each rate.
+    """Draw the metric against a learning rate: a dot for each trial, and a line for each depth through the best dots.
 
-    A trial that failed is a cross at the bottom. `winner`: interval of the winner's metric, drawn as a band.
+    A failed trial is a cross at the bottom. `winner`: interval of the winner's metric, drawn as a band.
     """
     figure, axes = new_figure(width=600, height=280, left=56, right=16, top=10, bottom=42)
     trials = [trial for trial in trials if _is_number(trial.values.get(key))]
@@ -117,7 +117,7 @@ def rate_chart(
 
 
 def cost_chart(trials: Sequence[TrialRecord], metric: str, colors: dict[str, str], *, winner: Interval | None) -> str:
-    """Draw the metric against the seconds of each trial; the ring of a packed one is empty.
+    """Draw the metric against the seconds of each trial. The ring of a packed trial is empty.
 
     `winner`: interval of the winner's metric, drawn as a band.
     """
@@ -136,12 +136,12 @@ def cost_chart(trials: Sequence[TrialRecord], metric: str, colors: dict[str, str
 
 
 def is_rate(key: str) -> bool:
-    """Whether a key is a learning rate, which only a logarithmic axis shows."""
+    """Whether a key is a learning rate, which always gets a logarithmic axis."""
     return key.endswith(".learning_rate")
 
 
 def _scale(values: list[Any], *, is_rate: bool) -> _Scale:
-    """Numbers from a range on a linear or logarithmic axis; anything else, and few numbers, at equal distances."""
+    """The axis of a key: linear or logarithmic for many numbers; equal distances for few, and for other values."""
     distinct = sorted({value_text(value): value for value in values}.values(), key=_order)
     if all(map(_is_number, distinct)) and len(distinct) > _MAX_CHOICES:
         return _numeric(values, log=_is_log(values, is_rate=is_rate), text=value_text)
@@ -152,7 +152,7 @@ def _scale(values: list[Any], *, is_rate: bool) -> _Scale:
 
 
 def _metric_scale(values: list[float], metric: str) -> _Scale:
-    """The better values stand higher."""
+    """The axis of the metric, on which better values are higher."""
     if metric == "accuracy":
         return _numeric(values, log=False, text=percent_tick)
     scale = _numeric(values, log=_is_log(values, is_rate=False), text=value_text)
@@ -187,13 +187,13 @@ def _draw_axis(axes: Axes, index: int, scale: _Scale, key: str) -> None:
 
 
 def _strength(rank: int, count: int) -> float:
-    """How opaque the line of a trial is: the better, the more; many trials are fainter."""
+    """Opacity of a trial's line, 0 to 1: higher for better trials, lower if there are many."""
     quality = 1 - rank / max(count, 2)
     return round((0.08 if count > 60 else 0.2) + 0.7 * quality**2, 3)
 
 
 def _best_at_each(points: list[tuple[float, float]], metric: str) -> list[tuple[float, float]]:
-    """The best point of each part of the range, by rising rate."""
+    """The best point of each part of the range, by ascending rate."""
     rates = np.array([rate for rate, _ in points])
     span = np.log(rates.max() / rates.min()) if rates.min() > 0 else 0.0
     sign = 1 if metric == "accuracy" else -1
@@ -227,7 +227,7 @@ def _scale_metric(axes: Axes, metric: str, values: list[float], winner: Interval
 
 
 def _is_log(values: Sequence[Any], *, is_rate: bool) -> bool:
-    """Whether numbers are learning rates, or span orders of magnitude and lie rather there than evenly between."""
+    """Whether numbers are learning rates, or span more than _LOG_SPREAD and are mostly small."""
     low, high = min(values), max(values)
     if is_rate:
         return bool(low > 0)
@@ -239,5 +239,5 @@ def _is_number(value: Any) -> bool:
 
 
 def _order(value: Any) -> tuple[bool, float, str]:
-    """Numbers first, by size; the rest by its text."""
+    """Key of a sorting order: numbers first, by size; then all other values, by their text."""
     return (not _is_number(value), float(value) if _is_number(value) else 0.0, value_text(value))

@@ -1,4 +1,4 @@
-"""The driver of a sweep: Ray Tune, the actors that train for it, and what is written down. It imports no TensorFlow."""
+"""The driver of a sweep: runs Ray Tune and the actors that train trials, and records the result. No TensorFlow here."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ from transfer.tuning.trial_actor import Survey, TrialActor, survey
 
 logger = logging.getLogger(__name__)
 
-# Of the machine itself, which Ray counts as 1 whatever it has: Tune's trials neither take a CPU from what trains nor
-# wait for one, and they stay on the driver's machine.
+# Share of the resource `node:<ip>` (capacity 1) that each Tune trial reserves: trials take no CPU slot, so they neither
+# wait for actors nor keep CPUs from them, and they stay on the driver's node.
 _SLIVER = 0.001
-# Trials whose reasons an error or a log line repeats.
+# Largest number of failed trials whose reasons an error or a log line has.
 _NAMED = 3
 
 
 @dataclass(frozen=True)
 class SweepOutcome:
-    """A sweep that ended, and where its page is."""
+    """The result of a sweep that ended, and the address of its page."""
 
     result: SweepResult
     page_uri: str
@@ -53,9 +53,9 @@ class SweepOutcome:
 
 
 def run_sweep(config: Config, dataset: Dataset, store: Store) -> SweepOutcome:
-    """Run a sweep to its end, or go on with one that was interrupted. A finished one is found.
+    """Run a sweep to its end, or continue an interrupted one. A finished sweep is returned as it is.
 
-    Raises TrainingError when every trial failed, DatasetError without a validation split, and what preparing raises.
+    Raises TrainingError if every trial failed, DatasetError without a validation split, and what preparing raises.
     """
     if not dataset.rows("validation"):
         raise DatasetError(
@@ -80,7 +80,8 @@ def run_sweep(config: Config, dataset: Dataset, store: Store) -> SweepOutcome:
             ray.kill(actor)
     _tell(result, planned=sweep_of(config).trial_count)
     if result.is_final and sweep_of(config).scheduler.kind == "pbt":
-        # Of other sweeps each trial does so when it ends; here others went on from them until now.
+        # In other sweeps each trial does this when it ends. In a population, other trials may branch from any
+        # checkpoint until the sweep is over.
         for trial in result.trials:
             if trial.run_id:
                 keep_best_and_last(load_run(store, trial.run_id, config))
@@ -89,14 +90,14 @@ def run_sweep(config: Config, dataset: Dataset, store: Store) -> SweepOutcome:
             f"No trial of sweep {sweep.id} has a result. {_reasons(result.trials)}",
             advice=f"Change what is searched.{_tried_again(result)}",
         )
-    # Late: it loads matplotlib, which finding a finished sweep does not need.
+    # A late import, because it loads matplotlib, which is not needed to find a finished sweep.
     from transfer.tuning.page import render
 
     return SweepOutcome(result, records.put_result(result, page=render(result)))
 
 
 def _tell(result: SweepResult, *, planned: int) -> None:
-    """Log how the sweep ended, with what became of every trial."""
+    """Log how the sweep ended, with the number of trials of each status."""
     counts = ", ".join(f"{count} {status}" for status, count in result.counts.items())
     never = planned - len(result.trials)
     logger.info("Sweep %s ended because %s: %s, %d not started.", result.id, result.ended_by, counts, never)
@@ -106,10 +107,10 @@ def _tell(result: SweepResult, *, planned: int) -> None:
 
 
 def _tried_again(result: SweepResult) -> str:
-    """What to say of trials that failed and whose next attempt may not."""
+    """A sentence on failed trials that will be tried again, or nothing if there are none."""
     if result.is_final or not any(trial.failed_by == "memory" for trial in result.trials):
         return ""
-    return " Those that ran out of memory are tried again when the command is repeated."
+    return " Trials that ran out of memory are tried again when the command is repeated."
 
 
 def _reasons(trials: Sequence[TrialRecord]) -> str:
@@ -125,12 +126,12 @@ def _tune(
     flops: Mapping[int, float],
 ) -> Notes:
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
-    # Of its two ways to report, the only one that `verbose=0` silences.
+    # Tune's old output: the new one ignores `verbose=0`.
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
-    # Tune would go on after Ctrl-C until all trials have answered.
+    # Tune's handler of Ctrl-C would wait until all trials have responded.
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
-    # Tune would hand the driver's credentials on to its trials, by way of Ray, which writes them into its logs. Every
-    # node has its own.
+    # Tune would pass the driver's credentials to its trials through Ray, which writes them into its logs. Every node
+    # has its own credentials.
     keep_from_trials("AWS_")
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     config = sweep.config
@@ -138,7 +139,8 @@ def _tune(
     by_number = {trial.number: trial for trial in trials or ()}
     budget = stopper(config)
     trainable = tune.with_parameters(TuneTrial, sweep=sweep, actors=list(actors), trials=by_number, flops=flops)
-    # A population lives together; those that have no actor wait, paused. Other searches make trials as actors get free.
+    # All trials of a population start together, and those without an actor are paused. Other searches start a trial
+    # when an actor is free.
     is_population = settings.scheduler.kind == "pbt"
     room = len(actors) or trials_at_once(config, config.workers.count)
     share = 1 / room - _SLIVER if is_population else _SLIVER
@@ -154,11 +156,11 @@ def _tune(
                 search_alg=searcher(config, records.started()),
                 num_samples=num_samples(config),
                 max_concurrent_trials=None if is_population else room,
-                # One that drives a group of workers takes them along when it ends.
+                # Without actors, a trial's process owns its group of workers, which end only with the process.
                 reuse_actors=bool(actors),
             ),
             run_config=tune.RunConfig(
-                # What Tune itself would go on from is pickled and never read: a sweep's own records decide that.
+                # A temporary folder: Tune's own state is pickled and never read. A sweep resumes from its own records.
                 storage_path=folder,
                 failure_config=tune.FailureConfig(max_failures=settings.max_failures),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
@@ -175,7 +177,7 @@ def _start_actors(sweep: Sweep, trials: Sequence[Trial] | None) -> list[Any]:
     workers = sweep.config.workers
     cpus, gpus = workers.cpus_per_worker, gpus_of_trial(sweep.config)
     if workers.count == 0:
-        # In this process, if it were not for Ray: one actor with all that a machine has, the largest of a cluster's.
+        # One actor instead of this process, which may not load TensorFlow. It gets all that the largest machine has.
         machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         gpus, cpus = max((has.get("GPU", 0.0), has.get("CPU", 0.0)) for has in machines)
         count = 1
@@ -189,16 +191,16 @@ def _start_actors(sweep: Sweep, trials: Sequence[Trial] | None) -> list[Any]:
     ready, _ = ray.wait([actor.ready.remote() for actor in actors], num_returns=1, timeout=workers.start_timeout_s)
     if not ready:
         raise TrainingError(
-            f"No process that trains trials started in {workers.start_timeout_s:g} s.",
-            advice=f"Each needs {cpus:g} CPU and {gpus:g} GPU (see `ray status`); or raise workers.start_timeout_s.",
+            f"No process that trains trials started within workers.start_timeout_s, {workers.start_timeout_s:g} s.",
+            advice=f"Each needs {cpus:g} CPU and {gpus:g} GPU (see `ray status`). Or raise workers.start_timeout_s.",
         )
     return actors
 
 
 def _extract(actors: Sequence[Any]) -> dict[int, float]:
-    """Have the actors compute, in one pass over the images, what trials will need of the frozen part.
+    """Let the actors compute the features that the trials need, in one pass over the images.
 
-    Returns each trial's multiply-adds, as far as trials are known.
+    Returns the multiply-adds of each trial that is known already.
     """
     try:
         found: Survey = ray.get(actors[0].survey.remote())
@@ -211,7 +213,7 @@ def _extract(actors: Sequence[Any]) -> dict[int, float]:
 
 
 def _extract_for_groups(sweep: Sweep, trials: Sequence[Trial]) -> dict[int, float]:
-    """The same where each trial has a group of workers to itself."""
+    """The same for trials that each have their own group of workers."""
     found = run_where(sweep.config.workers, survey, sweep, trials)
     extract_on_cluster(sweep.config, sweep.dataset, found.requests)
     return found.flops

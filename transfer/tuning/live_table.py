@@ -1,4 +1,4 @@
-"""The trials of a sweep as they come along: a live table on a terminal, a line a trial in a log. Always on stderr."""
+"""Shows the trials of a sweep on stderr while it runs: on a terminal a live table, in a log a line for each trial."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from transfer.runtime.numbers import duration
 from transfer.runtime.progress import is_shown
 from transfer.tuning.records import TrialRecord, best_first, keys_of, metric_text, short_names, value_text, winner_of
 
-# Lines of a terminal that are not trials: the header, the line that counts the rest, and the prompt to come.
+# Lines of a terminal that are not trials: the header, the caption, and the prompt afterwards.
 _OTHER_LINES = 4
-# Columns of a terminal that are not values: trial, epoch, metric, status, seconds, and the space around each.
+# Width in characters of all that is not a value: trial, epoch, metric, status, seconds, and the space around them.
 _OTHER_COLUMNS = 46
 
 
 @dataclass
 class _Shown:
-    """What is known of one trial so far."""
+    """The state of one trial."""
 
     number: int
     values: dict[str, Any]
@@ -35,7 +35,7 @@ class _Shown:
     status: str = "running"
     seconds: float = 0.0
     record: TrialRecord | None = None
-    """Once it has ended."""
+    """None until the trial has ended."""
 
     @property
     def reason(self) -> str | None:
@@ -49,11 +49,11 @@ class _Shown:
 class TrialTable:
     """Shows the trials of a sweep while the block runs. All calls come from one thread.
 
-    A trial may be started again, after it was interrupted or failed: its epochs then count anew.
+    A trial that was interrupted or failed may be started again; its epochs are then counted from 0.
     """
 
     def __init__(self, metric: Literal["accuracy", "loss"], *, total: int | None = None) -> None:
-        """`total`: trials that the sweep will have, where that is known."""
+        """`total`: number of trials of the whole sweep, if it is known."""
         self.metric = metric
         self.total = total
         self._trials: dict[int, _Shown] = {}
@@ -78,12 +78,12 @@ class TrialTable:
             self._point_handlers()
 
     def started(self, number: int, values: dict[str, Any]) -> None:
-        """A trial begins."""
+        """Show that a trial has begun."""
         self._trials[number] = _Shown(number, values)
         self._refresh()
 
     def epoch(self, number: int, row: EpochRow, value: float | None) -> None:
-        """A trial has finished one more epoch, after which the metric is `value`."""
+        """Show that a trial has finished an epoch, after which the metric is `value`."""
         trial = self._trials[number]
         trial.epochs += 1
         trial.seconds += row.seconds
@@ -91,7 +91,7 @@ class TrialTable:
         self._refresh()
 
     def ended(self, record: TrialRecord) -> None:
-        """A trial has ended; it need not have been announced."""
+        """Show that a trial has ended. `started` need not have been called."""
         trial = self._trials.setdefault(record.number, _Shown(record.number, record.values))
         trial.see(record)
         if self._live is None and is_shown():
@@ -99,7 +99,7 @@ class TrialTable:
         self._refresh()
 
     def _point_handlers(self) -> None:
-        """Log to what is standard error now: while the table stands, that prints above it rather than into it."""
+        """Let log handlers write to the present `sys.stderr`, which prints above the table while the table is shown."""
         for handler in self._handlers:
             handler.setStream(sys.stderr)
 
@@ -116,14 +116,14 @@ class TrialTable:
         return [trial.record for trial in self._trials.values() if trial.record]
 
     def _in_order(self, best: _Shown | None) -> list[_Shown]:
-        """The best one, those that run, then the others as they could win."""
-        # Those that run as they were made: rows that change places cannot be read.
+        """The best trial, then the running ones, then the others, best first."""
+        # Running trials are sorted by number: rows that move are hard to read.
         running = sorted((trial for trial in self._trials.values() if not trial.record), key=lambda each: each.number)
         ended = [self._trials[record.number] for record in best_first(self._ended(), self.metric)]
         return [*ended[:1], *running, *ended[1:]] if best else [*running, *ended]
 
     def rendered(self, *, height: int, width: int) -> Table:
-        """The table for a terminal of this size: the best trial, those that run, and as many others as fit."""
+        """The table for a terminal of this size: the best trial, the running ones, and as many others as fit."""
         keys = keys_of(trial.values for trial in self._trials.values())
         best = self._best()
         trials = self._in_order(best)
@@ -157,7 +157,7 @@ class TrialTable:
             status,
             f"{trial.seconds:.1f}",
         ]
-        # As Text, for values and reasons are no markup; in one line, for they may have several.
+        # Values and reasons may contain brackets, which are not markup, and several lines, which become one.
         return [Text(" ".join(text.split())) for text in texts]
 
     def _caption(self, trials: list[_Shown], *, hidden: int) -> Text:
@@ -182,7 +182,7 @@ def _size(console: Console) -> dict[str, int]:
 
 
 def _fitted(cells: list[int], heads: list[int], *, room: int) -> list[int]:
-    """Widths of columns that fit beside each other, with a space on either side: heads are cut first, then cells."""
+    """Widths of columns that together fit into `room`, with a space on either side. Heads are cut first, then cells."""
     widths = [max(pair) for pair in zip(cells, heads, strict=True)]
     while widths and sum(widths) + 2 * len(widths) > room and max(widths) > 1:
         cut = [width if width > cell else 0 for width, cell in zip(widths, cells, strict=True)]

@@ -1,4 +1,4 @@
-"""What a learning-rate range test measured, and the rate that it suggests, as in fastai."""
+"""The curve of a learning-rate range test, and the rate that it suggests by fastai's rule."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from transfer.errors import TrainingError
 from transfer.storage import Store, as_model, read_document
 
 MIN_STEPS = 20
-"""Fewer losses do not make a curve."""
+"""Smallest number of losses from which a rate is suggested."""
 
 _BETA = 0.98
 _DIVERGED_FACTOR = 4.0
 
 
 class RateCurve(BaseModel):
-    """Training loss of each step of a range test, all finite, and the learning rate that the step was taken with.
+    """The training loss of each step of a range test, always finite, and the learning rate of the step.
 
-    `diverged`: whether the loss grew out of bounds, which ended the test before its highest learning rate.
+    `diverged`: whether the loss diverged, which ended the test before its highest learning rate.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -39,8 +39,8 @@ class RateCurve(BaseModel):
     def steepest(self) -> float:
         """The learning rate at which the smoothed loss falls fastest on its way to its lowest value.
 
-        Slopes are taken against the logarithm of the rate, over a few steps, for single batches differ too much.
-        Raises TrainingError when the curve is too short.
+        Slopes are taken against the logarithm of the rate, over several steps, because single batches differ too much.
+        Raises TrainingError if the curve is too short.
         """
         rates, smoothed = self._usable()
         width = max(len(self.rates) // 40, 1)
@@ -55,21 +55,21 @@ class RateCurve(BaseModel):
         return float(rates[np.argmin(smoothed)] / 10)
 
     def _usable(self) -> tuple[np.ndarray, np.ndarray]:
-        """Rates and smoothed losses without the first steps, where the average is of few, and the last, as in fastai.
+        """Rates and smoothed losses without the first steps, whose average is over few losses, and without the last.
 
-        Raises TrainingError when too few are left.
+        This is fastai's rule. Raises TrainingError if too few steps are left.
         """
         if len(self.rates) < MIN_STEPS:
             raise TrainingError(
-                f"The loss grew out of bounds after {len(self.rates)} steps, too few to suggest a learning rate from.",
-                advice="Start at a lower learning rate.",
+                f"The loss diverged after {len(self.rates)} steps, which is too early to suggest a learning rate.",
+                advice="Start at a lower learning rate (`--from`).",
             )
         used = slice(len(self.rates) // 10, -5)
         return np.array(self.rates)[used], self.smoothed[used]
 
 
 def has_diverged(losses: Sequence[float]) -> bool:
-    """Whether the newest loss is not finite, or its average above four times the lowest before (fastai's rule)."""
+    """Whether the last loss is not finite, or the smoothed loss is above four times its minimum (fastai's rule)."""
     smoothed = _smooth(losses)
     return not np.isfinite(losses[-1]) or bool(smoothed[-1] > _DIVERGED_FACTOR * smoothed.min())
 
@@ -99,13 +99,13 @@ class FoundRate(BaseModel):
     batch_size: int
     curve: RateCurve
     suggestion: float
-    """Where the smoothed loss falls fastest."""
+    """The learning rate at which the smoothed loss falls fastest."""
     tenth_of_minimum: float
-    """A tenth of where it is lowest."""
+    """A tenth of the learning rate at which the smoothed loss is lowest."""
 
     @property
     def setting(self) -> str:
-        """What to give to `--set` to use it."""
+        """The argument of `--set` that sets the suggested rate."""
         return f"phases.{self.phase}.learning_rate={self.suggestion:.1e}"
 
 

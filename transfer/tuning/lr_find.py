@@ -1,6 +1,6 @@
 """The learning-rate range test (Smith, 2017, https://arxiv.org/abs/1506.01186): some steps at rising learning rates.
 
-It is made for one phase, or found where it was made before, and recorded.
+A test is made for one phase and recorded. The same test is not made twice.
 """
 
 from __future__ import annotations
@@ -30,28 +30,29 @@ logger = logging.getLogger(__name__)
 
 
 def check_range(config: Config, *, phase: int, low: float, high: float, steps: int) -> None:
-    """Raise ConfigError for a test that cannot be made: no such phase (from 0), no range, too few steps."""
+    """Raise ConfigError if there is no such phase (from 0), if the range is not ascending, or if steps are too few."""
     if phase not in range(len(config.phases)):
         raise ConfigError(
-            f"Phase {phase} is asked for, and the configuration has {len(config.phases)}.",
-            advice="Phases count from 0.",
+            f"There is no phase {phase}: the configuration has {len(config.phases)}, counted from 0.",
+            advice=f"Give one from 0 to {len(config.phases) - 1}.",
         )
     if not 0 < low < high:
         raise ConfigError(
-            f"The learning rate is to rise from {low:g} to {high:g}.", advice="Both are above 0, the second is higher."
+            f"The learning rates of a test cannot be from {low:g} to {high:g}.",
+            advice="Both must be above 0, and the second must be higher. The defaults are 1e-07 and 10.",
         )
     if steps < MIN_STEPS:
         raise ConfigError(
-            f"{steps} steps are asked for, and a curve takes at least {MIN_STEPS}.", advice="200 is good."
+            f"A test of {steps} steps is too short: it needs at least {MIN_STEPS}.", advice="The default is 200."
         )
 
 
 def find_rate(
     store: Store, config: Config, dataset: Dataset, *, phase: int, low: float, high: float, steps: int
 ) -> tuple[FoundRate, str]:
-    """Test a phase (from 0), or find the same test that was made before; returns it and the name of its page.
+    """Test a phase (from 0), or find the same test if it was made before. Returns it and the name of its page.
 
-    Raises TrainingError when the loss grows out of bounds at once, BackboneError when the base cannot be loaded.
+    Raises TrainingError if the loss diverges at once, BackboneError if the base cannot be loaded.
     """
     from transfer.training.shared_models import process_models
 
@@ -72,16 +73,16 @@ def find_rate(
             suggestion=curve.steepest,
             tenth_of_minimum=curve.tenth_of_minimum,
         )
-        # matplotlib costs a second that finding an earlier test need not pay.
+        # A late import, because it loads matplotlib, which is not needed to find an earlier test.
         from transfer.tuning.lr_page import render
 
         _, page = put_content(store, partial(layout.range_test_page, test.folder), render(found).encode())
         try:
             put_document(store, layout.curve(test.folder), StoredRate(found=found, page=page).model_dump(mode="json"))
         except AlreadyExistsError:
-            logger.info("The same test was made elsewhere meanwhile; its figures count.")
+            logger.info("Another process made the same test at the same time; its figures are used.")
     else:
-        logger.info("The same test was made before.")
+        logger.info("The same test was made before; its figures are used.")
     return read_rate(store, test.id)
 
 
@@ -104,9 +105,9 @@ def range_test_of(
 ) -> RangeTest:
     """The test of phase `phase` (from 0) with `steps` learning rates from `low` to `high`.
 
-    Its id is decided by all that its curve depends on.
+    Its id depends on everything that decides its curve.
     """
-    # Its own learning rate and schedule are not used, so that the test is found again once they are changed.
+    # The phase's own learning rate and schedule are not used, so the test is found again after they are changed.
     changes = {"learning_rate": low, "schedule": ScheduleConfig(), "early_stopping": None}
     tested = config.phases[phase].model_copy(update=changes)
     config = config.model_copy(update={"phases": [*config.phases[:phase], tested]})
@@ -115,10 +116,10 @@ def range_test_of(
 
 
 def measure_curve(test: RangeTest, dataset: Dataset, *, shared: SharedModels) -> RateCurve:
-    """Take the test's steps, and stop where the loss grows out of bounds. Nothing that it trains is kept.
+    """Take the test's steps, and stop when the loss diverges. The trained weights are not stored.
 
-    Phases before the tested one are trained first, without early stopping, for their end is where it begins. Raises
-    BackboneError when the base cannot be loaded, OutOfMemoryError, and what `warm_start` raises.
+    The test begins at the end of the phases before the tested one. So they are trained first, without early stopping.
+    Raises BackboneError if the base cannot be loaded, OutOfMemoryError, and what `warm_start` raises.
     """
     from transfer.training.loop import Training
 
@@ -128,7 +129,7 @@ def measure_curve(test: RangeTest, dataset: Dataset, *, shared: SharedModels) ->
         training = Training(run, dataset, shared=shared, keeps=False)
         while training.progress.phase < len(test.config.phases) - 1:
             training.next_epoch()
-        # Each step at a learning rate that is higher by the same factor.
+        # From step to step the learning rate rises by the same factor.
         rates = [float(rate) for rate in np.geomspace(test.low, test.high, test.steps)]
         losses: list[float] = []
         diverged = False

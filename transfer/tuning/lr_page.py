@@ -26,7 +26,7 @@ from transfer.tuning.records import value_text
 
 
 def render(found: FoundRate) -> str:
-    """One self-contained HTML page: no script, nothing loaded from anywhere, the same text for the same test."""
+    """One self-contained HTML page, without scripts, that loads nothing. The same test has the same text."""
     template = page_environment("tuning").get_template("lr_find.html.j2")
     chart = Markup(rate_curve_chart(found))  # noqa: S704 - drawn from numbers only
     fall = _fall(found.curve)
@@ -44,13 +44,13 @@ def render(found: FoundRate) -> str:
 
 
 def _fall(curve: RateCurve) -> tuple[float, float]:
-    """From where to where the smoothed loss falls: its highest value before the lowest, and the lowest."""
+    """The highest smoothed loss before the lowest one, and the lowest one."""
     lowest = int(np.argmin(curve.smoothed))
     return float(curve.smoothed[: lowest + 1].max()), float(curve.smoothed[lowest])
 
 
 def rate_curve_chart(found: FoundRate) -> str:
-    """Draw the loss against the learning rate, as SVG: of single steps, smoothed, and where the suggestions lie."""
+    """Draw the loss against the learning rate, as SVG: single steps, the smoothed curve, and both suggestions."""
     curve = found.curve
     figure, axes = new_figure(width=600, height=320, left=52, right=16, top=26, bottom=44)
     axes.plot(curve.rates, curve.losses, color=TRAINING, linewidth=1, alpha=0.6)
@@ -61,7 +61,7 @@ def rate_curve_chart(found: FoundRate) -> str:
         (found.suggestion, "steepest", INK),
     ):
         axes.axvline(rate, color=color, linewidth=1.2, dashes=(4, 3))
-        # Away from the other line, so that the two labels cannot meet.
+        # Each label is on the side away from the other line, so that they cannot overlap.
         left = rate < found.suggestion or (rate == found.suggestion and rate <= found.tenth_of_minimum)
         axes.text(rate, 1.02, name, color=color, transform=above, fontsize=11, ha="right" if left else "left")
     scale_by_powers(axes, "x", curve.rates[0], curve.rates[-1])
@@ -73,9 +73,9 @@ def rate_curve_chart(found: FoundRate) -> str:
 
 
 def _show_the_fall(axes: Axes, curve: RateCurve) -> None:
-    """Let the fall of the loss fill the chart. What lies beyond is the divergence, which would make it a flat line."""
+    """Fit the axis to the fall of the loss. The divergence, if shown as a whole, would make the fall a flat line."""
     high, low = _fall(curve)
-    # Single steps scatter around it.
+    # Losses of single steps scatter around the smoothed curve.
     losses = np.array(curve.losses)[: int(np.argmin(curve.smoothed)) + 1]
     low, high = min(low, float(np.quantile(losses, 0.02))), max(high, float(np.quantile(losses, 0.98)))
     room = (high - low) or abs(high) or 1.0

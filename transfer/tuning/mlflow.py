@@ -1,4 +1,4 @@
-"""Trials as runs of MLflow, for those who look at their experiments there. Needs the extra `mlflow`."""
+"""Logs trials as runs of MLflow. Needs the extra `mlflow`."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from transfer.tuning.records import TrialRecord
 logger = logging.getLogger(__name__)
 
 _SETTINGS = {
-    # By default a server that is away is waited for for minutes, at each trial.
+    # By default each trial would wait for minutes if the server does not respond.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    # A line for each run, on standard output.
+    # MLflow would print a line for each run on stdout.
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    # What is trained here is nobody else's business.
+    # Nothing about the training is sent to others.
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 _MAX_METRICS = 1000
 
 
 class MlflowTrials:
-    """The trials of one sweep in an MLflow experiment: each one that ended is a run there, once."""
+    """The trials of one sweep in an MLflow experiment, in which each ended trial is one run."""
 
     def __init__(self, tracking_uri: str, *, experiment: str, sweep: str) -> None:
-        """`tracking_uri`: of a server or a store, as MLflow takes it. `experiment`: its name; made where it is missing.
+        """`tracking_uri`: address of a server or a store. `experiment`: its name; it is made if it is missing.
 
-        Raises ConfigError when MLflow is not installed, or what the address names does not answer.
+        Raises ConfigError if MLflow is not installed, or cannot be used at this address.
         """
         if importlib.util.find_spec("mlflow") is None:
             raise ConfigError(
@@ -51,14 +51,14 @@ class MlflowTrials:
             self._logged = self._logged_before()
         except MlflowException as error:
             raise ConfigError(
-                f"sweep.mlflow is `{tracking_uri}`, and MLflow does not work there: {error}.",
+                f"sweep.mlflow is `{tracking_uri}`, and MLflow cannot be used at this address: {error}.",
                 advice="Start the server, correct the address, or leave sweep.mlflow out.",
             ) from error
 
     def log(self, record: TrialRecord) -> None:
-        """Make a run of a trial that ended, unless there is one.
+        """Make a run of MLflow for a trial that ended, unless there is one.
 
-        A failure of MLflow is logged and ends nothing: a repeat of the sweep makes up for it.
+        An error of MLflow is logged, and the sweep continues. Repeating the sweep logs the trials that are missing.
         """
         if record.number in self._logged:
             return
@@ -72,7 +72,7 @@ class MlflowTrials:
             self._logged.add(record.number)
 
     def _logged_before(self) -> set[int]:
-        """Numbers of the sweep's trials that are there. A run that was cut off half-way is deleted."""
+        """Numbers of the sweep's trials that have a run already. Deletes runs whose logging was interrupted."""
         numbers, token = set(), None
         while True:
             page = self._client.search_runs(
@@ -107,7 +107,7 @@ class MlflowTrials:
         self._client.log_batch(run_id, params=params)
         for start in range(0, len(metrics), _MAX_METRICS):
             self._client.log_batch(run_id, metrics=metrics[start : start + _MAX_METRICS])
-        # What is not terminated counts as cut off.
+        # A run that is not terminated counts as interrupted.
         self._client.set_terminated(run_id, "FAILED" if record.status == "failed" else "FINISHED")
 
     def _tags(self, record: TrialRecord) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""A sweep as one HTML page, in the look of a run's report: what won, what was tried, what it cost."""
+"""A sweep as one HTML page, in the style of a run's report: the winner, all trials, and their cost."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from transfer.tuning.records import (
     value_text,
 )
 
-# Longer tables continue in a part that is folded away.
+# Number of a table's rows that are shown; the others are in a part that opens on a click.
 _OPEN_ROWS = 40
 
 
 @dataclass(frozen=True)
 class TrialRow:
-    """One trial in the table. `flops_share`: of all multiply-adds that the sweep trained; None where none are known."""
+    """One trial in the table. `flops_share`: its share of all multiply-adds of the sweep; None if none are known."""
 
     record: TrialRecord
     values: tuple[str, ...]
@@ -44,7 +44,7 @@ class TrialRow:
 
 @dataclass(frozen=True)
 class DepthRow:
-    """All trials of one unfreeze depth. Shares are of the whole sweep."""
+    """All trials of one unfreeze depth together. Shares refer to the whole sweep."""
 
     name: str
     color: str
@@ -57,9 +57,9 @@ class DepthRow:
 
 
 def render(result: SweepResult, *, root: str = "../../..") -> str:
-    """One self-contained HTML page: no script, nothing loaded from anywhere, the same text for the same result.
+    """One self-contained HTML page, without scripts, that loads nothing. The same result has the same text.
 
-    `root`: where storage begins, seen from the page; by default the page lies where storage has it.
+    `root`: relative path from the page to the beginning of storage. The default fits the page's place in storage.
     """
     trials = best_first(result.trials, result.metric)
     ended = [trial for trial in trials if trial.value is not None]
@@ -105,7 +105,7 @@ def render(result: SweepResult, *, root: str = "../../..") -> str:
 def _headline(result: SweepResult, winner: TrialRecord | None) -> str:
     """The verdict, in one sentence."""
     if winner is None or winner.value is None:
-        return "No trial came to a value."
+        return "No trial has a result."
     if result.metric == "accuracy" and result.images:
         right = f"right for {round(winner.value * result.images):,} of {result.images:,}"
         return f"Trial {winner.number} wins: {right} {'held-out' if result.folds else 'validation'} images."
@@ -114,7 +114,7 @@ def _headline(result: SweepResult, winner: TrialRecord | None) -> str:
 
 
 def _beside(winner: TrialRecord | None, ended: list[TrialRecord], interval: Interval | None) -> list[str]:
-    """What the verdict is set beside: its interval, and how many trials chance alone may have put behind."""
+    """Sentences below the verdict: its interval, the number of trials within it, and how much to trust it."""
     said = []
     if winner and interval:
         text = f"The 95 % interval is {percent(interval.low)} to {percent(interval.high)}."
@@ -175,19 +175,19 @@ def _depths(rows: list[TrialRow], metric: str, colors: dict[str, str]) -> list[D
 
 
 def _behind(winner: TrialRecord | None, ended: list[TrialRecord], metric: str) -> tuple[TrialRecord, str, str] | None:
-    """The runner-up, its value, and by how much it is behind, in words."""
+    """The second best trial, its value, and its distance from the winner in words."""
     second = next((trial for trial in ended if winner and trial.number != winner.number), None)
     if not winner or not second or winner.value is None or second.value is None:
         return None
     gap = abs(winner.value - second.value)
     words = f"{100 * gap:.1f} points" if metric == "accuracy" else f"{gap:.4f}"
-    # Only one that the scheduler stopped can be ahead of the winner.
+    # Only a trial that the scheduler stopped can have a better value than the winner.
     side = f"ahead when it was stopped {second.reason}" if is_better(second.value, winner.value, metric) else "behind"
     return second, metric_text(second.value, metric), f"{words} {side}" if gap else "equal"
 
 
 def _middle(ended: list[TrialRecord], metric: str) -> tuple[str, str, str] | None:
-    """The median of the trials' values and the quartiles around it, the worse one first."""
+    """The median of the trials' values, then the worse and the better quartile."""
     if len(ended) < 2:
         return None
     low, median, high = np.percentile([trial.value for trial in ended if trial.value is not None], [25, 50, 75])
@@ -196,12 +196,12 @@ def _middle(ended: list[TrialRecord], metric: str) -> tuple[str, str, str] | Non
 
 
 def _trained(trial: TrialRecord) -> float:
-    """Multiply-adds for one image, over the trial's epochs."""
+    """Multiply-adds for one image over all epochs of the trial."""
     return trial.trained_flops * len(trial.rows)
 
 
 def _href(trial: TrialRecord, root: str) -> str | None:
-    """Where a trial's run lies; None of one that has none of its own."""
+    """Link to a trial's run; None for a trial without a run of its own."""
     return f"{root}/{layout.run_start(quote(trial.run_id))}" if trial.run_id else None
 
 

@@ -1,7 +1,7 @@
-"""What a sweep will do, said before it: its trials, what they try, who stops them, which are trained as one program.
+"""The plan of a sweep: its trials, their values, their scheduler, and the packs that are trained as one program.
 
-And what all of them need of the frozen part, which is computed before the first one starts. Needs no TensorFlow for
-anything but that.
+Also the cached features that all trials need, which are computed before the first trial starts. Only this part needs
+TensorFlow.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ if TYPE_CHECKING:
 
 
 def trials_at_once(config: Config, workers: int) -> int:
-    """How many trials of so many workers each the cluster can run at a time, and is asked to; connected to it."""
+    """Number of trials, of `workers` each, that run at once. The process must be connected to the cluster."""
     import ray
 
     resources, gpus = ray.cluster_resources(), gpus_of_trial(config)
     room = int(resources.get("CPU", 0) // (workers * config.workers.cpus_per_worker))
     if gpus:
-        # Of ten shares of 0.1 none is to be lost to rounding.
+        # Without the addend, rounding could lose one of ten shares of 0.1.
         room = min(room, int(resources.get("GPU", 0) / (workers * gpus) + 1e-6))
     settings = sweep_of(config)
     return max(1, min(room, settings.concurrency or room, settings.trial_count))
 
 
 def gpus_of_trial(config: Config) -> float:
-    """GPUs of a process that trains trials, or a share of one."""
+    """Number of GPUs of a process that trains trials; it may be a fraction."""
     return sweep_of(config).gpus_per_trial or float(config.workers.gpus_per_worker)
 
 
 def pack_key(config: Config) -> str | None:
-    """A digest of all that the trials of one pack have in common; None for a trial that has to be trained alone.
+    """A digest of all that the trials of one pack have in common; None for a trial that must be trained alone.
 
-    A trial can be packed when it trains nothing but its head, in one phase, on cached features. Two
-    trials of one dataset version with the same key differ only in learning rate, weight decay, dropout, L2 penalty,
-    label smoothing and seed, so they train on the same features. The files of the base are not in the key: packs lie
-    in the folder of their sweep, whose id they are part of.
+    A trial can be packed if it trains only its head, in one phase, on cached features. Two trials of one dataset
+    version with the same key differ only in learning rate, weight decay, dropout, L2 penalty, label smoothing and seed,
+    so they train on the same features. The key does not cover the files of the base: packs are stored in the folder of
+    their sweep, and the sweep's id covers these files.
     """
     phase = config.phases[0]
     augmented = phase.augment and config.augmentation.is_active
@@ -62,7 +62,7 @@ def pack_key(config: Config) -> str | None:
     if not packable:
         return None
     common = deciding(config, Decides.DATA, Decides.FEATURES, Decides.LEARNING, but=Varies.IN_PACK)
-    del common["name"]  # All trials of a sweep have one.
+    del common["name"]  # All trials of a sweep have the same.
     if augmented:
         # The seed decides the views, too, and so their features.
         common["views_seed"] = config.training.seed
@@ -70,33 +70,33 @@ def pack_key(config: Config) -> str | None:
 
 
 def folds_of(config: Config) -> list[Fold | None]:
-    """What a trial is validated on, each in a run of its own: None is the validation split."""
+    """The folds of a trial, each of which has its own run; [None] if trials are validated on the validation split."""
     count = sweep_of(config).folds
     return [Fold(index, count) for index in range(count)] or [None]
 
 
 def comes_to_all_phases(config: Config) -> bool:
-    """Whether every trial comes to all of its phases, so that one pass over the images can serve all of them."""
+    """Whether every trial trains all of its phases, so that one pass over the images computes features for all."""
     return sweep_of(config).scheduler.kind == "none"
 
 
 def requests_of_trials(
     sweep: Sweep, dataset: Dataset, trials: Sequence[Trial], *, model_of: Callable[[Config], TransferModel]
 ) -> list[Request]:
-    """The features to cache before the first trial starts: of each phase that every trial comes to.
+    """The features to cache before the first trial starts: those of each phase that every trial reaches.
 
-    `trials`: all of them, empty where they are not known. `model_of`: the untrained model of a configuration.
+    `trials`: all trials, or empty if they are not known. `model_of`: returns the untrained model of a configuration.
     """
     from transfer.training.feature_plan import FeaturePlan
 
     def seen_by(config: Config) -> tuple[object, ...]:
-        """What the frozen part's output depends on, other than its depth."""
+        """Everything but the depth that decides the frozen part's output."""
         features = deciding(config, Decides.FEATURES)
         del features["phases"]  # Depth, and whether a phase augments.
         return features, config.augmentation.views
 
     known = [trial.config for trial in trials] or depths_within_reach(sweep.config)
-    # What a trial of another base needs is computed when it starts.
+    # The features of a trial with another base are computed when it starts.
     usual = [config for config in known if seen_by(config) == seen_by(sweep.config)]
     by_depth = {str([phase.unfreeze for phase in config.phases]): config for config in reversed(usual)}
     found: dict[Request, None] = {}
@@ -115,9 +115,9 @@ _PHASES_SHOWN = 6
 
 
 def sweep_plan(config: Config) -> dict[str, Any]:
-    """The plan, of JSON's own types. Where `workers.count` is not 0, this process is connected to the cluster."""
+    """The plan, of JSON's own types. If `workers.count` is not 0, this process must be connected to the cluster."""
     sweep, trials = sweep_of(config), fixed_trials(config)
-    # No trials are packed where each has several workers to itself.
+    # Trials that each have several workers are not packed.
     keys = Counter(pack_key(trial.config) for trial in trials or () if config.workers.count < 2)
     packs = [size for key, size in keys.items() if key is not None and size > 1]
     within_reach = [trial.config for trial in trials] if trials else depths_within_reach(config)
@@ -132,7 +132,7 @@ def sweep_plan(config: Config) -> dict[str, Any]:
         "budget": sweep.model_dump(mode="json", include={"max_epochs", "max_seconds", "target"}, exclude_none=True),
         "at_once": trials_at_once(config, config.workers.count) if config.workers.count else 1,
         "packed": {"trials": sum(packs), "packs": len(packs)},
-        # What the phases of a trial train: each list that a trial may have.
+        # In words what the phases of a trial train, for each combination that a trial may have.
         "phases": [list(p) for p in dict.fromkeys(tuple(p.title for p in each.phases) for each in within_reach)],
         "epochs": longest_epochs(config),
     }

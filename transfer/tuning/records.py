@@ -1,6 +1,6 @@
-"""What is written down of trials and of whole sweeps, and how trials are put in words.
+"""The records of trials and of whole sweeps in storage, and trials in words.
 
-Each trial is a run of its own (`training/run.py`), so its checkpoints lie there.
+Each trial has its own run (`training/run.py`), which holds its checkpoints.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from transfer.tuning.space import bases_within_reach, sweep_of
 
 
 def value_text(value: Any) -> str:
-    """A value of the configuration as one would write it, numbers to three digits."""
+    """A value of the configuration as in YAML, numbers with three digits."""
     if isinstance(value, str):
         return value
     if isinstance(value, float):
@@ -37,7 +37,7 @@ def value_text(value: Any) -> str:
 
 
 def metric_text(value: float | None, metric: str) -> str:
-    """A value of the sweep's metric; a dash where there is none."""
+    """A value of the sweep's metric in words; a dash for None."""
     if value is None:
         return "–"
     return percent(value) if metric == "accuracy" else f"{value:.4f}"
@@ -49,12 +49,12 @@ def depth_text(depth: Sequence[int | str]) -> str:
 
 
 def keys_of(values: Iterable[dict[str, Any]]) -> list[str]:
-    """All keys that any trial tried, in the order in which they come up."""
+    """All keys of the trials' values, in the order in which they appear first."""
     return list(dict.fromkeys(key for each in values for key in each))
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """For each dotted key its last part, with as many before it as tell it from the others."""
+    """For each dotted key its last part, with as many parts before it as distinguish it from the other keys."""
     names = {}
     for key in keys:
         parts = key.split(".")
@@ -71,13 +71,13 @@ def is_better(value: float, than: float, metric: str) -> bool:
 
 
 BudgetKey = Literal["target", "max_epochs", "max_seconds"]
-"""What ends a whole sweep, by its key in section `sweep`."""
+"""The key in section `sweep` that ended a whole sweep."""
 
 FailedBy = Literal["memory", "loss"]
-"""What ended a trial by itself: memory did not suffice, or the loss was not finite."""
+"""The error that ended a trial: too little memory, or a loss that was not finite."""
 
 Status = Literal["finished", "stopped", "failed"]
-# What reasons said before records had `stopped_by`.
+# Reasons in records of earlier releases, which have no `stopped_by`.
 _REASONS: dict[str, BudgetKey] = {
     "reached the target": "target",
     "epochs is spent": "max_epochs",
@@ -93,29 +93,29 @@ class TrialRecord(_Record):
     """One trial that ended."""
 
     number: int
-    """From 1, in the order in which trials were made."""
+    """Number of the trial, from 1, in the order in which trials were made."""
     values: dict[str, Any]
-    """What it tried, by dotted key of the configuration."""
+    """The trial's values, by dotted key of the configuration."""
     run_id: str
-    """Empty for a cross-validated trial, each fold of which was a run."""
+    """Id of the trial's run; empty for a cross-validated trial, whose folds are runs."""
     status: Status
-    """`stopped`: by the scheduler or by a budget, before its last epoch."""
+    """`stopped`: the scheduler or a budget ended the trial before its last epoch."""
     reason: str | None = None
-    """Why it failed or was stopped, for people."""
+    """Why the trial failed or was stopped, for people."""
     stopped_by: Literal["scheduler"] | BudgetKey | None = None
-    """Who stopped it; None of one that was not stopped."""
+    """What stopped the trial; None if it was not stopped."""
     failed_by: FailedBy | None = None
-    """What it failed by; None of one that did not fail, or by anything else."""
+    """The kind of error with which the trial failed; None if it did not fail, or failed with another error."""
     rows: tuple[EpochRow, ...] = ()
-    """Its epochs; those of cross-validated trials are means over folds."""
+    """The trial's epochs; for a cross-validated trial means over folds."""
     value: float | None = None
-    """The sweep's metric on the validation split for the weights that the trial ended with; None when it failed."""
+    """The sweep's metric on the validation split, for the weights with which the trial ended; None if it failed."""
     depth: list[int | str]
     """`unfreeze` of each phase."""
     trained_flops: float = 0.0
-    """Multiply-adds that its trained part takes for one image in one pass, the largest of its phases."""
+    """Multiply-adds of the trained part for one image in one pass, in the phase in which they are most."""
     packed_with: int = 1
-    """Trials that were trained together as one program, itself included."""
+    """Number of trials, including this one, that were trained as one program."""
 
     @model_validator(mode="before")
     @classmethod
@@ -128,17 +128,17 @@ class TrialRecord(_Record):
 
     @property
     def can_go_on(self) -> bool:
-        """Whether another attempt may bring it further: time ended it, or memory that something else may have held."""
+        """Whether another attempt may get further: the trial ended by a time budget, or by too little memory."""
         return self.stopped_by == "max_seconds" or self.failed_by == "memory"
 
     @property
     def seconds(self) -> float:
-        """Time that its epochs took; of a packed trial, its share."""
+        """Seconds of the trial's epochs; for a packed trial, its share of them."""
         return sum(row.seconds for row in self.rows) / self.packed_with
 
 
 class SweepResult(_Record):
-    """A sweep that ended: what was tried, and what won."""
+    """The result of a sweep that ended: its trials and its winner."""
 
     id: str
     name: str
@@ -147,28 +147,28 @@ class SweepResult(_Record):
     search: str
     scheduler: str
     folds: int = 0
-    """Over how many folds each trial's figures are means; 0: they are those of the validation split."""
+    """Number of folds over which each trial's figures are means; 0 if they are figures of the validation split."""
     images: int | None = None
-    """Images that each trial is judged on: the validation split, or all folds; None in results of earlier releases."""
+    """Number of images on which each trial is validated, over all folds; None in results of earlier releases."""
     trials: tuple[TrialRecord, ...]
     winner: int | None
-    """Number of the trial that won; the test split has no part in it."""
+    """Number of the winning trial. The test split is not used to choose it."""
     ended_by: str
     """Why the sweep ended: every trial ended, a budget was spent, or the target was reached."""
     is_final: bool = True
     """Whether another attempt would add nothing."""
     seconds: float
-    """From the first trial's start, of the attempt that ended it."""
+    """Seconds from the start of the first trial to the end, in the attempt that ended the sweep."""
 
     def interval(self, trial: TrialRecord) -> Interval | None:
-        """95 % interval of a trial's accuracy; None for a loss, without a value, or of an unknown number of images."""
+        """95 % interval of a trial's accuracy; None for a loss, without a value, or if `images` is not known."""
         if self.metric != "accuracy" or trial.value is None or not self.images:
             return None
         return wilson_interval(round(trial.value * self.images), self.images)
 
     @property
     def counts(self) -> dict[Status, int]:
-        """How many trials ended with each status."""
+        """Number of trials with each status."""
         return {status: sum(trial.status == status for trial in self.trials) for status in get_args(Status)}
 
 
@@ -181,18 +181,18 @@ class StoredResult(_Record):
 
 
 def nothing_to_add(trials: Iterable[TrialRecord], *, spent: BudgetKey | None) -> bool:
-    """Whether a sweep is final that ended with these trials: by its target, its epochs, or with none that can go on."""
+    """Whether a sweep that ended with these trials is final: by its target or epochs, or if no trial can continue."""
     if spent is None:
         return not any(trial.can_go_on for trial in trials)
     return spent != "max_seconds"
 
 
 def best_first(trials: Iterable[TrialRecord], metric: str) -> list[TrialRecord]:
-    """Trials in the order in which they could win.
+    """Trials from best to worst; the first one is the winner.
 
-    First those that finished or that the end of the sweep stopped, by value; of equally good ones that which trains
-    least, then one that finished, then the first. Behind them those that a scheduler stopped: their values are of early
-    epochs, at which others were better. Last those without a value.
+    First come trials that finished or were stopped by the end of the sweep, by value. Among equal values the one that
+    trains least comes first, then one that finished, then the lower number. Next come trials that a scheduler stopped:
+    their values are of early epochs, in which other trials were better. Last come trials without a value.
     """
     sign = -1.0 if metric == "accuracy" else 1.0
 
@@ -205,14 +205,14 @@ def best_first(trials: Iterable[TrialRecord], metric: str) -> list[TrialRecord]:
 
 
 def winner_of(trials: Iterable[TrialRecord], metric: str) -> TrialRecord | None:
-    """The best trial; None where none has a value."""
+    """The best trial; None if no trial has a value."""
     best = next(iter(best_first(trials, metric)), None)
     return best if best is not None and best.value is not None else None
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep, as any of its processes can open it."""
+    """A sweep in storage, which each of its processes can open."""
 
     id: str
     config: Config
@@ -226,7 +226,7 @@ class Sweep:
 
     @property
     def store(self) -> Store:
-        """The sweep's storage, opened anew: this object travels between processes."""
+        """The sweep's storage, opened on each call, because this object is sent between processes."""
         return open_store(self.config.storage)
 
     @property
@@ -235,21 +235,21 @@ class Sweep:
         return load_dataset(self.store, self.dataset_name, self.dataset_number)
 
     def check_bases(self, dataset: Dataset) -> None:
-        """Raise BaseChangedError when a file of a base is not the one, here and now, that the sweep began with.
+        """Raise BaseChangedError if a file of a base is missing here, or is not the one with which the sweep began.
 
-        Trials on either would be compared as if they had been trained on the same.
+        Otherwise trials on different bases would be compared as if they had the same one.
         """
         if _id_of(self.config, _described(self.config, dataset)) != self.id:
             raise BaseChangedError(
-                f"A file of base.model or base.weights is another one here than when sweep `{self.id}` began, or is "
-                "missing.",
-                advice="Bring it back, or repeat the command for a sweep on the file that is there now; each machine "
-                "must have the same.",
+                f"A file of base.model or base.weights is missing here, or is not the one with which sweep `{self.id}` "
+                "began.",
+                advice="All machines must have the same file. If it was replaced, bring the old file back, or repeat "
+                "the command to start a sweep with the new one.",
             )
 
 
 def open_sweep(store: Store, config: Config, dataset: Dataset) -> Sweep:
-    """Start the sweep, or find the one of the same configuration and dataset version, with the same files of bases."""
+    """Start the sweep, or find the one with the same configuration, dataset version and files of bases."""
     described = _described(config, dataset)
     sweep_id = _id_of(config, described)
     put_document(store, layout.sweep_start(layout.sweep_folder(sweep_id)), {**described, "dataset": dataset.reference})
@@ -257,7 +257,7 @@ def open_sweep(store: Store, config: Config, dataset: Dataset) -> Sweep:
 
 
 def _described(config: Config, dataset: Dataset) -> dict[str, Any]:
-    """What decides what comes out of a sweep. Files of bases count by their content, wherever they are."""
+    """Everything that decides the result of a sweep. Files of bases are described by their content, not their paths."""
     tried = deciding(sweep_of(config), Decides.SEARCH)
     for key, bases in bases_within_reach(config).items():
         tried["space"][key]["choices"] = [base_identity(base, storage=config.storage) for base in bases]
@@ -270,7 +270,7 @@ def _id_of(config: Config, described: dict[str, Any]) -> str:
 
 
 class SweepRecords:
-    """Reads and writes what a sweep leaves in storage. Only its driver writes."""
+    """Reads and writes the records of a sweep. Only the sweep's driver writes."""
 
     def __init__(self, sweep: Sweep) -> None:
         self._store = sweep.store
@@ -279,31 +279,32 @@ class SweepRecords:
         self._results = Log(self._store, layout.results_log(sweep.folder))
 
     def started(self) -> list[dict[str, Any]]:
-        """Values of the trials that were started, by their numbers, without gaps from 1 on."""
+        """Values of the trials that were started, by ascending number; the numbers begin at 1 and have no gaps."""
         return [self._started.read(number)["values"] for number in self._started.numbers()]
 
     def note_start(self, number: int, values: dict[str, Any]) -> None:
-        """Write down that a trial was started. It may have been before."""
+        """Record that a trial was started, unless that is recorded already."""
         try:
             self._started.append({"values": values}, number=number)
         except AlreadyExistsError:
-            # Values of a population change while it is trained; its first ones count.
+            # The values of a population's trials change; the first ones count.
             return
 
     def trial(self, number: int) -> TrialRecord | None:
-        """What came out of a trial so far."""
+        """The newest record of a trial; None if there is none."""
         found = self._trial(number).latest_as(TrialRecord)
         return found[1] if found else None
 
     def ended(self, *, but: Collection[int] = ()) -> dict[int, TrialRecord]:
-        """What came out of the trials so far, by number, without those in `but`."""
+        """The newest records of the trials, by number, without those in `but`."""
         found = {number: self.trial(number) for number in self._started.numbers() if number not in but}
         return {number: record for number, record in found.items() if record is not None}
 
     def note_end(self, record: TrialRecord) -> TrialRecord:
-        """Write down what came out of a trial, unless that is written already; returns what stands.
+        """Record the result of a trial, and return the record that counts.
 
-        An earlier attempt may have come further with a trial than one that ran out of its budget, or failed.
+        The record of an earlier attempt still counts if that attempt got further: this one may have failed, or a budget
+        may have ended it.
         """
         earlier = self.trial(record.number)
         if earlier is not None and (earlier == record or _stands(earlier, record)):
@@ -312,12 +313,12 @@ class SweepRecords:
         return record
 
     def result(self) -> tuple[SweepResult, str] | None:
-        """The newest result and the address of its page."""
+        """The newest result and the address of its page; None if there is none."""
         found = self._results.latest_as(StoredResult)
         return None if found is None else (found[1].result, self._page_uri(found[1].page))
 
     def put_result(self, result: SweepResult, *, page: str) -> str:
-        """Write a result and its page, which is HTML; returns the page's address."""
+        """Write a result and its page (HTML). Returns the page's address."""
         _, digest = put_content(self._store, partial(layout.sweep_page, self._folder), page.encode())
         self._results.append(StoredResult(result=result, page=digest).model_dump(mode="json"))
         return self._page_uri(digest)
@@ -330,14 +331,14 @@ class SweepRecords:
 
 
 def _stands(earlier: TrialRecord, record: TrialRecord) -> bool:
-    """Whether an earlier record of the same values stands, as it came further than an attempt that was cut short."""
+    """Whether an earlier record of the same values counts, because it is of an attempt that got further."""
     was_decided = record.status == "finished" or record.stopped_by == "scheduler" or record.failed_by == "loss"
     return not was_decided and earlier.values == record.values and _reach(earlier) > _reach(record)
 
 
 def _reach(record: TrialRecord) -> tuple[int, int]:
-    """How far an attempt came, to be compared: first how it ended, then its epochs."""
+    """A measure of how far an attempt got: first its kind of end, then its epochs."""
     if record.status == "failed" and record.failed_by != "loss":
-        # What went wrong around a trial says nothing of it.
+        # An error of the machine or of storage says nothing about the trial.
         return 0, len(record.rows)
     return 1 if record.status == "stopped" else 2, len(record.rows)

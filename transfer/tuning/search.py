@@ -1,10 +1,10 @@
 """The sweep's search, scheduler and budgets as Ray Tune's objects.
 
-Jaderberg et al., "Population Based Training of Neural Networks" (https://arxiv.org/abs/1711.09846), in its synchronous
-form, so that who copies whom does not depend on which trial happened to be faster.
+Population based training (Jaderberg et al., https://arxiv.org/abs/1711.09846) is used in its synchronous form, in which
+the speed of trials does not decide which trial copies which.
 
 Trials report the sweep's metric as METRIC, larger is better (a loss is negated), and their epochs so far as TIME.
-Their parameters in Tune are `trial`, the number, and `values` where they are not those of `fixed_trials`.
+Their parameters in Tune are `trial`, the number, and `values` if they are not those of `fixed_trials`.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from transfer.runtime.ray_private.tune import ChosenPopulation
 from transfer.tuning.records import BudgetKey
 from transfer.tuning.space import at, clipped, drawn, longest_epochs, share, space_of, sweep_of
 
-# As in the paper: a value is drawn anew with this probability, else moved by one of these factors.
+# As in the paper: with this probability a new value is drawn, otherwise the value is multiplied by one of the factors.
 _RESAMPLE = 0.25
 _FACTORS = (0.8, 1.2)
 
 
 class Population(ChosenPopulation):
-    """Ray Tune's scheduler, with every draw decided by the sweep's seed.
+    """Ray Tune's scheduler for populations, in which the sweep's seed decides every draw.
 
-    A trial's parameters are `trial`, its number, which it keeps, and `values`, which change.
+    A trial's parameters are `trial`, its number, which never changes, and `values`, which change.
     """
 
     def __init__(self, config: Config, *, time_attr: str) -> None:
@@ -51,7 +51,7 @@ class Population(ChosenPopulation):
             time_attr=time_attr,
             perturbation_interval=sweep.scheduler.interval_epochs,
             quantile_fraction=sweep.scheduler.quantile,
-            custom_explore_fn=dict,  # Tune asks for one; `explored` does
+            custom_explore_fn=dict,  # Tune requires a function; `explored` is used instead
             log_config=False,
             synch=True,
         )
@@ -62,11 +62,11 @@ class Population(ChosenPopulation):
         super().on_trial_add(tune_controller, trial)
 
     def chosen(self, trial: TuneTrial, best: list[TuneTrial]) -> TuneTrial:
-        """The one of the best trials from which one of the worst goes on."""
+        """One of the best trials, which `trial`, one of the worst, copies."""
         return best[int(self._share(trial, "whom") * len(best))]
 
     def explored(self, trial: TuneTrial, source: TuneTrial) -> dict[str, Any]:
-        """The parameters with which a trial goes on from another one: its own number, and values near the other's."""
+        """The parameters with which `trial` continues from `source`: its own number, and values near the source's."""
         values = {
             key: _moved(self._space[key], value, self._share(trial, key, "resample"), self._share(trial, key))
             for key, value in source.config["values"].items()
@@ -89,7 +89,7 @@ def _moved(domain: DomainConfig, value: Any, resample: float, direction: float) 
 class Budget(Stopper):
     """Ends a sweep when its target is reached or its epochs or seconds are spent.
 
-    `spent` then names the key, and `reason` says it in words.
+    After that, `spent` is the key, and `reason` a text about it.
     """
 
     def __init__(self, sweep: SweepConfig) -> None:
@@ -97,14 +97,14 @@ class Budget(Stopper):
         self.reason = ""
         self._sweep = sweep
         self._started = time.monotonic()
-        # An epoch that is reported again, by a trial that was resumed or retried, is counted once.
+        # By trial and epoch: an epoch that a resumed or retried trial reports again is counted once.
         self._epochs: set[tuple[int, int]] = set()
 
     def __call__(self, _trial_id: str, result: dict[str, Any]) -> bool:
-        """Whether the trial that reports is to stop: with all others, or not at all."""
+        """Whether the trial stops, which it does only together with all others."""
         sweep, trial = self._sweep, result["config"]["trial"]
         self._epochs.add((trial, result["epochs"]))
-        # Tune is given a loss with the other sign, so that more is always better.
+        # A loss is reported to Tune with the opposite sign, so that larger is always better.
         sign = 1 if sweep.metric == "accuracy" else -1
         if sweep.target is not None and result["value"] >= sign * sweep.target:
             self._end("target", f"trial {trial} reached the target, {sweep.metric} {sweep.target:g}")
@@ -113,7 +113,7 @@ class Budget(Stopper):
         return self.stop_all()
 
     def stop_all(self) -> bool:
-        """Whether every trial is to stop."""
+        """Whether all trials stop."""
         limit = self._sweep.max_seconds
         if limit is not None and time.monotonic() - self._started >= limit:
             self._end("max_seconds", f"the budget of {limit:g} seconds is spent")
@@ -128,29 +128,29 @@ METRIC, MODE, TIME = "value", "max", "epochs"
 
 
 def param_space(config: Config) -> dict[str, Any]:
-    """Numbers of the trials, for searches that know them; what Optuna suggests has its own."""
+    """Tune's grid of trial numbers for searches whose trials are known; empty for Optuna, which numbers its own."""
     sweep = sweep_of(config)
     return {} if sweep.search == "optuna" else {"trial": tune.grid_search(list(range(1, sweep.trial_count + 1)))}
 
 
 def num_samples(config: Config) -> int:
-    """How often Tune goes through `param_space`."""
+    """Number of times that Tune samples `param_space`."""
     sweep = sweep_of(config)
     return sweep.trial_count if sweep.search == "optuna" else 1
 
 
 def searcher(config: Config, earlier: Sequence[Mapping[str, Any]] = ()) -> Searcher | None:
-    """Who suggests values: Optuna, or nobody where trials are known.
+    """The search that suggests values: Optuna, or None if the trials are known.
 
-    `earlier` are the values of trials that an attempt before this one started, in their order: they are suggested
-    again first. Raises ConfigError where Optuna is not installed.
+    `earlier`: values of the trials that an earlier attempt started, in their order. They are suggested again first.
+    Raises ConfigError if Optuna is not installed.
     """
     if sweep_of(config).search != "optuna":
         return None
     if importlib.util.find_spec("optuna") is None:
         raise ConfigError(
             "sweep.search is `optuna`, and optuna is not installed.",
-            advice=f"{install_extra('optuna')} Or give `search: random`.",
+            advice=f"{install_extra('optuna')} Or set sweep.search to `random`.",
         )
     from transfer.tuning.suggestions import OptunaSuggestions
 
@@ -162,7 +162,7 @@ def scheduler(config: Config) -> TrialScheduler:
     options = sweep_of(config).scheduler
     if options.kind == "asha":
         # Li et al., "A System for Massively Parallel Hyperparameter Tuning" (https://arxiv.org/abs/1810.05934).
-        # No rung at the last epoch: a trial that came so far has finished, and was not stopped.
+        # There is no rung at the last epoch: a trial that gets there has finished, and is not to be stopped.
         return ASHAScheduler(
             time_attr=TIME,
             max_t=longest_epochs(config) - 1,
@@ -171,8 +171,8 @@ def scheduler(config: Config) -> TrialScheduler:
             stop_last_trials=False,
         )
     if options.kind == "median":
-        # Golovin et al., "Google Vizier" (https://research.google/pubs/pub46180). With an endless time slice, a trial
-        # is never paused to wait for others: that would start it anew.
+        # Golovin et al., "Google Vizier" (https://research.google/pubs/pub46180). The infinite time slice keeps Tune
+        # from pausing trials: a paused trial would start again from its first epoch.
         return MedianStoppingRule(
             time_attr=TIME,
             grace_period=options.grace_epochs,
@@ -185,5 +185,5 @@ def scheduler(config: Config) -> TrialScheduler:
 
 
 def stopper(config: Config) -> Budget:
-    """What ends the sweep as a whole; the clock of `max_seconds` starts here."""
+    """The budget of the whole sweep. The time of `max_seconds` starts with this call."""
     return Budget(sweep_of(config))

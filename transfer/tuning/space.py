@@ -1,7 +1,7 @@
-"""What a sweep tries: values for keys of the configuration, and the configuration that they make.
+"""The search space of a sweep: values for keys of the configuration, and the configurations of trials.
 
 Every draw is a hash of the sweep's seed, the trial's number and the key. So it is the same on any machine and in any
-version of Python, and a sweep of more trials begins with the same ones.
+version of Python, and a sweep with more trials begins with the same trials.
 """
 
 from __future__ import annotations
@@ -25,36 +25,36 @@ from transfer.config import (
 )
 from transfer.errors import ConfigError
 
-# A share from the inside of a domain: an integer only by accident, whatever the ends.
+# A point inside a domain. With this irrational share it is hardly ever an integer, so wrong types are found.
 _INNER_SHARE = 0.381966
-# Draws are rounded, so that the last bits of a machine's powers do not make another run of a trial.
+# Significant digits of draws. Rounding hides differences of machines in the last bits, which would make another run.
 _DIGITS = 6
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One combination of values, and the run that it stands for."""
+    """One combination of values, and the configuration of its run."""
 
     number: int
     """From 1."""
     values: dict[str, Any]
     """By dotted key of the configuration."""
     config: Config
-    """The sweep's configuration with the values in place, and without its section `sweep`."""
+    """The sweep's configuration with these values, without its section `sweep`."""
 
 
 def sweep_of(config: Config) -> SweepConfig:
-    """The section `sweep`. Raises ConfigError where there is none."""
+    """The section `sweep`. Raises ConfigError if there is none."""
     if config.sweep is None:
         raise ConfigError(
             f"The configuration `{config.name}` has no section `sweep`.",
-            advice="Say what is searched: sweep: {space: {phases.0.learning_rate: [1.0e-4, 1.0e-3]}}.",
+            advice="Add what to search, as in sweep: {space: {phases.0.learning_rate: [1.0e-4, 1.0e-3]}}.",
         )
     return config.sweep
 
 
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:
-    """The configuration of one trial. Raises ConfigError, naming the key, where a value does not fit."""
+    """The configuration of one trial. Raises ConfigError, which names the key, if a value is not valid."""
     document = config.model_dump(mode="json", exclude={"sweep"})
     for key, value in values.items():
         set_key(document, key, value, name=f"sweep.space.{key}")
@@ -63,19 +63,19 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
 
 
 def make_trial(config: Config, number: int, values: Mapping[str, Any]) -> Trial:
-    """A trial of these values. Raises ConfigError as `with_values` does."""
+    """A trial with these values. Raises what `with_values` raises."""
     return Trial(number, dict(values), with_values(config, values))
 
 
 def space_of(config: Config) -> dict[str, DomainConfig]:
-    """The domain of each key, with its choices as the configuration reads them: YAML's `1e-3`, a text, as a number."""
+    """The domain of each key. Choices have the configuration's types: `1e-3`, a text for YAML, is a number here."""
     return {key: _as_read(config, key, domain) for key, domain in sweep_of(config).space.items()}
 
 
 def check_space(config: Config) -> None:
-    """Raise ConfigError, before anything is spent, where the sweep cannot be run or part of it would do nothing.
+    """Raise ConfigError, before any work is done, if the sweep cannot run or an option of it would have no effect.
 
-    Every key must exist, and every choice and both ends of every domain must give a valid configuration.
+    Every key must exist. Every choice and both ends of every domain must make a valid configuration.
     """
     for key, domain in space_of(config).items():
         for index, value in enumerate(_probes(domain)):
@@ -88,7 +88,7 @@ def check_space(config: Config) -> None:
 
 
 def fixed_trials(config: Config) -> list[Trial] | None:
-    """All trials of a grid or a random search; None where values depend on results (Optuna, population based)."""
+    """All trials of a grid or a random search; None if values depend on results (Optuna, population based training)."""
     sweep = sweep_of(config)
     if sweep.search == "optuna" or sweep.scheduler.kind == "pbt":
         return None
@@ -102,7 +102,7 @@ def fixed_trials(config: Config) -> list[Trial] | None:
 
 
 def depths_within_reach(config: Config) -> list[Config]:
-    """A configuration for each combination of `unfreeze` depths that the space allows, whole phases included."""
+    """One configuration for each combination of `unfreeze` depths in the space, also if whole phases are searched."""
     searched = {key: _all_of(domain) for key, domain in space_of(config).items() if _sets_depths(key)}
     combinations = itertools.product(*searched.values())
     return [with_values(config, dict(zip(searched, values, strict=True))) for values in combinations]
@@ -114,16 +114,16 @@ def _sets_depths(key: str) -> bool:
 
 
 def searched_depths(config: Config) -> dict[str, list[int | str]]:
-    """By each searched key that sets `unfreeze` depths, those depths.
+    """The `unfreeze` depths in the space, by the searched key that sets them.
 
-    Empty where bases are searched, too: how many blocks there are depends on the trial then.
+    Empty if bases are searched, too, because the number of blocks then depends on the trial.
     """
     space = space_of(config)
     if any(key.partition(".")[0] == "base" for key in space):
         return {}
     found = {}
     for key, domain in space.items():
-        # `phases`, `phases.0` and `phases.0.unfreeze` do; of other keys, one that is a number need not be gone through.
+        # Depths are set by `phases`, `phases.0` and `phases.0.unfreeze`. Only the last one can have a range of numbers.
         values = _all_of(domain) if key.endswith(".unfreeze") else domain.choices or ()
         if key.partition(".")[0] == "phases" and values:
             probes = [with_values(config, {key: value}) for value in values]
@@ -132,7 +132,7 @@ def searched_depths(config: Config) -> dict[str, list[int | str]]:
 
 
 def bases_within_reach(config: Config) -> dict[str, list[BaseNetworkConfig]]:
-    """By each key of `base` that is searched over choices, the section with each of them."""
+    """The sections `base` in the space, by the key of `base` that is searched over choices."""
     return {
         key: [with_values(config, {key: value}).base for value in domain.choices]
         for key, domain in sweep_of(config).space.items()
@@ -141,7 +141,7 @@ def bases_within_reach(config: Config) -> dict[str, list[BaseNetworkConfig]]:
 
 
 def drawn(config: Config) -> list[dict[str, Any]]:
-    """Values of each trial of a random search, no combination twice."""
+    """Values of each trial of a random search. No combination comes twice."""
     sweep, space = sweep_of(config), space_of(config)
     found: list[dict[str, Any]] = []
     taken: set[str] = set()
@@ -152,9 +152,10 @@ def drawn(config: Config) -> list[dict[str, Any]]:
 
 
 def draw(space: Mapping[str, DomainConfig], seed: int, number: int, taken: Container[str] = ()) -> dict[str, Any]:
-    """Random values for a trial. `taken` holds the `repr` of combinations not to repeat; one must be left.
+    """Random values for a trial. `taken`: the `repr` of combinations not to repeat; another one must exist.
 
-    Continuous values are not watched: they hardly ever repeat, and a narrow domain has no other ones left.
+    Combinations with continuous values are not compared: they hardly ever repeat, and a narrow domain may have no
+    other.
     """
     finite = all(domain.size is not None for domain in space.values())
     for attempt in itertools.count():
@@ -165,13 +166,13 @@ def draw(space: Mapping[str, DomainConfig], seed: int, number: int, taken: Conta
 
 
 def share(*decided_by: object) -> float:
-    """A number in [0, 1) that looks random and is decided by the arguments alone."""
+    """A pseudorandom number in [0, 1) that depends only on the arguments."""
     digest = hashlib.sha256("\n".join(map(str, decided_by)).encode()).digest()
     return (int.from_bytes(digest[:8], "big") >> 11) / 2**53
 
 
 def at(domain: DomainConfig, share: float) -> Any:
-    """The value that lies at a share (0 up to 1) of the way through a domain."""
+    """The value of a domain at a share (0 up to 1) of its range."""
     if domain.choices is not None:
         return domain.choices[int(share * len(domain.choices))]
     if domain.integers is not None:
@@ -185,7 +186,7 @@ def at(domain: DomainConfig, share: float) -> Any:
 
 
 def clipped(domain: DomainConfig, value: float) -> float:
-    """A number, rounded and moved into a domain that has ends."""
+    """A number, rounded and limited to the ends of a domain."""
     rounded = round(value) if domain.integers is not None else float(f"{value:.{_DIGITS}g}")
     low, high = domain.ends or (rounded, rounded)
     return min(max(rounded, low), high)
@@ -223,33 +224,33 @@ def _as_read(config: Config, key: str, domain: DomainConfig) -> DomainConfig:
         found: Any = with_values(config, {key: given}).model_dump(mode="json")
         for part in key.split("."):
             found = found[int(part)] if isinstance(found, list) else found[part]
-        # Short forms (`optimizer: adam`) and whole sections stay as they were written.
+        # Short forms (`optimizer: adam`) and whole sections stay as they are written.
         choices.append(given if isinstance(found, dict | list) else found)
     return domain.model_copy(update={"choices": choices})
 
 
 def _check_folds(config: Config) -> None:
-    """Raise ConfigError where a trial cannot be cross-validated; how deep it may train is known with its network."""
+    """Raise ConfigError if trials cannot be cross-validated. Depths are checked later, when the network is known."""
     if config.workers.count > 1:
         raise ConfigError(
-            f"sweep.folds is given and workers.count is {config.workers.count}: folds are trained by one worker.",
-            advice="Give workers.count 0 or 1, or sweep.folds 0.",
+            f"sweep.folds is set and workers.count is {config.workers.count}: one worker trains all folds.",
+            advice="Set workers.count to 0 or 1, or sweep.folds to 0.",
         )
     if config.features.cache == "never":
         raise ConfigError(
-            "sweep.folds is given and features.cache is `never`: folds train on cached features.",
-            advice="Give features.cache `auto` or `always`, or sweep.folds 0.",
+            "sweep.folds is set and features.cache is `never`: folds train on cached features.",
+            advice="Set features.cache to `auto` or `always`, or sweep.folds to 0.",
         )
     if config.augmentation.is_active and any(phase.augment for phase in config.phases):
         raise ConfigError(
-            "sweep.folds is given and a phase augments its images, which another fold validates on as they are.",
-            advice="Leave `augmentation` out, or set `augment: false` for every phase, or give sweep.folds 0.",
+            "sweep.folds is set and a phase augments its images: folds share one cached feature of each image.",
+            advice="Leave `augmentation` out, or set `augment: false` in every phase, or set sweep.folds to 0.",
         )
     if config.training.warm_start is not None:
         raise ConfigError(
-            f"sweep.folds is given and training.warm_start is `{config.training.warm_start}`, which was trained on "
-            "images that folds validate on.",
-            advice="Leave warm_start out, or give sweep.folds 0.",
+            f"sweep.folds is set and training.warm_start is `{config.training.warm_start}`, which "
+            "was trained on images that folds validate on.",
+            advice="Leave warm_start out, or set sweep.folds to 0.",
         )
 
 
@@ -261,14 +262,14 @@ def _check_scheduler(config: Config, sweep: SweepConfig) -> None:
             raise ConfigError(
                 f"sweep.scheduler.{option} is {value} and the longest trial has {epochs} epochs: `{scheduler.kind}` "
                 "would never act.",
-                advice=f"Give {option} below the epochs of the phases, or `scheduler: none`.",
+                advice=f"Set {option} below the epochs of the phases, or set `scheduler: none`.",
             )
     others = sweep.trial_count - 1
     if scheduler.min_trials is not None and scheduler.min_trials > others:
         raise ConfigError(
-            f"sweep.scheduler.min_trials is {scheduler.min_trials} and a trial has {others} others: `median` would "
-            "never act.",
-            advice="Give fewer min_trials or more trials, or `scheduler: none`.",
+            f"sweep.scheduler.min_trials is {scheduler.min_trials}, and each trial has only {others} others: `median` "
+            "would never act.",
+            advice="Lower min_trials, raise sweep.trials, or set `scheduler: none`.",
         )
     if scheduler.kind == "pbt":
         _check_population(config, sweep)
@@ -277,19 +278,19 @@ def _check_scheduler(config: Config, sweep: SweepConfig) -> None:
 def _check_population(config: Config, sweep: SweepConfig) -> None:
     if sweep.trial_count < 2:
         raise ConfigError(
-            "sweep.scheduler is `pbt` and there is one trial, which has nobody to copy.", advice="Give more trials."
+            "sweep.scheduler is `pbt` and there is one trial, which has no other to copy.", advice="Raise sweep.trials."
         )
     if config.workers.count > 1:
         raise ConfigError(
-            f"sweep.scheduler is `pbt` and workers.count is {config.workers.count}: it moves weights between trials of "
-            "one worker.",
-            advice="Give workers.count 0 or 1, or another scheduler.",
+            f"sweep.scheduler is `pbt` and workers.count is {config.workers.count}: `pbt` copies weights between "
+            "trials that are each trained by one worker.",
+            advice="Set workers.count to 0 or 1, or choose another scheduler.",
         )
     changeable = keys_that_vary(Config, Varies.IN_TRAINING)
     for key in sweep.space:
         if not any(fnmatchcase(key, pattern) for pattern in changeable):
             raise ConfigError(
-                f"sweep.space.{key} cannot change in the middle of a training, which `scheduler: pbt` does; what can: "
+                f"sweep.space.{key} cannot change during training, as `scheduler: pbt` requires. Keys that can: "
                 f"{', '.join(changeable)}.",
-                advice="Leave the key out, or give another scheduler.",
+                advice="Leave the key out, or choose another scheduler.",
             )

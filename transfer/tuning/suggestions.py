@@ -1,7 +1,7 @@
 """Values suggested by Optuna from the results so far.
 
-The sampler is TPE (Watanabe, "Tree-structured Parzen Estimator", https://arxiv.org/abs/2304.11127), multivariate and
-with a constant liar, Optuna's defaults, so that trials in flight keep away from each other.
+The sampler is TPE (Watanabe, "Tree-structured Parzen Estimator", https://arxiv.org/abs/2304.11127) with Optuna's
+defaults: it is multivariate, and its constant liar keeps trials that run at the same time apart.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from transfer.tuning.space import clipped, draw, share, space_of, sweep_of
 
 
 class OptunaSuggestions(OptunaSearch):
-    """Ray Tune's Optuna search that suggests `trial`, the number, and `values`, no combination twice."""
+    """Ray Tune's Optuna search. It suggests `trial`, the number, and `values`, without repeating a combination."""
 
     def __init__(self, config: Config, earlier: Sequence[Mapping[str, Any]], *, metric: str, mode: str) -> None:
-        optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces each study
+        optuna.logging.set_verbosity(optuna.logging.WARNING)  # it logs each study
         self._domains, self._sweep_seed = space_of(config), sweep_of(config).seed
         self._numbers: dict[str, int] = {}
         self._tried: set[str] = set()
@@ -40,7 +40,7 @@ class OptunaSuggestions(OptunaSearch):
         number = self._numbers.setdefault(trial_id, len(self._numbers) + 1)
         values = _values(self._domains, super().suggest(trial_id))
         if repr(values) in self._tried:
-            # The same values would give the same result: try some that nobody has tried.
+            # The same values would have the same result, so new ones are drawn.
             untried = draw(self._domains, self._sweep_seed, number, self._tried)
             suggest_next(self, trial_id, _point(self._domains, untried))
             values = _values(self._domains, super().suggest(trial_id))
@@ -49,10 +49,10 @@ class OptunaSuggestions(OptunaSearch):
 
 
 class _SeededByTrial(BaseSampler):
-    """TPE that draws anew for each trial, by the trial's number.
+    """TPE with a new random generator for each trial, seeded by the trial's number.
 
-    A sweep that is resumed is given its earlier trials back without a draw. One generator for all trials would then
-    repeat for the next trial what it drew for the first.
+    When a sweep is resumed, Optuna gets its earlier trials without a draw. With one generator for all trials, the next
+    trial would then get the draws of the first one.
     """
 
     def __init__(self, seed: int) -> None:
@@ -73,7 +73,7 @@ class _SeededByTrial(BaseSampler):
 
 
 def _distribution(domain: DomainConfig) -> BaseDistribution:
-    if domain.choices is not None:  # by index: Optuna takes no lists or sections, and holds 0, 0.0 and False for one
+    if domain.choices is not None:  # by index: Optuna takes no lists or sections, and 0, 0.0 and False are equal for it
         return CategoricalDistribution(range(len(domain.choices)))
     if domain.integers is not None:
         first, last = domain.integers
@@ -83,7 +83,7 @@ def _distribution(domain: DomainConfig) -> BaseDistribution:
 
 
 def _point(space: Mapping[str, DomainConfig], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values as Optuna knows them."""
+    """A trial's values in Optuna's form."""
     return {
         key: value if space[key].choices is None else (space[key].choices or []).index(value)
         for key, value in values.items()
@@ -91,7 +91,7 @@ def _point(space: Mapping[str, DomainConfig], values: Mapping[str, Any]) -> dict
 
 
 def _values(space: Mapping[str, DomainConfig], point: Mapping[str, Any]) -> dict[str, Any]:
-    """Values as the configuration knows them."""
+    """A trial's values in the configuration's form."""
     values: dict[str, Any] = {}
     for key, domain in space.items():
         values[key] = clipped(domain, point[key]) if domain.choices is None else domain.choices[point[key]]

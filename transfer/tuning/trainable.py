@@ -1,9 +1,9 @@
-"""Ray Tune's side of a trial: it asks an actor for one epoch after the other. It needs no TensorFlow of its own.
+"""Ray Tune's side of a trial: it requests one epoch after the other from an actor. It needs no TensorFlow.
 
 An actor (`trial_actor.py`) trains the epoch by `training/loop.py`, or by `training/pack.py` for all trials of a pack.
 
-What was recorded of a trial in an earlier attempt is reported again without being computed again, so that schedulers
-and searches come to know everything that they knew, and nothing is unpickled from storage.
+The epochs that an earlier attempt recorded are reported to Tune again without training. So schedulers and searches get
+all their information back, and nothing is unpickled from storage.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from transfer.tuning.space import Trial, make_trial, sweep_of
 from transfer.tuning.trial_runner import Branch, Failure, TrialState
 
 FAILED = -1e9
-"""The metric of a trial that failed: worse than any other, and a number, as searches want."""
+"""The metric of a failed trial: worse than any other, but finite, because searches need a number."""
 POLL_S = 0.5
-"""Between two looks at how far a group of workers has come."""
+"""Seconds between two reads of a group's newest checkpoint."""
 _CHECKPOINT = "trial.json"
 _NOTHING = TrialState(run_id="", rows=(), ended=False)
 
 
 class TuneTrial(tune.Trainable):
-    """One trial at a time; Tune gives the same process one trial after the other."""
+    """Trains one trial. Tune uses the same process for one trial after the other."""
 
     def setup(
         self,
@@ -52,7 +52,7 @@ class TuneTrial(tune.Trainable):
         trials: Mapping[int, Trial] | None = None,
         flops: Mapping[int, float] | None = None,
     ) -> None:
-        """`trials`: by number, where all of them are known. Without actors a trial has a group of workers to itself."""
+        """`trials`: by number, if all of them are known. Without actors each trial has its own group of workers."""
         if sweep is None:
             raise ValueError("TuneTrial needs the sweep it belongs to")
         self._sweep = sweep
@@ -66,13 +66,13 @@ class TuneTrial(tune.Trainable):
         self._begin(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Another trial from here on."""
+        """Tune's call to change to another trial."""
         self.cleanup()
         self._begin(new_config)
         return True
 
     def step(self) -> dict[str, Any]:
-        """One more epoch of the trial."""
+        """Tune's call for the report of one more epoch."""
         self._epochs += 1
         if len(self._state.rows) < self._epochs and not self._state.ended:
             self._state = self._ask()
@@ -82,24 +82,24 @@ class TuneTrial(tune.Trainable):
             return self._report({METRIC: FAILED, "done": True, **failure})
         ends = state.ended and state.failure is None and self._epochs >= len(state.rows)
         rows = state.rows[: self._epochs]
-        # Over folds, the last row is already that of the weights that they ended with.
+        # Over folds, the last row already belongs to the weights with which the folds ended.
         is_mean = sweep_of(self._sweep.config).folds > 0
         row = final_row(rows, self._of.config.phases) if ends and not is_mean else rows[-1]
         # After taking over another trial's weights, report the whole history: it replaces what this trial reported
         # before.
         reported = rows if ends or self._branch else rows[-1:]
         result = {METRIC: self._value(row), "rows": [each.model_dump() for each in reported]}
-        # Tune sets `done` itself, too, where it stops a trial.
+        # `ended` beside `done`, because Tune also sets `done` when it stops a trial.
         return self._report({**result, "done": ends, "ended": ends})
 
     def cleanup(self) -> None:
-        """Leave the trial; if it has not ended, its actor trains it no further."""
+        """Leave the trial. If it has not ended, its actor stops it."""
         if self._actor and self._trial is not None and self._is_with_actor and not self._state.ended:
             ray.get(self._actor.stop.remote(self._trial, self._branch))
         self._trial = None
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Say where the trial stands. Its weights are in its run's own checkpoints."""
+        """Write the trial's progress for Tune. The weights are in the checkpoints of the trial's run."""
         stand = {
             "values": self._of.values,
             "run_id": self._state.run_id,
@@ -110,7 +110,7 @@ class TuneTrial(tune.Trainable):
         Path(checkpoint_dir, _CHECKPOINT).write_text(json.dumps(stand), encoding="utf-8")
 
     def load_checkpoint(self, checkpoint_dir: str | None) -> None:
-        """Go on from where this trial stood, or, where its values are others now, from where another one did."""
+        """Continue this trial from its own progress; if its values are new, from that of the trial it copies."""
         stand = json.loads(Path(checkpoint_dir or "", _CHECKPOINT).read_text(encoding="utf-8"))
         self._epochs = stand["epochs"]
         if stand["values"] != self._of.values:
@@ -121,7 +121,7 @@ class TuneTrial(tune.Trainable):
     def _begin(self, config: dict[str, Any]) -> None:
         number = config["trial"]
         self._trial = self._trials.get(number) or make_trial(self._sweep.config, number, config["values"])
-        # All trials of a pack have one actor; the others take turns.
+        # All trials of a pack have the same actor. Other trials are distributed by their numbers.
         key = pack_key(self._trial.config)
         place = int(key, 16) if key else number
         self._actor = self._actors[place % len(self._actors)] if self._actors else None
@@ -138,7 +138,7 @@ class TuneTrial(tune.Trainable):
         return self._trial
 
     def _ask(self) -> TrialState:
-        """Have the trial trained until it has come as far as this process counts, or to its end."""
+        """Let the trial be trained up to the epoch that this process has counted, or to its end."""
         self._is_with_actor = True
         if self._actor is None:
             self._group = self._group or GroupTrial(self._sweep, self._sweep.dataset, self._of)
@@ -158,7 +158,7 @@ class TuneTrial(tune.Trainable):
         return state
 
     def _await_actor(self) -> None:
-        """Wait until the actor's next process is there, so that another attempt finds it."""
+        """Wait until Ray has restarted the actor, so that the next attempt can use it."""
         if self._actor is None:
             return
         deadline = time.monotonic() + self._sweep.config.workers.start_timeout_s
@@ -185,7 +185,7 @@ class TuneTrial(tune.Trainable):
 
 
 def _recorded(record: TrialRecord | None, trial: Trial) -> TrialState:
-    """What an earlier attempt recorded of a trial. One that was stopped, or ran out of memory, goes on."""
+    """The state that an earlier attempt recorded of a trial. Empty for a trial that is to be trained further."""
     if record is None or record.values != trial.values or record.status == "stopped" or record.failed_by == "memory":
         return _NOTHING
     return TrialState(
@@ -199,33 +199,33 @@ def _recorded(record: TrialRecord | None, trial: Trial) -> TrialState:
 
 
 class GroupTrial:
-    """Trains a trial's run on `workers.count` workers, and tells how far it has come by its checkpoints."""
+    """Trains a trial's run on `workers.count` workers, and reads its progress from its checkpoints."""
 
     def __init__(self, sweep: Sweep, dataset: Dataset, trial: Trial) -> None:
         sweep.check_bases(dataset)
         self._run: Run = open_run(sweep.store, trial.config, dataset, started_by=sweep.folder)
         self._error: Exception | None = None
-        # Ends with the process: whoever stops the trial ends that, and with it the workers that it owns.
+        # A daemon, because stopping the trial ends this process, and with it the thread and the workers that it owns.
         self._thread = threading.Thread(target=self._train, daemon=True)
         if not self._progress()[1]:
             self._thread.start()
 
     def advance(self, epochs: int) -> TrialState:
-        """Wait until the trial has come so many epochs, or to its end. Raises what training raised."""
+        """Wait until the trial has trained `epochs`, or has ended. Raises what training raised."""
         while True:
-            # Asked first: what a thread that has ended wrote is seen.
+            # Checked before the progress, so that the last checkpoint of an ended thread is not missed.
             works = self._thread.is_alive()
             rows, complete = self._progress()
             if complete or len(rows) >= epochs or not works:
                 break
             time.sleep(POLL_S)
         if complete and self._thread.is_alive():
-            # Until its workers have left, the next trial would wait for their CPUs.
+            # The next trial needs the CPUs of the workers, which leave before the thread ends.
             self._thread.join()
         failure = None
         if len(rows) < epochs and not complete:
             if not isinstance(self._error, DivergedError | OutOfMemoryError):
-                raise self._error or RuntimeError(f"run {self._run.id} ended without a word")
+                raise self._error or RuntimeError(f"run {self._run.id} ended without an error message")
             failure = Failure.of(self._error)
         return TrialState(run_id=self._run.id, rows=rows, ended=complete or failure is not None, failure=failure)
 
@@ -233,7 +233,7 @@ class GroupTrial:
         try:
             train_on_workers(self._run)
             keep_best_and_last(self._run)
-        except Exception as error:  # noqa: BLE001 - raised again where somebody hears it
+        except Exception as error:  # noqa: BLE001 - `advance` raises it
             self._error = error
 
     def _progress(self) -> tuple[tuple[EpochRow, ...], bool]:

@@ -1,8 +1,8 @@
-"""What trains the trials of a sweep, in a process that outlives them.
+"""Actors that train the trials of a sweep, one after the other in the same process.
 
 An actor keeps TensorFlow, the network, the compiled steps and the cached features from one trial to the next. Trials
-that `tuning/plan.py` finds fit to be trained together are one program. TensorFlow is imported when an actor is first
-asked for something, never where it is described.
+with the same key (`pack_key` in `tuning/plan.py`) are trained as one program. An actor imports TensorFlow at its first
+call, so the driver, which imports this module, does not need it.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Survey:
-    """What is known of trials before the first one starts."""
+    """What the trials need and cost, found before the first one starts."""
 
     requests: list[Request]
-    """The features to cache for all of them together."""
+    """The features to cache for all trials together."""
     flops: dict[int, float]
-    """By trial: multiply-adds of its trained part for an image, of the phase that trains most."""
+    """By trial: multiply-adds of the trained part for one image, in the phase that trains most."""
 
 
 class TrialActor:
-    """Trains trials, an epoch whenever it is asked for one. `trials`: all of them, where they are known."""
+    """Trains trials, one epoch at each request. `trials`: all trials, if they are known."""
 
     def __init__(self, sweep: Sweep, trials: Sequence[Trial] | None) -> None:
-        # Nothing that can fail: an error of a constructor reaches the driver as text only.
+        # Nothing here may fail: an error of a constructor reaches the driver only as text.
         self._sweep = sweep
         self._trials = {trial.number: trial for trial in trials or ()}
         self._packs = Counter(pack_key(trial.config) for trial in self._trials.values())
@@ -62,16 +62,16 @@ class TrialActor:
         self._run_ids: dict[str, str] = {}
 
     def ready(self) -> None:
-        """Answer: the process is there."""
+        """Return, which shows that the process has started."""
 
     def survey(self) -> Survey:
-        """What the trials that are known will need and cost. Raises BackboneError, ConfigError for what cannot be."""
+        """The needs and costs of the known trials. Raises BackboneError or ConfigError if one of them cannot run."""
         self._sweep.check_bases(self._dataset)
         requests = requests_of_trials(self._sweep, self._dataset, list(self._trials.values()), model_of=self._model)
         return Survey(requests, {number: self._flops(trial) for number, trial in self._trials.items()})
 
     def extract(self, requests: Sequence[Request], part: int, of: int) -> Extraction:
-        """Compute the features that are requested and not cached yet, for one of so many parts of the images."""
+        """Compute requested features that are not cached yet, for part number `part` (from 0) of `of` of the images."""
         from transfer.features.extract import Extractor
         from transfer.features.frozen import frozen_parts_of
 
@@ -82,9 +82,9 @@ class TrialActor:
         return extractor.extract_all(wanted)
 
     def advance(self, trial: Trial, epochs: int, branch: Branch | None = None) -> TrialState:
-        """Train a trial until it has come so many epochs, or to its end. Raises what training raises.
+        """Train a trial until it has trained `epochs`, or has ended. Raises what training raises.
 
-        `branch`: for a trial that took another's weights, where it goes on from.
+        `branch`: the checkpoint from which the trial continues, if it copies another one.
         """
         run_id = self._run_id(trial, branch)
         while True:
@@ -95,16 +95,16 @@ class TrialActor:
             else:
                 state = runner.state()
                 if state.ended:
-                    # Of a trial that failed, some folds may have epochs to come.
+                    # If the trial failed, some of its folds may have epochs left.
                     self._open.pop(run_id).stop()
                 return state
-            # What is not held on to any more, by the error neither, is there for the next trial, or another attempt.
+            # Outside of the `except` block, so that neither the error nor the runner holds memory for the next attempt.
             rows = self._open.pop(run_id).rows if run_id in self._open else ()
             if not self._give_up_packs(trial):
                 return TrialState(run_id, rows, ended=True, failure=failure)
 
     def _trained(self, run_id: str, trial: Trial, epochs: int, branch: Branch | None) -> TrialRunner:
-        """The trial's runner, that far. A call of its own: what it holds is free once the error that ended it is."""
+        """Train the trial up to `epochs`, and return its runner. A function, so that an error frees its variables."""
         if run_id not in self._open:
             self._open[run_id] = self._start(trial, branch)
         runner = self._open[run_id]
@@ -113,7 +113,7 @@ class TrialActor:
         return runner
 
     def _give_up_packs(self, trial: Trial) -> bool:
-        """Have the trials of a trial's pack go on alone, since one may fit where all do not; whether there was one."""
+        """Let the trials of a trial's pack continue alone, which takes less memory. Returns whether there is a pack."""
         key = pack_key(trial.config)
         packs = {place: pack for place, pack in self._pack_of.items() if pack is not None and place[0] == key}
         if not packs:
@@ -124,12 +124,12 @@ class TrialActor:
         for other in self._trials.values():
             if pack_key(other.config) == key:
                 self._open.pop(self._run_id(other, None), None)
-        # Compiled steps refer to each other, and to the arrays that are to make room.
+        # Compiled steps are in reference cycles, which hold the arrays that must be freed.
         gc.collect()
         return True
 
     def stop(self, trial: Trial, branch: Branch | None = None) -> None:
-        """Train a trial no further. Its run could go on from its newest checkpoint."""
+        """End a trial's training. Its run can be continued from its newest checkpoint."""
         runner = self._open.pop(self._run_id(trial, branch), None)
         if runner is not None:
             runner.stop()
@@ -144,10 +144,10 @@ class TrialActor:
         return SharedModels(create_strategy())
 
     def suspend(self) -> None:
-        """Nothing of the actor's own is in the network's variables."""
+        """Do nothing: the actor itself has no state in the shared variables."""
 
     def _model(self, config: Config) -> TransferModel:
-        """The untrained model; whoever trains has been suspended."""
+        """The untrained model of a configuration. Suspends the training that uses the shared variables."""
         with self._shared.strategy.scope():
             self._shared.take_turn(self)
             return self._shared.model(config, self._dataset.classes)
@@ -158,7 +158,7 @@ class TrialActor:
 
     def _run_id(self, trial: Trial, branch: Branch | None) -> str:
         if branch is None:
-            # Asked for each epoch; naming a run looks at the files of its base, in a bucket by a request.
+            # Cached, because it is needed in each epoch, and naming a run reads the files of its base.
             described = trial.config.model_dump_json()
             if described not in self._run_ids:
                 self._run_ids[described] = run_id_for(trial.config, self._dataset)
@@ -188,7 +188,7 @@ class TrialActor:
         from transfer.training.checkpoints import Checkpoints
         from transfer.training.loop import Training
 
-        # One that left its pack goes on alone, from what that left it.
+        # A trial that has left its pack continues alone, from the checkpoint that the pack wrote for it.
         if pack is not None and pack.has(run.id):
             return PackRunner(run, pack, flops, size=self._packs[key])
         start = Checkpoints(run).newest()
@@ -201,15 +201,15 @@ class TrialActor:
             shared=self._shared,
             start=start,
             extract_ahead=comes_to_all_phases(self._sweep.config),
-            # The sweep's table shows how far each trial is.
+            # The sweep's table shows the progress of all trials.
             shows_progress=False,
         )
-        # In a population, a trial that starts later may go on from what this one has left behind by then.
+        # In a population, another trial may later branch from any checkpoint of this one.
         is_population = sweep_of(self._sweep.config).scheduler.kind == "pbt"
         return SingleRunner(training, flops, keeps_all=is_population)
 
     def _pack(self, key: str, fold: Fold | None) -> Pack | None:
-        """The pack of all trials with that key; None where they train from pixels, or did not fit."""
+        """The pack of all trials with this key; None if they train from pixels, or did not fit into memory."""
         from transfer.training.feature_plan import FeaturePlan
         from transfer.training.pack import THREADS, Pack
 
@@ -227,7 +227,7 @@ class TrialActor:
         return self._pack_of[key, fold]
 
     def _flops(self, trial: Trial) -> float:
-        """Multiply-adds of a trial's trained part for an image, of the phase that trains most."""
+        """Multiply-adds of a trial's trained part for one image, in the phase that trains most."""
         from transfer.backbone.blocks import network_flops
 
         depths = [phase.unfreeze for phase in trial.config.phases]
@@ -241,9 +241,9 @@ class TrialActor:
 
 
 class SingleRunner(TrialRunner):
-    """A trial that has the shared models to itself while an epoch of it is trained.
+    """A trial that is trained alone: while it trains an epoch, no other trial uses the shared models.
 
-    `keeps_all`: others may go on from any of its checkpoints, so they stay when it comes to its end.
+    `keeps_all`: keep all checkpoints when the trial ends, because other trials may branch from them.
     """
 
     def __init__(self, training: Training, flops: float, *, keeps_all: bool = False) -> None:
@@ -254,17 +254,17 @@ class SingleRunner(TrialRunner):
 
     @property
     def rows(self) -> tuple[EpochRow, ...]:
-        """Its epochs so far."""
+        """The trial's epochs so far."""
         return self._training.progress.history
 
     @property
     def phase(self) -> int:
-        """The phase that its next epoch belongs to; after its end, one more than its last."""
+        """The phase of the next epoch; after the end, the number of phases."""
         return self._training.progress.phase
 
     @property
     def ended(self) -> bool:
-        """Whether it has no epoch to come."""
+        """Whether the trial has no epoch left."""
         return self._training.complete or self._failure is not None
 
     def next_epoch(self) -> None:
@@ -288,11 +288,11 @@ class SingleRunner(TrialRunner):
         )
 
     def stop(self) -> None:
-        """What it has learned is in its newest checkpoint."""
+        """Do nothing: the weights are in the run's newest checkpoint."""
 
 
 class PackRunner(TrialRunner):
-    """One of the trials of a pack, which are all trained whenever one of them is."""
+    """One trial of a pack. To train an epoch of it trains one of all trials of the pack."""
 
     def __init__(self, run: Run, pack: Pack, flops: float, *, size: int) -> None:
         self._run = run
@@ -302,21 +302,21 @@ class PackRunner(TrialRunner):
 
     @property
     def rows(self) -> tuple[EpochRow, ...]:
-        """Its epochs so far."""
+        """The trial's epochs so far."""
         return self._pack.histories[self._run.id]
 
     @property
     def phase(self) -> int:
-        """0, and 1 when it has come to its end."""
+        """0 until the trial has ended, then 1."""
         return int(self.ended and self._run.id not in self._pack.failures)
 
     @property
     def ended(self) -> bool:
-        """Whether it has no epoch to come."""
+        """Whether the trial has no epoch left."""
         return self._run.id not in self._pack.live
 
     def next_epoch(self) -> None:
-        """Train one more, of all trials of the pack."""
+        """Train one more epoch of all trials of the pack."""
         self._pack.next_epoch()
 
     def state(self) -> TrialState:
@@ -337,5 +337,5 @@ class PackRunner(TrialRunner):
 
 
 def survey(sweep: Sweep, trials: Sequence[Trial]) -> Survey:
-    """`TrialActor.survey` in a process that ends with it."""
+    """The result of `TrialActor.survey`, for a process that trains no trials."""
     return TrialActor(sweep, trials).survey()

@@ -1,6 +1,6 @@
-"""What can be asked of a trial that is being trained, and one that is trained over the folds of a cross-validation.
+"""The interface of a trial in training, and its implementation for cross-validated trials.
 
-`tuning/trial_actor.py` has the trials that are trained alone and in a pack.
+`tuning/trial_actor.py` has the implementations for trials that are trained alone and in a pack.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from transfer.tuning.records import FailedBy
 
 @dataclass(frozen=True)
 class Branch:
-    """Where a trial goes on from: a checkpoint of another trial's run (population based training)."""
+    """The checkpoint of another trial's run from which a trial continues (population based training)."""
 
     run_id: str
     checkpoint: int
@@ -27,14 +27,14 @@ class Branch:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a trial is not trained any further."""
+    """The error that ended a trial."""
 
     reason: str
     by: FailedBy | None
 
     @classmethod
     def of(cls, error: DivergedError | OutOfMemoryError) -> Failure:
-        """An error that another attempt right away would end in, too."""
+        """The failure of an error that an immediate second attempt would meet again."""
         return cls(str(error), by="memory" if isinstance(error, OutOfMemoryError) else "loss")
 
 
@@ -43,31 +43,31 @@ class TrialState:
     """How far a trial has come."""
 
     run_id: str
-    """Empty for a trial whose folds are runs."""
+    """Id of the trial's run; empty for a trial whose folds are runs."""
     rows: tuple[EpochRow, ...]
     ended: bool
-    """Whether it has no epoch to come: it was trained to its end, or failed."""
+    """Whether the trial has no epoch left: it was trained to its end, or failed."""
     checkpoint: int = 0
-    """Number of the run's newest checkpoint; 0 where a pack keeps it."""
+    """Number of the run's newest checkpoint; 0 if a pack holds the trial's state."""
     trained_flops: float = 0.0
     packed_with: int = 1
     failure: Failure | None = None
 
 
 class TrialRunner(Protocol):
-    """A trial that is being trained."""
+    """A trial in training."""
 
     @property
     def rows(self) -> tuple[EpochRow, ...]:
-        """Its epochs so far."""
+        """The trial's epochs so far."""
 
     @property
     def phase(self) -> int:
-        """The phase that its next epoch belongs to; after its end, one more than its last."""
+        """The phase of the next epoch; after the end, the number of phases."""
 
     @property
     def ended(self) -> bool:
-        """Whether it has no epoch to come."""
+        """Whether the trial has no epoch left."""
 
     def next_epoch(self) -> None:
         """Train one more."""
@@ -85,8 +85,9 @@ _MEANS = ("loss", "accuracy", "validation_loss", "validation_accuracy", "learnin
 class FoldsRunner(TrialRunner):
     """A trial that is trained once for each fold.
 
-    All folds go through a phase together. One whose phase early stopping has ended counts with the epoch that it went
-    back to, so the trial's last row is that of the weights that its folds ended with. One that fails ends the trial.
+    All folds train a phase together. After early stopping has ended the phase of a fold, the fold counts with the epoch
+    that it went back to. So the trial's last row belongs to the weights with which its folds ended. A fold that fails
+    ends the trial.
     """
 
     def __init__(self, folds: Sequence[TrialRunner], phases: Sequence[PhaseConfig]) -> None:
@@ -105,16 +106,16 @@ class FoldsRunner(TrialRunner):
 
     @property
     def phase(self) -> int:
-        """That of the fold that is least far."""
+        """The phase of the fold with the least progress."""
         return min(fold.phase for fold in self._folds)
 
     @property
     def ended(self) -> bool:
-        """Whether it has no epoch to come."""
+        """Whether the trial has no epoch left."""
         return self._failure is not None or all(fold.ended for fold in self._folds)
 
     def next_epoch(self) -> None:
-        """Train one more, in the folds that are least far: in all but those that were ahead when it was interrupted."""
+        """Train one more epoch of the folds with the least progress. After an interruption some folds may be ahead."""
         live = [fold for fold in self._folds if not fold.ended]
         stands = [(fold.phase, _epochs(fold, fold.phase)) for fold in live]
         for fold, stand in zip(live, stands, strict=True):
@@ -122,7 +123,7 @@ class FoldsRunner(TrialRunner):
                 fold.next_epoch()
 
     def state(self) -> TrialState:
-        """How far it has come. There is no run of its own."""
+        """The trial's state, without a run of its own."""
         first = self._folds[0].state()
         return TrialState(
             run_id="",
@@ -134,7 +135,7 @@ class FoldsRunner(TrialRunner):
         )
 
     def stop(self) -> None:
-        """Train no fold any further."""
+        """End the training of all folds."""
         for fold in self._folds:
             fold.stop()
 
@@ -144,7 +145,7 @@ class FoldsRunner(TrialRunner):
         return next((failure for failure in failures if failure is not None), None)
 
     def _mean(self, phase: int, epoch: int, *, number: int) -> EpochRow:
-        """Figures of an epoch of a phase, the trial's row `number`."""
+        """Means over the folds for an epoch of a phase. `number`: the epoch's number in the trial's history."""
         counted, seconds = [], 0.0
         for fold in self._folds:
             own = _of_phase(fold, phase)

@@ -56,7 +56,7 @@ def asked(dataset):
 
 def actor_processes(method=""):
     """Process ids of the actors, or of those at work on a method."""
-    return processes_titled(f"ray::ExtractionActor{method}")
+    return processes_titled(f"ray::ExtractionWork{method}")
 
 
 def kill_one_in_the_middle(store, killed):
@@ -64,7 +64,7 @@ def kill_one_in_the_middle(store, killed):
     until = time.monotonic() + LONGEST_WAIT_S
     while not killed and time.monotonic() < until:
         cached = sum(item.name.endswith(".arrow") for item in store.list("features/"))
-        at_work = actor_processes(".extract")
+        at_work = actor_processes(".do")
         if cached and at_work:
             with suppress(ProcessLookupError):
                 os.kill(at_work[-1], signal.SIGKILL)

@@ -7,7 +7,7 @@ from scripts.bench.scale_figures import Figure, exponent, report, seconds_for
 from scripts.bench.scale_synthetic import wear
 from tests.system.bench.running import result_of
 
-PARTS = {"plan", "files", "commit", "disk cache", "list", "features", "order"}
+PARTS = {"plan", "files", "index", "commit", "disk cache", "list", "features", "order"}
 SMALL = "--shards 10,100 --images-per-shard 8 --tasks 0 --request-shards 1,2 --networks MobileNetV2 --wear-shards 4"
 
 
@@ -30,8 +30,9 @@ def test_requests_of_the_jobs_are_those_that_the_code_makes(result):
     # The footer, and the one row group of so small a shard.
     assert jobs["epoch from images, no disk cache"] == {"GET shards": 2}
     assert jobs["epoch from images, warm disk cache"] == jobs["epoch from cached features, once opened"] == {}
-    assert jobs["open cached features, warm disk cache"] == {"GET features": 1}
-    assert jobs["open cached features, cold disk cache"] == {"GET features": 2, "HEAD features": 1}
+    assert jobs["what a shard of the version before holds, by its index"] == {}
+    assert jobs["open cached features, warm disk cache"] == {}
+    assert jobs["open cached features, cold disk cache"] == {"GET features": 1, "HEAD features": 1}
     assert result["requests"]["maps_a_cached_shard"] == 1
     both, one = (
         result["requests"]["jobs"][f"epoch from images, {worker}no disk cache"]["received_bytes_a_shard"]
@@ -91,6 +92,7 @@ def measured(**changes):
         "reads_in_evaluation": 3.0,
         "check_cpu_s": 3e-3,
         "decode_cpu_s": 2e-3,
+        "index_bytes": 40.0,
         "task_s": 1e-3,
         "sha256_bytes_per_s": 1e9,
         "chunk_images": 6500.0,
@@ -121,9 +123,9 @@ def test_an_input_that_is_changed_is_shown_as_given_and_an_unknown_one_refused()
         estimate(measured(), {"nonsense": 1})
 
 
-def test_removing_one_image_in_a_shard_writes_it_anew():
-    found = wear(shards=20, images_per_shard=100, nights=2)
-    # 1 - 0.99^100 of the shards lose at least one of their images.
-    assert found["rewritten"]["0.01"] == pytest.approx(0.63, abs=0.3)
-    assert found["rewritten"]["0.0001"] < found["rewritten"]["0.01"]
-    assert found["nights"]["shards_after"] > found["nights"]["shards_before"]
+def test_wear_counts_what_is_copied():
+    found = wear(shards=20, images_per_shard=100, nights=12)
+    assert (found["copied"]["0.01"], found["copied"]["0.3"]) == (0, pytest.approx(0.7, abs=0.2))
+    nights = found["nights"]
+    assert nights["shards_before"] < nights["shards_after"] <= nights["shards_if_written_at_once"] + 12
+    assert 0 < nights["copied_an_added_image"] < 9

@@ -82,7 +82,7 @@ def interrupted(*arguments, after):
 def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on_from_there(config):
     train = ("train", config, "--set", "phases=[{unfreeze: 0, epochs: 100000, learning_rate: 1.0e-4}]")
     first = interrupted(*train, after="epoch 2/")
-    place = re.search(r"\nInterrupted. What is done is kept: the same command goes on after (.*)\.\n$", first)[1]
+    place = re.search(r"\nInterrupted. Finished work is stored: the same command continues after (.*)\.\n$", first)[1]
     assert re.fullmatch(r"epoch \d+ of phase 0", place)
     assert f"Run {run_of(first)} goes on after {place}.\n" in interrupted(*train, after="phase 0")
 

@@ -67,7 +67,7 @@ def test_a_cluster_that_is_too_small_is_named_in_time(ray_cluster, digits, fewes
     workers = {"count": 4, "min_count": fewest, "cpus_per_worker": ray.cluster_resources()["CPU"] / 2}
     workers["start_timeout_s"] = 1.0
     run = new_run(digits, f"too-large-{fewest}", workers=workers, training={"batch_size": 12}, features="never")
-    with pytest.raises(TrainingError, match=f"could not start in 1 s. It needs {fewest or 4} workers"):
+    with pytest.raises(TrainingError, match=f"workers.start_timeout_s, 1 s. It needs {fewest or 4} workers"):
         train_on_workers(run)
 
 

@@ -17,18 +17,21 @@ from PIL import Image
 
 from tests.digits import digits_config, hold_out, ingest_some_digits, write_some_digits
 from tests.unit.registry.test_export_proof import Tampered
-from transfer import jobs, load_model
+from transfer import ensure, jobs, load_model
 from transfer.cli.main import app
 from transfer.config import ImageInput
 from transfer.config.reference import render
 from transfer.dataset.batches import decoded
-from transfer.ensure import evaluated, fit
+from transfer.ensure import evaluated, fit, read_report
 from transfer.errors import AlreadyExistsError, ConfigError, DatasetError, ParityError, RegistryError, TrainingError
-from transfer.evaluation.evaluate import evaluate_run, held_out_images, load_report
+from transfer.evaluation.evaluate import evaluate_run
+from transfer.evaluation.stored import StoredReport, load_report
+from transfer.evaluation.units import UnitImages, first_images, units_of
 from transfer.registry import publish
 from transfer.registry.export_proof import LOADERS, prove_parity
 from transfer.registry.promote import promote
-from transfer.registry.published_model import PublishedModel, answers_of_serving
+from transfer.registry.published_model import PublishedModel
+from transfer.registry.serving_answers import answers_of_serving
 from transfer.registry.versions import download_version, list_versions, load_version
 from transfer.storage import open_store
 from transfer.training.run import open_run
@@ -55,7 +58,7 @@ def served(outcome, tmp_path_factory):
 @pytest.fixture(scope="module")
 def held_out(outcome):
     _, done = outcome
-    return held_out_images(done.run, done.dataset, "test", 1000)
+    return first_images(done.run.store, done.dataset.shards_of("test"), 1000)
 
 
 def test_the_main_job_ends_with_a_promoted_version_and_a_report(outcome):
@@ -300,7 +303,7 @@ def test_the_published_model_needs_neither_this_project_nor_keras(outcome, tmp_p
         "print(sorted(m.signatures)); assert 'transfer' not in sys.modules"
     )
     finished = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True)
-    assert finished.stdout.strip() == "['fitted', 'pixels', 'serving_default']"
+    assert finished.stdout.strip() == "['embeddings', 'fitted', 'pixels', 'serving_default']"
 
 
 def test_what_an_evaluation_that_was_killed_halfway_left_does_not_stand_in_the_way_of_the_next(outcome):
@@ -338,13 +341,15 @@ def test_a_run_whose_fast_evaluation_rounded_too_coarsely_is_evaluated_anew_by_t
     fast = evaluate_run(done.run, done.dataset)
     assert not load_report(done.run, fast)[0].is_exact
 
-    def coarse(run, number):
-        report, predictions = load_report(run, number)
-        flatter = 0.99 * predictions.probabilities + 0.01 / len(predictions.classes)
-        return report, predictions if report.is_exact else replace(predictions, probabilities=flatter)
+    read = StoredReport.predictions
 
-    monkeypatch.setattr(publish, "load_report", coarse)
-    version = publish.publish_run(done.run, done.dataset, report_number=fast, again=True)
+    def coarse(stored, *rows):
+        found = read(stored, *rows)
+        flatter = 0.99 * found.probabilities + 0.01 / len(found.classes)
+        return found if stored.report.is_exact else replace(found, probabilities=flatter)
+
+    monkeypatch.setattr(StoredReport, "predictions", coarse)
+    version = ensure.published(done.run, report=fast, again=True)
     report, _ = load_report(done.run, version.provenance.report)
     assert report.is_exact
     assert version.provenance.report > fast
@@ -360,14 +365,11 @@ def test_a_run_that_was_evaluated_when_every_class_was_answered_is_evaluated_ane
     before = evaluate_run(run, dataset)
 
     def of_earlier_release(run, number):
-        report, predictions = load_report(run, number)
-        if number != before:
-            return report, predictions
-        every_class = 0.99 * predictions.probabilities + 0.01 / len(predictions.classes)
-        return report.model_copy(update={"untrained_classes": ()}), replace(predictions, probabilities=every_class)
+        report, uri = read_report(run, number)
+        return (report.model_copy(update={"untrained_classes": ()}) if number == before else report), uri
 
-    monkeypatch.setattr(publish, "load_report", of_earlier_release)
-    version = publish.publish_run(run, dataset, report_number=before)
+    monkeypatch.setattr(ensure, "read_report", of_earlier_release)
+    version = ensure.published(run, report=before)
     assert version.untrained_classes == ("3",)
     assert version.provenance.report > before
     assert version.provenance.parity.largest_difference <= 1e-5
@@ -389,8 +391,11 @@ def test_what_serves_is_asked_anew_where_its_report_is_damaged(outcome, caplog):
     config, done = outcome
     store = open_store(config.storage)
 
+    (unit,) = units_of(done.dataset.shards_of("test"))
+
     def answers():
-        return answers_of_serving(config, store, done.dataset, "test", but="another").answers
+        asked = answers_of_serving(config, store, done.dataset, "test", but="another").asked
+        return asked.answers(store, unit, UnitImages(store, done.dataset, unit, whole=False))
 
     of_report = answers()
     report = f"{done.run.folder}/reports/{done.version.provenance.report:08d}/predictions.parquet"

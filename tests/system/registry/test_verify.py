@@ -27,5 +27,5 @@ def test_verifying_names_the_versions_that_cannot_be_served_and_fails(config):
     (row,) = json.loads(done.stdout)["versions"]
     assert (row["version"], row["run"]) == (2, "run-1")
     assert "does not answer, asked by tf.saved_model.load" in row["problem"]
-    assert "cannot be served as they are: 2." in done.stderr
+    assert "are damaged or cannot be loaded: 2." in done.stderr
     assert "Traceback" not in done.stderr

@@ -185,6 +185,7 @@ def test_weights_of_another_network_are_refused_with_what_does_not_fit(trained, 
     ("weights", "said"),
     [
         ("imagnet", r"base.weights is 'imagnet' and must be `imagenet`, `none` or a file"),
+        ("trained.pth", r"a file of Keras \(.weights.h5, .h5, .keras\)\. Files of PyTorch are not read"),
         ("missing.weights.h5", r"There is no file missing.weights.h5"),
     ],
 )

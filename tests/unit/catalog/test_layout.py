@@ -18,13 +18,15 @@ NAMES = {
     layout.entry("log", 7): "log/00000007.json",
     layout.dataset_log("pets"): "datasets/pets",
     layout.shard(ONE): f"shards/{ONE}.parquet",
+    layout.index_part(ONE): f"index/{ONE}.parquet",
     layout.ledger(ONE): f"rejects/{ONE}.parquet",
     layout.seen_log("pets"): "seen/pets",
     layout.seen_files(ONE): f"seen/{ONE}.parquet",
     layout.classes_log("pets"): "classes/pets",
     layout.features_folder(ONE): f"features/{ONE}",
     layout.features_description(ONE): f"features/{ONE}/frozen_part.json",
-    layout.features_content(ONE, OTHER): f"features/{ONE}/{OTHER}.arrow",
+    layout.features_content(ONE, OTHER, 640, ONE): f"features/{ONE}/{OTHER}-640-{ONE}.arrow",
+    layout.earlier_features_content(ONE, OTHER): f"features/{ONE}/{OTHER}.arrow",
     layout.features_entry(ONE, OTHER): f"features/{ONE}/{OTHER}.json",
     layout.run_folder("pets-1"): "runs/pets-1",
     layout.run_start("pets-1"): "runs/pets-1/run.json",
@@ -39,6 +41,7 @@ NAMES = {
     layout.report_file("runs/pets-1", 2, layout.REPORT): "runs/pets-1/reports/00000002/report.json",
     layout.report_file("runs/pets-1", 2, layout.REPORT_PAGE): "runs/pets-1/reports/00000002/report.html",
     layout.report_file("runs/pets-1", 2, layout.PREDICTIONS): "runs/pets-1/reports/00000002/predictions.parquet",
+    layout.part_of_predictions(7): "predictions/part-00007.parquet",
     layout.range_test_folder("pets-1-a"): "lr_find/pets-1-a",
     layout.range_test_page("lr_find/pets-1-a", ONE): f"lr_find/pets-1-a/{ONE}.html",
     layout.curve("lr_find/pets-1-a"): "lr_find/pets-1-a/curve.json",
@@ -67,6 +70,9 @@ NAMES = {
     layout.refusals_folder("pets"): "models/pets/refusals",
     layout.refusals_log("pets", 6): "models/pets/refusals/00000006",
     layout.retention_log("pets"): "models/pets/retention",
+    layout.predictions_plan(): "_plan.json",
+    layout.predictions_part(7): "part-00007.parquet",
+    layout.predictions_end(): "_SUCCESS",
     layout.probe("one"): ".probe/one",
     layout.RAY: "ray",
 }
@@ -134,9 +140,11 @@ def test_the_digest_in_a_name_is_found(name, sha256):
 
 def test_what_cached_features_a_name_is_of_is_found():
     assert layout.features_entry_in(layout.features_entry(ONE, OTHER)) == OTHER
-    assert layout.features_content_in(layout.features_content(ONE, OTHER)) == OTHER
+    assert layout.features_content_in(layout.features_content(ONE, OTHER, 640, ONE)) == (OTHER, 640, ONE)
+    assert layout.features_content_in(layout.earlier_features_content(ONE, OTHER)) == (None, None, OTHER)
     others = [layout.features_description(ONE), f"features/short/{OTHER}.json", layout.features_folder(ONE)]
     assert [layout.features_entry_in(name) for name in others] == [None] * 3
+    assert [layout.features_content_in(name) for name in others] == [None] * 3
 
 
 def test_the_trial_that_a_name_is_of_is_found():

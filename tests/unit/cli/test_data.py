@@ -41,6 +41,8 @@ def test_versions_are_listed_and_what_the_next_one_is_to_be_is_said(answer, conf
     # Only the first version has the dogs; the others' shards are in both.
     assert first["own_bytes"] == first["size_bytes"] - second["size_bytes"] > 0
     assert second["own_bytes"] == 0
+    in_storage = answer("list", "--storage", pets.storage.uri)["versions"]
+    assert in_storage == [{"dataset": "pets", **version} for version in listed["versions"]]
     answer("restore-class", config, "dog", "--reason", "no, they are dear")
     told = answer("start-over", config, "--reason", "a new camera")
     assert (told["dropped"], told["starts_over_after"]) == ([], 2)

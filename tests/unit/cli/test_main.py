@@ -126,7 +126,7 @@ def test_config_check_says_what_a_sweep_would_do(transfer, config):
         (["dataset.validation=0", "phases.0.early_stopping={}"], "phases.0.early_stopping needs a validation split"),
         (["dataset.validation=0", "sweep.space={head.dropout: [0, 0.5]}"], "A sweep compares trials on the validation"),
         (["dataset.validation=0", "dataset.test=0"], "nothing to evaluate the run on"),
-        (["training.class_weights={cat: 2}"], "training.class_weights names ['cat']"),
+        (["training.class_weights={cat: 2}"], "training.class_weights names `cat`"),
     ],
 )
 def test_config_check_finds_what_training_refuses(transfer, config, changes, said):
@@ -208,7 +208,7 @@ def test_a_network_that_cannot_be_used_is_found_before_images_are_read(transfer,
 def test_cached_features_are_shown_cleaned_up_and_verified(transfer, config, tmp_path):
     settings = ["--set", "features=always", "--set", "publish.enabled=false"]
     assert transfer("train", config, *settings).returncode == 0
-    (listed, *_) = json.loads(transfer("cache", "ls", config, "--json").stdout)["cached"]
+    (listed, *_) = json.loads(transfer("cache", "list", config, "--json").stdout)["cached"]
     assert listed["cached"]["images"] == listed["reachable"]["images"] > 0
     assert transfer("cache", "verify", config).returncode == 0
 
@@ -225,10 +225,10 @@ def test_cached_features_are_shown_cleaned_up_and_verified(transfer, config, tmp
     named = ["--frozen-part", listed["digest"][:8]]
     would = transfer("cache", "gc", config, *named)
     assert "would go" in would.stdout
-    assert listed["digest"] in transfer("cache", "ls", config, "--json").stdout
+    assert listed["digest"] in transfer("cache", "list", config, "--json").stdout
     done = transfer("cache", "gc", config, *named, "--remove", "--json")
     assert json.loads(done.stdout)["removed"] is True
-    assert listed["digest"] not in transfer("cache", "ls", config, "--json").stdout
+    assert listed["digest"] not in transfer("cache", "list", config, "--json").stdout
     assert transfer("cache", "gc", config, *named).returncode == 8
 
 

@@ -32,6 +32,8 @@ def answer(answer_of):
 def test_versions_are_listed_rolled_back_pinned_and_removed(answer, config):
     listed = answer("list", config)
     assert (listed["model"], listed["promoted"]) == (MODEL, 5)
+    in_storage = answer("list", "--storage", config.parent / "storage")["versions"]
+    assert in_storage == [{"model": MODEL, **version} for version in listed["versions"]]
     assert listed["versions"][0] == {
         "version": 1,
         "published_at": listed["versions"][0]["published_at"],
@@ -105,7 +107,7 @@ def test_a_model_without_versions_is_an_error_that_names_those_with_some(registr
     done = registry("list", config, "--set", "name=digit")
     assert done.returncode == 7
     assert "Model `digit` has no versions in" in done.stderr
-    assert "Models that have some there: `digits`." in done.stderr
+    assert "Models with versions: `digits`." in done.stderr
 
 
 def test_a_mistake_ends_with_the_code_of_the_registry_and_changes_nothing(registry, answer, config):

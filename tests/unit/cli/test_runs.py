@@ -55,6 +55,14 @@ def test_runs_are_listed_shown_and_removed(answer, config):
     assert [each["run"] for each in answer("list", config)["runs"]] == ["run-0", "run-1"]
 
 
+def test_without_a_configuration_the_runs_of_all_models_are_listed(answer, config, folder_storage):
+    letters = {**run_config(folder_storage.uri).model_dump(mode="json"), "name": "letters"}
+    store_run(open_store(folder_storage), "run-of-another", [0.9], config=letters)
+    listed = answer("list", "--storage", folder_storage.uri)["runs"]
+    assert [each["run"] for each in listed if each["model"] == "digits"] == ["run-2", "run-0", "run-1"]
+    assert [each["run"] for each in listed if each["model"] == "letters"] == ["run-of-another"]
+
+
 def test_the_commands_speak_to_people_too(transfer, config):
     for words in (("list", config), ("show", config, "run-1"), ("gc", config, "--keep", 1, "--at-work-days", 0)):
         done = transfer("runs", *words)

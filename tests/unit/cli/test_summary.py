@@ -9,7 +9,7 @@ from tests.digits import digits_config, ingested_digits
 from transfer.catalog.run import EpochRow
 from transfer.cli import summary
 from transfer.evaluation.against import AgainstServing
-from transfer.evaluation.metrics import compute_metrics
+from transfer.evaluation.metrics import Tally
 from transfer.evaluation.predictions import Predictions
 from transfer.evaluation.report import Report
 from transfer.jobs import TrainOutcome
@@ -33,7 +33,7 @@ def outcome_of(tmp_path):
             run_id="digits-0123",
             split="test",
             base="glyph_base.keras",
-            metrics=compute_metrics(predictions),
+            metrics=Tally.of(predictions).metrics(),
             history=[EpochRow(phase=1, epoch=0, learning_rate=1e-3, seconds=1.0, **figures)],
             mistakes=[],
             counts={},

@@ -54,7 +54,10 @@ def test_a_rendered_configuration_reads_back_as_itself(name):
         ({"workers": {"count": 3}}, "training.batch_size is 32 and must be divisible by the 3 workers"),
         ({"phases": [{"unfreeze": -1}]}, "unfreeze is -1 and must be 0 or more"),
         ({"phases": [{"learning_rate": float("nan")}]}, "phases.0.learning_rate"),
-        ({"phases": [{"optimizer": "adamm"}]}, "(found `adamm`)"),
+        ({"phases": [{"optimizer": "adamm"}]}, "`adam`, `adamw` or `sgd` (found `adamm`); did you mean `adam`?"),
+        ({"base": {"model": "M", "channels": 2}}, "base.channels: must be 1 or 3 (found `2`)"),
+        ({"training": {"class_weights": "zzz"}}, "class_weights: may also be keys and values (found `zzz`)"),
+        ({"workers": {"count": "two"}}, "workers.count: must be a whole number (found `two`)"),
         ({"name": "../up"}, "name"),
     ],
 )
@@ -126,6 +129,12 @@ def test_yaml_that_is_no_configuration_is_refused(tmp_path, text, message):
         load_config(write(tmp_path, text))
 
 
+def test_off_and_on_need_no_quotes(tmp_path):
+    text = "{name: n, storage: s, dataset: {source: digits}, base: {model: M, antialias: on, accept_head: off}, "
+    config = load_config(write(tmp_path, text + "training: {mixed_precision: off}}"))
+    assert (config.training.mixed_precision, config.base.antialias, config.base.accept_head) == ("off", True, False)
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"There is no file .*nowhere.yaml"):
         load_config(tmp_path / "nowhere.yaml")
@@ -181,5 +190,5 @@ def test_a_config_that_is_built_in_python_explains_what_is_wrong():
     assert str(refused.value).splitlines() == [
         "This is not a valid configuration:",
         "  base.image_sise: unknown key; did you mean `image_size`?",
-        "  phases.0.epochs: Input should be greater than or equal to 1 (found `0`)",
+        "  phases.0.epochs: must be greater than or equal to 1 (found `0`)",
     ]

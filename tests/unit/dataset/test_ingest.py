@@ -4,15 +4,18 @@ import io
 import json
 import shutil
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from tests.images import encode, picture, with_alpha
 from tests.sourcing import config_of, image, read_ledger, write_classes
 from transfer.dataset import ingest as ingest_module
+from transfer.dataset import shard_plan
 from transfer.dataset.ingest import ingest
 from transfer.dataset.manifest import dataset_log, load_dataset
 from transfer.dataset.shards import read_shard
+from transfer.dataset.sources.folder import FolderSource
 from transfer.dataset.splits import SPLITS
 from transfer.errors import AlreadyExistsError, CorruptObjectError, DatasetError, ObjectNotFoundError
 from transfer.storage import open_store, sha256_hex
@@ -115,14 +118,50 @@ def test_new_images_and_classes_are_added_and_old_shards_and_indices_stay(source
     assert load_dataset(store, "pets", 1) == first
 
 
-def test_a_removed_image_leaves_the_next_version_and_only_its_shard_is_written_anew(source, folder_storage):
+def test_a_removed_image_leaves_the_next_version_and_no_shard_is_written(source, folder_storage):
     store, first = ingested(source, folder_storage, shard_size_bytes=5_000)
-    gone = read_shard(store, first.shards[1])["key"][0].as_py()
+    gone = read_shard(store, first.shards[1])["key"][2].as_py()
     (source / gone).unlink()
     _, second = ingested(source, folder_storage, shard_size_bytes=5_000)
     assert set(rows_of(store, second)) == set(rows_of(store, first)) - {gone}
-    assert set(first.shards) - set(second.shards) == {first.shards[1]}
+    assert second.shards == [first.shards[0], first.shards[1].without(np.array([2])), *first.shards[2:]]
+    assert sum(second.counts["train"].values()) == second.rows("train")
     assert gone in rows_of(store, load_dataset(store, "pets", 1))
+    assert ingested(source, folder_storage, shard_size_bytes=5_000)[1] == second
+
+
+def test_nights_put_small_shards_together_and_read_no_old_image_from_the_source(source, folder_storage, monkeypatch):
+    read = []
+    of_folder = FolderSource.read
+    monkeypatch.setattr(FolderSource, "read", lambda self, key, **o: read.append(key) or of_folder(self, key, **o))
+    monkeypatch.setattr(shard_plan, "MAX_SMALL", 3)
+    known, sizes = set(), []
+    for night in range(4):
+        write_classes(source, first_seed=1000 * (night + 1), cat=night + 1 if night else 10)
+        read.clear()
+        store, dataset = ingested(source, folder_storage, validation=0.0)
+        assert known.isdisjoint(read)
+        rows = rows_of(store, dataset)
+        assert {key: (source / key).read_bytes() for key in rows} == {key: row["image"] for key, row in rows.items()}
+        assert [sha256_hex(row["image"]) for row in rows.values()] == [row["sha256"] for row in rows.values()]
+        known = {*rows}
+        sizes.append([shard.rows for shard in dataset.shards])
+    # The fourth would have been one shard too many, so the two smallest ones became one.
+    assert sizes == [[50], [50, 2], [50, 2, 3], [50, 5, 4]]
+    assert len(known) == 59
+
+
+def test_a_shard_that_is_copied_has_what_it_was_copied_from_or_says_so(source, folder_storage):
+    store, first = ingested(source, folder_storage, validation=0.0)
+    for key in [*rows_of(store, first)][:11]:
+        (source / key).unlink()
+    path = store.folder / first.shards[0].name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CorruptObjectError, match=first.shards[0].name):
+        ingested(source, folder_storage, validation=0.0)
+    assert load_dataset(store, "pets") == first
 
 
 def test_an_image_that_moves_to_another_class_gets_the_other_label(source, folder_storage):

@@ -9,7 +9,8 @@ import pytest
 
 from transfer.dataset.listing import Checked, CheckedColumns, Listing, batches
 from transfer.dataset.manifest import Shard
-from transfer.dataset.shards import Images, RecordedShard, plan_shards, unique_images
+from transfer.dataset.shard_plan import plan_shards
+from transfer.dataset.shards import Images, RecordedShard, unique_images
 from transfer.dataset.splits import SPLITS, nothing_given, split_indices
 
 
@@ -42,27 +43,57 @@ def many(count, **shares):
     return unique(*[(f"{n}", "ab"[n % 2], f"{n}") for n in range(count)], **shares)[2]
 
 
-def parent_of(images, plan):
-    """The planned shards, as if they had been written."""
-    shards = []
-    for number, planned in enumerate(plan.new):
-        rows = len(planned.images)
-        shard = Shard(name=f"shards/{number}", sha256=str(number), split=planned.split, rows=rows, size_bytes=1)
-        of_shard = (column[planned.images] for column in (images.words, images.labels, images.groups))
-        shards.append(RecordedShard(shard, *of_shard))
-    return shards
-
-
 def part_of(images, places):
     return Images(**{name: column[places] for name, column in vars(images).items()})
 
 
-def test_a_shard_whose_images_changed_their_group_is_written_again():
+def planned(images, parent, size_bytes, **options):
+    """The plan, and the version's shards as if it had been carried out: each image is in one of their live rows."""
+    plan = plan_shards(images, parent, shard_size_bytes=size_bytes, **options)
+    stored = {each.shard.name: each for each in parent}
+    shards = []
+    for shard in plan.kept:
+        before = stored[shard.name]
+        live = np.isin(before.rows, shard.live_rows())
+        shards.append(RecordedShard(shard, *(column[live] for column in (before.words, before.labels, before.groups))))
+    for new in plan.new:
+        words = images.words[new.images]
+        for (source, row), digest in zip(new.origins, words, strict=True) if new.sources else ():
+            origin = stored[new.sources[source].name]
+            assert (origin.words[origin.rows == row] == digest).all()
+        name = hashlib.sha256(words.tobytes() + new.split.encode()).hexdigest()
+        size = int(images.sizes_bytes[new.images].sum())
+        shard = Shard(name=name, sha256=name, split=new.split, rows=len(words), size_bytes=size)
+        shards.append(RecordedShard(shard, words, images.labels[new.images], images.groups[new.images]))
+    for index, split in enumerate(SPLITS):
+        of_split = [each for each in shards if each.shard.split == split]
+        words = np.concatenate([np.empty((0, 4), np.uint64), *(each.words for each in of_split)])
+        labels = np.concatenate([np.empty(0, np.int32), *(each.labels for each in of_split)])
+        order = np.lexsort(words.T[::-1])
+        assert np.array_equal(words[order], images.words[images.splits == index])
+        assert np.array_equal(labels[order], images.labels[images.splits == index])
+    for each in shards:
+        assert np.array_equal(np.lexsort(each.words.T[::-1]), np.arange(len(each.words)))
+    return plan, shards
+
+
+def parent_of(images, size_bytes):
+    """The shards of a first version."""
+    return planned(images, [], size_bytes)[1]
+
+
+def rows_of(plan):
+    return [len(shard.images) for shard in plan.new]
+
+
+def test_an_image_that_changed_its_group_is_written_again():
     images = many(12)
-    parent = parent_of(images, plan_shards(images, [], shard_size_bytes=40))
-    assert not plan_shards(images, parent, shard_size_bytes=40).new
+    parent = parent_of(images, 40)
+    assert not planned(images, parent, 40)[0].new
     moved = replace(images, groups=np.where(np.arange(12) == 0, np.uint64(7), images.groups))
-    assert [len(shard.images) for shard in plan_shards(moved, parent, shard_size_bytes=40).new] == [4]
+    plan, _ = planned(moved, parent, 40)
+    assert [shard.removed for shard in plan.kept] == [(0,), (), ()]
+    assert rows_of(plan) == [1]
 
 
 def test_copies_with_one_label_are_kept_once():
@@ -166,40 +197,107 @@ def test_images_of_any_sizes_are_cut_where_adding_them_up_one_by_one_would():
 
 def test_the_same_images_leave_the_parent_as_it_is():
     images = many(100, validation=0.3)
-    parent = parent_of(images, plan_shards(images, [], shard_size_bytes=100))
-    # Another size of shards is no reason to write them anew.
-    plan = plan_shards(images, parent, shard_size_bytes=555)
-    assert plan.leaves_as_it_is([shard.shard for shard in parent])
+    parent = parent_of(images, 100)
+    # Neither another size of shards nor many small ones are a reason to write them anew.
+    for size_bytes in (55, 5555):
+        assert planned(images, parent, size_bytes)[0].leaves_as_it_is([shard.shard for shard in parent])
 
 
 def test_new_images_go_to_new_shards():
     images = many(100, validation=0.3)
     old, new = np.arange(0, 100, 2), np.arange(1, 100, 2)
-    before = part_of(images, old)
-    parent = parent_of(before, plan_shards(before, [], shard_size_bytes=100))
-    plan = plan_shards(images, parent, shard_size_bytes=100)
+    parent = parent_of(part_of(images, old), 100)
+    plan, _ = planned(images, parent, 100)
     assert plan.kept == [shard.shard for shard in parent]
     assert sorted(np.concatenate([shard.images for shard in plan.new])) == new.tolist()
+    assert not any(shard.sources for shard in plan.new)
 
 
-def test_a_shard_that_lost_an_image_is_planned_again_with_the_rest_of_its_images():
+def test_a_shard_that_lost_an_image_stays_without_it():
     images = many(100)
-    parent = parent_of(images, plan_shards(images, [], shard_size_bytes=100))
-    fewer = part_of(images, np.arange(1, 100))
-    plan = plan_shards(fewer, parent, shard_size_bytes=100)
+    parent = parent_of(images, 100)
+    for first in (1, 2):
+        plan, parent = planned(part_of(images, np.arange(first, 100)), parent, 100)
+        assert (plan.kept[0].removed, plan.kept[0].rows, plan.kept[0].stored_rows) == ((0, 1)[:first], 10 - first, 10)
+        assert not plan.new
+    # One that comes back is written once more, from the source.
+    plan, _ = planned(images, parent, 100)
+    assert plan.kept == [shard.shard for shard in parent]
+    assert [(new.images.tolist(), new.sources) for new in plan.new] == [([0, 1], ())]
+
+
+def test_a_shard_that_lost_more_than_a_quarter_is_given_up_and_the_rest_copied():
+    images = many(100)
+    parent = parent_of(images, 100)
+    plan, _ = planned(part_of(images, np.arange(3, 100)), parent, 100)
     assert plan.kept == [shard.shard for shard in parent[1:]]
-    assert [shard.images.tolist() for shard in plan.new] == [list(range(9))]
+    ((copied),) = plan.new
+    assert copied.sources == (parent[0].shard,)
+    assert copied.origins.tolist() == [[0, row] for row in range(3, 10)]
+    empty, _ = planned(part_of(images, np.arange(10, 100)), parent, 100)
+    assert (empty.kept, empty.new) == (plan.kept, [])
 
 
-def test_an_image_with_another_label_or_split_is_planned_again():
+def test_an_image_with_another_label_or_split_is_written_from_the_source():
     images = many(100)
-    parent = parent_of(images, plan_shards(images, [], shard_size_bytes=100))
+    parent = parent_of(images, 100)
     for column in ("labels", "splits"):
         changed = part_of(images, np.arange(100))
         getattr(changed, column)[55] ^= 1
-        plan = plan_shards(changed, parent, shard_size_bytes=1000)
-        assert plan.kept == [shard.shard for number, shard in enumerate(parent) if number != 5]
-        assert sorted(np.concatenate([shard.images for shard in plan.new])) == list(range(50, 60))
+        plan, _ = planned(changed, parent, 100)
+        assert [shard.removed for shard in plan.kept] == [()] * 5 + [(5,)] + [()] * 4
+        assert [(new.images.tolist(), new.sources) for new in plan.new] == [([55], ())]
+
+
+def test_where_all_labels_change_each_shard_is_read_for_two_others_at_most():
+    images = many(1000)
+    parent = parent_of(images, 100)
+    plan, _ = planned(replace(images, labels=images.labels + 1), parent, 230)
+    assert plan.kept == []
+    readers = [source.name for new in plan.new for source in new.sources]
+    assert {name: readers.count(name) for name in readers}.keys() == {each.shard.name for each in parent}
+    assert max(readers.count(name) for name in readers) <= 2
+
+
+def test_shards_with_other_columns_are_copied_as_a_whole():
+    images = many(100)
+    parent = parent_of(images, 100)
+    plan, _ = planned(images, parent, 100, same_columns=False)
+    assert (plan.kept, rows_of(plan)) == ([], [10] * 10)
+    assert all(new.sources for new in plan.new)
+
+
+def test_whatever_comes_goes_and_changes_each_image_is_in_one_live_row_and_reads_as_it_is():
+    images, random = many(600, validation=0.2), np.random.default_rng(0)
+    is_there, parent = random.random(600) < 0.5, []
+    for night in range(40):
+        is_there ^= random.random(600) < (0.02, 0.3)[night % 7 == 6]
+        changed = random.random(600) < 0.01
+        images = replace(images, labels=images.labels ^ changed)
+        plan, parent = planned(part_of(images, is_there), parent, 200, same_columns=night != 20)
+        assert all(len(shard.removed) <= 0.25 * shard.stored_rows for shard in plan.kept)
+
+
+def nights(images, first, each, size_bytes):
+    """A year of nights with so many new images each: rows that were copied, and the most shards beyond one ingest's."""
+    age = np.argsort(np.argsort(np.random.default_rng(0).permutation(len(images))))
+    parent, copied, most = parent_of(part_of(images, age < first), size_bytes), 0, 0
+    for count in range(first + each, len(images) + 1, each):
+        tonight = part_of(images, age < count)
+        plan, parent = planned(tonight, parent, size_bytes)
+        copied += sum(len(new.images) for new in plan.new if new.sources)
+        of_one_ingest = sum(-(-rows // -(-size_bytes // 10)) for rows in np.bincount(tonight.splits).tolist())
+        most = max(most, len(parent) - of_one_ingest)
+    return copied, most
+
+
+@pytest.mark.parametrize("shards", [pytest.param(0.3, marks=pytest.mark.proof), 30])
+def test_a_year_of_nights_leaves_few_shards_and_copies_each_image_a_few_times(shards):
+    first, each, count = 1000, 3, 365
+    images = many(first + count * each, validation=0.15, test=0.15)
+    copied, most = nights(images, first, each, int(10 * first / shards))
+    assert most <= 12
+    assert copied <= 9 * count * each
 
 
 def test_digests_that_share_their_first_64_bits_are_told_apart():
@@ -207,7 +305,7 @@ def test_digests_that_share_their_first_64_bits_are_told_apart():
     images.words[:, 0] = 7
     order = np.lexsort(images.words.T[::-1])
     images = part_of(images, order)
-    parent = parent_of(images, plan_shards(images, [], shard_size_bytes=1000))
+    parent = parent_of(images, 1000)
     strange = part_of(images, np.arange(4))
     strange.words[:, 3] += 1
     assert plan_shards(strange, parent, shard_size_bytes=1000).kept == []

@@ -1,5 +1,6 @@
 """Shards in storage."""
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -99,6 +100,29 @@ def test_a_shard_of_an_earlier_release_is_one_row_group(store):
     assert earlier.model_dump() == document
     assert earlier.rows_of_groups == (20,)
     assert read_row_group(store, earlier, 0, columns=["key"], footers=Footers()).num_rows == 20
+
+
+def test_removed_rows_are_not_read(store):
+    whole = write_shard(store, rows(20, size_bytes=128 * 1024), split="train")
+    shard = whole.without(np.array([3, 17])).without(np.arange(8, 16))
+    live = [number for number in range(20) if number not in (3, 17) and not 8 <= number < 16]
+    expected = [rows(20, size_bytes=128 * 1024)[number] for number in live]
+    assert (shard.rows, shard.stored_rows, shard.live_rows().tolist()) == (10, 20, live)
+    assert (shard.whole, shard.rows_of_groups) == (whole, (7, 0, 3))
+    assert Shard.model_validate(shard.model_dump()) == shard
+    assert read_shard(store, shard).to_pylist() == expected
+    assert read_columns(store, shard, ["label"])["label"].to_pylist() == [row["label"] for row in expected]
+    groups = [read_row_group(store, shard, group, columns=["key"], footers=Footers()) for group in range(3)]
+    assert [key for group in groups for key in group["key"].to_pylist()] == [row["key"] for row in expected]
+    earlier = shard.model_copy(update={"row_groups": None})
+    assert read_row_group(store, earlier, 0, columns=["key"], footers=Footers()).num_rows == earlier.rows_of_groups[0]
+
+
+@pytest.mark.parametrize("removed", [(20,), (5, 4), (4, 4), (-1,)])
+def test_removed_rows_that_no_shard_has_are_refused(store, removed):
+    document = write_shard(store, rows(21), split="train").model_dump()
+    with pytest.raises(ValidationError, match="removed"):
+        Shard.model_validate(document | {"removed": removed, "rows": 20 - len(removed), "row_groups": None})
 
 
 def test_a_damaged_shard_is_not_read(store):

@@ -15,7 +15,7 @@ from transfer.dataset.manifest import Shard, dataset_log
 from transfer.dataset.shards import Images, RecordedShard, read_columns
 from transfer.dataset.small_classes import place_images
 from transfer.dataset.splits import SPLITS, split_indices
-from transfer.registry.describe import never_trained_on
+from transfer.registry.describe import NeverTrainedOn
 from transfer.storage import open_store
 
 SHARES = {"train": 0.7, "validation": 0.15, "test": 0.15}
@@ -141,7 +141,7 @@ def test_a_version_records_what_was_placed_and_a_model_of_it_is_compared_by_that
     # A version of a model that was trained on the first one: of each image it is known what it was for that model.
     version = ModelVersion.model_construct(provenance=provenance_of("run", first.reference))
     held_out = [digest for digest, split in after.items() if split == "test"]
-    unseen = never_trained_on(store, version, second, "test", held_out)
+    unseen = NeverTrainedOn(store, version, second, "test").of(held_out)
     assert [before.get(digest, "new") in {"test", "new"} for digest in held_out] == unseen.tolist()
     assert set(held_out) & placed.keys() <= {d for d, kept in zip(held_out, unseen, strict=True) if kept}
 

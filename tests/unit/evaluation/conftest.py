@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from transfer.catalog.run import EpochRow
-from transfer.evaluation.metrics import compute_metrics, worst_mistakes
+from transfer.evaluation.metrics import Tally
+from transfer.evaluation.mistakes import worst_mistakes
 from transfer.evaluation.predictions import Predictions
 from transfer.evaluation.report import Report
 
@@ -44,7 +45,7 @@ def _report(predictions, **changes):
         "run_id": "digits-0123456789ab",
         "split": "test",
         "base": "MobileNetV2",
-        "metrics": compute_metrics(predictions),
+        "metrics": Tally.of(predictions).metrics(),
         "history": rows,
         "mistakes": worst_mistakes(predictions, 24),
         "counts": {"train": dict.fromkeys(predictions.classes, 8), "test": dict.fromkeys(predictions.classes, 2)},

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from transfer.evaluation.against import AgainstServing, SameImages, ServingAnswers, compare_with_serving
+from transfer.evaluation.against import AgainstServing, Beside, SameImages, ServingAnswers, compare_with_serving
 from transfer.evaluation.predictions import Predictions
 
 LABELS = np.array([0] * 10, np.int32)
@@ -17,13 +17,22 @@ def answering(right):
     )
 
 
-def serving(answers):
-    return ServingAnswers(3, "pets/00000001", "test", 0.3, answers)
+def beside(run, same, *, split="test", unknown=()):
+    """A run beside version 3, counted in two parts."""
+    found = Beside()
+    for rows in (slice(4), slice(4, 10)):
+        part = SameImages(same.predictions.slice(rows.start or 0, rows.stop), same.comparable[rows])
+        found += Beside.of(run.slice(rows.start or 0, rows.stop), part)
+    return compare_with_serving(found, "pets/00000002", split, serving(unknown))
+
+
+def serving(unknown=()):
+    return ServingAnswers(3, "pets/00000001", "test", 0.3, "asked elsewhere", unknown)
 
 
 def test_on_the_same_images_they_are_compared_image_by_image():
-    answers = SameImages(answering(range(3)), np.ones(10, bool))
-    found = compare_with_serving(answering(range(1, 9)), "pets/00000002", "validation", serving(answers))
+    same = SameImages(answering(range(3)), np.ones(10, bool))
+    found = beside(answering(range(1, 9)), same, split="validation")
     # Six images fall to the run and one to the version: the binomial tail of 6 or more of 7.
     assert (found.images, found.gained, found.lost, found.left_out) == (10, 6, 1, 0)
     assert found.p_value == pytest.approx(8 / 128)
@@ -32,8 +41,8 @@ def test_on_the_same_images_they_are_compared_image_by_image():
 
 
 def test_images_that_what_serves_may_have_been_trained_on_count_for_neither():
-    answers = SameImages(answering(range(3)), np.arange(10) >= 2, ("fern",))
-    found = compare_with_serving(answering(range(1, 9)), "pets/00000002", "test", serving(answers))
+    same = SameImages(answering(range(3)), np.arange(10) >= 2)
+    found = beside(answering(range(1, 9)), same, unknown=("fern",))
     assert (found.images, found.gained, found.lost, found.left_out) == (8, 6, 0, 2)
     assert (found.accuracy, found.run_accuracy) == (1 / 8, 7 / 8)
     assert "2 more are left out" in found.text
@@ -41,10 +50,12 @@ def test_images_that_what_serves_may_have_been_trained_on_count_for_neither():
 
 
 def test_without_answers_only_the_figure_is_named_and_why():
-    found = compare_with_serving(answering(range(8)), "pets/00000002", "test", serving("the gate asks both"))
+    found = compare_with_serving("the gate asks both", "pets/00000002", "test", serving())
     assert (found.accuracy, found.gained, found.p_value) == (0.3, None, None)
     assert "30.0 % on test of pets/00000001" in found.text
     assert "not compared on the same images: the gate asks both." in found.text
+    none_is_left = beside(answering(range(8)), SameImages(answering(range(3)), np.zeros(10, bool)))
+    assert "version 3 may have been trained on all of them." in none_is_left.text
 
 
 def test_reports_of_earlier_releases_are_read():

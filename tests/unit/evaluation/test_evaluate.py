@@ -1,47 +1,170 @@
-"""The fast ways to what a trained model answers agree with the graph that is exported, and are told from it."""
+"""Evaluation in units, and the fast ways to what a trained model answers: they agree with the exported graph."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
-from tests.digits import digits_config, ingest_some_digits
+from tests.digits import digits_config, ingest_digits_in_shards
+from transfer.catalog.run import ReportEntry
 from transfer.ensure import fit
-from transfer.evaluation.evaluate import probabilities_of
+from transfer.errors import CorruptObjectError
+from transfer.evaluation import evaluate, units
+from transfer.evaluation.evaluate import evaluate_run
+from transfer.evaluation.metrics import Tally
+from transfer.evaluation.predictions import Predictions
+from transfer.evaluation.run_answers import RunAnswers
+from transfer.evaluation.stored import StoredReport, load_report
+from transfer.evaluation.units import UnitImages, units_of
+from transfer.evaluation.work import EvaluationWork
 from transfer.features import extract
 from transfer.features.layout import Request
-from transfer.storage import open_store
+from transfer.storage import open_store, sha256_hex
+from transfer.storage.local import LocalStore
 from transfer.training.feature_plan import requests_of
 from transfer.training.run import open_run
-from transfer.training.shared_models import restore_model
 
 HEAD_ONLY = [{"unfreeze": 0, "epochs": 2, "learning_rate": 3e-3}]
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """Finished runs by name, their dataset, and how to have one answer."""
-    source, dataset = ingest_some_digits(tmp_path_factory.mktemp("digits"))
-    storage = f"{source.parent}/storage"
+def runs(tmp_path_factory):
+    """Finished runs by name, and their dataset, which has several shards a split."""
+    config, dataset = ingest_digits_in_shards(tmp_path_factory.mktemp("digits"))
     configs = {
-        "head only": digits_config(source, storage, phases=HEAD_ONLY),
-        "head only, nothing kept": digits_config(source, storage, phases=HEAD_ONLY, features="never"),
-        "a block, too": digits_config(source, storage),
+        "head only": {"phases": HEAD_ONLY},
+        "head only, nothing kept": {"phases": HEAD_ONLY, "features": "never"},
+        "a block, too": {},
     }
-    runs = {name: open_run(open_store(config.storage), config, dataset) for name, config in configs.items()}
-    for run in runs.values():
-        fit(run, dataset)
+    runs = {}
+    for name, changes in configs.items():
+        changed = digits_config(config.dataset.source, config.storage.uri, dataset=config.dataset, **changes)
+        runs[name] = open_run(open_store(config.storage), changed, dataset)
+        fit(runs[name], dataset)
+    return runs, dataset
+
+
+@pytest.fixture(scope="module")
+def trained(runs):
+    """How to have finished runs answer, by name: probabilities, and whether cached features were enough."""
+    runs, dataset = runs
 
     def answers(name, *, exactly=False):
-        model, _ = restore_model(runs[name], dataset)
-        return probabilities_of(runs[name], dataset, "test", model, exactly=exactly)
+        run = runs[name]
+        asked = RunAnswers(run, dataset, exactly=exactly)
+        (unit,) = units_of(dataset.shards_of("test"))
+        found = asked.by_features(unit.shards)
+        if found is not None:
+            return found, True
+        return asked.by_network(UnitImages(run.store, dataset, unit, whole=True)), False
 
     return answers
 
 
-@pytest.mark.parametrize("name", ["head only", "head only, nothing kept", "a block, too"])
-def test_the_fast_way_gives_what_the_graph_gives(trained, name):
-    probabilities, is_exact = trained(name)
-    exact, exact_is_exact = trained(name, exactly=True)
-    assert (is_exact, exact_is_exact) == (False, True)
+@pytest.fixture
+def shards_read(monkeypatch):
+    """Names of the shards that are read, as often as they are: wholly, or a row group."""
+    read, opened = [], LocalStore.open_verified
+
+    def open_verified(store, name, *digest, **part):
+        if name.startswith("shards/"):
+            read.append((name, "part" if part else "whole"))
+        return opened(store, name, *digest, **part)
+
+    monkeypatch.setattr(LocalStore, "open_verified", open_verified)
+    return read
+
+
+@pytest.mark.parametrize("name", ["a block, too", "head only"])
+def test_each_shard_is_read_once_and_its_predictions_are_stored_as_a_part(runs, shards_read, monkeypatch, name):
+    run, dataset = runs[0][name], runs[1]
+    shards = dataset.shards_of("test")
+    report, predictions = load_report(run, evaluate_run(run, dataset))
+    shards_read.clear()
+    monkeypatch.setattr(units, "UNIT_SIZE_BYTES", 1)
+    number = evaluate_run(run, dataset)
+    whole = [shard for shard, how in shards_read if how == "whole"]
+    # Cached features stand for the images, and then only those of the worst mistakes are read.
+    assert whole == ([shard.name for shard in shards] if name == "a block, too" else [])
+    assert len(shards) > 1
+
+    in_parts, of_parts = load_report(run, number)
+    assert in_parts == report
+    entry = run.reports.read_as(ReportEntry, number)
+    assert entry.part_rows == tuple(shard.rows for shard in shards)
+    assert [name for name in sorted(entry.files) if "predictions" in name] == [
+        f"predictions/part-{part:05d}.parquet" for part in range(len(shards))
+    ]
+    assert of_parts.keys == predictions.keys
+    np.testing.assert_allclose(of_parts.probabilities, predictions.probabilities, atol=1e-6)
+    stored, first = StoredReport(run, number), shards[0].rows
+    assert stored.predictions(first - 2, first + 3).keys == predictions.keys[first - 2 : first + 3]
+    table = pq.read_table(Path(run.store.uri, f"{run.folder}/reports/{number:08d}/predictions"))
+    assert table["key"].to_pylist() == predictions.keys
+
+
+def rounded_otherwise(path, classes):
+    """Predictions that are stored in a file, changed a little there."""
+    before = Predictions.from_parquet(path.read_bytes(), classes)
+    after = replace(before, probabilities=0.999 * before.probabilities + np.float32(0.0001))
+    path.write_bytes(after.to_parquet())
+    return after
+
+
+def test_what_a_worker_stored_that_died_since_counts(runs):
+    run, dataset = runs[0]["a block, too"], runs[1]
+    (unit,) = units_of(dataset.shards_of("test"))
+    work = EvaluationWork(run.config, run.id, 77, False, None)
+    first = work(unit)
+    path = Path(run.store.uri, f"{run.folder}/reports/00000077/predictions.parquet")
+    stored = rounded_otherwise(path, dataset.classes)
+    second = work(unit)
+    assert second.sha256 == sha256_hex(path.read_bytes()) != first.sha256
+    assert second.tally == Tally.of(stored) != first.tally
+    path.write_bytes(path.read_bytes().replace(b"0.png", b"1.png"))
+    with pytest.raises(CorruptObjectError):
+        work(unit)
+    shutil.rmtree(path.parent)
+
+
+def test_an_evaluation_whose_driver_was_killed_goes_on(runs, monkeypatch):
+    run, dataset = runs[0]["a block, too"], runs[1]
+    monkeypatch.setattr(units, "UNIT_SIZE_BYTES", 1)
+
+    class KilledError(Exception):
+        pass
+
+    def killed(gathered, unit, part):
+        raise KilledError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(evaluate._Gathered, "add", killed)
+        with pytest.raises(KilledError):
+            evaluate_run(run, dataset)
+    number = max(int(path.name[:8]) for path in Path(run.store.uri, run.folder, "reports").iterdir())
+    first = Path(run.store.uri, f"{run.folder}/reports/{number:08d}/predictions/part-00000.parquet")
+    stored = rounded_otherwise(first, dataset.classes)
+    # Another evaluation does not go on with it.
+    assert evaluate_run(run, dataset, exactly=True) == number + 1
+    shutil.rmtree(first.parents[1].with_name(f"{number + 1:08d}"))
+    first.parents[1].with_name(f"{number + 1:08d}.json").unlink()
+    assert evaluate_run(run, dataset) == number
+    report, predictions = load_report(run, number)
+    np.testing.assert_array_equal(predictions.probabilities[: len(stored.keys)], stored.probabilities)
+    assert report.metrics == Tally.of(predictions).metrics()
+    assert evaluate_run(run, dataset) == number + 1
+
+
+@pytest.mark.parametrize(
+    ("name", "by_features"), [("head only", True), ("head only, nothing kept", False), ("a block, too", False)]
+)
+def test_the_fast_way_gives_what_the_graph_gives(trained, name, by_features):
+    probabilities, is_by_features = trained(name)
+    exact, exact_is_by_features = trained(name, exactly=True)
+    assert (is_by_features, exact_is_by_features) == (by_features, False)
     np.testing.assert_allclose(probabilities, exact, atol=1e-5)
     assert len({row.argmax() for row in exact}) > 3
 

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,7 +7,8 @@ from scipy.stats import binomtest
 from sklearn import metrics as reference
 
 from transfer.errors import DatasetError
-from transfer.evaluation.metrics import beats_commonest_class, compute_metrics, wilson_interval, worst_mistakes
+from transfer.evaluation.metrics import Tally, beats_commonest_class, wilson_interval
+from transfer.evaluation.mistakes import worst_mistakes, worst_of
 from transfer.evaluation.predictions import Predictions
 
 
@@ -14,7 +16,7 @@ def test_figures_of_four_images_are_those_computed_by_hand(predictions_of):
     predictions = predictions_of(
         [0, 0, 1, 2], [[0.5, 0.25, 0.25], [0.25, 0.5, 0.25], [0.0, 1.0, 0.0], [0.5, 0.25, 0.25]]
     )
-    metrics = compute_metrics(predictions)
+    metrics = Tally.of(predictions).metrics()
 
     assert metrics.images == 4
     assert metrics.accuracy == 0.5
@@ -35,7 +37,7 @@ def test_figures_agree_with_scikit_learn(random_predictions, images, classes):
     predictions = random_predictions(images=images, classes=classes)
     labels, probabilities, indices = predictions.labels, predictions.probabilities, np.arange(classes)
     predicted = probabilities.argmax(axis=1)
-    metrics = compute_metrics(predictions)
+    metrics = Tally.of(predictions).metrics()
 
     # float32 probabilities: a relative 1e-6.
     normalized = probabilities / probabilities.sum(axis=1, keepdims=True)
@@ -53,7 +55,7 @@ def test_figures_agree_with_scikit_learn(random_predictions, images, classes):
     ("answers", "beats"), [([0, 0, 0, 0, 0], False), ([0, 0, 0, 1, 0], True), ([1, 1, 0, 1, 1], False)]
 )
 def test_a_network_has_to_be_right_more_often_than_the_commonest_class(predictions_of, answers, beats):
-    metrics = compute_metrics(predictions_of([0, 0, 0, 1, 1], np.eye(2)[answers], ["cat", "dog"]))
+    metrics = Tally.of(predictions_of([0, 0, 0, 1, 1], np.eye(2)[answers], ["cat", "dog"])).metrics()
     assert metrics.commonest_class.name == "cat"
     assert metrics.commonest_class_accuracy == 0.6
     assert beats_commonest_class(metrics) == beats
@@ -72,7 +74,7 @@ def test_interval_touches_its_ends_exactly_when_all_or_none_are_right():
 
 
 def test_class_without_images_is_not_measured_and_does_not_lower_the_averages(predictions_of):
-    metrics = compute_metrics(predictions_of([0, 1, 1], [[0.9, 0.1, 0.0], [0.1, 0.9, 0.0], [0.1, 0.2, 0.7]]))
+    metrics = Tally.of(predictions_of([0, 1, 1], [[0.9, 0.1, 0.0], [0.1, 0.9, 0.0], [0.1, 0.2, 0.7]])).metrics()
     absent = metrics.per_class[2]
     assert (absent.support, absent.predicted) == (0, 1)
     assert (absent.precision, absent.recall, absent.f1) == (None, None, None)
@@ -81,7 +83,7 @@ def test_class_without_images_is_not_measured_and_does_not_lower_the_averages(pr
 
 
 def test_one_image_is_enough(predictions_of):
-    metrics = compute_metrics(predictions_of([1], [[0.25, 0.75]]))
+    metrics = Tally.of(predictions_of([1], [[0.25, 0.75]])).metrics()
     assert metrics.accuracy == 1.0
     assert metrics.confusion == [[0, 0], [0, 1]]
     assert metrics.top_k == {}
@@ -89,7 +91,7 @@ def test_one_image_is_enough(predictions_of):
 
 def test_all_right_and_certain_is_a_loss_of_zero_without_mistakes(predictions_of):
     predictions = predictions_of([0, 1, 2], np.eye(3))
-    metrics = compute_metrics(predictions)
+    metrics = Tally.of(predictions).metrics()
     assert (metrics.accuracy, metrics.loss, metrics.macro.f1) == (1.0, 0.0, 1.0)
     assert math.copysign(1, metrics.loss) == 1
     assert worst_mistakes(predictions, 10) == []
@@ -97,20 +99,38 @@ def test_all_right_and_certain_is_a_loss_of_zero_without_mistakes(predictions_of
 
 def test_all_wrong_and_certain_is_a_finite_loss(predictions_of):
     predictions = predictions_of([0, 1, 2], np.roll(np.eye(3), 1, axis=1))
-    metrics = compute_metrics(predictions)
+    metrics = Tally.of(predictions).metrics()
     assert (metrics.accuracy, metrics.macro.f1) == (0.0, 0.0)
     assert metrics.loss == pytest.approx(-math.log(1e-7), abs=1e-9)
     assert len(worst_mistakes(predictions, 10)) == 3
 
 
 def test_right_image_is_among_the_top_k_even_when_all_probabilities_are_equal(predictions_of):
-    metrics = compute_metrics(predictions_of([0, 2, 3, 9], np.full((4, 10), 0.1)))
+    metrics = Tally.of(predictions_of([0, 2, 3, 9], np.full((4, 10), 0.1))).metrics()
     assert metrics.accuracy == 0.25
     assert metrics.top_k == {3: 0.5, 5: 0.75}
 
 
 def test_a_class_of_probability_zero_is_not_among_the_top_k_however_few_others_there_are(predictions_of):
-    assert compute_metrics(predictions_of([0, 2], [[0.0, 0.0, 0.7, 0.3]] * 2)).top_k == {3: 0.5}
+    assert Tally.of(predictions_of([0, 2], [[0.0, 0.0, 0.7, 0.3]] * 2)).metrics().top_k == {3: 0.5}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_is_counted_of_parts_is_what_is_counted_of_the_whole(random_predictions, seed):
+    generator = np.random.default_rng(seed)
+    # Probabilities of a few values have many ties; one wrong image in two, of few pairs, has more than six of a pair.
+    whole = random_predictions(images=int(generator.integers(1, 400)), classes=int(generator.integers(2, 9)), seed=seed)
+    rounded = np.round(whole.probabilities, 1) + 0.01
+    whole = replace(whole, probabilities=(rounded / rounded.sum(axis=1, keepdims=True)).astype(np.float32))
+    edges = np.sort(generator.integers(0, len(whole.keys) + 1, int(generator.integers(0, 12))))
+    tally, mistakes, count = Tally(whole.classes), [], int(generator.integers(1, 40))
+    for rows in np.split(generator.permutation(len(whole.keys)), edges):
+        keys = [whole.keys[row] for row in rows]
+        part = Predictions(keys, whole.labels[rows], whole.probabilities[rows], whole.classes)
+        tally += Tally.of(part)
+        mistakes = worst_of([*worst_mistakes(part, count), *mistakes], count)
+    assert tally.metrics() == Tally.of(whole).metrics()
+    assert mistakes == worst_mistakes(whole, count)
 
 
 def test_one_confused_pair_leaves_room_for_others_among_the_worst_mistakes(predictions_of):
@@ -137,11 +157,6 @@ def test_worst_mistakes_come_most_confident_first_and_ties_never_vary():
     first = found[0][0]
     assert (first.truth, first.predicted) == ("x", "y")
     assert (first.truth_probability, first.predicted_probability) == pytest.approx((0.1, 0.7), abs=1e-7)
-
-
-def test_predictions_must_exist():
-    with pytest.raises(DatasetError, match="no predictions"):
-        Predictions([], np.zeros(0, np.int32), np.zeros((0, 2), np.float32), ["a", "b"])
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,9 @@ from transfer.features import extract as extract_module
 from transfer.features import store as inventory_module
 from transfer.features.extract import Extractor, Piece, RowBatch, seen_as
 from transfer.features.frozen import View, frozen_parts_of
+from transfer.features.inventory import Inventory
 from transfer.features.layout import Extraction, Request
-from transfer.features.store import FeatureStore, Inventory
+from transfer.features.store import FeatureStore
 
 
 @pytest.fixture(scope="module")

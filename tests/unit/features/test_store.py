@@ -13,7 +13,7 @@ from transfer.dataset.manifest import Shard
 from transfer.errors import CorruptObjectError, FeaturesError, ObjectNotFoundError
 from transfer.features import store as store_module
 from transfer.features.frozen import FrozenPart, View
-from transfer.features.store import FeatureStore, description_of
+from transfer.features.store import FeatureStore
 from transfer.storage import open_store, read_document
 
 ROWS = 23
@@ -76,7 +76,7 @@ def content_of(folder, frozen_part):
 def test_rows_come_back_as_they_were_written(store, frozen_part, batch_rows, monkeypatch):
     monkeypatch.setattr(store_module, "BATCH_SIZE_BYTES", batch_rows * frozen_part.row_bytes)
     rows = with_rows(store, frozen_part).open(shard_of())
-    parts = rows.parts()
+    parts = list(rows.parts())
     assert [len(part) for part in parts[:-1]] == [batch_rows] * (-(-ROWS // batch_rows) - 1)
     assert all(part.dtype == frozen_part.dtype for part in parts)
     np.testing.assert_array_equal(np.concatenate(parts), features_of(frozen_part).astype(frozen_part.dtype))
@@ -92,7 +92,18 @@ def test_rows_are_mapped_and_not_copied(folder, network):
     assert pa.total_allocated_bytes() - before < content_of(path, frozen_part).stat().st_size / 2
     assert not any(part.flags.owndata for part in rows.parts())
     content_of(path, frozen_part).unlink()
-    np.testing.assert_array_equal(np.concatenate(rows.parts()), features_of(frozen_part))
+    np.testing.assert_array_equal(np.concatenate(list(rows.parts())), features_of(frozen_part))
+
+
+def test_rows_of_removed_images_are_not_among_those_that_count(store, network):
+    frozen_part = part_at(network, "vectors")
+    with_rows(store, frozen_part)
+    shard = shard_of().without(np.array([0, 9, 22]))
+    rows = FeatureStore(store, frozen_part).open_all([shard])[0]
+    live = np.delete(np.arange(ROWS), [0, 9, 22])
+    assert (len(rows), rows.labels.tolist(), rows.live.tolist()) == (20, LABELS[live].tolist(), live.tolist())
+    np.testing.assert_array_equal(np.concatenate(list(rows.parts())), features_of(frozen_part)[live])
+    assert sum(map(len, rows.stored_parts())) == ROWS
 
 
 def test_a_listing_finds_the_shards_that_are_cached_for_this_frozen_part_only(store, network):
@@ -126,7 +137,7 @@ def test_two_frozen_parts_differ_in_digest_by_anything_that_decides_what_is_cach
 def test_people_find_described_what_is_cached(store, frozen_part):
     with_rows(store, frozen_part)
     found = read_document(store, f"features/{frozen_part.digest}/frozen_part.json")
-    assert found == description_of(frozen_part)
+    assert found == frozen_part.description
     assert found["base"] == "tiny"
     assert found["cut"] in {"vectors", "maps"}
 
@@ -148,7 +159,7 @@ def test_the_first_of_two_workers_with_other_rounding_counts(store, network):
     frozen_part = part_at(network, "vectors")
     cached = with_rows(store, frozen_part)
     write(cached, features_of(frozen_part) + np.float32(1e-6), shard_of())
-    np.testing.assert_array_equal(np.concatenate(cached.open(shard_of()).parts()), features_of(frozen_part))
+    np.testing.assert_array_equal(np.concatenate(list(cached.open(shard_of()).parts())), features_of(frozen_part))
 
 
 def test_a_value_that_float16_cannot_hold_is_refused_by_name(store, network):
@@ -178,7 +189,7 @@ def test_a_flipped_bit_is_noticed_and_the_shard_can_be_cached_again(folder, netw
     assert cached.open_or_discard(shard_of()) is None
     assert cached.shards() == set()
     write(cached, features_of(frozen_part), shard_of())
-    np.testing.assert_array_equal(np.concatenate(cached.open(shard_of()).parts()), features_of(frozen_part))
+    np.testing.assert_array_equal(np.concatenate(list(cached.open(shard_of()).parts())), features_of(frozen_part))
 
 
 def test_several_shards_are_opened_in_their_order_and_a_damaged_one_is_missing(folder, network):
@@ -187,13 +198,12 @@ def test_several_shards_are_opened_in_their_order_and_a_damaged_one_is_missing(f
     shards = [shard_of(name=name) for name in "abcdef"]
     for seed, shard in enumerate(shards):
         write(FeatureStore(store, frozen_part), features_of(frozen_part, seed), shard)
-    flip_a_bit(
-        path / FeatureStore(store, frozen_part)._content(FeatureStore(store, frozen_part)._entry(shards[2]).sha256)
-    )
+    opened = FeatureStore(store, frozen_part)
+    flip_a_bit(path / opened._content(shards[2], opened._entry(shards[2])))
     opened = FeatureStore(store, frozen_part).open_all(shards)
     assert [rows is None for rows in opened] == [False, False, True, False, False, False]
     for seed in (0, 1, 3, 4, 5):
-        np.testing.assert_array_equal(np.concatenate(opened[seed].parts()), features_of(frozen_part, seed))
+        np.testing.assert_array_equal(np.concatenate(list(opened[seed].parts())), features_of(frozen_part, seed))
 
 
 def test_damaged_content_that_an_interrupted_discard_left_does_not_stand_in_the_way(folder, network):
@@ -203,7 +213,7 @@ def test_damaged_content_that_an_interrupted_discard_left_does_not_stand_in_the_
     flip_a_bit(content_of(path, frozen_part))
     store.remove(f"features/{frozen_part.digest}/{shard_of().sha256}.json")
     write(cached, features_of(frozen_part), shard_of())
-    np.testing.assert_array_equal(np.concatenate(cached.open(shard_of()).parts()), features_of(frozen_part))
+    np.testing.assert_array_equal(np.concatenate(list(cached.open(shard_of()).parts())), features_of(frozen_part))
 
 
 @pytest.mark.parametrize("gone", ["entry", "content"])

@@ -12,13 +12,13 @@ import pytest
 
 from tests.digits import digits_config, ingest_some_digits
 from tests.trained import train
-from transfer.catalog.layout import features_content, features_description, features_entry
+from transfer.catalog.layout import earlier_features_content, features_content, features_description, features_entry
 from transfer.dataset.ingest import ingest
 from transfer.errors import CorruptObjectError, FeaturesError
-from transfer.features.layout import schema_for
+from transfer.features.layout import read_entry, read_folders, schema_for
 from transfer.maintenance.features import collect_garbage, summarize
 from transfer.maintenance.verify import verify
-from transfer.storage import Log, open_store, put_content, put_document, sha256_hex
+from transfer.storage import Log, open_store, put_document, sha256_hex
 from transfer.storage.local import LocalStore
 from transfer.training.checkpoints import Checkpoints
 from transfer.training.run import open_run
@@ -54,19 +54,28 @@ def content_of(values, rows=ROWS, shape=SHAPE):
     return sink.getvalue().to_pybytes()
 
 
-def put_orphan(store, frozen_part, data):
-    return put_content(store, lambda sha256: f"features/{frozen_part}/{sha256}.arrow", data)[1]
+def content(shard, data=None, *, frozen_part=ONE):
+    """Name of what is cached for a shard."""
+    return features_content(frozen_part, digest(shard), ROWS, sha256_hex(data or content_of(ord(shard))))
 
 
-def put(store, frozen_part, shard, *, data=None, rows=ROWS):
-    """Cache content for a shard, as a writer does; returns the content's name."""
+def put_orphan(store, data, *, shard="a"):
+    """What a writer leaves that lost the race for a shard, or was interrupted."""
+    store.put(content(shard, data), data)
+
+
+def put(store, frozen_part, shard, *, data=None, as_earlier=False):
+    """Cache content for a shard, as a writer does, or as one of an earlier release did; returns the content's name."""
     description = {"base": "tiny", "image_size": 8, "cut": "pool", "shape": list(SHAPE), "dtype": "float32"}
     put_document(store, features_description(frozen_part), description | {"view": None})
     data = data or content_of(ord(shard))
-    sha256 = put_orphan(store, frozen_part, data)
-    entry = {"sha256": sha256, "rows": rows, "size_bytes": len(data)}
-    put_document(store, features_entry(frozen_part, digest(shard)), entry)
-    return features_content(frozen_part, sha256)
+    entry = {"sha256": sha256_hex(data), "rows": ROWS, "size_bytes": len(data)}
+    name = content(shard, data, frozen_part=frozen_part)
+    if as_earlier:
+        name = earlier_features_content(frozen_part, entry["sha256"])
+    store.put(name, data)
+    put_document(store, features_entry(frozen_part, digest(shard)), entry | ({} if as_earlier else {"format": 2}))
+    return name
 
 
 def start_run(store, run, frozen_parts, *, number, started=NOW):
@@ -91,7 +100,7 @@ def cached_shards(store, frozen_part):
         for letter in "abcdef"
         if {
             features_entry(frozen_part, digest(letter)),
-            features_content(frozen_part, sha256_hex(content_of(ord(letter)))),
+            content(letter, frozen_part=frozen_part),
         }
         <= names
     }
@@ -108,7 +117,7 @@ def fill(store):
     for shard in "abc":
         put(store, ONE, shard)
     put(store, OTHER, "a")
-    put_orphan(store, ONE, content_of(-1))
+    put_orphan(store, content_of(-1))
     return store
 
 
@@ -134,7 +143,7 @@ def test_a_summary_says_what_is_cached_reachable_and_relied_on(each_cache):
     assert (one.cached.shards, one.cached.images, one.orphans) == (3, 3 * ROWS, 1)
     assert one.cached.size_bytes == sum(item.size_bytes for item in each_cache.list(f"features/{ONE}/"))
     names = [features_entry(ONE, digest(s)) for s in "ab"]
-    names += [features_content(ONE, sha256_hex(content_of(ord(s)))) for s in "ab"]
+    names += [content(s) for s in "ab"]
     assert (one.reachable.shards, one.reachable.images) == (2, 2 * ROWS)
     assert one.reachable.size_bytes == sum(map(each_cache.size, names))
     assert [run.id for run in one.runs] == ["running"]
@@ -162,12 +171,32 @@ def test_the_newest_version_of_every_dataset_is_live(cache):
     assert cached_shards(cache, ONE) == {"a", "b", "c"}
 
 
-def test_content_that_a_live_shard_shares_stays(cache):
-    # The same pixels under other keys are another image shard with the same content.
-    put(cache, ONE, "d", data=content_of(ord("a")))
+def test_content_of_an_earlier_release_that_a_live_shard_shares_stays(cache):
+    # The same pixels under other keys were another image shard with the same content.
+    put_dataset(cache, 3, "abd")
+    name = put(cache, ONE, "d", as_earlier=True)
+    put(cache, ONE, "e", data=content_of(ord("d")), as_earlier=True)
     collect_garbage(cache, remove=True)
     assert cached_shards(cache, ONE) == {"a", "b"}
+    assert cache.exists(features_entry(ONE, digest("d")))
+    assert not cache.exists(features_entry(ONE, digest("e")))
+    assert cache.exists(name)
     assert verify(cache).damaged == ()
+
+
+def test_a_listing_says_what_the_entries_say(cache, monkeypatch):
+    put(cache, ONE, "d", as_earlier=True)
+    summed, planned = summarize(cache), collect_garbage(cache)
+    read = []
+    monkeypatch.setattr(
+        "transfer.features.layout.read_entry",
+        lambda store, frozen_part, shard: (read.append(shard), read_entry(store, frozen_part, shard))[1],
+    )
+    assert (summarize(cache), collect_garbage(cache)) == (summed, planned)
+    # One has two contents, of which only the entry knows which counts; one is of an earlier release.
+    assert {*read} == {digest("a"), digest("d")}
+    folders = [*read_folders(cache)], [*read_folders(cache, reads_entries=True)]
+    assert folders[0] == folders[1]
 
 
 def test_a_named_prefix_goes_as_a_whole_with_its_description(each_cache):
@@ -223,7 +252,7 @@ def test_an_earlier_cut_from_which_a_run_may_start_is_left_alone_for_it(cache):
 def test_the_description_stays_for_a_run_that_is_about_to_write(cache):
     start_run(cache, "running", [OTHER], number=1)
     cache.remove(features_entry(OTHER, digest("a")))
-    cache.remove(features_content(OTHER, sha256_hex(content_of(ord("a")))))
+    cache.remove(content("a", frozen_part=OTHER))
     collect_garbage(cache, remove=True)
     assert cache.exists(features_description(OTHER))
 
@@ -281,7 +310,7 @@ def test_contents_stay_while_an_entry_that_may_name_them_does_not_read(cache):
     (left,) = cleanup.left_alone
     assert "entries that do not read: 1" in left.why
     assert (left.run, left.orphans) == (None, 2)
-    assert cache.exists(features_content(ONE, sha256_hex(content_of(ord("a")))))
+    assert cache.exists(content("a"))
 
 
 class Disturbed(LocalStore):
@@ -315,7 +344,7 @@ def disturbed(folder_storage):
         put_dataset(store, 2, "a")
         for shard in "ab":
             put(store, ONE, shard)
-        put_orphan(store, ONE, content_of(-1))
+        put_orphan(store, content_of(-1))
         return store
 
     return make
@@ -332,12 +361,12 @@ def test_a_run_that_starts_meanwhile_keeps_what_it_relies_on(disturbed):
 def test_content_that_is_written_meanwhile_is_not_an_orphan(disturbed):
     def write(store):
         start_run(store, "new", [ONE], number=2)
-        put_orphan(store, ONE, content_of(-2))
+        put_orphan(store, content_of(-2))
 
     store = disturbed("after the looks", write)
     collect_garbage(store, remove=True)
-    assert store.exists(features_content(ONE, sha256_hex(content_of(-2))))
-    assert not store.exists(features_content(ONE, sha256_hex(content_of(-1))))
+    assert store.exists(content("a", content_of(-2)))
+    assert not store.exists(content("a", content_of(-1)))
 
 
 def test_entries_go_before_contents_and_the_description_last(disturbed):
@@ -352,7 +381,7 @@ def test_entries_go_before_contents_and_the_description_last(disturbed):
 
 def kinds_of_damage(store):
     """Each way in which something cached can be damaged: what is done, and what `verify` should say of which object."""
-    a, b, c = (features_content(ONE, sha256_hex(content_of(ord(shard)))) for shard in "abc")
+    a, b, c = map(content, "abc")
     return {
         "flipped bit": (lambda: damage(store, a), a, "SHA-256"),
         "empty": (lambda: damage(store, b, b""), b, "SHA-256"),
@@ -368,23 +397,23 @@ def kinds_of_damage(store):
             "SHA-256",
         ),
         "orphan": (
-            lambda: damage(store, features_content(ONE, sha256_hex(content_of(-1)))),
-            features_content(ONE, sha256_hex(content_of(-1))),
+            lambda: damage(store, content("a", content_of(-1))),
+            content("a", content_of(-1)),
             "SHA-256",
         ),
         "rows": (
             lambda: put(store, ONE, "e", data=content_of(1, rows=5)),
-            features_content(ONE, sha256_hex(content_of(1, rows=5))),
+            content("e", content_of(1, rows=5)),
             "5 rows, expected 6",
         ),
         "shape": (
             lambda: put(store, ONE, "e", data=content_of(1, shape=(2, 2))),
-            features_content(ONE, sha256_hex(content_of(1, shape=(2, 2)))),
+            content("e", content_of(1, shape=(2, 2))),
             "shape",
         ),
         "format": (
             lambda: put(store, ONE, "e", data=b"not Arrow"),
-            features_content(ONE, sha256_hex(b"not Arrow")),
+            content("e", b"not Arrow"),
             "Arrow",
         ),
     }
@@ -411,11 +440,12 @@ def test_damage_is_found_and_only_what_is_damaged_is_removed(cache, kind):
 
 
 def test_damaged_content_takes_all_entries_that_name_it(each_cache):
-    put(each_cache, ONE, "d", data=content_of(ord("a")))
-    damage(each_cache, features_content(ONE, sha256_hex(content_of(ord("a")))))
+    for shard in "de":
+        name = put(each_cache, ONE, shard, data=content_of(ord("d")), as_earlier=True)
+    damage(each_cache, name)
     verify(each_cache, remove=True)
-    assert not each_cache.exists(features_entry(ONE, digest("a")))
     assert not each_cache.exists(features_entry(ONE, digest("d")))
+    assert not each_cache.exists(features_entry(ONE, digest("e")))
 
 
 def test_what_a_job_discards_while_it_is_verified_is_not_damaged(folder_storage):

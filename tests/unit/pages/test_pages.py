@@ -12,7 +12,7 @@ import pytest
 from tests.published import publish_some
 from tests.runs import sweep, trial
 from transfer.errors import ConfigError
-from transfer.evaluation.metrics import compute_metrics
+from transfer.evaluation.metrics import Tally
 from transfer.evaluation.predictions import Predictions
 from transfer.evaluation.report import Report
 from transfer.nights.records import End
@@ -38,7 +38,7 @@ def report_of(run_id, *, right):
         run_id=run_id,
         split="test",
         base="b",
-        metrics=compute_metrics(Predictions(list("abc"), labels, answers, ["x", "y"])),
+        metrics=Tally.of(Predictions(list("abc"), labels, answers, ["x", "y"])).metrics(),
         history=[],
         mistakes=[],
         counts={},

@@ -1,11 +1,13 @@
 """Images put to a model that answers with their brightness, so that no answer fits another image."""
 
 import io
+from functools import partial
 
 import pytest
 from PIL import Image
 
 from transfer.config import DatasetConfig, ImageInput
+from transfer.dataset.batches import checked_and_decoded
 from transfer.dataset.manifest import MISSING, Reject
 from transfer.registry.answered_images import answered_images
 from transfer.registry.published_model import BATCH_SIZE
@@ -28,8 +30,10 @@ def read_ahead(batches):
 
 
 def answers_for(given, answer=in_turn, **limits):
-    options = {"image_input": ImageInput(4, 4), "limits": DatasetConfig(source="images", **limits), "answer": answer}
-    answered = [each for batch in answered_images(given, **options) for each in batch]
+    configured = DatasetConfig(source="images", **limits)
+    prepare = partial(checked_and_decoded, image_input=ImageInput(4, 4), limits=configured)
+    readable = ((key, lambda data=data: data) for key, data in given)
+    answered = [each for batch in answered_images(readable, prepare=prepare, answer=answer) for each in batch]
     return [(key, said.reason if isinstance(said, Reject) else round(float(said[0]))) for key, said in answered]
 
 

@@ -16,7 +16,8 @@ from tests.published import provenance_of
 from tests.shades import CENTERS, CLASSES, World, brightness
 from transfer.catalog.model import ModelVersion
 from transfer.errors import DatasetError
-from transfer.registry.compare_versions import LATENCY_IMAGES, compare_versions, latencies_ms
+from transfer.registry.compare_versions import compare_versions
+from transfer.registry.comparison_work import LATENCY_IMAGES, latencies_ms
 from transfer.registry.describe import classes_in
 
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from tests.contenders import alone, compared, contender, digest, heads, held_out
+from tests.contenders import alone, compare, compared, contender, digest, heads, held_out
 from transfer.config import GateConfig
 from transfer.dataset.splits import SPLITS, drawn_never_trained_on, split_indices
 from transfer.errors import DatasetError
-from transfer.registry.comparison import MAX_FLIPS, compare
+from transfer.registry.comparison import MAX_FLIPS, Answered, HeldOut, judge
 
 AB = ["a", "b"]
 ABC = ["a", "b", "c"]
@@ -83,9 +83,9 @@ def test_classes_are_matched_by_name_and_not_by_place():
 
 def test_two_classes_of_the_champion_that_became_one_answer_together():
     # 0.3 and 0.3 for what is `a` now, 0.4 for `b`.
-    champion = contender(["b"], ["a", "b", "x"], sure=0.4)
-    merged = type(champion)(**{**vars(champion), "classes": ["a", "b", "a"]})
-    found = compare(contender(["a"], AB), merged, held_out([0], AB), GateConfig())
+    who, answered = contender(["b"], ["a", "b", "x"], sure=0.4)
+    merged = Answered(["a", "b", "a"], answered.probabilities)
+    found = compare(contender(["a"], AB), (who, merged), held_out([0], AB), GateConfig())
     assert (found.gained, found.lost) == (0, 0)
     assert found.champion.metrics.loss == pytest.approx(-np.log(0.6), abs=1e-5)
 
@@ -120,8 +120,25 @@ def test_flips_are_the_surest_of_each_kind_and_equal_ones_go_by_key():
     assert [flip.key for flip in tied.flips] == ["images/0000.png", "images/0001.png"]
 
 
-def test_the_same_answers_give_the_same_comparison():
-    assert compared() == compared()
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_judged_of_parts_is_what_is_judged_of_the_whole(seed):
+    generator = np.random.default_rng(seed)
+    count = 400
+    labels, comparable = generator.integers(0, 3, count), generator.random(count) < 0.8
+    whole = held_out(labels, ABC, comparable=comparable)
+    both = [
+        contender(generator.choice(ABC, count), ABC, sure=generator.choice([0.4, 0.6, 0.9], count))[1] for _ in range(2)
+    ]
+    parts = []
+    for rows in np.split(generator.permutation(count), np.sort(generator.integers(0, count, 6))):
+        keys, digests = ([names[row] for row in rows] for names in (whole.keys, whole.digests))
+        images = HeldOut(keys, digests, whole.labels[rows], comparable[rows], ABC)
+        parts.append(judge(images, *(Answered(ABC, each.probabilities[rows]) for each in both)))
+    found, *others = parts
+    for other in others:
+        found += other
+    assert found == judge(whole, *both)
+    assert len(found.gains) == len(found.losses) == MAX_FLIPS
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from tests.sourcing import image
 from transfer.catalog.model import ModelVersion
 from transfer.dataset.manifest import Splitting, dataset_log
 from transfer.dataset.shards import write_shard
-from transfer.registry.describe import never_trained_on
+from transfer.registry.describe import NeverTrainedOn
 from transfer.storage import open_store, sha256_hex
 
 SPLIT_OF = {0: "train", 1: "validation", 2: "test"}
@@ -31,7 +31,7 @@ def counting(storage, split, *, before, now):
     provenance = provenance_of(dataset="pets/00000001", config={"dataset": {"validation": 0.0, "test": 0.0}})
     version = ModelVersion(model="pets", number=1, published_at="", files=(), classes=("a", "b"), provenance=provenance)
     asked = first_version("pets", ["a", "b"], number=2, splitting=now)
-    return never_trained_on(store, version, asked, split, [digest(seed) for seed in range(4)]).tolist()
+    return NeverTrainedOn(store, version, asked, split).of([digest(seed) for seed in range(4)]).tolist()
 
 
 @pytest.mark.parametrize(

@@ -13,19 +13,36 @@ from tests.published import publish_some
 from tests.sourcing import write_file
 from transfer.config.reference import render
 from transfer.dataset.manifest import Reject
-from transfer.errors import AlreadyExistsError, ConfigError, DatasetError
+from transfer.errors import AlreadyExistsError, ConfigError, DatasetError, RegistryError
 from transfer.registry.images import find_images
-from transfer.registry.prediction_file import answered, as_json, check_output, deliver, failed, predictions_file
+from transfer.registry.prediction_file import (
+    Columns,
+    as_json,
+    check_file,
+    deliver,
+    is_folder,
+    predictions_file,
+    predictions_table,
+)
 from transfer.storage import open_store
 
 CLASSES = ["a", "b"]
-ROWS = [answered("x/1.png", np.array([0.1, 0.9], np.float32), CLASSES), failed("2.png", 'empty, "so"\nto say')]
+ANSWERED = [
+    ("x/1.png", (np.array([0.1, 0.9], np.float32), np.array([0.1, 2.5, 70.0], np.float32))),
+    ("2.png", Reject("2.png", "empty", '"so"\nto say')),
+]
 
 
-def written(version, path):
-    with predictions_file(path, version) as write:
-        for row in ROWS:
-            write([row])
+def tables(version, columns=Columns()):  # noqa: B008 - it is frozen
+    """The predictions, one table an image."""
+    size = 3 if columns.embeddings else None
+    return [predictions_table([each], version, columns, embedding_size=size) for each in ANSWERED]
+
+
+def written(version, path, columns=Columns()):  # noqa: B008
+    with predictions_file(path, version.classes) as write:
+        for table in tables(version, columns):
+            write(table)
     return path
 
 
@@ -40,7 +57,7 @@ def test_a_parquet_file_has_a_row_an_image_and_the_classes_in_its_metadata(versi
     first, second = table.to_pylist()
     assert (first["key"], first["class_name"], first["class_index"], first["error"]) == ("x/1.png", "b", 1, None)
     assert first["confidence"] == max(first["probabilities"])
-    assert (second["class_name"], second["confidence"], second["error"]) == (None, None, 'empty, "so"\nto say')
+    assert (second["class_name"], second["confidence"], second["error"]) == (None, None, 'empty: "so"\nto say')
     assert json.loads(table.schema.metadata[b"classes"]) == CLASSES
     assert (table.schema.metadata[b"model"], table.schema.metadata[b"version"]) == (b"flowers", b"1")
 
@@ -57,15 +74,40 @@ def test_a_csv_file_has_a_column_for_each_class(version, tmp_path):
         "probability_a": "0.1",
         "probability_b": "0.9",
     }
-    assert (second["error"], second["confidence"], second["probability_b"]) == ('empty, "so"\nto say', "", "")
+    assert (second["error"], second["confidence"], second["probability_b"]) == ('empty: "so"\nto say', "", "")
 
 
 def test_a_jsonl_file_has_an_object_a_line_as_the_answer_of_the_command_has(version, tmp_path):
     lines = written(version, tmp_path / "answers.jsonl").read_text().splitlines()
     first, second = map(json.loads, lines)
-    assert [first, second] == [as_json(row, CLASSES) for row in ROWS]
+    assert [[first], [second]] == [as_json(table, CLASSES) for table in tables(version)]
     assert (first["confidence"], first["probabilities"]) == (0.9, {"a": 0.1, "b": 0.9})
     assert second["probabilities"] is None
+
+
+def test_the_most_probable_classes_and_embeddings_are_columns_of_every_format_that_has_lists(version, tmp_path):
+    columns = Columns(top_k=2, embeddings=True)
+    first, second = pq.read_table(written(version, tmp_path / "answers.parquet", columns)).to_pylist()
+    assert (first["class_1"], first["class_2"], first["confidence"]) == ("b", "a", first["probability_1"])
+    assert "probabilities" not in first
+    assert (second["class_1"], second["probability_2"], second["embedding"]) == (None, None, None)
+    lines = written(version, tmp_path / "answers.jsonl", columns).read_text().splitlines()
+    assert json.loads(lines[0])["embedding"] == [0.1, 2.5, 70.0]
+    with written(version, tmp_path / "answers.csv", Columns(top_k=2)).open(newline="") as file:
+        first, second = csv.DictReader(file)
+    assert (first["class_2"], first["probability_2"], second["class_1"]) == ("a", "0.1", "")
+
+
+def test_a_feature_beyond_half_precision_is_an_error_that_names_the_image(version):
+    answered = [("x/1.png", (np.array([0.1, 0.9], np.float32), np.array([7e4], np.float32)))]
+    with pytest.raises(RegistryError, match=r"A feature of x/1.png is 70000"):
+        predictions_table(answered, version, Columns(embeddings=True), embedding_size=1)
+
+
+@pytest.mark.parametrize("output", ["answers/", "s3://bucket/answers/", "s3://bucket.eu/answers", "of.today/answers"])
+def test_an_output_without_a_suffix_is_a_folder(output):
+    assert is_folder(output)
+    assert not is_folder(f"{output.rstrip('/')}.parquet")
 
 
 def test_an_output_is_refused_before_anything_else_unless_it_may_be_overwritten(transfer, tmp_path, folder_storage):
@@ -89,12 +131,12 @@ def test_an_output_is_replaced_only_where_that_was_said(storage, tmp_path):
     file, output = tmp_path / "predictions.csv", f"{storage.uri}/answers.csv"
     for content, overwrite in ((b"old", False), (b"new", True)):
         file.write_bytes(content)
-        check_output(output, storage, overwrite=overwrite)
+        check_file(output, storage, overwrite=overwrite)
         deliver(file, output, storage, overwrite=overwrite)
     assert open_store(storage).read("answers.csv") == b"new"
     file.write_bytes(b"other")
     for refuse in (
-        lambda: check_output(output, storage, overwrite=False),
+        lambda: check_file(output, storage, overwrite=False),
         lambda: deliver(file, output, storage, overwrite=False),
     ):
         with pytest.raises(AlreadyExistsError, match=r"answers.csv exists already. Replace it with --overwrite"):
@@ -107,8 +149,8 @@ def test_a_relative_output_is_one_of_the_current_folder(folder_storage, tmp_path
     (tmp_path / "predictions.jsonl").write_text("{}")
     deliver(tmp_path / "predictions.jsonl", "answers.jsonl", folder_storage, overwrite=False)
     assert (tmp_path / "answers.jsonl").read_text() == "{}"
-    with pytest.raises(ConfigError, match=r"answers, and its suffix"):
-        check_output("answers", folder_storage, overwrite=True)
+    with pytest.raises(ConfigError, match=r"answers.xlsx, and its suffix"):
+        check_file("answers.xlsx", folder_storage, overwrite=True)
 
 
 def test_images_are_found_in_folders_and_by_themselves(storage):

@@ -114,7 +114,7 @@ def test_evaluation_keeps_the_run(digits, monkeypatch):
     config = digits_config(source, f"{source.parent}/storage")
     run = open_run(open_store(config.storage), config, dataset)
     fit(run, dataset)
-    monkeypatch.setattr(evaluate, "probabilities_of", too_much)
+    monkeypatch.setattr("transfer.evaluation.run_answers.RunAnswers.by_network", too_much)
     with pytest.raises(OutOfMemoryError, match=r"^Evaluating on 16 images at a time .* is finished and stays"):
         evaluate.evaluate_run(run, dataset)
 

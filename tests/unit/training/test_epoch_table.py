@@ -49,7 +49,7 @@ def test_each_epoch_is_a_line_that_says_where_it_is_and_whether_it_is_the_best_s
     )
     assert [line.partition(":")[0] for line in lines] == [
         *(f"phase 0 (head), epoch {epoch}/9" for epoch in (1, 2, 3, 4)),
-        "Going back to epoch 2 of phase 0 (head), the best of its phase.",
+        "Going back to epoch 2 of phase 0 (head), the best epoch of the phase.",
         *(f"phase 1 (last 2 blocks), epoch {epoch}/2" for epoch in (1, 2)),
         "phase 2 (all blocks), epoch 1/1",
     ]

@@ -221,7 +221,7 @@ def test_class_weights_by_name_must_name_classes(digits):
     store = store_of(digits)
     assert class_weights({"3": 2.0}, store, dataset, None)[3] == 2.0
     assert class_weights("none", store, dataset, None).tolist() == [1.0] * 10
-    with pytest.raises(ConfigError, match="which are no classes"):
+    with pytest.raises(ConfigError, match="not among the classes"):
         class_weights({"cat": 2.0}, store, dataset, None)
 
 

@@ -132,13 +132,13 @@ def test_of_two_processes_that_train_a_run_the_later_one_is_told_who_was_first(t
     checkpoints, nothing = Checkpoints(run), {"weights": [], "optimizer": []}
     for _ in range(2):  # The same again may be a request of its own that came late.
         checkpoints.save(1, Progress(epoch=1), **nothing)
-    who = rf"checkpoint 1 was written by process {os.getpid()} on \S+ at 20"
+    who = rf"it wrote checkpoint 1 \(process {os.getpid()} on \S+, at 20"
     with pytest.raises(RunBusyError, match=rf"Another process trains run `{run.id}`, too: {who}") as caught:
         checkpoints.save(1, Progress(epoch=2), **nothing)
     assert caught.value.exit_code == 14
     of_an_earlier_release = {"progress": {}, "weights": "a", "optimizer": "b"}
     run.checkpoints.append(of_an_earlier_release, number=2)
-    with pytest.raises(RunBusyError, match="checkpoint 2 was written by it"):
+    with pytest.raises(RunBusyError, match=r"it wrote checkpoint 2\."):
         checkpoints.save(2, Progress(epoch=2), **nothing)
 
 
@@ -147,7 +147,7 @@ def test_a_number_that_is_free_again_is_not_taken_for_the_next_one(tmp_path, dat
     run = open_run(open_store(config_in(tmp_path).storage), config_in(tmp_path), dataset)
     checkpoints, nothing = Checkpoints(run), {"weights": [], "optimizer": []}
     checkpoints.save(2, Progress(complete=True), **nothing)
-    with pytest.raises(RunBusyError, match=f"checkpoint 2 was written by process {os.getpid()}"):
+    with pytest.raises(RunBusyError, match=rf"it wrote checkpoint 2 \(process {os.getpid()} on"):
         checkpoints.save(1, Progress(epoch=1), **nothing)
     assert checkpoints.numbers() == [2]
 

@@ -64,7 +64,7 @@ def test_a_run_is_held_to_the_network_that_it_began_with(digits, own_base, other
 
     path.write_bytes(other_base)
     assert opened(config, dataset).id != run.id
-    with pytest.raises(RunConflictError, match=r"different: base\.model\.sha256\. .*files included"):
+    with pytest.raises(RunConflictError, match=r"different: base\.model\.sha256\. .*including its files"):
         opened(config, dataset, run_id=run.id)
     again = {
         "restore": lambda: restore_model(run, dataset),
@@ -73,7 +73,9 @@ def test_a_run_is_held_to_the_network_that_it_began_with(digits, own_base, other
         "look": lambda: untrained_model(run, dataset),
     }
     for build in again.values():
-        with pytest.raises(BaseChangedError, match=r"began with another network than base\.model .*[0-9a-f]{12}… now"):
+        with pytest.raises(
+            BaseChangedError, match=r"base\.model .* is not the network with which run .* began: .*[0-9a-f]{12}… now"
+        ):
             build()
     assert run.newest_report() is None
 
@@ -85,7 +87,9 @@ def test_a_file_that_is_replaced_after_a_run_was_named_begins_no_run(digits, own
     dataset, (config, path) = digits[1], own_base
     run = opened(config, dataset)
     path.write_bytes(other_base)
-    with pytest.raises(BaseChangedError, match=r"base\.model is .*base\.keras`, another file here"):
+    with pytest.raises(
+        BaseChangedError, match=r"base\.model is .*base\.keras`, and this file is not the one with which"
+    ):
         untrained_model(run, dataset)
     assert pinned_base(run) is None
 

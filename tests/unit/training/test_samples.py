@@ -40,7 +40,8 @@ def cached(tmp_path_factory):
             for batch in image_batches(store, [shard], image_input=INPUT, batch_size=7):
                 real = batch["real"].numpy() > 0
                 writer.append(frozen_part(batch["images"]).numpy()[real], batch["labels"].numpy()[real])
-    return store, shards, frozen_part
+    # Of two of them, some images were removed since.
+    return store, [shards[0].without(np.array([0, 7])), shards[1].without(np.arange(3, 6)), *shards[2:]], frozen_part
 
 
 def split_of(cached):

@@ -16,7 +16,9 @@ from transfer.catalog.run import Progress
 from transfer.config import HeadConfig
 from transfer.dataset.ingest import ingest
 from transfer.dataset.manifest import load_dataset
-from transfer.evaluation.evaluate import evaluate_run, held_out_images, load_report
+from transfer.evaluation.evaluate import evaluate_run
+from transfer.evaluation.stored import load_report
+from transfer.evaluation.units import first_images
 from transfer.registry.export import export
 from transfer.registry.export_proof import LOADERS, TOLERANCE
 from transfer.storage import open_store
@@ -156,7 +158,7 @@ def test_the_exported_model_never_answers_it_asked_by_any_loader(nine_digits, ev
     run, _, predictions = evaluated
     model, _ = restore_model(run, dataset)
     export(model, tmp_path / "model", provenance={})
-    images = held_out_images(run, dataset, "test", 16)
+    images = first_images(run.store, dataset.shards_of("test"), 16)
     for loader in LOADERS:
         answers = loader.answers(tmp_path / "model", [images])
         assert np.abs(answers - predictions.probabilities[:16]).max() <= TOLERANCE

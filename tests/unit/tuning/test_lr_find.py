@@ -45,7 +45,7 @@ def test_no_run_comes_of_it(digits):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"phase": 2}, "Phase 2 is asked for"),
+        ({"phase": 2}, "There is no phase 2"),
         ({"low": 2.0}, "from 2 to 1"),
         ({"low": 0.0}, "from 0"),
         ({"steps": 19}, "19"),

@@ -56,7 +56,7 @@ def test_page_says_what_won_with_which_values_and_by_how_much():
     assert "Best accuracy56.0 %" in text
     assert "trial 5 with 55.0 %, 1.0 points behind" in text
     assert "trial 6, run digits-000000000006" in text
-    assert "It ended because every trial ended." in text
+    assert "The sweep ended because every trial ended." in text
 
 
 def test_the_verdict_has_an_interval_and_says_how_many_trials_are_within_it():

@@ -233,5 +233,7 @@ def test_a_trial_on_another_file_than_the_sweep_began_with_is_refused(digits, tm
     trials = fixed_trials(sweep.config)
     base.write_bytes(b"another")
     for ask in (TrialActor(sweep, trials).survey, lambda: TrialActor(sweep, trials).advance(trials[0], 1)):
-        with pytest.raises(BaseChangedError, match=f"than when sweep `{sweep.id}` began, or is missing"):
+        with pytest.raises(
+            BaseChangedError, match=f"is missing here, or is not the one with which sweep `{sweep.id}` began"
+        ):
             ask()

@@ -144,10 +144,10 @@ class TableSource:
         return found
 
     def is_local(self, key: str) -> bool:  # noqa: D102
-        return not self._place(name_of(key)).startswith("s3://")
+        return not self.place(name_of(key)).startswith("s3://")
 
     def _read(self, path: str, key: str, max_size_bytes: int) -> bytes | Reject:
-        place = self._place(path)
+        place = self.place(path)
         if place.startswith(("http://", "https://")):
             return Reject(key, UNREADABLE, "a web address, and tables name files and s3:// objects")
         if not place.startswith("s3://"):
@@ -158,7 +158,7 @@ class TableSource:
         storage = self.table.storage.model_copy(update={"uri": f"s3://{bucket}"})
         return read_object(storage, name, key, max_size_bytes=max_size_bytes)
 
-    def _place(self, path: str) -> str:
+    def place(self, path: str) -> str:
         """The absolute path, or full address, of a path in the table."""
         if path.startswith("file://"):
             return unquote(urlsplit(path).path)

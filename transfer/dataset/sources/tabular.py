@@ -67,7 +67,7 @@ class Table:
     files: tuple[str, ...]
     """The file, or all parts: paths or `s3://` addresses."""
     path_column: str
-    label_column: str
+    label_column: str | None
     storage: StorageConfig
     """The S3 service that `s3://` refers to; its `uri` is not used here."""
     split_column: str | None = None
@@ -124,6 +124,12 @@ class Table:
                 columns, nothing = batch.to_pydict(), [None] * len(batch)
                 named = (self.path_column, self.label_column, self.split_column, self.group_column)
                 yield from zip(*(columns[name] if name else nothing for name in named), strict=True)
+
+    def paths(self) -> Iterator[str | None]:
+        """The path of each row, None for an empty cell, where nothing else counts. Raises DatasetError."""
+        for file in self.files:
+            for batch in self._texts(file).to_batches(max_chunksize=10_000):
+                yield from batch.column(self.path_column).to_pylist()
 
     def image_paths(self, column: str) -> Iterator[str | None]:
         """The path of each image in the table, None without one. Images are not read."""

@@ -1,0 +1,121 @@
+"""Removing dataset versions that nothing needs, and the objects that no version names any more.
+
+A version's document goes first, so that none is there whose objects are not. Whoever removes looks at the versions once
+more before their objects go; an ingest makes sure after it added a version that all its shards are still there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from transfer.catalog import layout
+from transfer.dataset.manifest import Dataset, dataset_names
+from transfer.errors import ObjectNotFoundError
+from transfer.maintenance.old_runs import AT_WORK, is_unfinished
+from transfer.maintenance.runs import objects_of_runs, versions_of_dataset
+from transfer.registry.versions import list_versions, model_names
+from transfer.storage import PARALLEL, Log, Store, StoredObject, read_document, remove_in_steps
+from transfer.training.run import read_start
+
+_FOLDERS = (layout.SHARDS, layout.INDEX, layout.REJECTS)
+
+
+@dataclass(frozen=True)
+class StayingVersion:
+    """A version that is not the newest one and stays, and why."""
+
+    dataset: Dataset
+    why: str
+
+
+@dataclass(frozen=True)
+class DatasetCleaning:
+    """What `remove_old_versions` removed, or would remove."""
+
+    going: tuple[Dataset, ...]
+    """Oldest first."""
+    kept: tuple[StayingVersion, ...]
+    objects: tuple[StoredObject, ...]
+    """Shards, parts of indexes and ledgers that no other version names; also what failed ingests left."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the objects."""
+        return sum(item.size_bytes for item in self.objects)
+
+
+def remove_old_versions(
+    store: Store, name: str, *, at_work: timedelta = AT_WORK, remove: bool = False
+) -> DatasetCleaning:
+    """Find, and with `remove` remove, old versions of a dataset that nothing needs, and all objects of no version.
+
+    A version stays if it is the newest, was so until less than `at_work` ago, or is named by a run, a sweep, a model
+    version or an unfinished night. An object younger than `at_work` stays, too: its version may be about to be added.
+    Raises CorruptObjectError for a document that cannot be read: then nothing is removed. StorageError.
+    """
+    since = datetime.now(UTC) - at_work
+    versions = {each: versions_of_dataset(store, each) for each in dataset_names(store)}
+    users = dict(_users(store, name))
+    going, kept = [], []
+    for version, later in zip(versions.get(name, []), versions.get(name, [])[1:], strict=False):
+        if version.reference in users:
+            kept.append(StayingVersion(version, users[version.reference]))
+        elif later.created is None or datetime.fromisoformat(later.created) > since:
+            kept.append(StayingVersion(version, f"was the newest one until {later.created}"))
+        else:
+            going.append(version)
+    stay = [version for of_name in versions.values() for version in of_name if version not in going]
+    named = {each for version in stay for each in _objects_of(version)}
+    objects = [
+        item
+        for folder in _FOLDERS
+        for item in store.list(f"{folder}/")
+        if item.name not in named and item.modified_s < since.timestamp()
+    ]
+    found = DatasetCleaning(tuple(going), tuple(kept), tuple(objects))
+    if remove:
+        remove_in_steps(store, [[layout.entry(layout.dataset_log(name), version.number) for version in going]])
+        # An ingest may have added a version meanwhile that has one of them again.
+        now = [version for each in dataset_names(store) for version in versions_of_dataset(store, each)]
+        named = {each for version in now for each in _objects_of(version)}
+        remove_in_steps(store, [[item.name for item in objects if item.name not in named]])
+    return found
+
+
+def _objects_of(dataset: Dataset) -> Iterator[str]:
+    yield from (shard.name for shard in dataset.shards)
+    yield from (part.name for part in dataset.index)
+    if dataset.rejects is not None:
+        yield dataset.rejects
+
+
+def _users(store: Store, name: str) -> Iterator[tuple[str, str]]:
+    """References of the dataset versions that something names, with what it is in words."""
+    for model in store.folders(layout.NIGHTS):
+        number = max(Log(store, layout.nights_log(model)).numbers(), default=0)
+        plan = layout.night_plan(layout.night_folder(model, number))
+        if number and is_unfinished(store, layout.night_folder(model, number)) and store.exists(plan):
+            # It does not say of which dataset.
+            yield layout.numbered(name, read_document(store, plan)["dataset"]), f"an unfinished night of {model}"
+    for item in store.list(f"{layout.SWEEPS}/"):
+        if re.fullmatch(layout.pattern(lambda sweep: layout.sweep_start(layout.sweep_folder(sweep))), item.name):
+            yield str(read_document(store, item.name)["dataset"]), item.name.rpartition("/")[0]
+    runs = list(objects_of_runs(store))
+    with ThreadPoolExecutor(PARALLEL) as pool:
+        for run_id, reference in zip(runs, pool.map(lambda run_id: _of_run(store, run_id), runs), strict=True):
+            if reference is not None:
+                yield reference, f"run {run_id}"
+    for model in model_names(store):
+        for version in list_versions(store, model):
+            yield version.provenance.dataset, f"model version {model}/{version.number}"
+
+
+def _of_run(store: Store, run_id: str) -> str | None:
+    try:
+        return read_start(store, run_id).dataset.reference
+    except ObjectNotFoundError:  # Half removed, or removed since it was listed.
+        return None

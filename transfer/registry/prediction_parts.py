@@ -1,0 +1,154 @@
+"""What a prediction job predicts, divided into parts, which are its units of work. Needs no TensorFlow.
+
+The division depends on the images alone, so a job that was killed may be continued with any number of workers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from transfer.catalog import layout
+from transfer.catalog.model import ModelVersion
+from transfer.catalog.run import Attempt
+from transfer.config import Config
+from transfer.dataset.manifest import Dataset, Shard, load_dataset
+from transfer.dataset.splits import SPLITS
+from transfer.errors import ConfigError, CorruptObjectError, DatasetError, ObjectNotFoundError, TrainingError
+from transfer.registry.images import Image, find_images
+from transfer.storage import Store, read_document
+from transfer.training.run import load_run
+
+MOST_PARTS = 64
+"""Parts of fewer images than this makes are not worth dividing further, so that all workers end at about one time."""
+FEWEST_ROWS, MOST_ROWS = 256, 8192
+"""Rows of a part, but for the last one."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Consecutive rows of the predictions: some images, or those of a shard."""
+
+    number: int
+    """From 0 on."""
+    images: tuple[Image, ...] = ()
+    shard: Shard | None = None
+    has_features: bool = False
+    """Whether features of the shard are cached that the model's head can answer from."""
+
+    @property
+    def rows(self) -> int:
+        """Number of images."""
+        return self.shard.rows if self.shard else len(self.images)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All that is predicted."""
+
+    source: str
+    """The dataset version, or `images`."""
+    images: Sequence[Image] = ()
+    shards: Sequence[Shard] = ()
+    with_features: frozenset[str] = frozenset()
+    """SHA-256 of the shards whose features are cached."""
+
+    @property
+    def rows(self) -> int:
+        """Number of images."""
+        return len(self.images) + sum(shard.rows for shard in self.shards)
+
+    @property
+    def rows_per_part(self) -> int | None:
+        """Rows of each part but the last one; None if each part is a shard."""
+        return None if self.shards else min(max(-(-self.rows // MOST_PARTS), FEWEST_ROWS), MOST_ROWS)
+
+    @property
+    def part_count(self) -> int:
+        """Number of parts."""
+        return len(self.shards) if self.rows_per_part is None else -(-self.rows // self.rows_per_part)
+
+    def parts(self) -> Iterator[Part]:
+        """All parts in order."""
+        if self.rows_per_part is None:
+            for number, shard in enumerate(self.shards):
+                yield Part(number, shard=shard, has_features=shard.sha256 in self.with_features)
+            return
+        for number in range(self.part_count):
+            start = number * self.rows_per_part
+            yield Part(number, tuple(self.images[start : start + self.rows_per_part]))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the names of all images in their order, with their sizes."""
+        sha256 = hashlib.sha256()
+        for image in self.images:
+            line = f"{image.key}\0{image.place}\0{image.size_bytes}\n"
+            sha256.update(line.encode("utf-8", "surrogateescape"))
+        for shard in self.shards:
+            sha256.update(f"{shard.sha256}\n".encode())
+        return sha256.hexdigest()
+
+
+def listed_images(config: Config, places: Sequence[str]) -> Listing:
+    """The images at `places`. Raises what `find_images` raises."""
+    found = find_images(places, config.storage, path_column=config.dataset.path_column)
+    return Listing("images", images=found)
+
+
+def listed_dataset(config: Config, store: Store, version: ModelVersion, name: str, split: str | None) -> Listing:
+    """The images of a dataset version, `NAME` or `NAME@NUMBER`, or those of one split.
+
+    Raises ConfigError for another notation or an unknown split, DatasetError if there is no such version or no image.
+    """
+    match = re.fullmatch(r"([^@]+)(?:@0*([1-9][0-9]*))?", name)
+    if not match or split not in {None, *SPLITS}:
+        raise ConfigError(
+            f"The dataset version to predict is `{name}`{f', its split `{split}`' if split else ''}.",
+            advice=f"Give --dataset NAME or NAME@NUMBER, and as --split one of {', '.join(SPLITS)}.",
+        )
+    number = int(match[2]) if match[2] else None
+    try:
+        dataset = load_dataset(store, match[1], number)
+    except ObjectNotFoundError:
+        raise DatasetError(
+            f"There is no version {number} of the dataset `{match[1]}` in {store.uri}.",
+            advice="`transfer dataset list` shows the versions.",
+        ) from None
+    shards = [shard for shard in dataset.shards if split in {None, shard.split}]
+    if not shards:
+        raise DatasetError(f"{_named(dataset, split)} has no images.", advice="Give another split or version.")
+    cached = shards_with_features(config, store, version)
+    return Listing(
+        _named(dataset, split), shards=shards, with_features=frozenset(cached & {shard.sha256 for shard in shards})
+    )
+
+
+def shards_with_features(config: Config, store: Store, version: ModelVersion) -> set[str]:
+    """SHA-256 of the shards whose features are cached that the head of a version can answer from.
+
+    None are if a phase trained the base. Features are found by what the run used, so no network is built for that.
+    """
+    try:
+        run = load_run(store, version.provenance.run, config)
+    except (TrainingError, CorruptObjectError, ObjectNotFoundError):
+        return set()
+    if not run.config.trains_head_only or run.config.features.cache == "never":
+        return set()
+    used = {digest for number in run.uses.numbers() for digest in run.uses.read_as(Attempt, number).frozen_parts}
+    found: set[str] = set()
+    for digest in used:
+        try:
+            is_view = read_document(store, layout.features_description(digest)).get("view") is not None
+        except (CorruptObjectError, ObjectNotFoundError):
+            continue  # They may be removed at any time.
+        if not is_view:
+            names = (item.name for item in store.list(f"{layout.features_folder(digest)}/"))
+            found |= {shard for name in names if (shard := layout.features_entry_in(name))}
+    return found
+
+
+def _named(dataset: Dataset, split: str | None) -> str:
+    return f"{dataset.reference}, {split}" if split else dataset.reference
