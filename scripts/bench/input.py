@@ -341,7 +341,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=6000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--latency-ms", type=float, nargs="+", default=[0.0, 50.0], help="added to every request")
-    parser.add_argument("--row-group-mib", type=float, default=2.0, help="of this project's shards")
+    parser.add_argument("--row-group-mib", type=float, default=1.0, help="of this project's shards")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
     parser.add_argument("--rivals", type=Path, help="folder into which the other libraries were installed")
     parser.add_argument("--json", action="store_true", help="in one line")

@@ -42,7 +42,7 @@ class Rows:
 
 
 class RowReader:
-    """Reads the rows of a worker, epoch after epoch. Row groups are in memory from their first to their last use."""
+    """Reads the rows of a worker, epoch after epoch. Memory holds the rows that were read and not yet taken."""
 
     def __init__(self, store: Store, shards: Sequence[Shard], order: Order) -> None:
         self._store = store
@@ -93,7 +93,8 @@ class RowReader:
     def _read(self, group: int) -> _Group:
         shard, group_of_shard = self._places[group]
         table = read_row_group(self._store, shard, group_of_shard, columns=COLUMNS, footers=self._footers)
-        return _Group(BinaryColumn(table["image"]), table["label"].to_numpy())
+        column = BinaryColumn(table["image"])
+        return _Group([column[row] for row in range(len(table))], table["label"].to_numpy())
 
     def _taken(self, planned: _Planned) -> Rows:
         visit, is_own = planned.visit, planned.visit.is_own
@@ -106,14 +107,17 @@ class RowReader:
         for place in np.flatnonzero(is_real).tolist():
             group, row = read[groups[place]], rows_in_group[place]
             images[place], labels[place] = group.images[row], group.labels[row]
+            if not self._order.fits_window:
+                group.images[row] = b""  # Each row is taken once an epoch.
         return Rows(images, labels, is_real, visit.positions[is_own])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Group:
     """A row group in memory."""
 
-    images: BinaryColumn
+    images: list[bytes]
+    """The encoded images; none where a row was taken and does not come again."""
     labels: np.ndarray
 
 

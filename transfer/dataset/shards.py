@@ -2,7 +2,7 @@
 
 Rows are sorted by the SHA-256 of the images, which is a random order of classes, names and ages. Columns are stored
 uncompressed (encoded images do not compress), without dictionaries and statistics, so that the same rows give the same
-bytes. A row group holds about 2 MiB of images and can be read by itself (`row_groups.py`). Pages have checksums, for
+bytes. A row group holds about 1 MiB of images and can be read by itself (`row_groups.py`). Pages have checksums, for
 readers of a few columns, which cannot verify the digest of the object.
 
 Of byte-identical images with one label only one is stored: a copy that is given to test, else to validation, else to

@@ -47,18 +47,18 @@ def test_columns_are_read_without_the_images(store):
 
 
 def test_images_are_stored_uncompressed_in_row_groups_of_moderate_size(store):
-    shard = write_shard(store, rows(20, size_bytes=256 * 1024), split="train")
+    shard = write_shard(store, rows(20, size_bytes=128 * 1024), split="train")
     metadata = pq.ParquetFile(pa.BufferReader(store.read(shard.name))).metadata
     assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [8, 8, 4]
     assert shard.row_groups.rows == (8, 8, 4)
     image = metadata.row_group(0).column(1)
     assert image.compression == "UNCOMPRESSED"
-    assert shard.size_bytes < 20.1 * 256 * 1024
+    assert shard.size_bytes < 20.1 * 128 * 1024
 
 
 def test_a_row_group_is_read_by_one_request(faulty_storage, fault_proxy):
     storage = faulty_storage.model_copy(update={"cache_size_bytes": 0})
-    shard = write_shard(open_store(storage), rows(20, size_bytes=256 * 1024), split="train")
+    shard = write_shard(open_store(storage), rows(20, size_bytes=128 * 1024), split="train")
     store, footers = open_store(storage), Footers()
 
     def requests_of(group):
@@ -72,7 +72,7 @@ def test_a_row_group_is_read_by_one_request(faulty_storage, fault_proxy):
 
 
 def test_row_groups_of_a_bucket_are_fetched_once_a_machine(faulty_storage, fault_proxy):
-    shard = write_shard(open_store(faulty_storage), rows(20, size_bytes=256 * 1024), split="train")
+    shard = write_shard(open_store(faulty_storage), rows(20, size_bytes=128 * 1024), split="train")
     for _ in range(2):
         store, footers = open_store(faulty_storage), Footers()
         for group in (0, 2):
