@@ -206,7 +206,7 @@ class Jobs:
 
         def epoch(store: Store, worker: WorkerSlice) -> None:
             shards = dataset.shards_of("train")
-            # A window of one shard: the dataset is larger than the window, as a large one is.
+            # A window of one shard: the dataset is larger than the window, as a large one is, and has a few lanes.
             window = min(shard.size_bytes for shard in shards)
             batches = image_batches(
                 store,
@@ -270,7 +270,10 @@ class Jobs:
         from transfer.evaluation.evaluate import evaluate_run
 
         fit(self._run, dataset)
-        with self._counted("evaluation, no disk cache"):
+        with self._counted("evaluation from images, no disk cache"):
+            evaluate_run(self._run, dataset, exactly=True)
+        evaluate_run(self._run, dataset)  # caches features of the test split, if training has not
+        with self._counted("evaluation from cached features, no disk cache"):
             evaluate_run(self._run, dataset)
 
 
