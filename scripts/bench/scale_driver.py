@@ -47,6 +47,8 @@ from transfer.storage import Log, open_store
 from transfer.storage.disk_cache import DiskCache
 
 WINDOW_BYTES = 256 * 1024**2
+BATCH = 16_384
+WORKERS = 8
 MOST_FETCHED = 10_000
 """Objects that are put into a disk cache."""
 NEW_SHARE = 100
@@ -248,20 +250,26 @@ def cached_features(figures: Figures, folder: Path, shards: list[Shard]) -> None
 
 def order(figures: Figures, shards: list[Shard]) -> None:
     """The order of an epoch, as every worker computes it."""
-    from transfer.dataset.batches import windows
+    from transfer.dataset.order import PADDING, Order, WorkerSlice
     from transfer.training.samples import CHUNK_SIZE_BYTES, CachedSplit
 
+    def own_rows(shards: list[Shard]) -> int:
+        order = Order(shards, batch_size=BATCH, window_size_bytes=WINDOW_BYTES, seed=0)
+        own = WorkerSlice(0, WORKERS).positions(BATCH)
+        return sum(int((visit.is_own & (visit.rows != PADDING)).sum()) for visit in order.epoch(0, own=own))
+
     images = sum(shard.rows for shard in shards)
-    with figures.step("order of images, an epoch", "images", images):
-        visited = sum(len(window.order) for window in windows(shards, window_size_bytes=WINDOW_BYTES, seed=0, epoch=0))
-    # Shards that hold a few images each, as nights with little news leave them: many to a window.
-    small = [shard.model_copy(update={"rows": 1, "size_bytes": IMAGE_BYTES}) for shard in shards]
+    own_images = images // BATCH * BATCH // WORKERS + min(images % BATCH, BATCH // WORKERS)
+    with figures.step(f"order of images, one of {WORKERS} workers", "images", own_images):
+        visited = own_rows(shards)
+    # Shards that hold a few images each, as nights with little news leave them.
+    small = [shard.model_copy(update={"rows": 1, "size_bytes": IMAGE_BYTES, "row_groups": None}) for shard in shards]
     with figures.step("the same, one image a shard", "shards", len(shards)):
-        list(windows(small, window_size_bytes=WINDOW_BYTES, seed=0, epoch=0))
+        own_rows(small)
     split = CachedSplit(shards, [SyntheticRows(shard.rows) for shard in shards])  # type: ignore[list-item]
     with figures.step("order of cached features, an epoch", "images", images):
         chosen = split.order(seed=0, epoch=0)
-    if visited != images or len(chosen) != images:
+    if visited != own_images or len(chosen) != images:
         raise SystemExit("an epoch does not visit every image once")
     rows = chosen[: CHUNK_SIZE_BYTES // split.row_bytes]
     out = np.empty((len(rows), *split.shape), np.float32)

@@ -17,6 +17,8 @@ from typing import Any
 
 from transfer.config import BaseNetworkConfig, HeadConfig, StorageConfig
 from transfer.dataset.candidates import BATCH_IMAGES
+from transfer.dataset.row_groups import ROW_GROUP_SIZE_BYTES
+from transfer.dataset.row_reader import MOST_READERS
 from transfer.features.store import OPENED_AT_ONCE
 from transfer.storage import PARALLEL
 from transfer.storage.s3_transfer import _PARTS_AT_ONCE
@@ -162,26 +164,23 @@ class Cluster:
         return [*steps, self._open(new), self._epochs(), self._evaluate()]
 
     def instead(self) -> list[Step]:
-        """An epoch from images: every worker reads every shard and takes its rows of each."""
+        """An epoch from images: every worker reads the row groups of its own rows, each by one request."""
         images = self["images"]
+        size_bytes = images * self["image_bytes"] / self["hosts"]
+        request_s = self["s3_request_s"] + ROW_GROUP_SIZE_BYTES / self["s3_stream_bytes_per_s"]
         return [
             Step(
                 "an epoch of the head from images",
                 {
-                    "network": images * self["image_bytes"] / self["s3_host_bytes_per_s"],
-                    "4 connections a worker": images * self["image_bytes"] / self._reader_bytes_per_s,
+                    "network": size_bytes / self["s3_host_bytes_per_s"],
+                    f"{MOST_READERS} requests at once a worker": size_bytes
+                    / ROW_GROUP_SIZE_BYTES
+                    * request_s
+                    / MOST_READERS,
                     "CPUs": images * self._measured.decode_cpu_s / self.cores,
                     "GPUs": images / self.gpus / self["forward_images_per_s"],
                 },
-            ),
-            Step(
-                "the same, if each worker read its own share only",
-                {
-                    "network": images * self["image_bytes"] / self["s3_host_bytes_per_s"] / self["hosts"],
-                    "CPUs": images * self._measured.decode_cpu_s / self.cores,
-                    "GPUs": images / self.gpus / self["forward_images_per_s"],
-                },
-            ),
+            )
         ]
 
     def limits(self) -> dict[str, float]:

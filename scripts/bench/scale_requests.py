@@ -206,7 +206,7 @@ class Jobs:
 
         def epoch(store: Store, worker: WorkerSlice) -> None:
             shards = dataset.shards_of("train")
-            # A window of one shard: the dataset is larger than the window, as a large one is.
+            # A window of one shard: the dataset is larger than the window, as a large one is, and has a few lanes.
             window = min(shard.size_bytes for shard in shards)
             batches = image_batches(
                 store,

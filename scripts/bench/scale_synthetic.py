@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from transfer.dataset.listing import CheckedColumns, Listing
-from transfer.dataset.manifest import Shard
+from transfer.dataset.manifest import RowGroups, Shard
+from transfer.dataset.row_groups import ROW_GROUP_SIZE_BYTES
 from transfer.dataset.shard_plan import ShardPlan, plan_shards
 from transfer.dataset.shards import Images, RecordedShard, unique_images
 from transfer.dataset.sources.base import Entry
@@ -85,6 +86,9 @@ class SyntheticSource:
 
 def shards_of(count: int, images_per_shard: int) -> list[Shard]:
     digests = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(count)]
+    a_group = -(-ROW_GROUP_SIZE_BYTES // IMAGE_BYTES)
+    rows = [min(a_group, images_per_shard - start) for start in range(0, images_per_shard, a_group)]
+    row_groups = RowGroups(rows=tuple(rows), footer_size_bytes=1, footer_sha256="0" * 64)
     return [
         Shard(
             name=f"shards/{digest}.parquet",
@@ -92,6 +96,7 @@ def shards_of(count: int, images_per_shard: int) -> list[Shard]:
             split=SPLITS[max(0, number % 10 - 7)],
             rows=images_per_shard,
             size_bytes=images_per_shard * IMAGE_BYTES,
+            row_groups=row_groups,
         )
         for number, digest in enumerate(digests)
     ]

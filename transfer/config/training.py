@@ -170,4 +170,5 @@ class TrainingConfig(Section, decides=Decides.LEARNING):
     """A published model version, `name/3`, whose head this one begins with, class by class. The base begins pretrained
     all the same. Default: a fresh head."""
     shuffle_window_bytes: Annotated[int, Field(ge=1)] = 256 * 1024**2
-    """Encoded images that a worker holds in memory to shuffle among."""
+    """Encoded images in memory to shuffle among. A split of at most this size is held whole by each worker, and read
+    once a run. A larger one is read in every epoch, and each worker holds its part of the window."""

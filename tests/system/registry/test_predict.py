@@ -12,7 +12,7 @@ from tests.digits import digits_config, write_some_digits
 from transfer import jobs
 from transfer.dataset.batches import decoded
 from transfer.errors import AlreadyExistsError, ConfigError, DatasetError, StorageError
-from transfer.evaluation.evaluate import load_report
+from transfer.evaluation.stored import load_report
 from transfer.registry import prediction_parts
 from transfer.registry.prediction_folder import PredictionFolder
 from transfer.training.shared_models import restore_model

@@ -129,7 +129,7 @@ def test_a_space_that_does_not_fit_the_configuration_is_refused(space, message):
     [
         ({"scheduler": {"kind": "asha", "grace_epochs": 5}}, "grace_epochs is 5 and the longest trial has 5 epochs"),
         ({"scheduler": {"kind": "pbt", "interval_epochs": 7}}, "interval_epochs is 7 and the longest trial has 5"),
-        ({"scheduler": "median", "trials": 3}, "min_trials is 3 and a trial has 2 others"),
+        ({"scheduler": "median", "trials": 3}, "min_trials is 3, and each trial has only 2 others"),
         ({"scheduler": "pbt", "trials": 1}, "which has no other to copy"),
         ({"scheduler": "pbt", "workers": {"count": 2}}, "workers.count is 2"),
         ({"scheduler": "pbt", "space": {"phases.0.unfreeze": [0, 1]}}, "cannot change during training"),
