@@ -20,6 +20,7 @@ import itertools
 import json
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,7 +34,7 @@ import numpy as np
 from scripts.bench.common import ratio, timed, write_jpegs
 from transfer.catalog.model import BaseDigest, ModelVersion, Provenance, ReportedMetrics, TrainedWeights
 from transfer.config import Config, WorkersConfig, parse_config
-from transfer.registry.predict import TASK, predict
+from transfer.registry.predict import PARTS_AT_ONCE, TASK, predict
 from transfer.registry.prediction_file import Columns
 from transfer.registry.prediction_parts import Part, listed_images
 from transfer.registry.prediction_work import PredictionWork
@@ -66,8 +67,9 @@ def main() -> None:
         "images": options.images,
         "images_a_second": {"bare": options.images / min(bare), "predict": options.images / min(predicted)},
         "predict / bare": ratio(bare, predicted),
-        "two actors / one": ratio(two, one),
+        "two actors / one": ratio(one, two),
         f"{SLEEPERS} sleeping actors / one": together / alone,
+        f"{SLEEPERS} sleeping actors / without any pause": together * SLEEP_S / SLEEPERS,
     }
     print(json.dumps(result, indent=None if options.json else 2))
 
@@ -171,19 +173,25 @@ def on_actors(config: Config, folder: Path, *, rounds: int) -> tuple[list[float]
         for count in (1, 2) if round_ % 2 else (2, 1):
             with tempfile.TemporaryDirectory() as cpus:
                 workers = WorkersConfig(count=count)
-                with Actors(PinnedWork, config, version, cpus, workers=workers, task=TASK, at_once=2) as actors:
-                    wait_for(actors, parts[:1] * 2 * count, count)
+                with Actors(
+                    PinnedWork, config, version, cpus, workers=workers, task=TASK, at_once=PARTS_AT_ONCE
+                ) as actors:
+                    wait_for(actors, parts[:1] * PARTS_AT_ONCE * count, count)
                     seconds[count - 1].append(timed(partial(exhaust, actors, parts)))
     ray.shutdown()
     return seconds
 
 
 class Sleeper:
-    """A unit that sleeps."""
+    """A forward pass that sleeps instead of computing: for one unit at a time, whatever was handed out ahead."""
+
+    def __init__(self) -> None:
+        self._forward_pass = threading.Lock()
 
     def __call__(self, seconds: float) -> int:
         """Sleep, and tell where."""
-        time.sleep(seconds)
+        with self._forward_pass:
+            time.sleep(seconds)
         return os.getpid()
 
 
@@ -194,8 +202,9 @@ def sleeping() -> tuple[float, float]:
     ray.init(address="local", num_cpus=SLEEPERS, include_dashboard=False, log_to_driver=False, logging_level="warning")
     rates = []
     for count in (1, SLEEPERS):
-        with Actors(Sleeper, workers=WorkersConfig(count=count), task=Task("sleep")) as actors:
-            wait_for(actors, [SLEEP_S] * count, count)
+        workers = WorkersConfig(count=count)
+        with Actors(Sleeper, workers=workers, task=Task("sleep"), at_once=PARTS_AT_ONCE) as actors:
+            wait_for(actors, [SLEEP_S] * PARTS_AT_ONCE * count, count)
             units = [SLEEP_S] * UNITS_A_SLEEPER * count
             rates.append(len(units) / timed(partial(exhaust, actors, units)))
     ray.shutdown()

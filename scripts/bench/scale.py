@@ -95,7 +95,7 @@ def measured(result: dict[str, Any]) -> Measured:
     return Measured(
         seconds=seconds,
         requests=requests_of,
-        reads_in_evaluation=jobs["evaluation, no disk cache"]["received_bytes_a_shard"] / shard_bytes,
+        reads_in_evaluation=jobs["evaluation from images, no disk cache"]["received_bytes_a_shard"] / shard_bytes,
         check_cpu_s=requests["cpu_s"]["check"],
         decode_cpu_s=requests["cpu_s"]["decode and resize to 224"],
         index_bytes=largest["facts"]["bytes of the index, an image"],

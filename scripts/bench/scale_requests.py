@@ -270,7 +270,10 @@ class Jobs:
         from transfer.evaluation.evaluate import evaluate_run
 
         fit(self._run, dataset)
-        with self._counted("evaluation, no disk cache"):
+        with self._counted("evaluation from images, no disk cache"):
+            evaluate_run(self._run, dataset, exactly=True)
+        evaluate_run(self._run, dataset)  # caches features of the test split, if training has not
+        with self._counted("evaluation from cached features, no disk cache"):
             evaluate_run(self._run, dataset)
 
 

@@ -17,6 +17,7 @@ from transfer.catalog import layout
 from transfer.catalog.run import Progress
 from transfer.config import ImageInput
 from transfer.dataset.file_cache import SeenLog
+from transfer.dataset.index import INDEX_SCHEMA, read_images
 from transfer.dataset.manifest import Reject, Shard, load_dataset, write_ledger
 from transfer.dataset.row_groups import Footers
 from transfer.dataset.shards import read_columns, read_row_group, read_shard, write_shard
@@ -205,6 +206,18 @@ def test_flips_where_only_a_few_columns_are_read_are_noticed_or_change_nothing(s
                 noticed += 1
     assert flips / 50 < noticed < flips  # Most of the bytes are images and were not asked for.
     note("a shard's columns", flips=flips, noticed=noticed, failures=0)
+
+
+def test_the_shards_of_a_damaged_part_of_an_index_are_looked_into_which_is_said(job, store, folder, caplog):
+    dataset = load_dataset(store, DATASET)
+    known = read_images(store, dataset, INDEX_SCHEMA.names)
+    part = dataset.index[0]
+    for position, bit in sampled(folder / part.name, SAMPLED):
+        with flipped(folder / part.name, position, bit), caplog.at_level(logging.WARNING):
+            assert read_images(store, dataset, INDEX_SCHEMA.names) == known
+        assert f"{part.name} in {store.uri} is damaged" in caplog.text
+        caplog.clear()
+    note("part of an index", flips=SAMPLED, failures=0)
 
 
 def test_flips_of_a_model_are_noticed_before_it_is_loaded(store, folder, tmp_path):

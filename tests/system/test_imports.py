@@ -30,7 +30,9 @@ DRIVING_WORKERS = """
 import ray.job_submission
 from transfer import jobs
 from transfer.cli import main
+from transfer.evaluation import evaluate, page
 from transfer.features import ray_extract
+from transfer.registry import compare_versions, serving_answers
 from transfer.submission import submit
 from transfer.training import distributed
 from transfer.tuning import driver, plan, trainable, trial_actor

@@ -177,7 +177,8 @@ def _add_version(candidates: Candidates, checked: CheckedColumns, on_copied: OnC
         _write_shards(candidates, images, missing)
     logger.info("Splits: %s.", selection.splitting.title)
     logger.info(
-        "%s: %d images, %d of %d shards new.", dataset.reference, len(images), len(plan.new), len(dataset.shards)
+        "%s: %d images, %d of %d shards new, %d of them with images of earlier ones.",
+        *(dataset.reference, len(images), len(plan.new), len(dataset.shards), len(copied)),
     )
     return dataset
 

@@ -90,7 +90,7 @@ def plan_shards(
 class _Found:
     """Where the images are in the parent's shards.
 
-    `holders`: int64 [n], the index of the shard that stays and has the image, -1 if none has. `origins`: int64 [n, 2],
+    `holders`: int32 [n], the index of the shard that stays and has the image, -1 if none has. `origins`: int32 [n, 2],
     shard and row from which the image can be copied, in shards that do not stay; -1 if there are none.
     """
 
@@ -98,8 +98,8 @@ class _Found:
         self._images = images
         self._parent = parent
         self._kept: dict[int, Shard] = {}
-        self.holders = np.full(len(images), -1, np.int64)
-        self.origins = np.full((len(images), 2), -1, np.int64)
+        self.holders = np.full(len(images), -1, np.int32)
+        self.origins = np.full((len(images), 2), -1, np.int32)
         for index, shard in enumerate(parent):
             # A false miss (two digests sharing 64 bits) is harmless: the image is written once more.
             places = find_words(images.words, shard.words)

@@ -31,7 +31,7 @@ from transfer.training.run import Run
 
 logger = logging.getLogger(__name__)
 
-TASK = Task("evaluate", TrainingError, "The run is finished and stays. Repeat the command.")
+TASK = Task("evaluate", TrainingError, "The run stays. Repeat the command: predictions that are stored are found.")
 UNITS_AT_ONCE = 2
 """Of a worker: one is read while another one is computed."""
 

@@ -54,15 +54,17 @@ class Predictions:
         return buffer.getvalue()
 
     @classmethod
-    def from_parquet(cls, data: bytes, classes: list[str]) -> Predictions:
-        """Read what `to_parquet` wrote. Raises CorruptObjectError if it is damaged."""
+    def from_parquet(cls, data: bytes, classes: list[str], *, name: str) -> Predictions:
+        """Read what `to_parquet` wrote into the object `name`. Raises CorruptObjectError if it is damaged."""
         try:
             table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
             keys, labels = table["key"].to_pylist(), table["label"].to_numpy()
             return cls(keys, labels, np.stack(table["probabilities"].to_numpy()), classes)
         except (pa.ArrowException, KeyError, OSError, ValueError) as error:
             raise CorruptObjectError(
-                f"Stored predictions do not read as such: {error}.", advice="Evaluate the run again."
+                f"{name} does not read as predictions: {error}.",
+                advice="If its report was not finished, remove this object and repeat the command. Otherwise evaluate "
+                "the run again.",
             ) from error
 
     def slice(self, start: int, stop: int) -> Predictions:

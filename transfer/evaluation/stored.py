@@ -47,12 +47,14 @@ class StoredReport:
     @functools.lru_cache(maxsize=1)  # noqa: B019
     def _part(self, number: int) -> Predictions:
         name = layout.part_of_predictions(number) if self._entry.part_rows else layout.PREDICTIONS
-        return Predictions.from_parquet(self._read(name), [row.name for row in self.report.metrics.per_class])
+        classes = [row.name for row in self.report.metrics.per_class]
+        return Predictions.from_parquet(self._read(name), classes, name=self._name(name))
 
     def _read(self, name: str) -> bytes:
-        return self._run.store.read_verified(
-            layout.report_file(self._run.folder, self._number, name), self._entry.files[name]
-        )
+        return self._run.store.read_verified(self._name(name), self._entry.files[name])
+
+    def _name(self, name: str) -> str:
+        return layout.report_file(self._run.folder, self._number, name)
 
 
 def load_report(run: Run, number: int) -> tuple[Report, Predictions]:

@@ -98,11 +98,12 @@ class EvaluationWork:
 
     def _part(self, unit: Unit, images: UnitImages) -> Part:
         """What is told of a unit, by the predictions that are stored."""
-        data = self._store.read(self._name(unit))
-        predictions = Predictions.from_parquet(data, self._dataset.classes)
+        name = self._name(unit)
+        data = self._store.read(name)
+        predictions = Predictions.from_parquet(data, self._dataset.classes, name=name)
         if predictions.keys != images.keys:
             raise CorruptObjectError(
-                f"{self._name(unit)} in {self._store.uri} has predictions for other images than its shards have.",
+                f"{name} in {self._store.uri} has predictions for other images than the dataset version.",
                 advice="Remove it, and evaluate the run again.",
             )
         mistakes = worst_mistakes(predictions, GALLERY_SIZE)

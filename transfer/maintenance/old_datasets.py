@@ -96,7 +96,7 @@ def _objects_of(dataset: Dataset) -> Iterator[str]:
 def _users(store: Store, name: str) -> Iterator[tuple[str, str]]:
     """References of the dataset versions that something names, with what it is in words."""
     for model in store.folders(layout.NIGHTS):
-        number = max(Log(store, layout.nights_log(model)).numbers(), default=0)
+        number = Log(store, layout.nights_log(model)).newest_number()
         plan = layout.night_plan(layout.night_folder(model, number))
         if number and is_unfinished(store, layout.night_folder(model, number)) and store.exists(plan):
             # It does not say of which dataset.

@@ -16,11 +16,11 @@ from transfer.config import Config
 from transfer.dataset.manifest import Shard, load_dataset
 from transfer.features.forward import CHECKED_ROWS, TOLERANCE
 from transfer.features.frozen import frozen_part_of
-from transfer.features.network import InferenceNetwork, traced
 from transfer.features.store import FeatureStore
 from transfer.registry.prediction_file import Outputs
 from transfer.registry.published_model import PublishedModel
 from transfer.storage import Store
+from transfer.training.inference import trace_head
 from transfer.training.run import load_run
 from transfer.training.shared_models import restore_model
 
@@ -61,14 +61,7 @@ class HeadAnswers:
         frozen_part = frozen_part_of(model.backbone, 0, map_dtype=run.config.features.map_dtype)
         if frozen_part is None or len(frozen_part.shape) > 1:
             return None, None
-        head = InferenceNetwork(model.head.inputs[0], [model.head])
-
-        def classify(features: tf.Tensor) -> tf.Tensor:
-            (logits,) = head(features)
-            return tf.nn.softmax(logits)
-
-        traced_head = traced(classify, tf.TensorSpec([None, *frozen_part.shape], tf.float32))
-        return FeatureStore(self._store, frozen_part), traced_head
+        return FeatureStore(self._store, frozen_part), trace_head(model)
 
     def _is_as_published(self, answers: list[Outputs], first: list[bytes]) -> bool:
         by_model = self._model.answer(first[:CHECKED_ROWS])["probabilities"]

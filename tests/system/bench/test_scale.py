@@ -31,6 +31,7 @@ def test_requests_of_the_jobs_are_those_that_the_code_makes(result):
     assert jobs["epoch from images, no disk cache"] == {"GET shards": 2}
     assert jobs["epoch from images, warm disk cache"] == jobs["epoch from cached features, once opened"] == {}
     assert jobs["what a shard of the version before holds, by its index"] == {}
+    assert jobs["evaluation from images, no disk cache"] == {"GET shards": 1}
     assert jobs["open cached features, warm disk cache"] == {}
     assert jobs["open cached features, cold disk cache"] == {"GET features": 1, "HEAD features": 1}
     assert result["requests"]["maps_a_cached_shard"] == 1

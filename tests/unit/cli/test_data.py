@@ -55,3 +55,22 @@ def test_they_speak_to_people_too(transfer, config):
     assert "class of version 1" in done.stdout
     done = transfer("datasets", "drop-class", config, "bee", "--reason", "so")
     assert (done.returncode, "Its classes are `ant`, `cat`, `dog`." in done.stderr) == (4, True)
+
+
+def test_an_image_is_forgotten_only_if_that_is_asked_for(transfer, answer_of, answer, config):
+    name = "cat/00010.png"
+    found = answer_of("forget", config, name, "--reason", "asked to")
+    assert (found["forgotten"], found["version"]) == (False, None)
+    assert found["held_by"] == [{"version": "pets/00000001", "images": {"train": 1}}]
+    done = transfer("forget", config, name, "--reason", "asked to")
+    assert done.returncode == 0, done.stderr
+    assert "add --remove for that" in done.stdout
+    found = answer_of("forget", config, name, "--reason", "asked to", "--remove")
+    assert (found["forgotten"], found["version"]) == (True, "pets/00000002")
+    done = transfer("forget", config, "cat/nowhere.png", "--reason", "so")
+    assert (done.returncode, "no version" in done.stderr.lower()) == (4, True)
+    # Old versions have it until they are removed, which has to be asked for, too.
+    assert answer("gc", config, "--at-work-days", "0")["versions"] == ["pets/00000001"]
+    assert "add --remove for that" in transfer("datasets", "gc", config, "--at-work-days", "0").stdout
+    assert answer("gc", config, "--at-work-days", "0", "--remove")["removed"] is True
+    assert [version["version"] for version in answer("list", config)["versions"]] == [2]

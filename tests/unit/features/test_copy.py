@@ -60,7 +60,7 @@ def test_features_are_copied_only_where_all_sources_have_intact_ones(digits, cop
     cache(store, [first, second], [maps])
     cache(store, [first], [vectors])
     cached = FeatureStore(store, maps)
-    content = store.folder / cached._content(cached._entry(first).sha256)
+    content = store.folder / cached._content(first, cached._entry(first))
     content.write_bytes(b"damaged")
     assert copy_features(store, [copied]) == 0
     assert entries(store, copied.shard) == set()
