@@ -25,7 +25,7 @@ import tensorflow as tf
 
 from transfer.config import DatasetConfig, ImageInput
 from transfer.dataset.check import check_image, is_checked_by_decoding
-from transfer.dataset.decode import load_image, load_plain_jpeg
+from transfer.dataset.decode import fit_decoded, load_image, load_plain_jpeg
 from transfer.dataset.manifest import Shard
 from transfer.dataset.order import Order, WorkerSlice
 from transfer.dataset.orientation import is_plain_jpeg
@@ -118,19 +118,30 @@ def checked_and_decoded(
         transcode=True,
         background=limits.background,
         depth=image_input.depth,
+        with_pixels=True,
     )
     if isinstance(outcome, RejectedImage):
         return outcome
+    if outcome.pixels is not None:
+        pixels = tf.constant(outcome.pixels)
+        fit = _compiled(fit_decoded, image_input, tf.TensorSpec([None, None, 3], pixels.dtype))
+        image: np.ndarray = fit(pixels).numpy()
+        return outcome.data, image
     return outcome.data, decoded(outcome.data, image_input=image_input)
 
 
-@functools.lru_cache(maxsize=4)
-def _compiled(load: Callable[[tf.Tensor, ImageInput], tf.Tensor], image_input: ImageInput) -> Any:
-    @tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
-    def loaded(image_bytes: tf.Tensor) -> tf.Tensor:
+_ENCODED = tf.TensorSpec([], tf.string)
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(
+    load: Callable[[tf.Tensor, ImageInput], tf.Tensor], image_input: ImageInput, image: tf.TensorSpec = _ENCODED
+) -> Any:
+    @tf.function(input_signature=[image], autograph=False)
+    def loaded(image: tf.Tensor) -> tf.Tensor:
         # Only CPUs decode, and a copy to a GPU for resizing costs more time than it saves.
         with tf.device("CPU"):
-            return load(image_bytes, image_input)
+            return load(image, image_input)
 
     return loaded.get_concrete_function()
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -48,12 +48,16 @@ _OPAQUE = 2**16 - 1
 
 @dataclass(frozen=True)
 class AcceptedImage:
-    """An image that decodes: its bytes (PNG if transcoded), size in pixels as displayed (upright), and format."""
+    """An image that decodes: its bytes (PNG if transcoded), size in pixels as displayed (upright), and format.
+
+    `pixels`: what `decode_image` makes of the bytes, if that was asked for and the check came by it.
+    """
 
     data: bytes
     width: int
     height: int
     format: str
+    pixels: np.ndarray | None = field(default=None, compare=False, repr=False)
 
 
 class _UndecodableError(Exception):
@@ -78,6 +82,7 @@ def check_image(
     transcode: bool,
     background: str | None = None,
     depth: Depth = "reject",
+    with_pixels: bool = False,
 ) -> AcceptedImage | RejectedImage:
     """Check one image file by decoding it; never raises because of what is in `data`.
 
@@ -85,7 +90,8 @@ def check_image(
     more than `max_pixels` pixels are refused by their header. With `transcode`, a file that TensorFlow does not decode
     correctly becomes an upright PNG of its first frame if Pillow can read it; the same bytes always give the same PNG.
     `background`, `#rrggbb`: an image with transparent pixels is put on this color and becomes a PNG, too.
-    `depth`: what becomes of 16 bits a channel; the bytes depend on it only with a background.
+    `depth`: what becomes of 16 bits a channel; the bytes depend on it only with a background. `with_pixels`: leave the
+    decoded pixels in the result, which takes memory.
     """
     if not data:
         return RejectedImage(RejectReason.EMPTY, "The file has no bytes.")
@@ -99,7 +105,8 @@ def check_image(
     try:
         # Pillow warns of what this function decides anyway, and would warn thousands of times.
         with _no_warnings:
-            return _check(data, kind, kind.named(key), _Wanted(max_pixels, transcode, background, depth))
+            accepted = _check(data, kind, kind.named(key), _Wanted(max_pixels, transcode, background, depth))
+            return accepted if with_pixels else replace(accepted, pixels=None)
     except RefusedError as refused:
         return refused.rejected
 
@@ -144,10 +151,10 @@ def _check_with_pillow(data: bytes, kind: Format, label: str, wanted: _Wanted) -
     _limit_pixels(image.width, image.height, wanted.max_pixels)
     if kind.is_decodable:
         try:
-            height, width = _decode_as_pillow(data, kind, image, label, wanted)
+            pixels = _decode_as_pillow(data, kind, image, label, wanted)
             if wanted.background is not None and kind.has_alpha and image.has_transparency_data:
                 return _on_background(data, label, wanted)
-            return AcceptedImage(data, width, height, kind.name)
+            return AcceptedImage(data, pixels.shape[1], pixels.shape[0], kind.name, pixels)
         except _UndecodableError as problem:
             load_pixels(image, label)
             if not wanted.transcode:
@@ -183,7 +190,7 @@ def _decoded_alone(data: bytes, kind: Format, refused: RefusedError, label: str,
         pixels = _decode(data, label, wanted.depth)
     except _UndecodableError:
         raise refused from None
-    return AcceptedImage(data, pixels.shape[1], pixels.shape[0], kind.name)
+    return AcceptedImage(data, pixels.shape[1], pixels.shape[0], kind.name, pixels)
 
 
 def _on_background(data: bytes, label: str, wanted: _Wanted) -> AcceptedImage:
@@ -204,8 +211,8 @@ def _on_background(data: bytes, label: str, wanted: _Wanted) -> AcceptedImage:
     return AcceptedImage(to_png(Image.fromarray(pixels)), width, height, formats.PNG.name)
 
 
-def _decode_as_pillow(data: bytes, kind: Format, image: Any, label: str, wanted: _Wanted) -> tuple[int, int]:
-    """Decode with TensorFlow and compare with Pillow's pixels. Returns height and width in pixels.
+def _decode_as_pillow(data: bytes, kind: Format, image: Any, label: str, wanted: _Wanted) -> np.ndarray:
+    """Decode with TensorFlow and compare with Pillow's pixels. Returns the pixels as training and serving see them.
 
     TensorFlow allocates as many pixels as the header says, which Pillow has read before; for BMP at most as many as the
     file has bytes. Only frames of a GIF can be larger than its header says.
@@ -222,7 +229,7 @@ def _decode_as_pillow(data: bytes, kind: Format, image: Any, label: str, wanted:
         _compare_deep(_deep_values(data)[..., :3], image)
     elif is_compared:
         _compare(pixels, image, kind)
-    return pixels.shape[0], pixels.shape[1]
+    return pixels
 
 
 class _NoWarnings:

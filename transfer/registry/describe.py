@@ -111,10 +111,11 @@ class NeverTrainedOn:
         """`split`: of `dataset`, whose images are asked about. Raises what reading shards raises."""
         before = trained_on(store, version)
         self._split = split
-        self._trained_with = version.provenance.config["dataset"]
+        self._trained_with: dict[str, Any] = {}
         self._recorded: np.ndarray | None = None
         """Sorted digests, uint64 [n, 4], of images of one kind; None if the content of images decides."""
         if before.splitting is None:
+            self._trained_with = version.provenance.config["dataset"]
             return
         self._is_of_held_out = before.splitting.groups_by is not None and before.splitting != dataset.splitting
         """Whether these are images that the version held out; otherwise images that are nearer to its training."""

@@ -15,6 +15,7 @@ import pytest
 from tests.images import encode, picture
 from tests.sourcing import LONG_AGO_S, config_of, image, write_classes, write_file
 from transfer.dataset import ingest as ingest_module
+from transfer.dataset.decisions import start_over
 from transfer.dataset.file_cache import SeenLog, nothing_seen
 from transfer.dataset.ingest import ingest
 from transfer.dataset.listing import Checked, CheckedColumns, Listing
@@ -198,9 +199,9 @@ def test_a_change_that_a_listing_cannot_show_is_found_when_the_file_is_stored(tm
     for seed in (50, 51):
         write_file(source / "cat" / f"{seed}.bmp", encode(picture(16, 16, seed=seed), "BMP"))
     ingested(source, folder_storage, validation=0.0)
-    # The same size and the same time; and another file of the shard is gone, so that it must be written anew.
+    # The same size and the same time; and the dataset starts over, so that every image is stored anew.
     write_file(source / "cat" / "50.bmp", encode(picture(16, 16, seed=52), "BMP"))
-    (source / "dog" / "00010.png").unlink()
+    start_over(open_store(folder_storage), "pets", reason="a test")
     second = ingested(source, folder_storage, validation=0.0)
     assert "cat/50.bmp changed between" in caplog.text
     other = folder_storage.model_copy(update={"uri": str(tmp_path / "other")})

@@ -15,7 +15,7 @@ from transfer.config import FeaturesConfig
 from transfer.dataset.shards import read_shard
 from transfer.errors import CorruptObjectError
 from transfer.features import extract as extract_module
-from transfer.features import store as inventory_module
+from transfer.features import inventory as inventory_module
 from transfer.features.extract import Extractor, Piece, RowBatch, seen_as
 from transfer.features.frozen import View, frozen_parts_of
 from transfer.features.inventory import Inventory

@@ -3,11 +3,12 @@
 import io
 from functools import partial
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from transfer.config import DatasetConfig, ImageInput
-from transfer.dataset.batches import checked_and_decoded
+from transfer.dataset.batches import checked_and_decoded, decoded
 from transfer.dataset.manifest import MISSING, Reject
 from transfer.registry.answered_images import answered_images
 from transfer.registry.published_model import BATCH_SIZE
@@ -58,3 +59,14 @@ def test_the_limits_and_the_background_of_the_configuration_hold():
     Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(clear, "PNG")
     given = [("large", gray(90, size=5)), ("clear", clear.getvalue())]
     assert answers_for(given, max_pixels=16, background="#ffffff") == [("large", "pixel_bomb"), ("clear", 255)]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF"])
+@pytest.mark.parametrize("channels", [3, 1])
+def test_an_image_that_the_check_has_decoded_is_the_one_that_the_network_takes(kind, channels):
+    image_input = ImageInput(5, 7, fit="crop", channels=channels)
+    target = io.BytesIO()
+    Image.linear_gradient("L").resize((20, 11)).convert("RGB").save(target, kind)
+    limits = DatasetConfig(source="images")
+    data, pixels = checked_and_decoded(target.getvalue(), key="a", image_input=image_input, limits=limits)
+    np.testing.assert_array_equal(pixels, decoded(data, image_input=image_input))
