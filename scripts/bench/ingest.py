@@ -7,7 +7,7 @@ Arms of the input side, each three epochs in one stream, in batches of 32 at 224
 
     bare         decode + resize of bytes in memory, nothing else: the most that any pipeline can do here
     shards       this project's training input from shards in a folder; they fit into the shuffle window
-    streamed     the same with a window of one shard, as when a dataset is larger than memory: read again every epoch
+    streamed     the same with a smaller window, as when a dataset is larger than memory: read again every epoch
     shards-s3    as `streamed`, from an S3 server (moto, on loopback, in another process)
     tfrecords    plain tf.data over TFRecords of the same images, in a folder
 
