@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from transfer.dataset.index import INDEX_SCHEMA, read_images, write_index
 from transfer.dataset.ingest import OnCopied
 from transfer.dataset.manifest import Dataset, Shard, Splitting, dataset_log, load_dataset
+from transfer.dataset.removals import await_removals
 from transfer.dataset.shard_plan import CopiedShard
 from transfer.dataset.shards import GROUPED_SHARD_SCHEMA, SHARD_SCHEMA, read_columns, stored_bytes, write_shard
 from transfer.dataset.splits import TRAIN
@@ -82,6 +83,13 @@ def _add_version(
     }
     dataset = latest.model_copy(update=changes)
     dataset_log(store, latest.name).append(dataset.model_dump(), number=dataset.number)
+    # What a failed command left may have been found, and removed before this version named it.
+    await_removals(store, dataset)
+    for each, (shard, stays) in zip(copied, [each for each in left if each[1].rows], strict=True):
+        if not store.exists(each.shard.name):
+            _copy(store, latest, shard, stays)
+    if not all(store.exists(part.name) for part in dataset.index):
+        write_index(store, shards, new=new, parent=latest)
     on_copied(copied)
     return dataset
 
