@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from transfer.dataset.decisions import forget_images
-from transfer.dataset.forgetting import take_out
+from transfer.dataset.forgetting import check_left, take_out
 from transfer.dataset.index import read_images
 from transfer.dataset.manifest import Dataset, dataset_names
 from transfer.errors import DatasetError, ObjectNotFoundError
@@ -63,7 +63,8 @@ def forget(store: Store, dataset: str, images: Sequence[str], *, reason: str, re
 
     `images`: keys, or SHA-256 of stored bytes. With `remove`, the decision is recorded, and the latest version that has
     their bytes is followed by one without. Earlier versions keep the bytes. Raises DatasetError if no version of
-    `dataset` has one of the images, CorruptObjectError, ObjectNotFoundError, StorageError.
+    `dataset` has one of the images, or if a split would have none left, CorruptObjectError, ObjectNotFoundError,
+    StorageError.
     """
     versions = [version for name in dataset_names(store) for version in versions_of_dataset(store, name)]
     tables = _tables(store, versions)
@@ -80,6 +81,7 @@ def forget(store: Store, dataset: str, images: Sequence[str], *, reason: str, re
     runs, models = _runs(store, users), _models(store, users)
     version = None
     if remove:
+        check_left(store, dataset, [each.sha256 for each in found])
         forget_images(store, dataset, {each.sha256: each.keys for each in found}, reason=reason)
         digests = {each.sha256 for each in found}
         version = take_out(store, dataset, digests, on_copied=partial(copy_features, store)).reference

@@ -114,6 +114,22 @@ def test_forgetting_again_changes_nothing_and_goes_on_where_it_was_killed(pets, 
     assert [each.reason for each in read_decided(store, "pets").forgotten] == ["asked to"]
 
 
+def test_a_split_keeps_an_image_and_a_class_without_one_is_named(source, folder_storage, caplog):
+    config = config_of(source, folder_storage, validation=0.3)
+    store = open_store(config.storage)
+    dataset = ingest(config, store)
+    tables = read_images(store, dataset, ["key"], dataset.shards_of("validation"))
+    every = [key for table in tables for key in table["key"].to_pylist()]
+    with pytest.raises(DatasetError, match="would have none in validation"):
+        forget(store, "pets", every, reason="asked to", remove=True)
+    assert read_decided(store, "pets").forgotten == ()
+    assert latest_dataset(store, "pets") == dataset
+    cats = [key for key in every if key.startswith("cat/")]
+    forget(store, "pets", cats, reason="asked to", remove=True)
+    assert "none of the class cat in validation" in caplog.text
+    assert latest_dataset(store, "pets").counts["validation"] == {**dataset.counts["validation"], "cat": 0}
+
+
 def test_an_image_that_no_version_has_cannot_be_forgotten_nor_all_of_them(pets, source):
     _, store = pets
     with pytest.raises(DatasetError, match=r"has the image cat/nowhere\.png"):
@@ -123,6 +139,7 @@ def test_an_image_that_no_version_has_cannot_be_forgotten_nor_all_of_them(pets, 
     shutil.rmtree(source)
     with pytest.raises(DatasetError, match="none to train on"):
         forget(store, "pets", every, reason="asked to", remove=True)
+    assert read_decided(store, "pets").forgotten == ()
 
 
 def test_the_features_of_the_other_images_are_copied(pets):
