@@ -9,7 +9,7 @@ from tests.published import publish_some
 from tests.runs import store_run
 from tests.sourcing import config_of, image, read_ledger, write_classes, write_file
 from transfer.dataset import forgetting
-from transfer.dataset.decisions import read_decided
+from transfer.dataset.decisions import is_pending, read_decided
 from transfer.dataset.index import INDEX_SCHEMA, read_images
 from transfer.dataset.ingest import ingest
 from transfer.dataset.manifest import latest_dataset
@@ -109,8 +109,10 @@ def test_forgetting_again_changes_nothing_and_goes_on_where_it_was_killed(pets, 
             forget(store, "pets", [KEY], reason="asked to", remove=True)
     assert latest_dataset(store, "pets") == before
     assert [each.sha256 for each in read_decided(store, "pets").forgotten] == [DIGEST]
+    assert is_pending(store, "pets", read_decided(store, "pets"))
     for _ in range(2):
         assert forget(store, "pets", [KEY], reason="again", remove=True).version == "pets/00000003"
+        assert not is_pending(store, "pets", read_decided(store, "pets"))
     assert [each.reason for each in read_decided(store, "pets").forgotten] == ["asked to"]
 
 
