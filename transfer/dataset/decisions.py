@@ -9,13 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
-import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
 from transfer.catalog import layout
 from transfer.dataset.classes import renamed
-from transfer.dataset.index import read_images
+from transfer.dataset.forgetting import rows_with
 from transfer.dataset.manifest import Dataset, latest_dataset, load_dataset
 from transfer.errors import AlreadyExistsError, DatasetError
 from transfer.storage import Log, Store, as_model, now_utc
@@ -163,7 +161,7 @@ def forget_images(store: Store, dataset: str, images: Mapping[str, Sequence[str]
 def is_pending(store: Store, dataset: str, decided: Decided) -> bool:
     """Whether the latest version does not follow the decisions yet, so that the next ingest may make a new one.
 
-    Raises as `read_images`.
+    Raises as `rows_with`.
     """
     latest = latest_dataset(store, dataset)
     if latest is None:
@@ -173,9 +171,8 @@ def is_pending(store: Store, dataset: str, decided: Decided) -> bool:
     if not _restored_since(store, dataset, latest.created or "") <= {*latest.classes}:
         return True
     # A `forget` adds its version itself, unless it was killed before that.
-    forgotten = pa.array([bytes.fromhex(each.sha256) for each in decided.forgotten], pa.binary(32))
-    tables = read_images(store, latest, ["sha256"]) if decided.forgotten else []
-    return any(pc.any(pc.is_in(table["sha256"], forgotten)).as_py() for table in tables)
+    forgotten = {each.sha256 for each in decided.forgotten}
+    return bool(forgotten) and bool(rows_with(store, latest, forgotten))
 
 
 def _restored_since(store: Store, dataset: str, created: str) -> set[str]:

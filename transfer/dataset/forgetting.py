@@ -14,10 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from transfer.dataset.index import INDEX_SCHEMA, read_images, write_index
-from transfer.dataset.ingest import OnCopied
 from transfer.dataset.manifest import Dataset, Shard, Splitting, dataset_log, load_dataset
 from transfer.dataset.removals import await_removals
-from transfer.dataset.shard_plan import CopiedShard
+from transfer.dataset.shard_plan import CopiedShard, OnCopied
 from transfer.dataset.shards import GROUPED_SHARD_SCHEMA, SHARD_SCHEMA, read_columns, stored_bytes, write_shard
 from transfer.dataset.splits import TRAIN
 from transfer.errors import AlreadyExistsError, DatasetError
@@ -44,7 +43,10 @@ def take_out(store: Store, name: str, digests: Collection[str], *, on_copied: On
 
 
 def rows_with(store: Store, dataset: Dataset, digests: Collection[str]) -> dict[str, np.ndarray]:
-    """Stored rows with these digests, also removed ones: int64 [n], by the SHA-256 of the shard; no empty ones."""
+    """Stored rows with these digests, also removed ones: int64 [n], by the SHA-256 of the shard; no empty ones.
+
+    Raises as `read_images`.
+    """
     wanted = pa.array(sorted(map(bytes.fromhex, digests)), pa.binary(32))
     shards = [shard.whole for shard in dataset.shards]
     tables = read_images(store, dataset, ["sha256"], shards)
