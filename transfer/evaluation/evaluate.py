@@ -137,7 +137,7 @@ class _Gathered:
             self._beside += part.beside
         self.mistakes = worst_of([*self.mistakes, *part.mistakes], GALLERY_SIZE)
         pictures = {**self._pictures, **part.pictures}
-        self._pictures = {mistake.key: pictures[mistake.key] for mistake in self.mistakes}
+        self._pictures = {mistake.sha256: pictures[mistake.sha256] for mistake in self.mistakes}
 
     def beside(self, serving: ServingAnswers) -> Beside | str:
         """The same images by the version that serves, or why it was not asked, or could not be, as a clause."""
@@ -146,8 +146,8 @@ class _Gathered:
         return self._why_not[min(self._why_not)] if self._why_not else self._beside
 
     def pictures(self, store: Store) -> dict[str, bytes]:
-        """The encoded images of the mistakes, by key. Those that cached features stood for are read now."""
-        return {key: picture.read(store) for key, picture in self._pictures.items()}
+        """The encoded images of the mistakes, by SHA-256. Those that cached features stood for are read now."""
+        return {sha256: picture.read(store) for sha256, picture in self._pictures.items()}
 
 
 def _claimed_number(run: Run, claim: dict[str, Any]) -> tuple[int, frozenset[str]]:
