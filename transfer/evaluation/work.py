@@ -88,7 +88,11 @@ class EvaluationWork:
             with self._computing:
                 if not is_stored:
                     probabilities = self._answers.by_network(images) if by_features is None else by_features
-                    self._put(unit, Predictions(images.keys, images.labels, probabilities, self._dataset.classes))
+                    coarsely = self._answers.rounds_coarsely
+                    self._put(
+                        unit,
+                        Predictions(images.keys, images.labels, probabilities, self._dataset.classes, coarsely),
+                    )
                 return self._part(unit, images)
 
     def _put(self, unit: Unit, predictions: Predictions) -> None:
@@ -114,7 +118,8 @@ class EvaluationWork:
             pictures=images.pictures(mistake.sha256 for mistake in mistakes),
             beside=self._beside(unit, images, predictions),
             untrained_classes=tuple(self._answers.model.untrained_classes),
-            rounds_coarsely=self._answers.rounds_coarsely,
+            # Of the process that computed them, which had a GPU perhaps.
+            rounds_coarsely=predictions.rounds_coarsely,
         )
 
     def _name(self, unit: Unit) -> str:

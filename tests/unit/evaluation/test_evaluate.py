@@ -115,16 +115,19 @@ def rounded_otherwise(path, classes):
     return after
 
 
-def test_what_a_worker_stored_that_died_since_counts(runs):
+def test_what_a_worker_stored_that_died_since_counts(runs, monkeypatch):
     run, dataset = runs[0]["a block, too"], runs[1]
     (unit,) = units_of(dataset.shards_of("test"))
     work = EvaluationWork(run.config, run.id, 77, False, None)
-    first = work(unit)
+    with monkeypatch.context() as on_a_gpu:
+        on_a_gpu.setattr(RunAnswers, "rounds_coarsely", True)
+        first = work(unit)
     path = Path(run.store.uri, f"{run.folder}/reports/00000077/predictions.parquet")
     stored = rounded_otherwise(path, dataset.classes)
     second = work(unit)
     assert second.sha256 == sha256_hex(path.read_bytes()) != first.sha256
     assert second.tally == Tally.of(stored) != first.tally
+    assert second.rounds_coarsely
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
