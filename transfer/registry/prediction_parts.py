@@ -33,10 +33,17 @@ class Part:
 
     number: int
     """From 0 on."""
+    count: int
+    """Number of all parts."""
     images: tuple[Image, ...] = ()
     shard: Shard | None = None
     has_features: bool = False
     """Whether features of the shard are cached that the model's head can answer from."""
+
+    @property
+    def name(self) -> str:
+        """Its file in a folder of predictions."""
+        return layout.predictions_part(self.number, self.count)
 
     @property
     def rows(self) -> int:
@@ -74,11 +81,11 @@ class Listing:
         """All parts in order."""
         if self.rows_per_part is None:
             for number, shard in enumerate(self.shards):
-                yield Part(number, shard=shard, has_features=shard.sha256 in self.with_features)
+                yield Part(number, self.part_count, shard=shard, has_features=shard.sha256 in self.with_features)
             return
         for number in range(self.part_count):
             start = number * self.rows_per_part
-            yield Part(number, tuple(self.images[start : start + self.rows_per_part]))
+            yield Part(number, self.part_count, tuple(self.images[start : start + self.rows_per_part]))
 
     @property
     def digest(self) -> str:

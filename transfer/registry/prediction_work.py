@@ -76,14 +76,14 @@ class PredictionWork:
 
     def __call__(self, part: Part) -> Predicted:
         """Predict a part, and write it if it goes to a folder that does not have it yet."""
-        if self._folder and (found := self._folder.written(part.number, rows=part.rows)):
+        if self._folder and (found := self._folder.written(part.name, rows=part.rows)):
             return Predicted(found.failures)
         answered, has_used_features = self._of_shard(part.shard, part) if part.shard else (self._of_images(part), False)
         size = self._model.embedding_size if self._columns.embeddings else None
         table = predictions_table(answered, self._version, self._columns, embedding_size=size)
         from_features = part.rows if has_used_features else 0
         if self._folder:
-            return Predicted(self._folder.write(part.number, table).failures, from_features)
+            return Predicted(self._folder.write(part.name, table).failures, from_features)
         return Predicted(failures_in(table), from_features, table)
 
     def _of_images(self, part: Part) -> list[tuple[str, Outputs | Reject]]:
