@@ -97,10 +97,8 @@ class PredictionWork:
         """The answers, and whether they come from cached features."""
         table = read_shard(self._store, shard, columns=["key", "image"])
         keys, column = table["key"].to_pylist(), BinaryColumn(table["image"])
-        if part.has_features:
-            first = [column[row] for row in range(min(2, shard.rows))]
-            if (answers := self._heads.of_shard(shard, first)) is not None:
-                return list(zip(keys, answers, strict=True)), True
+        if part.has_features and (answers := self._heads.of_shard(shard)) is not None:
+            return list(zip(keys, answers, strict=True)), True
         images = ((key, partial(column.__getitem__, row)) for row, key in enumerate(keys))
         return self._answered(images, self._stored), False
 
