@@ -58,7 +58,9 @@ class Listing:
     source: str
     """The dataset version, or `images`."""
     images: Sequence[Image] = ()
+    dataset: Dataset | None = None
     shards: Sequence[Shard] = ()
+    """Of `dataset`."""
     with_features: frozenset[str] = frozenset()
     """SHA-256 of the shards whose features are cached."""
 
@@ -128,9 +130,8 @@ def listed_dataset(config: Config, store: Store, version: ModelVersion, name: st
     if not shards:
         raise DatasetError(f"{_named(dataset, split)} has no images.", advice="Give another split or version.")
     cached = shards_with_features(config, store, version)
-    return Listing(
-        _named(dataset, split), shards=shards, with_features=frozenset(cached & {shard.sha256 for shard in shards})
-    )
+    with_features = frozenset(cached & {shard.sha256 for shard in shards})
+    return Listing(_named(dataset, split), dataset=dataset, shards=shards, with_features=with_features)
 
 
 def shards_with_features(config: Config, store: Store, version: ModelVersion) -> set[str]:
