@@ -255,9 +255,9 @@ def report_file(folder: str, number: int, name: str) -> str:
     return f"{numbered(reports_log(folder), number)}/{name}"
 
 
-def part_of_predictions(part: int) -> str:
+def part_of_predictions(part: int, parts: int) -> str:
     """The file of a part of an evaluation's predictions, where the split has many shards; parts count from 0."""
-    return f"predictions/part-{part:05d}.parquet"
+    return f"predictions/{predictions_part(part, parts)}"
 
 
 # Learning-rate range tests
@@ -426,9 +426,9 @@ def predictions_plan() -> str:
     return "_plan.json"
 
 
-def predictions_part(part: int) -> str:
-    """In a folder of predictions: consecutive rows, from part 0 on."""
-    return f"part-{part:05d}.parquet"
+def predictions_part(part: int, parts: int) -> str:
+    """In a folder of predictions: consecutive rows, from part 0 on, in the order of the names."""
+    return f"part-{part:0{max(len(str(parts - 1)), 5)}d}.parquet"
 
 
 def predictions_end() -> str:

@@ -39,7 +39,7 @@ class ForgottenImage(BaseModel):
     sha256: str
     """Of its bytes, as shards had them."""
     keys: tuple[str, ...]
-    """Keys under which it was stored. Other check options would store the same file under another digest."""
+    """Keys that it was named by: no file under them is taken, whatever digest its bytes are stored under."""
     since: str
     reason: str
 
@@ -146,7 +146,7 @@ def start_over(store: Store, dataset: str, *, reason: str) -> Decided:
 
 
 def forget_images(store: Store, dataset: str, images: Mapping[str, Sequence[str]], *, reason: str) -> Decided:
-    """Let no later version have some images, given as `{sha256: keys}`. The ledger lists them as `forgotten`."""
+    """Let no later version have some images, `{sha256: keys}`, nor files under these keys, which the ledger lists."""
 
     def decide(now: Decided) -> Decided:
         known = {each.sha256: each for each in now.forgotten}

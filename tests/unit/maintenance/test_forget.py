@@ -7,7 +7,7 @@ import pytest
 
 from tests.published import publish_some
 from tests.runs import store_run
-from tests.sourcing import config_of, image, read_ledger, write_classes, write_file
+from tests.sourcing import LONG_AGO_S, config_of, image, read_ledger, write_classes, write_file
 from transfer.dataset import forgetting
 from transfer.dataset.decisions import forget_images, is_pending, read_decided
 from transfer.dataset.index import INDEX_SCHEMA, read_images
@@ -98,6 +98,30 @@ def test_bytes_of_a_removed_row_are_forgotten_too(pets, source):
     dataset = latest_dataset(store, "pets")
     assert DIGEST not in stored_digests(store, dataset)
     assert sum(dataset.counts["train"].values()) == 17
+
+
+def test_a_file_that_took_the_name_of_a_forgotten_image_stays(pets, source):
+    config, store = pets
+    write_file(source / "cat/moved.png", image(3))
+    write_file(source / KEY, image(55), at_s=LONG_AGO_S + 5)
+    other = sha256_hex(image(55))
+    assert {DIGEST, other} <= stored_digests(store, ingest(config, store))
+    with pytest.raises(DatasetError, match=f"2 images under the key {KEY}.*{DIGEST}") as refused:
+        forget(store, "pets", [KEY], reason="asked to", remove=True)
+    assert other in str(refused.value)
+    forget(store, "pets", [DIGEST], reason="asked to", remove=True)
+    write_classes(source, first_seed=200, dog=1)
+    dataset = ingest(config, store)
+    digests = stored_digests(store, dataset)
+    assert other in digests
+    assert DIGEST not in digests
+    assert read_ledger(store, dataset.rejects).to_pydict()["key"] == ["cat/moved.png"]
+    # By now the key means one image, and nobody wants its name again.
+    forget(store, "pets", [KEY], reason="asked to", remove=True)
+    assert [(each.sha256, each.keys) for each in read_decided(store, "pets").forgotten] == [
+        (DIGEST, ()),
+        (other, (KEY,)),
+    ]
 
 
 def test_forgetting_again_changes_nothing_and_goes_on_where_it_was_killed(pets, monkeypatch):
