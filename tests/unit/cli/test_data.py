@@ -1,11 +1,13 @@
 """The commands `transfer datasets …`, called in this process."""
 
+from datetime import timedelta
 from functools import partial
 
 import pytest
 
 from tests.sourcing import config_of, write_classes
 from transfer.config.reference import render
+from transfer.dataset import removals
 from transfer.dataset.ingest import ingest
 from transfer.storage import open_store
 
@@ -57,7 +59,7 @@ def test_they_speak_to_people_too(transfer, config):
     assert (done.returncode, "Its classes are `ant`, `cat`, `dog`." in done.stderr) == (4, True)
 
 
-def test_an_image_is_forgotten_only_if_that_is_asked_for(transfer, answer_of, answer, config):
+def test_an_image_is_forgotten_only_if_that_is_asked_for(transfer, answer_of, answer, config, monkeypatch):
     name = "cat/00010.png"
     found = answer_of("forget", config, name, "--reason", "asked to")
     assert (found["forgotten"], found["version"]) == (False, None)
@@ -72,5 +74,9 @@ def test_an_image_is_forgotten_only_if_that_is_asked_for(transfer, answer_of, an
     # Old versions have it until they are removed, which has to be asked for, too.
     assert answer("gc", config, "--at-work-days", "0")["versions"] == ["pets/00000001"]
     assert "add --remove for that" in transfer("datasets", "gc", config, "--at-work-days", "0").stdout
-    assert answer("gc", config, "--at-work-days", "0", "--remove")["removed"] is True
+    with monkeypatch.context() as patch:
+        patch.setattr(removals, "_BEGINNING", timedelta(0))
+        assert "repeat the command" in transfer("datasets", "gc", config, "--at-work-days", "0", "--remove").stdout
+    cleaned = answer("gc", config, "--at-work-days", "0", "--remove")
+    assert (cleaned["removed"], cleaned["left"]) == (True, 0)
     assert [version["version"] for version in answer("list", config)["versions"]] == [2]

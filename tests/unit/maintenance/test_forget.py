@@ -93,6 +93,7 @@ def test_bytes_of_a_removed_row_are_forgotten_too(pets, source):
     config, store = pets
     (source / KEY).unlink()
     assert DIGEST in stored_digests(store, ingest(config, store))
+    assert is_pending(store, "pets", forget_images(store, "pets", {DIGEST: ()}, reason="asked to"))
     found = forget(store, "pets", [DIGEST], reason="asked to", remove=True)
     assert found.holders[-1] == Holder("pets/00000003", {})
     dataset = latest_dataset(store, "pets")
