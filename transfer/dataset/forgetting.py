@@ -13,9 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from transfer.dataset.index import INDEX_SCHEMA, read_images, write_index
-from transfer.dataset.ingest import OnCopied
 from transfer.dataset.manifest import Dataset, Shard, Splitting, dataset_log, load_dataset
-from transfer.dataset.shard_plan import CopiedShard
+from transfer.dataset.shard_plan import CopiedShard, OnCopied
 from transfer.dataset.shards import GROUPED_SHARD_SCHEMA, SHARD_SCHEMA, read_columns, stored_bytes, write_shard
 from transfer.dataset.splits import TRAIN
 from transfer.errors import AlreadyExistsError, DatasetError

@@ -9,7 +9,7 @@ from tests.published import publish_some
 from tests.runs import store_run
 from tests.sourcing import LONG_AGO_S, config_of, image, read_ledger, write_classes, write_file
 from transfer.dataset import forgetting
-from transfer.dataset.decisions import read_decided
+from transfer.dataset.decisions import forget_images, read_decided
 from transfer.dataset.index import INDEX_SCHEMA, read_images
 from transfer.dataset.ingest import ingest
 from transfer.dataset.manifest import latest_dataset
@@ -160,3 +160,13 @@ def test_the_features_of_the_other_images_are_copied(pets):
     digests = read_shard(store, before.shards[0])["sha256"].to_pylist()
     assert [digests[row] for _, row in shard.origins] == read_shard(store, shard.shard)["sha256"].to_pylist()
     assert np.array_equal(shard.labels, read_shard(store, shard.shard)["label"].to_numpy())
+
+
+def test_the_next_ingest_finishes_what_a_killed_command_had_decided(pets):
+    config, store = pets
+    forget_images(store, "pets", {DIGEST: ()}, reason="asked to")
+    assert DIGEST in stored_digests(store, latest_dataset(store, "pets"))
+    now = ingest(config, store)
+    assert now == latest_dataset(store, "pets")
+    assert DIGEST not in stored_digests(store, now)
+    assert ingest(config, store) == now
