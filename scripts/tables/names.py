@@ -24,6 +24,7 @@ _PARTS: dict[str, Any] = {
     "frozen_part": "<frozen part>",
     "shard_sha256": "<sha256 of the shard>",
     "rows": "<rows>",
+    "parts": 1,
     "run": "<run>",
     "folder": layout.run_folder("<run>"),
     "split": "<split>",

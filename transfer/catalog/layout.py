@@ -22,6 +22,7 @@ INDEX = "index"
 REJECTS = "rejects"
 SEEN = "seen"
 CLASSES = "classes"
+REMOVALS = "removals"
 FEATURES = "features"
 RUNS = "runs"
 RANGE_TESTS = "lr_find"
@@ -126,6 +127,16 @@ def seen_files(sha256: str) -> str:
 def classes_log(dataset: str) -> str:
     """Decisions about a dataset: a class dropped or restored, a start over; the highest number counts."""
     return f"{CLASSES}/{dataset}"
+
+
+def removals_log() -> str:
+    """Objects of dataset versions that are being removed, and until when; an entry is written before they go."""
+    return REMOVALS
+
+
+def removal_end(number: int) -> str:
+    """The end of such a removal; without it, it goes on until its time."""
+    return f"{numbered(REMOVALS, number)}/end.json"
 
 
 # Cached features
@@ -244,9 +255,9 @@ def report_file(folder: str, number: int, name: str) -> str:
     return f"{numbered(reports_log(folder), number)}/{name}"
 
 
-def part_of_predictions(part: int) -> str:
+def part_of_predictions(part: int, parts: int) -> str:
     """The file of a part of an evaluation's predictions, where the split has many shards; parts count from 0."""
-    return f"predictions/part-{part:05d}.parquet"
+    return f"predictions/{predictions_part(part, parts)}"
 
 
 # Learning-rate range tests
@@ -415,9 +426,9 @@ def predictions_plan() -> str:
     return "_plan.json"
 
 
-def predictions_part(part: int) -> str:
-    """In a folder of predictions: consecutive rows, from part 0 on."""
-    return f"part-{part:05d}.parquet"
+def predictions_part(part: int, parts: int) -> str:
+    """In a folder of predictions: consecutive rows, from part 0 on, in the order of the names."""
+    return f"part-{part:0{max(len(str(parts - 1)), 5)}d}.parquet"
 
 
 def predictions_end() -> str:

@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
 from transfer.catalog import layout
 from transfer.dataset.classes import renamed
+from transfer.dataset.index import read_images
 from transfer.dataset.manifest import Dataset, latest_dataset, load_dataset
 from transfer.errors import AlreadyExistsError, DatasetError
 from transfer.storage import Log, Store, as_model, now_utc
@@ -158,13 +161,21 @@ def forget_images(store: Store, dataset: str, images: Mapping[str, Sequence[str]
 
 
 def is_pending(store: Store, dataset: str, decided: Decided) -> bool:
-    """Whether the latest version does not follow the decisions yet, so that the next ingest may make a new one."""
+    """Whether the latest version does not follow the decisions yet, so that the next ingest may make a new one.
+
+    Raises as `read_images`.
+    """
     latest = latest_dataset(store, dataset)
     if latest is None:
         return False
     if decided.history(latest) is None or any(each.name in latest.classes for each in decided.dropped):
         return True
-    return not _restored_since(store, dataset, latest.created or "") <= {*latest.classes}
+    if not _restored_since(store, dataset, latest.created or "") <= {*latest.classes}:
+        return True
+    # A `forget` adds its version itself, unless it was killed before that.
+    forgotten = pa.array([bytes.fromhex(each.sha256) for each in decided.forgotten], pa.binary(32))
+    tables = read_images(store, latest, ["sha256"]) if decided.forgotten else []
+    return any(pc.any(pc.is_in(table["sha256"], forgotten)).as_py() for table in tables)
 
 
 def _restored_since(store: Store, dataset: str, created: str) -> set[str]:

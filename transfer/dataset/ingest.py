@@ -30,6 +30,7 @@ from transfer.dataset.index import INDEX_SCHEMA, read_recorded, write_index
 from transfer.dataset.ingest_tasks import ChangedError, Row, ShardTask, build_shard
 from transfer.dataset.listing import CheckedColumns, binary_column
 from transfer.dataset.manifest import Dataset, Shard, count_rejects, dataset_log, latest_dataset, write_ledger
+from transfer.dataset.removals import await_removals
 from transfer.dataset.shard_plan import CopiedShard, OnCopied, PlannedShard, moved_images, plan_shards
 from transfer.dataset.shards import Images, RecordedShard
 from transfer.dataset.sources import Source, open_source
@@ -170,12 +171,24 @@ def _add_version(candidates: Candidates, checked: CheckedColumns, on_copied: OnC
         depth=options.image_depth,
         splitting=splitting,
     )
+
+    def complete() -> None:
+        """Write again what was found in storage because an old version or a failed ingest left it, and is removed."""
+        await_removals(store, dataset)
+        missing = [each for shard, each in zip(new, plan.new, strict=True) if not store.exists(shard.name)]
+        if missing:
+            _write_shards(candidates, images, missing)
+        if not all(store.exists(part.name) for part in dataset.index):
+            write_index(store, shards, new=rows_of_new, parent=parent)
+        if ledger and not store.exists(ledger):
+            write_ledger(store, selection.rejects)
+
+    # Also before: if an image cannot be read any more by now, no version is added.
+    complete()
     _check_still_decided(candidates)
     dataset_log(store, name).append(dataset.model_dump(), number=dataset.number)
+    complete()
     on_copied(copied)
-    # A shard that an old version left may have been found, and removed before this version named it.
-    if missing := [each for shard, each in zip(new, plan.new, strict=True) if not store.exists(shard.name)]:
-        _write_shards(candidates, images, missing)
     logger.info("Splits: %s.", selection.splitting.title)
     logger.info(
         "%s: %d images, %d of %d shards new, %d of them with images of earlier ones.",

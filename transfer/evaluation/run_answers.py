@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -66,7 +66,18 @@ class RunAnswers:
         rows = FeatureStore(self._run.store, self.frozen_part).open_all(shards)
         # An object may be damaged, or have been removed just now.
         found = [each for each in rows if each is not None]
-        return self._of_head(CachedSplit(list(shards), found)) if len(found) == len(shards) else None
+        if len(found) < len(shards):
+            return None
+        return np.concatenate([answers for answers, _ in self.by_head(CachedSplit(list(shards), found))])
+
+    def by_head(self, features: CachedSplit) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield probabilities float32 [n, classes] and features float32 [n, features], a few rows at a time."""
+        for start in range(0, len(features), HEAD_ROWS):
+            rows = np.arange(start, min(start + HEAD_ROWS, len(features)))
+            values = np.empty((len(rows), *features.shape), features.dtype)
+            features.take(rows, values)
+            values = np.asarray(values, np.float32)
+            yield self._head(tf.constant(values)).numpy(), values
 
     def by_network(self, encoded: Iterable[bytes]) -> np.ndarray:
         """Probabilities float32 [n, classes] of n encoded images. Raises what a forward pass raises."""
@@ -86,12 +97,3 @@ class RunAnswers:
         """The traced model, and the fast way to run it, which an exact answer does not take."""
         work = InferenceWork(self.model, trace_inference(self.model, graph=self._run.config.publish.graph))
         return work, None if self._exactly else forward_of(work, engine=self._run.config.features.engine)
-
-    def _of_head(self, features: CachedSplit) -> np.ndarray:
-        answers = []
-        for start in range(0, len(features), HEAD_ROWS):
-            rows = np.arange(start, min(start + HEAD_ROWS, len(features)))
-            values = np.empty((len(rows), *features.shape), features.dtype)
-            features.take(rows, values)
-            answers.append(self._head(tf.constant(values, tf.float32)).numpy())
-        return np.concatenate(answers)

@@ -47,7 +47,8 @@ class StoredReport:
     # The last one: units of an evaluation ask for the rows of one part after the other.
     @functools.lru_cache(maxsize=1)  # noqa: B019
     def _part(self, number: int) -> Predictions:
-        name = layout.part_of_predictions(number) if self._entry.part_rows else layout.PREDICTIONS
+        parts = len(self._entry.part_rows)
+        name = layout.part_of_predictions(number, parts) if parts else layout.PREDICTIONS
         classes = [row.name for row in self.report.metrics.per_class]
         return Predictions.from_parquet(self._read(name), classes, name=self._name(name))
 

@@ -138,4 +138,4 @@ class EvaluationWork:
 
 def predictions_file(unit: Unit) -> str:
     """Name of the file of a unit's predictions, among the files of a report."""
-    return layout.PREDICTIONS if unit.count == 1 else layout.part_of_predictions(unit.number)
+    return layout.PREDICTIONS if unit.count == 1 else layout.part_of_predictions(unit.number, unit.count)

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from transfer.dataset.decisions import forget_images
-from transfer.dataset.forgetting import take_out
+from transfer.dataset.forgetting import check_left, take_out
 from transfer.dataset.index import read_images
 from transfer.dataset.manifest import Dataset, dataset_names
 from transfer.errors import DatasetError, ObjectNotFoundError
@@ -65,7 +65,8 @@ def forget(store: Store, dataset: str, images: Sequence[str], *, reason: str, re
     `images`: SHA-256 of stored bytes, or keys. A key means the image that the newest version with that key has under
     it, and no later file under that key is taken. With `remove`, the decision is recorded, and the latest version that
     has their bytes is followed by one without. Earlier versions keep the bytes. Raises DatasetError if no version of
-    `dataset` has one of the images or one key means several, CorruptObjectError, ObjectNotFoundError, StorageError.
+    `dataset` has one of the images, if one key means several, or if a split would have none left, CorruptObjectError,
+    ObjectNotFoundError, StorageError.
     """
     versions = [version for name in dataset_names(store) for version in versions_of_dataset(store, name)]
     tables = _tables(store, versions)
@@ -92,6 +93,7 @@ def forget(store: Store, dataset: str, images: Sequence[str], *, reason: str, re
     runs, models = _runs(store, users), _models(store, users)
     version = None
     if remove:
+        check_left(store, dataset, [each.sha256 for each in found])
         # Only keys that were named. Another file may have the name now that an image had when it was stored.
         keys = {each.sha256: [key for key, of_key in by_key.items() if each.sha256 in of_key] for each in found}
         forget_images(store, dataset, keys, reason=reason)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -17,20 +16,15 @@ import numpy as np
 from transfer.catalog.model import ModelVersion
 from transfer.config import Config
 from transfer.dataset.manifest import Dataset, Shard
-from transfer.errors import TransferError
 from transfer.evaluation.units import Picture, Unit, UnitImages, first_images
 from transfer.registry.comparison import Answered, HeldOut, Judged, judge
-from transfer.registry.describe import NeverTrainedOn, trained_on
+from transfer.registry.describe import NeverTrainedOn
 from transfer.runtime.startup import import_tensorflow
 from transfer.storage import Store, open_store
-from transfer.training.checkpoints import Checkpoints
-from transfer.training.run import load_run
 
 if TYPE_CHECKING:
     from transfer.evaluation.run_answers import RunAnswers
     from transfer.registry.published_model import Answers
-
-logger = logging.getLogger(__name__)
 
 LATENCY_IMAGES = 30
 _WARM_UP_IMAGES = 3
@@ -118,25 +112,13 @@ class _Asked:
     @cached_property
     def head(self) -> RunAnswers | None:
         """The head of the version's run, if it takes cached features and is the one that was exported."""
-        from transfer.evaluation.run_answers import RunAnswers
+        from transfer.registry.head_answers import head_of
 
-        provenance = self._version.provenance
-        try:
-            run = load_run(self._store, provenance.run, self._config)
-            last = Checkpoints(run).last_entry()
-            if not run.config.trains_head_only or last is None or last[1].weights != provenance.weights.sha256:
-                return None
-            answers = RunAnswers(run, trained_on(self._store, self._version), exactly=False)
-        except TransferError as error:
-            # For example, the run was removed, or its base is another one by now.
-            logger.info("Version %d is asked as exported: %s", self._version.number, error.message)
-            return None
-        is_same = answers.model.digest == provenance.base.sha256 and answers.model.classes == [*self._version.classes]
-        return answers if is_same else None
+        return head_of(self._config, self._store, self._version)
 
     def head_agrees(self, shards: Sequence[Shard], first: list[bytes]) -> bool:
         """Whether the head has all features of `shards`, and answers about the first images as the exported model."""
-        from transfer.registry.export_proof import TOLERANCE
+        from transfer.registry.head_answers import is_as_exported
 
         if self.head is None or not self.head.has_features(shards):
             return False
@@ -144,17 +126,7 @@ class _Asked:
         if by_head is None:
             return False
         rows = min(len(first), len(by_head))
-        difference = float(np.max(np.abs(by_head[:rows] - self.exported(first[:rows])["probabilities"])))
-        # In this form of the comparison, NaN counts as a difference.
-        agrees = difference <= TOLERANCE
-        logger.info(
-            "Version %d answers %s: for %d images the two differ by at most %.2g.",
-            self._version.number,
-            "by its head from cached features" if agrees else "as exported, and not by its head",
-            rows,
-            difference,
-        )
-        return agrees
+        return is_as_exported(self._version, by_head[:rows], self.exported(first[:rows])["probabilities"])
 
     def probabilities(self, shards: Sequence[Shard], images: UnitImages, *, by_head: bool) -> np.ndarray:
         """Probabilities float32 [n, classes] for all images of a unit."""

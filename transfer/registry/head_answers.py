@@ -1,85 +1,109 @@
-"""Predictions of a version from cached features: its head alone runs, on features that its run's base made before."""
+"""Predictions of a version from cached features: its head alone runs, on features that its run's base made before.
+
+The prediction job and the comparison of versions both hold a head to the version that it stands for.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from transfer.catalog.model import ModelVersion
 from transfer.config import Config
-from transfer.dataset.manifest import Shard, load_dataset
-from transfer.features.forward import CHECKED_ROWS, TOLERANCE
-from transfer.features.frozen import frozen_part_of
-from transfer.features.store import FeatureStore
+from transfer.dataset.manifest import Shard
+from transfer.errors import CorruptObjectError, ObjectNotFoundError, TransferError
+from transfer.evaluation.run_answers import RunAnswers
+from transfer.evaluation.units import first_images
+from transfer.features.frozen import FrozenPart
+from transfer.features.store import CachedRows, FeatureStore
+from transfer.registry.describe import trained_on
+from transfer.registry.export_proof import TOLERANCE
 from transfer.registry.prediction_file import Outputs
 from transfer.registry.published_model import PublishedModel
 from transfer.storage import Store
-from transfer.training.inference import trace_head
+from transfer.training.checkpoints import Checkpoints
 from transfer.training.run import load_run
-from transfer.training.shared_models import restore_model
+from transfer.training.samples import CachedSplit
 
 logger = logging.getLogger(__name__)
 
-ROWS = 1024
-"""In one call of the head."""
+CHECKED_IMAGES = 30
+"""That the published model is asked about, too: one batch of it."""
+
+
+def head_of(config: Config, store: Store, version: ModelVersion) -> RunAnswers | None:
+    """The head of a version's run, if no phase trained the base, and its weights and its base are the exported ones."""
+    provenance = version.provenance
+    try:
+        run = load_run(store, provenance.run, config)
+        last = Checkpoints(run).last_entry()
+        if not run.config.trains_head_only or last is None or last[1].weights != provenance.weights.sha256:
+            return None
+        answers = RunAnswers(run, trained_on(store, version), exactly=False)
+    except TransferError as error:
+        # For example, the run was removed, or its base is another one by now.
+        logger.info("Version %d is asked as exported: %s", version.number, error.message)
+        return None
+    is_same = answers.model.digest == provenance.base.sha256 and answers.model.classes == [*version.classes]
+    return answers if is_same else None
+
+
+def is_as_exported(version: ModelVersion, by_head: np.ndarray, exported: np.ndarray) -> bool:
+    """Whether probabilities [n, classes] of the head are those of the exported model, up to rounding."""
+    difference = float(np.max(np.abs(by_head - exported)))
+    # In this form of the comparison, NaN counts as a difference.
+    agrees = difference <= TOLERANCE
+    logger.info(
+        "Version %d answers %s: for %d images the two differ by at most %.2g.",
+        version.number,
+        "by its head from cached features" if agrees else "as exported, and not by its head",
+        len(exported),
+        difference,
+    )
+    return agrees
 
 
 class HeadAnswers:
-    """The head that a version's run trained, which no phase trained the base for. Safe to use from several threads."""
+    """The head of a version, for a prediction job. Safe to use from several threads."""
 
     def __init__(self, config: Config, store: Store, version: ModelVersion, model: PublishedModel) -> None:
         self._config, self._store, self._version, self._model = config, store, version, model
         self._building = threading.Lock()
         self._agrees: bool | None = None
 
-    def of_shard(self, shard: Shard, first: list[bytes]) -> list[Outputs] | None:
+    def of_shard(self, shard: Shard) -> list[Outputs] | None:
         """Predictions of all images of a shard, with their features; None if these are damaged, gone or others.
 
-        `first`: encoded, the first images of the shard, about which the published model is asked, too. If it answers
-        otherwise, the features of no shard are used. Raises StorageError.
+        The published model is asked about the first images of the first shard, too. If it answers otherwise, the
+        features of no shard are used. Raises StorageError.
         """
         with self._building:
-            features, classify = self._built
-        if self._agrees is False or features is None or (rows := features.open_or_discard(shard)) is None:
+            head = self._head
+        if head is None or head.frozen_part is None or self._agrees is False:
             return None
-        answers = [each for part in rows.parts() for each in _answers(classify, part)]
+        if (rows := self._opened(head.frozen_part, shard)) is None:
+            return None
+        answers = [each for some in head.by_head(CachedSplit([shard], [rows])) for each in zip(*some, strict=True)]
         with self._building:
             if self._agrees is None:
-                self._agrees = self._is_as_published(answers, first)
+                first = first_images(self._store, [shard], CHECKED_IMAGES)
+                by_head = np.stack([probabilities for probabilities, _ in answers[: len(first)]])
+                self._agrees = is_as_exported(self._version, by_head, self._model.answer(first)["probabilities"])
         return answers if self._agrees else None
 
     @cached_property
-    def _built(self) -> tuple[FeatureStore | None, Any]:
-        run = load_run(self._store, self._version.provenance.run, self._config)
-        model, _ = restore_model(run, load_dataset(self._store, run.dataset_name, run.dataset_number))
-        frozen_part = frozen_part_of(model.backbone, 0, map_dtype=run.config.features.map_dtype)
-        if frozen_part is None or len(frozen_part.shape) > 1:
-            return None, None
-        return FeatureStore(self._store, frozen_part), trace_head(model)
+    def _head(self) -> RunAnswers | None:
+        return head_of(self._config, self._store, self._version)
 
-    def _is_as_published(self, answers: list[Outputs], first: list[bytes]) -> bool:
-        by_model = self._model.answer(first[:CHECKED_ROWS])["probabilities"]
-        by_head = np.stack([probabilities for probabilities, _ in answers[: len(by_model)]])
-        difference = float(np.max(np.abs(by_model - by_head)))
-        # In this form of the comparison, NaN counts as a difference.
-        if difference <= TOLERANCE:
-            return True
-        logger.warning(
-            "The head of run %s answers otherwise from cached features than %s (by %.1e): the images are predicted.",
-            self._version.provenance.run,
-            self._model.subject,
-            difference,
-        )
-        return False
-
-
-def _answers(classify: Any, features: np.ndarray) -> Iterator[Outputs]:
-    for start in range(0, len(features), ROWS):
-        rows = np.asarray(features[start : start + ROWS], np.float32)
-        yield from zip(classify(tf.constant(rows)).numpy(), rows, strict=True)
+    def _opened(self, frozen_part: FrozenPart, shard: Shard) -> CachedRows | None:
+        try:
+            return FeatureStore(self._store, frozen_part).open(shard)
+        except ObjectNotFoundError:
+            return None  # Features may be removed at any time.
+        except CorruptObjectError as error:
+            # A command that only reads removes nothing.
+            logger.warning("%s Its images are predicted.", error.message)
+            return None

@@ -156,6 +156,7 @@ class _Job:
             self._version,
             self._columns,
             folder,
+            self._listing.dataset,
             workers=self._config.workers,
             task=TASK,
             at_once=PARTS_AT_ONCE,

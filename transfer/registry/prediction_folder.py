@@ -100,24 +100,29 @@ class PredictionFolder:
                 advice="Repeat the command that began them, with the same images, or give another --output.",
             ) from None
 
-    def written(self, part: int, *, rows: int) -> Written | None:
-        """What a part has; None if it is not written yet. Raises CorruptObjectError if it is no part of `rows` rows."""
-        name = layout.predictions_part(part)
-        if not self._store.exists(name):
+    def written(self, part: str, *, rows: int) -> Written | None:
+        """What the part of this name has; None if it is not written yet.
+
+        Raises CorruptObjectError if it is no part of `rows` rows.
+        """
+        if not self._store.exists(part):
             return None
         try:
-            with self._store.open(name) as file:
+            with self._store.open(part) as file:
                 table = pq.read_table(file, columns=["error"])
         except pa.ArrowException as error:
-            raise self._damaged(name, str(error)) from error
+            raise self._damaged(part, str(error)) from error
         if len(table) != rows:
-            raise self._damaged(name, f"it has {len(table)} rows; expected {rows}")
+            raise self._damaged(part, f"it has {len(table)} rows; expected {rows}")
         return Written(rows, failures_in(table))
 
-    def write(self, part: int, table: pa.Table) -> Written:
-        """Write a part. If another process was first, its predictions stay, which differ by rounding at most."""
+    def write(self, part: str, table: pa.Table) -> Written:
+        """Write the part of this name.
+
+        If another process was first, its predictions stay, which differ by rounding at most.
+        """
         try:
-            self._store.put(layout.predictions_part(part), as_parquet(table))
+            self._store.put(part, as_parquet(table))
         except AlreadyExistsError:
             found = self.written(part, rows=len(table))
             if found is None:
@@ -128,7 +133,8 @@ class PredictionFolder:
     def end(self, plan: PredictionPlan, *, failures: int) -> None:
         """Mark the folder as complete. Raises StorageError if this process does not see all parts."""
         seen = {item.name for item in self._store.list("part-")}
-        missing = [name for name in map(layout.predictions_part, range(plan.parts)) if name not in seen]
+        names = (layout.predictions_part(part, plan.parts) for part in range(plan.parts))
+        missing = [name for name in names if name not in seen]
         if missing:
             raise StorageError(
                 f"The folder {self.uri} lacks {len(missing):,} of {plan.parts:,} parts as this machine sees it, "

@@ -33,10 +33,17 @@ class Part:
 
     number: int
     """From 0 on."""
+    count: int
+    """Number of all parts."""
     images: tuple[Image, ...] = ()
     shard: Shard | None = None
     has_features: bool = False
     """Whether features of the shard are cached that the model's head can answer from."""
+
+    @property
+    def name(self) -> str:
+        """Its file in a folder of predictions."""
+        return layout.predictions_part(self.number, self.count)
 
     @property
     def rows(self) -> int:
@@ -51,7 +58,9 @@ class Listing:
     source: str
     """The dataset version, or `images`."""
     images: Sequence[Image] = ()
+    dataset: Dataset | None = None
     shards: Sequence[Shard] = ()
+    """Of `dataset`."""
     with_features: frozenset[str] = frozenset()
     """SHA-256 of the shards whose features are cached."""
 
@@ -74,11 +83,11 @@ class Listing:
         """All parts in order."""
         if self.rows_per_part is None:
             for number, shard in enumerate(self.shards):
-                yield Part(number, shard=shard, has_features=shard.sha256 in self.with_features)
+                yield Part(number, self.part_count, shard=shard, has_features=shard.sha256 in self.with_features)
             return
         for number in range(self.part_count):
             start = number * self.rows_per_part
-            yield Part(number, tuple(self.images[start : start + self.rows_per_part]))
+            yield Part(number, self.part_count, tuple(self.images[start : start + self.rows_per_part]))
 
     @property
     def digest(self) -> str:
@@ -121,9 +130,8 @@ def listed_dataset(config: Config, store: Store, version: ModelVersion, name: st
     if not shards:
         raise DatasetError(f"{_named(dataset, split)} has no images.", advice="Give another split or version.")
     cached = shards_with_features(config, store, version)
-    return Listing(
-        _named(dataset, split), shards=shards, with_features=frozenset(cached & {shard.sha256 for shard in shards})
-    )
+    with_features = frozenset(cached & {shard.sha256 for shard in shards})
+    return Listing(_named(dataset, split), dataset=dataset, shards=shards, with_features=with_features)
 
 
 def shards_with_features(config: Config, store: Store, version: ModelVersion) -> set[str]:

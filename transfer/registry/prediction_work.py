@@ -14,7 +14,8 @@ import pyarrow as pa
 
 from transfer.catalog.model import ModelVersion
 from transfer.config import Config
-from transfer.dataset.manifest import Reject, Shard
+from transfer.dataset.index import read_images
+from transfer.dataset.manifest import Dataset, Reject, Shard
 from transfer.dataset.refusals import RejectedImage, RejectReason
 from transfer.dataset.row_groups import BinaryColumn
 from transfer.dataset.shards import read_shard
@@ -45,14 +46,24 @@ class Predicted:
 class PredictionWork:
     """The function of a part, for `Actors`. It is called from several threads."""
 
-    def __init__(self, config: Config, version: ModelVersion, columns: Columns, folder: str | None) -> None:
-        """`folder`: the parts are written to this folder of predictions; None: they are returned."""
+    def __init__(
+        self,
+        config: Config,
+        version: ModelVersion,
+        columns: Columns,
+        folder: str | None,
+        dataset: Dataset | None = None,
+    ) -> None:
+        """`folder`: the parts are written to this folder of predictions; None: they are returned.
+
+        `dataset`: the version that shards of parts are of.
+        """
         import_tensorflow()
 
         from transfer.registry.head_answers import HeadAnswers
         from transfer.registry.published_model import PublishedModel
 
-        self._config, self._version, self._columns = config, version, columns
+        self._config, self._version, self._columns, self._dataset = config, version, columns, dataset
         self._folder = PredictionFolder(folder, config.storage) if folder else None
         self._store = open_store(config.storage)
         # It is in memory when it is loaded, and a worker that is ended removes no files.
@@ -76,14 +87,14 @@ class PredictionWork:
 
     def __call__(self, part: Part) -> Predicted:
         """Predict a part, and write it if it goes to a folder that does not have it yet."""
-        if self._folder and (found := self._folder.written(part.number, rows=part.rows)):
+        if self._folder and (found := self._folder.written(part.name, rows=part.rows)):
             return Predicted(found.failures)
         answered, has_used_features = self._of_shard(part.shard, part) if part.shard else (self._of_images(part), False)
         size = self._model.embedding_size if self._columns.embeddings else None
         table = predictions_table(answered, self._version, self._columns, embedding_size=size)
         from_features = part.rows if has_used_features else 0
         if self._folder:
-            return Predicted(self._folder.write(part.number, table).failures, from_features)
+            return Predicted(self._folder.write(part.name, table).failures, from_features)
         return Predicted(failures_in(table), from_features, table)
 
     def _of_images(self, part: Part) -> list[tuple[str, Outputs | Reject]]:
@@ -95,12 +106,11 @@ class PredictionWork:
 
     def _of_shard(self, shard: Shard, part: Part) -> tuple[list[tuple[str, Outputs | Reject]], bool]:
         """The answers, and whether they come from cached features."""
+        if part.has_features and self._dataset and (answers := self._heads.of_shard(shard)) is not None:
+            (table,) = read_images(self._store, self._dataset, ["key"], [shard])
+            return list(zip(table["key"].to_pylist(), answers, strict=True)), True
         table = read_shard(self._store, shard, columns=["key", "image"])
         keys, column = table["key"].to_pylist(), BinaryColumn(table["image"])
-        if part.has_features:
-            first = [column[row] for row in range(min(2, shard.rows))]
-            if (answers := self._heads.of_shard(shard, first)) is not None:
-                return list(zip(keys, answers, strict=True)), True
         images = ((key, partial(column.__getitem__, row)) for row, key in enumerate(keys))
         return self._answered(images, self._stored), False
 

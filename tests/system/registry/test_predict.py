@@ -13,8 +13,11 @@ from transfer import jobs
 from transfer.dataset.batches import decoded
 from transfer.errors import AlreadyExistsError, ConfigError, DatasetError, StorageError
 from transfer.evaluation.stored import load_report
-from transfer.registry import prediction_parts
+from transfer.registry import prediction_parts, prediction_work
+from transfer.registry.head_answers import head_of
 from transfer.registry.prediction_folder import PredictionFolder
+from transfer.registry.versions import load_version
+from transfer.storage import open_store
 from transfer.training.shared_models import restore_model
 
 
@@ -132,11 +135,14 @@ def test_the_most_probable_classes_and_the_features_of_the_base_are_columns(outc
         jobs.predict(config, images=str(images), output=f"{tmp_path}/a.csv", embeddings=True)
 
 
-def test_cached_features_answer_for_the_images_of_a_dataset_version_as_the_images_do(outcome, tmp_path):
+def test_cached_features_answer_for_the_images_of_a_dataset_version_as_the_images_do(outcome, tmp_path, monkeypatch):
     config, done = outcome
+    # Images are read to check the head, and no shard as a whole.
+    monkeypatch.setattr(prediction_work, "read_shard", None)
     cached = jobs.predict(config, dataset="digits@1", output=f"{tmp_path}/cached/", embeddings=True)
     assert cached.images == cached.from_features == sum(shard.rows for shard in done.dataset.shards)
     # Without them the images answer.
+    monkeypatch.undo()
     storage = tmp_path / "storage"
     shutil.copytree(config.storage.uri, storage)
     shutil.rmtree(storage / "features")
@@ -152,6 +158,36 @@ def test_cached_features_answer_for_the_images_of_a_dataset_version_as_the_image
     _, predictions = load_report(done.run, 1)
     assert [row["key"] for row in rows_of(tmp_path / "test.parquet")] == predictions.keys
     assert of_split.images == len(predictions.keys)
+
+
+def test_features_that_are_damaged_or_gone_stay_as_they_are_and_the_images_are_predicted(outcome, tmp_path, caplog):
+    config, done = outcome
+    storage = tmp_path / "storage"
+    shutil.copytree(config.storage.uri, storage)
+    first, second, *others = done.dataset.shards
+    (damaged,) = storage.glob(f"features/*/{first.sha256}-*.arrow")
+    (gone,) = storage.glob(f"features/*/{second.sha256}-*.arrow")
+    damaged.chmod(0o644)
+    damaged.write_bytes(b"no features")
+    gone.unlink()
+    before = sorted(storage.rglob("features/**/*"))
+    elsewhere = config.model_copy(update={"storage": config.storage.model_copy(update={"uri": str(storage)})})
+    computed = jobs.predict(elsewhere, dataset="digits", output=f"{tmp_path}/computed/")
+    assert computed.from_features == sum(shard.rows for shard in others) > 0
+    assert sorted(storage.rglob("features/**/*")) == before
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [message.rpartition(". ")[2] for message in warned] == ["Its images are predicted."]
+
+
+def test_a_head_that_was_not_exported_answers_nothing(outcome):
+    config, done = outcome
+    store = open_store(config.storage)
+    version = load_version(store, "digits", None)
+    assert head_of(config, store, version).model.classes == done.dataset.classes
+    for field in ("weights", "base"):
+        other = getattr(version.provenance, field).model_copy(update={"sha256": "0" * 64})
+        provenance = version.provenance.model_copy(update={field: other})
+        assert head_of(config, store, version.model_copy(update={"provenance": provenance})) is None
 
 
 def test_a_dataset_version_that_is_not_there_is_named(outcome, tmp_path):

@@ -23,6 +23,8 @@ NAMES = {
     layout.seen_log("pets"): "seen/pets",
     layout.seen_files(ONE): f"seen/{ONE}.parquet",
     layout.classes_log("pets"): "classes/pets",
+    layout.removals_log(): "removals",
+    layout.removal_end(2): "removals/00000002/end.json",
     layout.features_folder(ONE): f"features/{ONE}",
     layout.features_description(ONE): f"features/{ONE}/frozen_part.json",
     layout.features_content(ONE, OTHER, 640, ONE): f"features/{ONE}/{OTHER}-640-{ONE}.arrow",
@@ -41,7 +43,7 @@ NAMES = {
     layout.report_file("runs/pets-1", 2, layout.REPORT): "runs/pets-1/reports/00000002/report.json",
     layout.report_file("runs/pets-1", 2, layout.REPORT_PAGE): "runs/pets-1/reports/00000002/report.html",
     layout.report_file("runs/pets-1", 2, layout.PREDICTIONS): "runs/pets-1/reports/00000002/predictions.parquet",
-    layout.part_of_predictions(7): "predictions/part-00007.parquet",
+    layout.part_of_predictions(7, 100_000): "predictions/part-00007.parquet",
     layout.range_test_folder("pets-1-a"): "lr_find/pets-1-a",
     layout.range_test_page("lr_find/pets-1-a", ONE): f"lr_find/pets-1-a/{ONE}.html",
     layout.curve("lr_find/pets-1-a"): "lr_find/pets-1-a/curve.json",
@@ -71,7 +73,8 @@ NAMES = {
     layout.refusals_log("pets", 6): "models/pets/refusals/00000006",
     layout.retention_log("pets"): "models/pets/retention",
     layout.predictions_plan(): "_plan.json",
-    layout.predictions_part(7): "part-00007.parquet",
+    layout.predictions_part(7, 100_000): "part-00007.parquet",
+    layout.predictions_part(7, 100_001): "part-000007.parquet",
     layout.predictions_end(): "_SUCCESS",
     layout.probe("one"): ".probe/one",
     layout.RAY: "ray",
@@ -95,7 +98,7 @@ def test_each_function_that_makes_a_name_is_held_to_one():
 
 FOLDERS = (
     *(layout.DATASETS, layout.SHARDS, layout.REJECTS, layout.SEEN, layout.CLASSES, layout.FEATURES, layout.RUNS),
-    *(layout.RANGE_TESTS, layout.SWEEPS, layout.NIGHTS, layout.MODELS, layout.PROBES),
+    *(layout.REMOVALS, layout.RANGE_TESTS, layout.SWEEPS, layout.NIGHTS, layout.MODELS, layout.PROBES),
 )
 # A folder with something below it, or something below the folder of a run, a sweep, a night or a model.
 IN_STORAGE = re.compile(

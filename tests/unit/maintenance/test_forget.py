@@ -9,7 +9,7 @@ from tests.published import publish_some
 from tests.runs import store_run
 from tests.sourcing import LONG_AGO_S, config_of, image, read_ledger, write_classes, write_file
 from transfer.dataset import forgetting
-from transfer.dataset.decisions import forget_images, read_decided
+from transfer.dataset.decisions import forget_images, is_pending, read_decided
 from transfer.dataset.index import INDEX_SCHEMA, read_images
 from transfer.dataset.ingest import ingest
 from transfer.dataset.manifest import latest_dataset
@@ -133,9 +133,27 @@ def test_forgetting_again_changes_nothing_and_goes_on_where_it_was_killed(pets, 
             forget(store, "pets", [KEY], reason="asked to", remove=True)
     assert latest_dataset(store, "pets") == before
     assert [each.sha256 for each in read_decided(store, "pets").forgotten] == [DIGEST]
+    assert is_pending(store, "pets", read_decided(store, "pets"))
     for _ in range(2):
         assert forget(store, "pets", [KEY], reason="again", remove=True).version == "pets/00000003"
+        assert not is_pending(store, "pets", read_decided(store, "pets"))
     assert [each.reason for each in read_decided(store, "pets").forgotten] == ["asked to"]
+
+
+def test_a_split_keeps_an_image_and_a_class_without_one_is_named(source, folder_storage, caplog):
+    config = config_of(source, folder_storage, validation=0.3)
+    store = open_store(config.storage)
+    dataset = ingest(config, store)
+    tables = read_images(store, dataset, ["key"], dataset.shards_of("validation"))
+    every = [key for table in tables for key in table["key"].to_pylist()]
+    with pytest.raises(DatasetError, match="would have none in validation"):
+        forget(store, "pets", every, reason="asked to", remove=True)
+    assert read_decided(store, "pets").forgotten == ()
+    assert latest_dataset(store, "pets") == dataset
+    cats = [key for key in every if key.startswith("cat/")]
+    forget(store, "pets", cats, reason="asked to", remove=True)
+    assert "none of the class cat in validation" in caplog.text
+    assert latest_dataset(store, "pets").counts["validation"] == {**dataset.counts["validation"], "cat": 0}
 
 
 def test_an_image_that_no_version_has_cannot_be_forgotten_nor_all_of_them(pets, source):
@@ -147,6 +165,7 @@ def test_an_image_that_no_version_has_cannot_be_forgotten_nor_all_of_them(pets, 
     shutil.rmtree(source)
     with pytest.raises(DatasetError, match="none to train on"):
         forget(store, "pets", every, reason="asked to", remove=True)
+    assert read_decided(store, "pets").forgotten == ()
 
 
 def test_the_features_of_the_other_images_are_copied(pets):
