@@ -81,7 +81,8 @@ def forget(store: Store, dataset: str, images: Sequence[str], *, reason: str, re
                 advice="Name the one to forget by its SHA-256.",
             )
     found = _find(own, tables, named.union(*by_key.values()))
-    missing = [name for name in images if name not in by_key and name not in {each.sha256 for each in found}]
+    known = {*by_key, *(each.sha256 for each in found)}
+    missing = [name for name in images if name not in known]
     if missing:
         raise DatasetError(
             f"No version of dataset `{dataset}` in {store.uri} has the image {missing[0]}.",
