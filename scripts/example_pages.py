@@ -105,7 +105,7 @@ def _history(phases: int = 2) -> list[EpochRow]:
 
 def _report(predictions: Predictions, **changes: object) -> str:
     counts = np.bincount(predictions.labels, minlength=len(predictions.classes))
-    mistakes = worst_mistakes(predictions, 24)
+    mistakes = worst_mistakes(predictions, 24, digests=predictions.keys)
     splits = {"train": 5, "validation": 1, "test": 1}
     content: dict[str, object] = {
         "name": "things",
@@ -136,7 +136,7 @@ def _report(predictions: Predictions, **changes: object) -> str:
     }
     return render_html(
         Report.model_validate(content | changes),
-        thumbnails={mistake.key: _picture(mistake.key) for mistake in mistakes},
+        thumbnails={mistake.sha256: _picture(mistake.key) for mistake in mistakes},
         storage="s3://pictures-of-things/transfer",
     )
 

@@ -22,6 +22,7 @@ INDEX = "index"
 REJECTS = "rejects"
 SEEN = "seen"
 CLASSES = "classes"
+REMOVALS = "removals"
 FEATURES = "features"
 RUNS = "runs"
 RANGE_TESTS = "lr_find"
@@ -126,6 +127,16 @@ def seen_files(sha256: str) -> str:
 def classes_log(dataset: str) -> str:
     """Decisions about a dataset: a class dropped or restored, a start over; the highest number counts."""
     return f"{CLASSES}/{dataset}"
+
+
+def removals_log() -> str:
+    """Objects of dataset versions that are being removed, and until when; an entry is written before they go."""
+    return REMOVALS
+
+
+def removal_end(number: int) -> str:
+    """The end of such a removal; without it, it goes on until its time."""
+    return f"{numbered(REMOVALS, number)}/end.json"
 
 
 # Cached features

@@ -139,9 +139,11 @@ def collect(
         answer: dict[str, Any] = {"dataset": loaded.dataset_name, "storage": store.uri}
         if json:
             summed = {"removed": remove, "objects": len(found.objects), "size_bytes": found.size_bytes}
-            return {**answer, **summed, "versions": going, "kept": kept}
+            return {**answer, **summed, "left": found.left, "versions": going, "kept": kept}
         counted = f"{many(len(going), 'version')}, {many(len(found.objects), 'object')}: {found.size_bytes:,} bytes"
         told = removal(counted if going or found.objects else "", removed=remove)
+        if found.left:
+            told["left"] = f"{many(found.left, 'object')}, because the time of a removal was up: repeat the command"
         return {**answer, **told, "versions": going, "kept": kept}
 
     run(work, json)

@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
 from transfer.catalog import layout
 from transfer.dataset.classes import renamed
+from transfer.dataset.index import read_images
 from transfer.dataset.manifest import Dataset, latest_dataset, load_dataset
 from transfer.errors import AlreadyExistsError, DatasetError
 from transfer.storage import Log, Store, as_model, now_utc
@@ -38,7 +41,7 @@ class ForgottenImage(BaseModel):
     sha256: str
     """Of its bytes, as shards had them."""
     keys: tuple[str, ...]
-    """Keys under which it was stored. Other check options would store the same file under another digest."""
+    """Keys that it was named by: no file under them is taken, whatever digest its bytes are stored under."""
     since: str
     reason: str
 
@@ -145,7 +148,7 @@ def start_over(store: Store, dataset: str, *, reason: str) -> Decided:
 
 
 def forget_images(store: Store, dataset: str, images: Mapping[str, Sequence[str]], *, reason: str) -> Decided:
-    """Let no later version have some images, given as `{sha256: keys}`. The ledger lists them as `forgotten`."""
+    """Let no later version have some images, `{sha256: keys}`, nor files under these keys, which the ledger lists."""
 
     def decide(now: Decided) -> Decided:
         known = {each.sha256: each for each in now.forgotten}
@@ -158,13 +161,21 @@ def forget_images(store: Store, dataset: str, images: Mapping[str, Sequence[str]
 
 
 def is_pending(store: Store, dataset: str, decided: Decided) -> bool:
-    """Whether the latest version does not follow the decisions yet, so that the next ingest may make a new one."""
+    """Whether the latest version does not follow the decisions yet, so that the next ingest may make a new one.
+
+    Raises as `read_images`.
+    """
     latest = latest_dataset(store, dataset)
     if latest is None:
         return False
     if decided.history(latest) is None or any(each.name in latest.classes for each in decided.dropped):
         return True
-    return not _restored_since(store, dataset, latest.created or "") <= {*latest.classes}
+    if not _restored_since(store, dataset, latest.created or "") <= {*latest.classes}:
+        return True
+    # A `forget` adds its version itself, unless it was killed before that.
+    forgotten = pa.array([bytes.fromhex(each.sha256) for each in decided.forgotten], pa.binary(32))
+    tables = read_images(store, latest, ["sha256"]) if decided.forgotten else []
+    return any(pc.any(pc.is_in(table["sha256"], forgotten)).as_py() for table in tables)
 
 
 def _restored_since(store: Store, dataset: str, created: str) -> set[str]:

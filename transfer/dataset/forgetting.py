@@ -5,7 +5,8 @@ Each shard that has such an image, also as a removed row, is written anew withou
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+import logging
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,19 +14,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from transfer.dataset.index import INDEX_SCHEMA, read_images, write_index
-from transfer.dataset.ingest import OnCopied
 from transfer.dataset.manifest import Dataset, Shard, Splitting, dataset_log, load_dataset
-from transfer.dataset.shard_plan import CopiedShard
+from transfer.dataset.removals import await_removals
+from transfer.dataset.shard_plan import CopiedShard, OnCopied
 from transfer.dataset.shards import GROUPED_SHARD_SCHEMA, SHARD_SCHEMA, read_columns, stored_bytes, write_shard
 from transfer.dataset.splits import TRAIN
 from transfer.errors import AlreadyExistsError, DatasetError
 from transfer.storage import Store, now_utc
 
+logger = logging.getLogger(__name__)
+
 
 def take_out(store: Store, name: str, digests: Collection[str], *, on_copied: OnCopied) -> Dataset:
     """Add a version of a dataset without the images of these digests; the latest version, if it stores none of them.
 
-    Raises DatasetError if no image would be left to train on, CorruptObjectError, ObjectNotFoundError, StorageError.
+    Raises DatasetError if no image would be left in a split that has some, CorruptObjectError, ObjectNotFoundError,
+    StorageError.
     """
     while True:
         latest = load_dataset(store, name)
@@ -50,21 +54,45 @@ def rows_with(store: Store, dataset: Dataset, digests: Collection[str]) -> dict[
     return {sha256: rows for sha256, rows in found.items() if len(rows)}
 
 
-def _add_version(
-    store: Store, latest: Dataset, rows: dict[str, np.ndarray], digests: Collection[str], on_copied: OnCopied
-) -> Dataset:
-    concerned = [shard for shard in latest.shards if shard.sha256 in rows]
-    left = [(shard, shard.without(rows[shard.sha256])) for shard in concerned]
+def check_left(store: Store, name: str, digests: Collection[str]) -> None:
+    """Raise DatasetError where `take_out` would, so that nothing is recorded that cannot be done."""
+    latest = load_dataset(store, name)
+    _counts_of(store, latest, _left(latest, rows_with(store, latest, digests)))
+
+
+def _left(latest: Dataset, rows: Mapping[str, np.ndarray]) -> list[tuple[Shard, Shard]]:
+    """The shards that have such rows, each with what stays of it."""
+    return [(shard, shard.without(rows[shard.sha256])) for shard in latest.shards if shard.sha256 in rows]
+
+
+def _counts_of(store: Store, latest: Dataset, left: Sequence[tuple[Shard, Shard]]) -> dict[str, dict[str, int]]:
+    """Images of each split and class that are left. Raises DatasetError if none are in a split that had some."""
     counts = {split: dict(of_split) for split, of_split in latest.counts.items()}
-    for (shard, stays), table in zip(left, read_images(store, latest, ["label", "sha256"], concerned), strict=True):
+    tables = read_images(store, latest, ["label", "sha256"], [shard for shard, _ in left])
+    for (shard, stays), table in zip(left, tables, strict=True):
         gone = np.isin(shard.live_rows(), stays.live_rows(), invert=True)
         for label in table["label"].to_numpy()[gone].tolist():
             counts[shard.split][latest.classes[label]] -= 1
-    if not sum(counts[TRAIN].values()):
-        raise DatasetError(
-            f"Without these images, {latest.reference} would have none to train on.",
-            advice="Add other images to the source and ingest them first.",
-        )
+    for split, of_split in counts.items():
+        if any(latest.counts[split].values()) and not any(of_split.values()):
+            # Models would be judged by another split than before, and nothing would say so.
+            where = "to train on" if split == TRAIN else f"in {split}"
+            raise DatasetError(
+                f"Without these images, {latest.reference} would have none {where}.",
+                advice=f"Add other images to the source, so that some come to {split}, and ingest them first.",
+            )
+    return counts
+
+
+def _add_version(
+    store: Store, latest: Dataset, rows: dict[str, np.ndarray], digests: Collection[str], on_copied: OnCopied
+) -> Dataset:
+    left = _left(latest, rows)
+    counts = _counts_of(store, latest, left)
+    for split, of_split in counts.items():
+        for label, count in of_split.items():
+            if not count and latest.counts[split][label]:
+                logger.warning("Without these images, %s has none of the class %s in %s.", latest.name, label, split)
     copied = [_copy(store, latest, shard, stays) for shard, stays in left if stays.rows]
     on_copied(copied)
     kept = [shard for shard in latest.shards if shard.sha256 not in rows]
@@ -82,6 +110,13 @@ def _add_version(
     }
     dataset = latest.model_copy(update=changes)
     dataset_log(store, latest.name).append(dataset.model_dump(), number=dataset.number)
+    # What a failed command left may have been found, and removed before this version named it.
+    await_removals(store, dataset)
+    for each, (shard, stays) in zip(copied, [each for each in left if each[1].rows], strict=True):
+        if not store.exists(each.shard.name):
+            _copy(store, latest, shard, stays)
+    if not all(store.exists(part.name) for part in dataset.index):
+        write_index(store, shards, new=new, parent=latest)
     on_copied(copied)
     return dataset
 

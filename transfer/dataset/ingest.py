@@ -14,7 +14,7 @@ one, because shards are named by their content.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
 
@@ -25,11 +25,13 @@ from transfer.config import Config
 from transfer.dataset.candidates import Candidates, check_images, list_candidates, select
 from transfer.dataset.classes import no_classes
 from transfer.dataset.decisions import read_decided
+from transfer.dataset.forgetting import take_out
 from transfer.dataset.index import INDEX_SCHEMA, read_recorded, write_index
 from transfer.dataset.ingest_tasks import ChangedError, Row, ShardTask, build_shard
 from transfer.dataset.listing import CheckedColumns, binary_column
 from transfer.dataset.manifest import Dataset, Shard, count_rejects, dataset_log, latest_dataset, write_ledger
-from transfer.dataset.shard_plan import CopiedShard, PlannedShard, moved_images, plan_shards
+from transfer.dataset.removals import await_removals
+from transfer.dataset.shard_plan import CopiedShard, OnCopied, PlannedShard, moved_images, plan_shards
 from transfer.dataset.shards import Images, RecordedShard
 from transfer.dataset.sources import Source, open_source
 from transfer.dataset.splits import NONE_GIVEN, TRAIN
@@ -39,10 +41,6 @@ from transfer.runtime.progress import progress
 from transfer.storage import Store, now_utc
 
 logger = logging.getLogger(__name__)
-
-OnCopied = Callable[[Sequence[CopiedShard]], object]
-"""Called with the shards that were copied from others, before the version that has them is added, and once more after
-it: until then nothing says that what belongs to them is in use."""
 
 
 def ingest(config: Config, store: Store, *, on_copied: OnCopied = lambda _: None) -> Dataset:
@@ -70,12 +68,16 @@ def _ingest_as_decided(config: Config, store: Store, source: Source, on_copied: 
     _check_before_reading(candidates)
     remembered, unread = candidates.seen_log.recall(candidates.listing)
     try:
-        return _ingest(candidates, remembered, unread, on_copied)
+        dataset = _ingest(candidates, remembered, unread, on_copied)
     except ChangedError as error:
         if len(unread) == len(candidates.listing):
             raise
         logger.warning("%s Perhaps its time and size did not show it: all files are read again.", error.message)
-        return _ingest(candidates, CheckedColumns(), np.arange(len(candidates.listing)), on_copied)
+        dataset = _ingest(candidates, CheckedColumns(), np.arange(len(candidates.listing)), on_copied)
+    if forgotten := {each.sha256 for each in candidates.decided.forgotten}:
+        # Nothing to do, unless the command that forgot them was killed between its decision and its version.
+        return take_out(store, dataset.name, forgotten, on_copied=on_copied)
+    return dataset
 
 
 def _ingest(candidates: Candidates, checked: CheckedColumns, unread: np.ndarray, on_copied: OnCopied) -> Dataset:
@@ -169,12 +171,24 @@ def _add_version(candidates: Candidates, checked: CheckedColumns, on_copied: OnC
         depth=options.image_depth,
         splitting=splitting,
     )
+
+    def complete() -> None:
+        """Write again what was found in storage because an old version or a failed ingest left it, and is removed."""
+        await_removals(store, dataset)
+        missing = [each for shard, each in zip(new, plan.new, strict=True) if not store.exists(shard.name)]
+        if missing:
+            _write_shards(candidates, images, missing)
+        if not all(store.exists(part.name) for part in dataset.index):
+            write_index(store, shards, new=rows_of_new, parent=parent)
+        if ledger and not store.exists(ledger):
+            write_ledger(store, selection.rejects)
+
+    # Also before: if an image cannot be read any more by now, no version is added.
+    complete()
     _check_still_decided(candidates)
     dataset_log(store, name).append(dataset.model_dump(), number=dataset.number)
+    complete()
     on_copied(copied)
-    # A shard that an old version left may have been found, and removed before this version named it.
-    if missing := [each for shard, each in zip(new, plan.new, strict=True) if not store.exists(shard.name)]:
-        _write_shards(candidates, images, missing)
     logger.info("Splits: %s.", selection.splitting.title)
     logger.info(
         "%s: %d images, %d of %d shards new, %d of them with images of earlier ones.",

@@ -17,7 +17,7 @@ Nothing is written for its own sake: where no image is new, gone or changed, eve
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -171,6 +171,11 @@ class CopiedShard:
     sources: tuple[Shard, ...]
     origins: np.ndarray
     labels: np.ndarray
+
+
+OnCopied = Callable[[Sequence[CopiedShard]], object]
+"""Called with the shards that were copied from others, before the version that has them is added, and once more after
+it: until then nothing says that what belongs to them is in use."""
 
 
 def moved_images(images: Images, parent: Sequence[RecordedShard]) -> dict[tuple[str, str], np.ndarray]:

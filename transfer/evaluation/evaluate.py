@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import suppress
 from typing import Any
 
 from transfer import __version__
 from transfer.catalog import layout
 from transfer.catalog.run import ReportEntry
 from transfer.dataset.manifest import Dataset, Splitting
-from transfer.errors import AlreadyExistsError, DatasetError, TrainingError
+from transfer.errors import AlreadyExistsError, DatasetError, ObjectNotFoundError, TrainingError
 from transfer.evaluation.against import Beside, ServingAnswers, compare_with_serving
 from transfer.evaluation.metrics import Tally
 from transfer.evaluation.mistakes import Mistake, worst_of
@@ -105,7 +106,7 @@ def evaluate_run(
         weights=run.config.base.weights_title,
         serving=compare_with_serving(gathered.beside(serving), dataset.reference, split, serving) if serving else None,
     )
-    return _store(run, number, report, gathered)
+    return _store(run, number, claim, report, gathered)
 
 
 class _Gathered:
@@ -137,7 +138,7 @@ class _Gathered:
             self._beside += part.beside
         self.mistakes = worst_of([*self.mistakes, *part.mistakes], GALLERY_SIZE)
         pictures = {**self._pictures, **part.pictures}
-        self._pictures = {mistake.key: pictures[mistake.key] for mistake in self.mistakes}
+        self._pictures = {mistake.sha256: pictures[mistake.sha256] for mistake in self.mistakes}
 
     def beside(self, serving: ServingAnswers) -> Beside | str:
         """The same images by the version that serves, or why it was not asked, or could not be, as a clause."""
@@ -146,8 +147,8 @@ class _Gathered:
         return self._why_not[min(self._why_not)] if self._why_not else self._beside
 
     def pictures(self, store: Store) -> dict[str, bytes]:
-        """The encoded images of the mistakes, by key. Those that cached features stood for are read now."""
-        return {key: picture.read(store) for key, picture in self._pictures.items()}
+        """The encoded images of the mistakes, by SHA-256. Those that cached features stood for are read now."""
+        return {sha256: picture.read(store) for sha256, picture in self._pictures.items()}
 
 
 def _claimed_number(run: Run, claim: dict[str, Any]) -> tuple[int, frozenset[str]]:
@@ -162,32 +163,60 @@ def _claimed_number(run: Run, claim: dict[str, Any]) -> tuple[int, frozenset[str
     last = max(numbers, default=0)
     # The entry of the log, which is written last, is no file in a folder.
     files = {"/".join(parts[1:]) for number, parts in zip(numbers, listed, strict=True) if number == last}
-    data = (json.dumps(claim, sort_keys=True, separators=(",", ":")) + "\n").encode()
     is_open = layout.REPORT_CLAIM in files and not files & {"", layout.REPORT}
-    if is_open and run.store.read(layout.report_file(run.folder, last, layout.REPORT_CLAIM)) == data:
+    if is_open and run.store.read(layout.report_file(run.folder, last, layout.REPORT_CLAIM)) == _encoded(claim):
         stored = frozenset(files - {layout.REPORT_CLAIM})
         logger.info("Report %d was not finished, and goes on: %d of its parts are stored.", last, len(stored))
         return last, stored
-    number = last + 1
-    while True:
-        try:
-            run.store.put(layout.report_file(run.folder, number, layout.REPORT_CLAIM), data)
-        except AlreadyExistsError:
-            number += 1
-        else:
-            return number, frozenset()
+    return _new_number(run, last + 1, claim), frozenset()
 
 
-def _store(run: Run, number: int, report: Report, gathered: _Gathered) -> int:
+def _new_number(run: Run, number: int, claim: dict[str, Any]) -> int:
+    """Claim the next free number from `number` on."""
+    while not _is_new(run, number, claim):
+        number += 1
+    return number
+
+
+def _is_new(run: Run, number: int, claim: dict[str, Any]) -> bool:
+    try:
+        return run.store.put(layout.report_file(run.folder, number, layout.REPORT_CLAIM), _encoded(claim))
+    except AlreadyExistsError:
+        return False
+
+
+def _encoded(claim: dict[str, Any]) -> bytes:
+    return (json.dumps(claim, sort_keys=True, separators=(",", ":")) + "\n").encode()
+
+
+def _store(run: Run, number: int, claim: dict[str, Any], report: Report, gathered: _Gathered) -> int:
+    """Store the report under the number that its predictions have, and return it.
+
+    Another evaluation with the same claim may have gone on with the same predictions meanwhile. If it told the same,
+    its report is this one. Otherwise, for example if another version serves, this one gets a number of its own.
+    """
     # Imported late: matplotlib takes a second, which reading a report does not need.
     from transfer.evaluation.page import render_html
 
     pictures, depth = gathered.pictures(run.store), run.config.dataset.image_depth
     page = render_html(report, thumbnails=pictures, storage=run.store.uri, depth=depth)
     files = {layout.REPORT: report.to_json(), layout.REPORT_PAGE: page.encode()}
-    for name, data in files.items():
-        run.store.put(layout.report_file(run.folder, number, name), data)
     digests = {name: sha256_hex(data) for name, data in files.items()} | dict(sorted(gathered.files.items()))
     rows = tuple(gathered.rows[unit] for unit in sorted(gathered.rows))
     entry = ReportEntry(split=report.split, files=digests, part_rows=rows if len(rows) > 1 else (), at=now_utc())
-    return run.reports.append(entry.model_dump(exclude_defaults=True), number=number)
+    own = number
+    while True:
+        try:
+            if own != number:
+                for name, sha256 in gathered.files.items():
+                    data = run.store.read_verified(layout.report_file(run.folder, number, name), sha256)
+                    run.store.put(layout.report_file(run.folder, own, name), data)
+            for name, data in files.items():
+                run.store.put(layout.report_file(run.folder, own, name), data)
+            return run.reports.append(entry.model_dump(exclude_defaults=True), number=own)
+        except AlreadyExistsError:
+            with suppress(ObjectNotFoundError):
+                if run.reports.read_as(ReportEntry, own).files == digests:
+                    return own
+            own = _new_number(run, own + 1, claim)
+            logger.info("Another evaluation stored another report meanwhile. This one is report %d.", own)

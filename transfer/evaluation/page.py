@@ -77,7 +77,7 @@ def render_html(
 
     Args:
         report: The report.
-        thumbnails: Encoded images (JPEG, PNG, …) by the keys of the report's mistakes. A mistake without a readable
+        thumbnails: Encoded images (JPEG, PNG, …) by the SHA-256 of the report's mistakes. A mistake without a readable
             image gets a placeholder.
         storage: Address of the storage of the published model, for the lines that load it; None: without these lines.
         depth: How the model sees images of 16 bits a channel.
@@ -196,7 +196,7 @@ def _grouped(
     """The pairs with several pictures, the most confused first, then all other pictures together."""
     of_pair: dict[tuple[str, str], list[tuple[Mistake, Thumbnail | None]]] = {}
     for mistake in mistakes:
-        picture = make_thumbnail(thumbnails[mistake.key], depth) if mistake.key in thumbnails else None
+        picture = make_thumbnail(thumbnails[mistake.sha256], depth) if mistake.sha256 in thumbnails else None
         of_pair.setdefault((mistake.truth, mistake.predicted), []).append((mistake, picture))
     groups = [MistakeGroup(pair, tuple(of_pair.get((pair.truth, pair.predicted), ()))) for pair in pairs]
     several = [group for group in groups if len(group.mistakes) > 1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +14,7 @@ from transfer.errors import CorruptObjectError, DatasetError
 
 # Softmax in half precision deviates by up to a few thousandths; logits passed by mistake deviate far more.
 _SUM_TOLERANCE = 1e-2
+_ROUNDS_COARSELY = b"transfer.rounds_coarsely"
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,13 +22,15 @@ class Predictions:
     """Predictions of a model in the order of the split's rows. Raises DatasetError if shapes or values are not valid.
 
     `keys`: n names of images. `labels`: int32 [n], true class indices. `probabilities`: float32 [n, classes], each row
-    sums to 1. `classes`: names of the classes, by index.
+    sums to 1. `classes`: names of the classes, by index. `rounds_coarsely`: whether some of it was computed in half
+    precision, or in TF32 on a GPU; False in what earlier releases stored.
     """
 
     keys: list[str]
     labels: np.ndarray
     probabilities: np.ndarray
     classes: list[str]
+    rounds_coarsely: bool = False
 
     def __post_init__(self) -> None:
         self._check_shapes()
@@ -50,6 +53,7 @@ class Predictions:
                 "probabilities": pa.array(list(self.probabilities), pa.list_(pa.float32())),
             }
         )
+        table = table.replace_schema_metadata({_ROUNDS_COARSELY: str(self.rounds_coarsely)})
         pq.write_table(table, buffer, write_page_checksum=True)
         return buffer.getvalue()
 
@@ -59,7 +63,8 @@ class Predictions:
         try:
             table = pq.read_table(io.BytesIO(data), page_checksum_verification=True)
             keys, labels = table["key"].to_pylist(), table["label"].to_numpy()
-            return cls(keys, labels, np.stack(table["probabilities"].to_numpy()), classes)
+            coarsely = (table.schema.metadata or {}).get(_ROUNDS_COARSELY) == b"True"
+            return cls(keys, labels, np.stack(table["probabilities"].to_numpy()), classes, coarsely)
         except (pa.ArrowException, KeyError, OSError, ValueError) as error:
             raise CorruptObjectError(
                 f"{name} does not read as predictions: {error}.",
@@ -70,7 +75,7 @@ class Predictions:
     def slice(self, start: int, stop: int) -> Predictions:
         """Those of some consecutive rows."""
         rows = slice(start, stop)
-        return Predictions(self.keys[rows], self.labels[rows], self.probabilities[rows], self.classes)
+        return replace(self, keys=self.keys[rows], labels=self.labels[rows], probabilities=self.probabilities[rows])
 
     def _check_shapes(self) -> None:
         for name, found, dtype, shape in (

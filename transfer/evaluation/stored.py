@@ -41,6 +41,7 @@ class StoredReport:
             np.concatenate([part.labels for part in parts]),
             np.concatenate([part.probabilities for part in parts]),
             parts[0].classes,
+            any(part.rounds_coarsely for part in parts),
         )
 
     # The last one: units of an evaluation ask for the rows of one part after the other.

@@ -88,14 +88,17 @@ class UnitImages:
     def __iter__(self) -> Iterator[bytes]:
         return (self[row] for row in range(len(self)))
 
-    def pictures(self, keys: Iterable[str]) -> dict[str, Picture]:
-        """Images by their keys: where they are stored, with the image itself if the shards were read."""
+    def pictures(self, digests: Iterable[str]) -> dict[str, Picture]:
+        """Images by their digests: where they are stored, with the image itself if the shards were read.
+
+        Keys would not tell them apart: after files were renamed, two images of a version can have the same one.
+        """
         ends = list(accumulate((shard.rows for shard in self._unit.shards), initial=0))
         found = {}
-        for key in keys:
-            row = self.keys.index(key)
+        for digest in digests:
+            row = self.digests.index(digest)
             shard = bisect_right(ends, row) - 1
-            found[key] = Picture(self._unit.shards[shard], row - ends[shard], self[row] if self._whole else None)
+            found[digest] = Picture(self._unit.shards[shard], row - ends[shard], self[row] if self._whole else None)
         return found
 
     @cached_property

@@ -34,7 +34,7 @@ GALLERY_SIZE = 24
 class Part:
     """What is told of the images of a unit.
 
-    `sha256`: of the file with their predictions. `pictures`: images of the mistakes, by key. `beside`: the same images
+    `sha256`: of the file with their predictions. `pictures`: of the mistakes, by SHA-256. `beside`: the same images
     by the version that serves, or why there are no predictions of it, as a clause; None if it is not asked.
     """
 
@@ -88,7 +88,11 @@ class EvaluationWork:
             with self._computing:
                 if not is_stored:
                     probabilities = self._answers.by_network(images) if by_features is None else by_features
-                    self._put(unit, Predictions(images.keys, images.labels, probabilities, self._dataset.classes))
+                    coarsely = self._answers.rounds_coarsely
+                    self._put(
+                        unit,
+                        Predictions(images.keys, images.labels, probabilities, self._dataset.classes, coarsely),
+                    )
                 return self._part(unit, images)
 
     def _put(self, unit: Unit, predictions: Predictions) -> None:
@@ -106,15 +110,16 @@ class EvaluationWork:
                 f"{name} in {self._store.uri} has predictions for other images than the dataset version.",
                 advice="Remove it, and evaluate the run again.",
             )
-        mistakes = worst_mistakes(predictions, GALLERY_SIZE)
+        mistakes = worst_mistakes(predictions, GALLERY_SIZE, digests=images.digests)
         return Part(
             sha256=sha256_hex(data),
             tally=Tally.of(predictions),
             mistakes=mistakes,
-            pictures=images.pictures(mistake.key for mistake in mistakes),
+            pictures=images.pictures(mistake.sha256 for mistake in mistakes),
             beside=self._beside(unit, images, predictions),
             untrained_classes=tuple(self._answers.model.untrained_classes),
-            rounds_coarsely=self._answers.rounds_coarsely,
+            # Of the process that computed them, which had a GPU perhaps.
+            rounds_coarsely=predictions.rounds_coarsely,
         )
 
     def _name(self, unit: Unit) -> str:

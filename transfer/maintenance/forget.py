@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from transfer.dataset.decisions import forget_images
-from transfer.dataset.forgetting import take_out
+from transfer.dataset.forgetting import check_left, take_out
 from transfer.dataset.index import read_images
 from transfer.dataset.manifest import Dataset, dataset_names
 from transfer.errors import DatasetError, ObjectNotFoundError
@@ -61,15 +62,26 @@ class Forgotten:
 def forget(store: Store, dataset: str, images: Sequence[str], *, reason: str, remove: bool = False) -> Forgotten:
     """Find where images were used and, with `remove`, forget them: no later version of `dataset` has them.
 
-    `images`: keys, or SHA-256 of stored bytes. With `remove`, the decision is recorded, and the latest version that has
-    their bytes is followed by one without. Earlier versions keep the bytes. Raises DatasetError if no version of
-    `dataset` has one of the images, CorruptObjectError, ObjectNotFoundError, StorageError.
+    `images`: SHA-256 of stored bytes, or keys. A key means the image that the newest version with that key has under
+    it, and no later file under that key is taken. With `remove`, the decision is recorded, and the latest version that
+    has their bytes is followed by one without. Earlier versions keep the bytes. Raises DatasetError if no version of
+    `dataset` has one of the images, if one key means several, or if a split would have none left, CorruptObjectError,
+    ObjectNotFoundError, StorageError.
     """
     versions = [version for name in dataset_names(store) for version in versions_of_dataset(store, name)]
     tables = _tables(store, versions)
-    own = [tables[shard.sha256] for version in versions if version.name == dataset for shard in version.shards]
-    found = _find(own, images)
-    missing = [name for name in images if not any(name == each.sha256 or name in each.keys for each in found)]
+    own = [version for version in versions if version.name == dataset]
+    named = {name for name in images if re.fullmatch("[0-9a-f]{64}", name)}
+    by_key = _by_key(own, tables, {*images} - named)
+    for key, digests in by_key.items():
+        if len(digests) > 1:
+            raise DatasetError(
+                f"Dataset `{dataset}` has {len(digests)} images under the key {key}, because a file was renamed: their "
+                f"SHA-256 are {', '.join(sorted(digests))}.",
+                advice="Name the one to forget by its SHA-256.",
+            )
+    found = _find(own, tables, named.union(*by_key.values()))
+    missing = [name for name in images if name not in by_key and name not in {each.sha256 for each in found}]
     if missing:
         raise DatasetError(
             f"No version of dataset `{dataset}` in {store.uri} has the image {missing[0]}.",
@@ -80,9 +92,11 @@ def forget(store: Store, dataset: str, images: Sequence[str], *, reason: str, re
     runs, models = _runs(store, users), _models(store, users)
     version = None
     if remove:
-        forget_images(store, dataset, {each.sha256: each.keys for each in found}, reason=reason)
-        digests = {each.sha256 for each in found}
-        version = take_out(store, dataset, digests, on_copied=partial(copy_features, store)).reference
+        check_left(store, dataset, [each.sha256 for each in found])
+        # Only keys that were named. Another file may have the name now that an image had when it was stored.
+        keys = {each.sha256: [key for key, of_key in by_key.items() if each.sha256 in of_key] for each in found}
+        forget_images(store, dataset, keys, reason=reason)
+        version = take_out(store, dataset, keys, on_copied=partial(copy_features, store)).reference
     return Forgotten(found, holders, runs, models, version)
 
 
@@ -97,15 +111,32 @@ def _tables(store: Store, versions: Sequence[Dataset]) -> dict[str, pa.Table]:
     return tables
 
 
-def _find(tables: Sequence[pa.Table], images: Sequence[str]) -> tuple[FoundImage, ...]:
-    """The images that are named by their key or their digest."""
-    named = pa.array(images, pa.string())
-    asked = {name for name in images if re.fullmatch("[0-9a-f]{64}", name)}
-    for table in tables:
-        asked |= {sha256.hex() for sha256 in table.filter(pc.is_in(table["key"], named))["sha256"].to_pylist()}
+def _by_key(versions: Sequence[Dataset], tables: Mapping[str, pa.Table], keys: AbstractSet[str]) -> dict[str, set[str]]:
+    """Digests of the images under each key in the newest version that has it; unknown keys are left out."""
+    of_versions = [version.shards for version in reversed(versions)]
+    # A key that only removed rows have is that of an image whose versions are gone.
+    removed_too = [[shard.whole for shard in shards] for shards in of_versions]
+    found: dict[str, set[str]] = {}
+    for shards in [*of_versions, *removed_too]:
+        here: dict[str, set[str]] = {}
+        wanted = pa.array(sorted(keys - found.keys()), pa.string())
+        for shard in shards if len(wanted) else []:
+            table = tables[shard.sha256].take(shard.live_rows())
+            for row in table.filter(pc.is_in(table["key"], wanted)).to_pylist():
+                here.setdefault(row["key"], set()).add(row["sha256"].hex())
+        found |= here
+    return found
+
+
+def _find(
+    versions: Sequence[Dataset], tables: Mapping[str, pa.Table], digests: AbstractSet[str]
+) -> tuple[FoundImage, ...]:
+    """The images with these digests that the versions store."""
+    wanted = _digests(digests)
     keys: dict[str, set[str]] = {}
-    for table in tables:
-        for row in table.filter(pc.is_in(table["sha256"], _digests(asked))).to_pylist():
+    for sha256 in {shard.sha256 for version in versions for shard in version.shards}:
+        table = tables[sha256]
+        for row in table.filter(pc.is_in(table["sha256"], wanted)).to_pylist():
             keys.setdefault(row["sha256"].hex(), set()).add(row["key"])
     return tuple(FoundImage(sha256, tuple(sorted(keys[sha256]))) for sha256 in sorted(keys))
 

@@ -1,7 +1,7 @@
 """Removing dataset versions that nothing needs, and the objects that no version names any more.
 
-A version's document goes first, so that none is there whose objects are not. Whoever removes looks at the versions once
-more before their objects go; an ingest makes sure after it added a version that all its shards are still there.
+A version's document goes first, so that none is there whose objects are not. Their objects go as
+`transfer/dataset/removals.py` says, so that a version that is added meanwhile loses none.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from transfer.catalog import layout
 from transfer.dataset.manifest import Dataset, dataset_names
+from transfer.dataset.removals import objects_of, remove_unneeded
 from transfer.errors import ObjectNotFoundError
 from transfer.maintenance.old_runs import AT_WORK, is_unfinished
 from transfer.maintenance.runs import objects_of_runs, versions_of_dataset
@@ -41,6 +42,8 @@ class DatasetCleaning:
     kept: tuple[StayingVersion, ...]
     objects: tuple[StoredObject, ...]
     """Shards, parts of indexes and ledgers that no other version names; also what failed ingests left."""
+    left: int = 0
+    """Objects of these that are there yet because the time of a removal was up: it can be repeated."""
 
     @property
     def size_bytes(self) -> int:
@@ -69,7 +72,7 @@ def remove_old_versions(
         else:
             going.append(version)
     stay = [version for of_name in versions.values() for version in of_name if version not in going]
-    named = {each for version in stay for each in _objects_of(version)}
+    named = {each for version in stay for each in objects_of(version)}
     objects = [
         item
         for folder in _FOLDERS
@@ -79,18 +82,15 @@ def remove_old_versions(
     found = DatasetCleaning(tuple(going), tuple(kept), tuple(objects))
     if remove:
         remove_in_steps(store, [[layout.entry(layout.dataset_log(name), version.number) for version in going]])
-        # An ingest may have added a version meanwhile that has one of them again.
-        now = [version for each in dataset_names(store) for version in versions_of_dataset(store, each)]
-        named = {each for version in now for each in _objects_of(version)}
-        remove_in_steps(store, [[item.name for item in objects if item.name not in named]])
+        left = remove_unneeded(store, [item.name for item in objects], needed=lambda: _named(store))
+        return replace(found, left=left)
     return found
 
 
-def _objects_of(dataset: Dataset) -> Iterator[str]:
-    yield from (shard.name for shard in dataset.shards)
-    yield from (part.name for part in dataset.index)
-    if dataset.rejects is not None:
-        yield dataset.rejects
+def _named(store: Store) -> set[str]:
+    """The objects of all versions that there are now."""
+    versions = [version for each in dataset_names(store) for version in versions_of_dataset(store, each)]
+    return {each for version in versions for each in objects_of(version)}
 
 
 def _users(store: Store, name: str) -> Iterator[tuple[str, str]]:

@@ -249,5 +249,5 @@ def _flips(
 
 
 def _surest(flips: Iterable[tuple[float, Flip]]) -> list[tuple[float, Flip]]:
-    """The images with the challenger's highest confidence, whether it is right or wrong; ties are sorted by key."""
-    return heapq.nsmallest(MAX_FLIPS, flips, key=lambda each: (-each[0], each[1].key))
+    """The images with the challenger's highest confidence, right or wrong; ties are sorted by key, then by digest."""
+    return heapq.nsmallest(MAX_FLIPS, flips, key=lambda each: (-each[0], each[1].key, each[1].sha256))

@@ -90,8 +90,7 @@ class ComparisonWork:
             for known, contender, is_by_head in zip(self._known, self._contenders, by_head, strict=True)
         ]
         judged = judge(held_out, answered[0], answered[1] if len(answered) > 1 else None)
-        pictures = images.pictures(flip.key for flip in judged.flips)
-        return UnitJudged(judged, {flip.sha256: pictures[flip.key] for flip in judged.flips})
+        return UnitJudged(judged, images.pictures(flip.sha256 for flip in judged.flips))
 
 
 class _Asked:

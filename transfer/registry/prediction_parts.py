@@ -133,7 +133,7 @@ def listed_dataset(config: Config, store: Store, version: ModelVersion, name: st
     except ObjectNotFoundError:
         raise DatasetError(
             f"There is no version {number} of the dataset `{match[1]}` in {store.uri}.",
-            advice="`transfer dataset list` shows the versions.",
+            advice="`transfer datasets list` shows the versions.",
         ) from None
     shards = [shard for shard in dataset.shards if split in {None, shard.split}]
     if not shards:

@@ -10,7 +10,7 @@ from transfer.evaluation.page import render_html
 
 def test_page_is_the_same_bytes_in_every_process(random_predictions, report_of, tmp_path):
     report = report_of(random_predictions(images=80, classes=6))
-    thumbnails = {mistake.key: encoded(200, 100, kind="JPEG") for mistake in report.mistakes}
+    thumbnails = {mistake.sha256: encoded(200, 100, kind="JPEG") for mistake in report.mistakes}
     here = render_html(report, thumbnails=thumbnails)
     assert render_html(report, thumbnails=thumbnails) == here
 
@@ -22,7 +22,7 @@ def test_page_is_the_same_bytes_in_every_process(random_predictions, report_of, 
         from transfer.evaluation.report import Report
         report = Report.from_json(pathlib.Path("report.json").read_bytes())
         image = pathlib.Path("image.jpg").read_bytes()
-        html = render_html(report, thumbnails={mistake.key: image for mistake in report.mistakes})
+        html = render_html(report, thumbnails={mistake.sha256: image for mistake in report.mistakes})
         sys.stdout.buffer.write(html.encode())
     """
     paths = os.pathsep.join([os.getcwd(), *sys.path])  # noqa: PTH109 - as text for the environment

@@ -23,6 +23,8 @@ NAMES = {
     layout.seen_log("pets"): "seen/pets",
     layout.seen_files(ONE): f"seen/{ONE}.parquet",
     layout.classes_log("pets"): "classes/pets",
+    layout.removals_log(): "removals",
+    layout.removal_end(2): "removals/00000002/end.json",
     layout.features_folder(ONE): f"features/{ONE}",
     layout.features_description(ONE): f"features/{ONE}/frozen_part.json",
     layout.features_content(ONE, OTHER, 640, ONE): f"features/{ONE}/{OTHER}-640-{ONE}.arrow",
@@ -96,7 +98,7 @@ def test_each_function_that_makes_a_name_is_held_to_one():
 
 FOLDERS = (
     *(layout.DATASETS, layout.SHARDS, layout.REJECTS, layout.SEEN, layout.CLASSES, layout.FEATURES, layout.RUNS),
-    *(layout.RANGE_TESTS, layout.SWEEPS, layout.NIGHTS, layout.MODELS, layout.PROBES),
+    *(layout.REMOVALS, layout.RANGE_TESTS, layout.SWEEPS, layout.NIGHTS, layout.MODELS, layout.PROBES),
 )
 # A folder with something below it, or something below the folder of a run, a sweep, a night or a model.
 IN_STORAGE = re.compile(

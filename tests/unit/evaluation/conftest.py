@@ -47,7 +47,7 @@ def _report(predictions, **changes):
         "base": "MobileNetV2",
         "metrics": Tally.of(predictions).metrics(),
         "history": rows,
-        "mistakes": worst_mistakes(predictions, 24),
+        "mistakes": worst_mistakes(predictions, 24, digests=predictions.keys),
         "counts": {"train": dict.fromkeys(predictions.classes, 8), "test": dict.fromkeys(predictions.classes, 2)},
         "config": {"name": "digits", "phases": [{"unfreeze": 0}, {"unfreeze": 2}]},
     }

@@ -13,6 +13,7 @@ from transfer.catalog.run import ReportEntry
 from transfer.ensure import fit
 from transfer.errors import CorruptObjectError
 from transfer.evaluation import evaluate, units
+from transfer.evaluation.against import ServingAnswers
 from transfer.evaluation.evaluate import evaluate_run
 from transfer.evaluation.metrics import Tally
 from transfer.evaluation.predictions import Predictions
@@ -114,16 +115,19 @@ def rounded_otherwise(path, classes):
     return after
 
 
-def test_what_a_worker_stored_that_died_since_counts(runs):
+def test_what_a_worker_stored_that_died_since_counts(runs, monkeypatch):
     run, dataset = runs[0]["a block, too"], runs[1]
     (unit,) = units_of(dataset.shards_of("test"))
     work = EvaluationWork(run.config, run.id, 77, False, None)
-    first = work(unit)
+    with monkeypatch.context() as on_a_gpu:
+        on_a_gpu.setattr(RunAnswers, "rounds_coarsely", True)
+        first = work(unit)
     path = Path(run.store.uri, f"{run.folder}/reports/00000077/predictions.parquet")
     stored = rounded_otherwise(path, dataset.classes)
     second = work(unit)
     assert second.sha256 == sha256_hex(path.read_bytes()) != first.sha256
     assert second.tally == Tally.of(stored) != first.tally
+    assert second.rounds_coarsely
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
@@ -158,6 +162,27 @@ def test_an_evaluation_whose_driver_was_killed_goes_on(runs, monkeypatch):
     np.testing.assert_array_equal(predictions.probabilities[: len(stored.keys)], stored.probabilities)
     assert report.metrics == Tally.of(predictions).metrics()
     assert evaluate_run(run, dataset) == number + 1
+
+
+@pytest.mark.parametrize("is_same", [True, False])
+def test_two_evaluations_at_once_both_end(runs, monkeypatch, is_same):
+    run, dataset = runs[0]["head only"], runs[1]
+    serving = None if is_same else ServingAnswers(1, "digits/00000001", "test", accuracy=0.5, asked="it was removed")
+    store, first = evaluate._store, []
+
+    def after_another_one(*arguments):
+        monkeypatch.setattr(evaluate, "_store", store)
+        monkeypatch.setattr(evaluate, "now_utc", lambda: "2026-01-01T00:00:00+00:00")
+        first.append(evaluate_run(run, dataset, serving=serving))
+        monkeypatch.undo()
+        return store(*arguments)
+
+    monkeypatch.setattr(evaluate, "_store", after_another_one)
+    second = evaluate_run(run, dataset)
+    assert second == first[0] + (not is_same)
+    (theirs, stored), (ours, predictions) = load_report(run, first[0]), load_report(run, second)
+    assert (theirs.serving is None, ours.serving) == (is_same, None)
+    np.testing.assert_array_equal(predictions.probabilities, stored.probabilities)
 
 
 @pytest.mark.parametrize(

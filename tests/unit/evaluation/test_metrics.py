@@ -94,7 +94,7 @@ def test_all_right_and_certain_is_a_loss_of_zero_without_mistakes(predictions_of
     metrics = Tally.of(predictions).metrics()
     assert (metrics.accuracy, metrics.loss, metrics.macro.f1) == (1.0, 0.0, 1.0)
     assert math.copysign(1, metrics.loss) == 1
-    assert worst_mistakes(predictions, 10) == []
+    assert worst_mistakes(predictions, 10, digests=predictions.keys) == []
 
 
 def test_all_wrong_and_certain_is_a_finite_loss(predictions_of):
@@ -102,7 +102,7 @@ def test_all_wrong_and_certain_is_a_finite_loss(predictions_of):
     metrics = Tally.of(predictions).metrics()
     assert (metrics.accuracy, metrics.macro.f1) == (0.0, 0.0)
     assert metrics.loss == pytest.approx(-math.log(1e-7), abs=1e-9)
-    assert len(worst_mistakes(predictions, 10)) == 3
+    assert len(worst_mistakes(predictions, 10, digests=predictions.keys)) == 3
 
 
 def test_right_image_is_among_the_top_k_even_when_all_probabilities_are_equal(predictions_of):
@@ -128,18 +128,18 @@ def test_what_is_counted_of_parts_is_what_is_counted_of_the_whole(random_predict
         keys = [whole.keys[row] for row in rows]
         part = Predictions(keys, whole.labels[rows], whole.probabilities[rows], whole.classes)
         tally += Tally.of(part)
-        mistakes = worst_of([*worst_mistakes(part, count), *mistakes], count)
+        mistakes = worst_of([*worst_mistakes(part, count, digests=part.keys), *mistakes], count)
     assert tally.metrics() == Tally.of(whole).metrics()
-    assert mistakes == worst_mistakes(whole, count)
+    assert mistakes == worst_mistakes(whole, count, digests=whole.keys)
 
 
 def test_one_confused_pair_leaves_room_for_others_among_the_worst_mistakes(predictions_of):
     sure = [0.99 - 0.01 * row for row in range(8)] + [0.6]
     rows = [[1 - value, value, 0] for value in sure[:8]] + [[0.4, 0, sure[8]]]
     predictions = predictions_of([0] * 9, rows)
-    found = worst_mistakes(predictions, 7)
+    found = worst_mistakes(predictions, 7, digests=predictions.keys)
     assert [mistake.key for mistake in found] == [f"image-{row}.png" for row in (0, 1, 2, 3, 4, 5, 8)]
-    assert len(worst_mistakes(predictions, 9)) == 9
+    assert len(worst_mistakes(predictions, 9, digests=predictions.keys)) == 9
 
 
 def test_worst_mistakes_come_most_confident_first_and_ties_never_vary():
@@ -151,7 +151,7 @@ def test_worst_mistakes_come_most_confident_first_and_ties_never_vary():
     for order in ([0, 1, 2, 3, 4], [4, 3, 2, 1, 0]):
         keys, labels = zip(*(rows[row] for row in order), strict=True)
         predictions = Predictions(list(keys), np.array(labels, np.int32), probabilities[order], ["x", "y", "w"])
-        found.append(worst_mistakes(predictions, 3))
+        found.append(worst_mistakes(predictions, 3, digests=predictions.keys))
     assert [mistake.key for mistake in found[0]] == ["z", "b", "c"]
     assert found[0] == found[1]
     first = found[0][0]

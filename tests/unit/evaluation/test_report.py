@@ -97,7 +97,7 @@ def test_other_bytes_are_refused_as_a_report(data):
 
 def test_page_refers_to_nothing_outside_itself(random_predictions, report_of):
     report = report_of(random_predictions(images=80, classes=6))
-    thumbnails = {mistake.key: encoded(20, 20) for mistake in report.mistakes}
+    thumbnails = {mistake.sha256: encoded(20, 20) for mistake in report.mistakes}
     page = Page(render_html(report, thumbnails=thumbnails))
 
     references = page.attributes("src", "href", "xlink:href", "data", "action", "srcset", "poster")
@@ -142,11 +142,22 @@ def test_class_names_in_the_chart_are_text_and_not_formulas(evil_report):
     assert "x" * 18 not in chart
 
 
+def test_mistakes_with_one_key_are_shown_with_their_own_pictures(random_predictions, report_of):
+    report = report_of(random_predictions(images=80, classes=6))
+    first, second = (each.model_copy(update={"key": "one.png"}) for each in report.mistakes[:2])
+    report = report.model_copy(update={"mistakes": [first, second]})
+    thumbnails = {first.sha256: encoded(9, 9), second.sha256: encoded(12, 9)}
+    page = Page(render_html(report, thumbnails=thumbnails))
+    assert len(set(page.attributes("src"))) == 2
+
+
 @pytest.mark.parametrize("broken", [b"", b"not an image", b"\x89PNG\r\n\x1a\n" + bytes(40)])
 def test_unreadable_picture_becomes_a_placeholder(random_predictions, report_of, broken):
     report = report_of(random_predictions(images=80, classes=6))
     first, *others = report.mistakes
-    page = Page(render_html(report, thumbnails={first.key: broken} | {other.key: encoded(9, 9) for other in others}))
+    page = Page(
+        render_html(report, thumbnails={first.sha256: broken} | {other.sha256: encoded(9, 9) for other in others})
+    )
     assert page.text.count("no picture") == 1
     assert page.count("img") == len(others)
 

@@ -7,9 +7,9 @@ import pytest
 
 from tests.published import publish_some
 from tests.runs import store_run
-from tests.sourcing import config_of, image, read_ledger, write_classes, write_file
+from tests.sourcing import LONG_AGO_S, config_of, image, read_ledger, write_classes, write_file
 from transfer.dataset import forgetting
-from transfer.dataset.decisions import read_decided
+from transfer.dataset.decisions import forget_images, is_pending, read_decided
 from transfer.dataset.index import INDEX_SCHEMA, read_images
 from transfer.dataset.ingest import ingest
 from transfer.dataset.manifest import latest_dataset
@@ -100,6 +100,30 @@ def test_bytes_of_a_removed_row_are_forgotten_too(pets, source):
     assert sum(dataset.counts["train"].values()) == 17
 
 
+def test_a_file_that_took_the_name_of_a_forgotten_image_stays(pets, source):
+    config, store = pets
+    write_file(source / "cat/moved.png", image(3))
+    write_file(source / KEY, image(55), at_s=LONG_AGO_S + 5)
+    other = sha256_hex(image(55))
+    assert {DIGEST, other} <= stored_digests(store, ingest(config, store))
+    with pytest.raises(DatasetError, match=f"2 images under the key {KEY}.*{DIGEST}") as refused:
+        forget(store, "pets", [KEY], reason="asked to", remove=True)
+    assert other in str(refused.value)
+    forget(store, "pets", [DIGEST], reason="asked to", remove=True)
+    write_classes(source, first_seed=200, dog=1)
+    dataset = ingest(config, store)
+    digests = stored_digests(store, dataset)
+    assert other in digests
+    assert DIGEST not in digests
+    assert read_ledger(store, dataset.rejects).to_pydict()["key"] == ["cat/moved.png"]
+    # By now the key means one image, and nobody wants its name again.
+    forget(store, "pets", [KEY], reason="asked to", remove=True)
+    assert [(each.sha256, each.keys) for each in read_decided(store, "pets").forgotten] == [
+        (DIGEST, ()),
+        (other, (KEY,)),
+    ]
+
+
 def test_forgetting_again_changes_nothing_and_goes_on_where_it_was_killed(pets, monkeypatch):
     _, store = pets
     before = latest_dataset(store, "pets")
@@ -109,9 +133,27 @@ def test_forgetting_again_changes_nothing_and_goes_on_where_it_was_killed(pets, 
             forget(store, "pets", [KEY], reason="asked to", remove=True)
     assert latest_dataset(store, "pets") == before
     assert [each.sha256 for each in read_decided(store, "pets").forgotten] == [DIGEST]
+    assert is_pending(store, "pets", read_decided(store, "pets"))
     for _ in range(2):
         assert forget(store, "pets", [KEY], reason="again", remove=True).version == "pets/00000003"
+        assert not is_pending(store, "pets", read_decided(store, "pets"))
     assert [each.reason for each in read_decided(store, "pets").forgotten] == ["asked to"]
+
+
+def test_a_split_keeps_an_image_and_a_class_without_one_is_named(source, folder_storage, caplog):
+    config = config_of(source, folder_storage, validation=0.3)
+    store = open_store(config.storage)
+    dataset = ingest(config, store)
+    tables = read_images(store, dataset, ["key"], dataset.shards_of("validation"))
+    every = [key for table in tables for key in table["key"].to_pylist()]
+    with pytest.raises(DatasetError, match="would have none in validation"):
+        forget(store, "pets", every, reason="asked to", remove=True)
+    assert read_decided(store, "pets").forgotten == ()
+    assert latest_dataset(store, "pets") == dataset
+    cats = [key for key in every if key.startswith("cat/")]
+    forget(store, "pets", cats, reason="asked to", remove=True)
+    assert "none of the class cat in validation" in caplog.text
+    assert latest_dataset(store, "pets").counts["validation"] == {**dataset.counts["validation"], "cat": 0}
 
 
 def test_an_image_that_no_version_has_cannot_be_forgotten_nor_all_of_them(pets, source):
@@ -123,6 +165,7 @@ def test_an_image_that_no_version_has_cannot_be_forgotten_nor_all_of_them(pets, 
     shutil.rmtree(source)
     with pytest.raises(DatasetError, match="none to train on"):
         forget(store, "pets", every, reason="asked to", remove=True)
+    assert read_decided(store, "pets").forgotten == ()
 
 
 def test_the_features_of_the_other_images_are_copied(pets):
@@ -136,3 +179,13 @@ def test_the_features_of_the_other_images_are_copied(pets):
     digests = read_shard(store, before.shards[0])["sha256"].to_pylist()
     assert [digests[row] for _, row in shard.origins] == read_shard(store, shard.shard)["sha256"].to_pylist()
     assert np.array_equal(shard.labels, read_shard(store, shard.shard)["label"].to_numpy())
+
+
+def test_the_next_ingest_finishes_what_a_killed_command_had_decided(pets):
+    config, store = pets
+    forget_images(store, "pets", {DIGEST: ()}, reason="asked to")
+    assert DIGEST in stored_digests(store, latest_dataset(store, "pets"))
+    now = ingest(config, store)
+    assert now == latest_dataset(store, "pets")
+    assert DIGEST not in stored_digests(store, now)
+    assert ingest(config, store) == now

@@ -1,21 +1,27 @@
 """What `transfer datasets gc` removes, and what never goes."""
 
 import os
-from datetime import timedelta
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from threading import Event
 
 import pytest
 
 from tests.published import publish_some
 from tests.runs import store_run
-from tests.sourcing import config_of, write_classes
+from tests.sourcing import config_of, image, write_classes, write_file
 from transfer.dataset import ingest as ingest_module
+from transfer.dataset import removals
 from transfer.dataset.ingest import ingest
 from transfer.dataset.manifest import load_dataset
+from transfer.dataset.removals import await_removals, objects_of
 from transfer.dataset.shards import read_shard
 from transfer.maintenance import old_datasets
+from transfer.maintenance.forget import forget
 from transfer.maintenance.old_datasets import remove_old_versions
 from transfer.maintenance.runs import versions_of_dataset
-from transfer.storage import open_store, put_document
+from transfer.storage import open_store, put_document, remove_in_steps
 
 LONG_AGO = timedelta(0)
 
@@ -44,6 +50,7 @@ def assert_readable(store):
     for version in versions_of_dataset(store, "pets"):
         for shard in version.shards:
             assert read_shard(store, shard).num_rows == shard.rows
+        assert all(store.exists(name) for name in objects_of(version))
 
 
 def test_old_versions_go_with_what_only_they_name(pets):
@@ -120,4 +127,96 @@ def test_a_shard_that_a_version_took_up_again_meanwhile_stays(pets, monkeypatch)
     monkeypatch.setattr(old_datasets, "remove_in_steps", removing)
     clean(store)
     assert numbers(store) == [4, 5]
+    assert_readable(store)
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """Set when something waits for a removal; it looks again soon."""
+    event, pause = Event(), Event()
+
+    def sleep(seconds):
+        event.set()
+        pause.wait(0.01)
+
+    monkeypatch.setattr(removals, "sleep", sleep)
+    return event
+
+
+@pytest.mark.parametrize("adds", ["ingest", "forget"])
+def test_a_version_that_is_added_while_its_objects_go_waits_and_writes_them_again(pets, monkeypatch, waits, adds):
+    config, store = pets
+    write_file(Path(config.dataset.source) / "cat" / "notes.txt", b"for the ledger")
+    write_classes(Path(config.dataset.source), first_seed=100, cat=3)
+
+    def add():
+        if adds == "ingest":
+            return ingest(config, store)
+        return forget(store, "pets", ["cat/00005.png"], reason="asked to", remove=True)
+
+    # As if it had been killed: its objects are there, and no version has them.
+    add()
+    left = load_dataset(store, "pets", 5)
+    store.remove("datasets/pets/00000005.json")
+    adding = []
+    with ThreadPoolExecutor(1) as pool:
+
+        def removing(store, steps):
+            if not adding:
+                adding.append(pool.submit(add))
+                assert waits.wait(30)
+            remove_in_steps(store, steps)
+
+        monkeypatch.setattr(removals, "remove_in_steps", removing)
+        clean(store)
+        adding[0].result(30)
+    assert numbers(store) == [4, 5]
+    assert {*objects_of(load_dataset(store, "pets", 5))} == {*objects_of(left)}
+    assert_readable(store)
+
+
+def test_only_a_removal_of_own_objects_without_an_end_is_waited_for_and_not_for_ever(pets, waits):
+    _, store = pets
+    dataset = load_dataset(store, "pets")
+    own, other = dataset.shards[0].name, "shards/" + "a" * 64 + ".parquet"
+    later = datetime.now(UTC) + timedelta(minutes=15)
+    put_document(store, "removals/00000001.json", {"names": [other], "until": later.isoformat()})
+    put_document(store, "removals/00000002.json", {"names": [own], "until": "2020-01-01T00:00:00+00:00"})
+    put_document(store, "removals/00000003.json", {"names": [own], "until": later.isoformat()})
+    put_document(store, "removals/00000003/end.json", {"ended": later.isoformat()})
+    await_removals(store, dataset)
+    assert not waits.is_set()
+    # One that was killed: until its time is over by any clock.
+    nearly = datetime.now(UTC) - timedelta(minutes=4, seconds=59)
+    put_document(store, "removals/00000004.json", {"names": [own], "until": nearly.isoformat()})
+    await_removals(store, dataset)
+    assert waits.is_set()
+
+
+def test_a_removal_stops_when_its_time_is_up_and_says_what_is_left(pets, monkeypatch):
+    _, store = pets
+    with monkeypatch.context() as patch:
+        patch.setattr(removals, "_BEGINNING", timedelta(0))
+        found = clean(store)
+    assert found.left == len(found.objects) > 0
+    assert all(store.exists(item.name) for item in found.objects)
+    again = clean(store)
+    assert (len(again.objects), again.left) == (found.left, 0)
+    assert not any(store.exists(item.name) for item in found.objects)
+
+
+def test_no_version_lacks_a_shard_because_an_image_changed_before_it_was_to_be_written_again(pets, monkeypatch):
+    config, store = pets
+    source = Path(config.dataset.source)
+    write_classes(source, first_seed=100, cat=3)
+    write = ingest_module.write_index
+
+    def while_a_shard_goes(store, shards, **options):
+        monkeypatch.undo()
+        store.remove(shards[-1].name)
+        write_file(source / "cat" / "00100.png", image(500))
+        return write(store, shards, **options)
+
+    monkeypatch.setattr(ingest_module, "write_index", while_a_shard_goes)
+    assert ingest(config, store).number == 5
     assert_readable(store)
