@@ -167,7 +167,7 @@ def on_actors(config: Config, folder: Path, *, rounds: int) -> tuple[list[float]
 
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="warning")
     version = load_version(open_store(config.storage), config.name, None)
-    parts = list(listed_images(config, [str(folder / "images")]).parts())
+    parts = list(listed_images(config, version, [str(folder / "images")]).parts())
     seconds: tuple[list[float], list[float]] = ([], [])
     for round_ in range(rounds):
         for count in (1, 2) if round_ % 2 else (2, 1):

@@ -16,10 +16,11 @@ Which shards of the parent version stay, and which are written, is planned in `s
 from __future__ import annotations
 
 import tempfile
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,21 @@ def read_row_group(store: Store, shard: Shard, group: int, *, columns: list[str]
     _check_table(store, shard, table, columns, rows=shard.row_groups.rows[group])
     first = sum(shard.row_groups.rows[:group])
     return _without(table, [row - first for row in shard.removed if first <= row < first + table.num_rows])
+
+
+def read_rows(store: Store, shard: Shard, rows: range, *, columns: list[str]) -> pa.Table:
+    """Read some rows of a shard, counted without the removed ones: all by one request, others by their row groups.
+
+    Raises CorruptObjectError, ObjectNotFoundError, StorageError.
+    """
+    if len(rows) == shard.rows:
+        return read_shard(store, shard, columns=columns)
+    ends = list(accumulate(shard.rows_of_groups))
+    first, last = bisect_right(ends, rows.start), bisect_left(ends, rows.stop)
+    footers = Footers()
+    groups = range(first, last + 1)
+    tables = [read_row_group(store, shard, group, columns=columns, footers=footers) for group in groups]
+    return pa.concat_tables(tables).slice(rows.start - ends[first] + len(tables[0]), len(rows))
 
 
 def stored_bytes(store: Store, shard: Shard) -> Iterator[tuple[str, bytes]]:

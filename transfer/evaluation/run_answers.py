@@ -68,14 +68,15 @@ class RunAnswers:
         found = [each for each in rows if each is not None]
         if len(found) < len(shards):
             return None
-        return np.concatenate([answers for answers, _ in self.by_head(CachedSplit(list(shards), found))])
+        features = CachedSplit(list(shards), found)
+        return np.concatenate([answers for answers, _ in self.by_head(features, range(len(features)))])
 
-    def by_head(self, features: CachedSplit) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield probabilities float32 [n, classes] and features float32 [n, features], a few rows at a time."""
-        for start in range(0, len(features), HEAD_ROWS):
-            rows = np.arange(start, min(start + HEAD_ROWS, len(features)))
-            values = np.empty((len(rows), *features.shape), features.dtype)
-            features.take(rows, values)
+    def by_head(self, features: CachedSplit, rows: range) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield probabilities float32 [n, classes] and features float32 [n, features] of `rows`, a few at a time."""
+        for start in range(0, len(rows), HEAD_ROWS):
+            some = np.array(rows[start : start + HEAD_ROWS])
+            values = np.empty((len(some), *features.shape), features.dtype)
+            features.take(some, values)
             values = np.asarray(values, np.float32)
             yield self._head(tf.constant(values)).numpy(), values
 

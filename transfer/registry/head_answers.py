@@ -69,13 +69,17 @@ def is_as_exported(version: ModelVersion, by_head: np.ndarray, exported: np.ndar
 class HeadAnswers:
     """The head of a version, for a prediction job. Safe to use from several threads."""
 
-    def __init__(self, config: Config, store: Store, version: ModelVersion, model: PublishedModel) -> None:
+    def __init__(
+        self, config: Config, store: Store, version: ModelVersion, model: PublishedModel, *, embeddings: bool
+    ) -> None:
+        """`embeddings`: predictions have the features beside the probabilities."""
         self._config, self._store, self._version, self._model = config, store, version, model
+        self._embeddings = embeddings
         self._building = threading.Lock()
         self._agrees: bool | None = None
 
-    def of_shard(self, shard: Shard) -> list[Outputs] | None:
-        """Predictions of all images of a shard, with their features; None if these are damaged, gone or others.
+    def of_shard(self, shard: Shard, rows: range) -> list[Outputs] | None:
+        """Predictions of some images of a shard; None if its features are damaged, gone or others.
 
         The published model is asked about the first images of the first shard, too. If it answers otherwise, the
         features of no shard are used. Raises StorageError.
@@ -84,15 +88,21 @@ class HeadAnswers:
             head = self._head
         if head is None or head.frozen_part is None or self._agrees is False:
             return None
-        if (rows := self._opened(head.frozen_part, shard)) is None:
+        if (opened := self._opened(head.frozen_part, shard)) is None:
             return None
-        answers = [each for some in head.by_head(CachedSplit([shard], [rows])) for each in zip(*some, strict=True)]
+        features = CachedSplit([shard], [opened])
         with self._building:
             if self._agrees is None:
                 first = first_images(self._store, [shard], CHECKED_IMAGES)
-                by_head = np.stack([probabilities for probabilities, _ in answers[: len(first)]])
+                by_head = np.concatenate([answers for answers, _ in head.by_head(features, range(len(first)))])
                 self._agrees = is_as_exported(self._version, by_head, self._model.answer(first)["probabilities"])
-        return answers if self._agrees else None
+        if not self._agrees:
+            return None
+        return [
+            outputs
+            for probabilities, values in head.by_head(features, rows)
+            for outputs in zip(probabilities, values if self._embeddings else [None] * len(values), strict=True)
+        ]
 
     @cached_property
     def _head(self) -> RunAnswers | None:

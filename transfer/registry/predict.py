@@ -87,7 +87,10 @@ def predict(
     chosen = load_version(store, config.name, version)
     columns = Columns(top_k, embeddings)
     columns.check(chosen, output)
-    listing = listed_images(config, images) if images else listed_dataset(config, store, chosen, str(dataset), split)
+    if dataset is None:
+        listing = listed_images(config, chosen, images)
+    else:
+        listing = listed_dataset(config, store, chosen, dataset, split)
     if output is None and listing.rows > MOST_SHOWN:
         raise ConfigError(
             f"There are {listing.rows:,} images, and at most {MOST_SHOWN} are answered without --output.",

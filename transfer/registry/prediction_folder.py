@@ -42,8 +42,8 @@ class PredictionPlan(BaseModel):
     listing: str
     """SHA-256 of the names of all images in their order, with their sizes."""
     parts: int
-    rows_per_part: int | None
-    """None: a part has the images of a shard."""
+    rows_per_part: int
+    """Of a dataset version, a part has at most as many images, all of one shard."""
     top_k: int | None
     embeddings: bool
     max_pixels: int

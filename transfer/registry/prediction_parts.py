@@ -6,6 +6,7 @@ The division depends on the images alone, so a job that was killed may be contin
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,12 +25,14 @@ from transfer.training.run import load_run
 MOST_PARTS = 64
 """Parts of fewer images than this makes are not worth dividing further, so that all workers end at about one time."""
 FEWEST_ROWS, MOST_ROWS = 256, 8192
-"""Rows of a part, but for the last one."""
+"""Rows of a part of listed images, but for the last one."""
+MOST_BYTES = 64 * 1024**2
+"""Of the probabilities in a part: a worker holds those of two parts, each as answers and as a table."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Consecutive rows of the predictions: some images, or those of a shard."""
+    """Consecutive rows of the predictions: some images, or some of a shard."""
 
     number: int
     """From 0 on."""
@@ -37,6 +40,7 @@ class Part:
     """Number of all parts."""
     images: tuple[Image, ...] = ()
     shard: Shard | None = None
+    shard_rows: range = range(0)
     has_features: bool = False
     """Whether features of the shard are cached that the model's head can answer from."""
 
@@ -48,7 +52,7 @@ class Part:
     @property
     def rows(self) -> int:
         """Number of images."""
-        return self.shard.rows if self.shard else len(self.images)
+        return len(self.shard_rows) if self.shard else len(self.images)
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,8 @@ class Listing:
 
     source: str
     """The dataset version, or `images`."""
+    class_count: int
+    """Of the version that predicts."""
     images: Sequence[Image] = ()
     dataset: Dataset | None = None
     shards: Sequence[Shard] = ()
@@ -70,24 +76,27 @@ class Listing:
         return len(self.images) + sum(shard.rows for shard in self.shards)
 
     @property
-    def rows_per_part(self) -> int | None:
-        """Rows of each part but the last one; None if each part is a shard."""
-        return None if self.shards else min(max(-(-self.rows // MOST_PARTS), FEWEST_ROWS), MOST_ROWS)
+    def rows_per_part(self) -> int:
+        """Rows of each part but the last one, or the last one of a shard."""
+        most = max(MOST_BYTES // (4 * self.class_count), 1)
+        return most if self.shards else min(max(-(-self.rows // MOST_PARTS), FEWEST_ROWS), MOST_ROWS, most)
 
     @property
     def part_count(self) -> int:
         """Number of parts."""
-        return len(self.shards) if self.rows_per_part is None else -(-self.rows // self.rows_per_part)
+        divided = [shard.rows for shard in self.shards] or [len(self.images)]
+        return sum(-(-rows // self.rows_per_part) for rows in divided)
 
     def parts(self) -> Iterator[Part]:
         """All parts in order."""
-        if self.rows_per_part is None:
-            for number, shard in enumerate(self.shards):
-                yield Part(number, self.part_count, shard=shard, has_features=shard.sha256 in self.with_features)
-            return
-        for number in range(self.part_count):
-            start = number * self.rows_per_part
-            yield Part(number, self.part_count, tuple(self.images[start : start + self.rows_per_part]))
+        size, numbers, count = self.rows_per_part, itertools.count(), self.part_count
+        for start in range(0, len(self.images), size):
+            yield Part(next(numbers), count, tuple(self.images[start : start + size]))
+        for shard in self.shards:
+            has_features = shard.sha256 in self.with_features
+            for start in range(0, shard.rows, size):
+                rows = range(start, min(start + size, shard.rows))
+                yield Part(next(numbers), count, shard=shard, shard_rows=rows, has_features=has_features)
 
     @property
     def digest(self) -> str:
@@ -101,10 +110,10 @@ class Listing:
         return sha256.hexdigest()
 
 
-def listed_images(config: Config, places: Sequence[str]) -> Listing:
-    """The images at `places`. Raises what `find_images` raises."""
+def listed_images(config: Config, version: ModelVersion, places: Sequence[str]) -> Listing:
+    """The images at `places`, for a version to predict. Raises what `find_images` raises."""
     found = find_images(places, config.storage, path_column=config.dataset.path_column)
-    return Listing("images", images=found)
+    return Listing("images", len(version.classes), images=found)
 
 
 def listed_dataset(config: Config, store: Store, version: ModelVersion, name: str, split: str | None) -> Listing:
@@ -131,7 +140,8 @@ def listed_dataset(config: Config, store: Store, version: ModelVersion, name: st
         raise DatasetError(f"{_named(dataset, split)} has no images.", advice="Give another split or version.")
     cached = shards_with_features(config, store, version)
     with_features = frozenset(cached & {shard.sha256 for shard in shards})
-    return Listing(_named(dataset, split), dataset=dataset, shards=shards, with_features=with_features)
+    source = _named(dataset, split)
+    return Listing(source, len(version.classes), dataset=dataset, shards=shards, with_features=with_features)
 
 
 def shards_with_features(config: Config, store: Store, version: ModelVersion) -> set[str]:

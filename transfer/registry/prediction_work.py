@@ -18,7 +18,7 @@ from transfer.dataset.index import read_images
 from transfer.dataset.manifest import Dataset, Reject, Shard
 from transfer.dataset.refusals import RejectedImage, RejectReason
 from transfer.dataset.row_groups import BinaryColumn
-from transfer.dataset.shards import read_shard
+from transfer.dataset.shards import read_rows
 from transfer.errors import RegistryError
 from transfer.registry.prediction_file import Columns, Outputs, failures_in, predictions_table
 from transfer.registry.prediction_folder import PredictionFolder
@@ -78,7 +78,7 @@ class PredictionWork:
                 "--embeddings.",
             )
         self._limits = config.dataset.model_copy(update={"background": background})
-        self._heads = HeadAnswers(config, self._store, version, self._model)
+        self._heads = HeadAnswers(config, self._store, version, self._model, embeddings=columns.embeddings)
         self._is_closed = False
 
     def close(self) -> None:
@@ -106,10 +106,12 @@ class PredictionWork:
 
     def _of_shard(self, shard: Shard, part: Part) -> tuple[list[tuple[str, Outputs | Reject]], bool]:
         """The answers, and whether they come from cached features."""
-        if part.has_features and self._dataset and (answers := self._heads.of_shard(shard)) is not None:
+        rows = part.shard_rows
+        if part.has_features and self._dataset and (answers := self._heads.of_shard(shard, rows)) is not None:
             (table,) = read_images(self._store, self._dataset, ["key"], [shard])
-            return list(zip(table["key"].to_pylist(), answers, strict=True)), True
-        table = read_shard(self._store, shard, columns=["key", "image"])
+            keys = table["key"].slice(rows.start, len(rows)).to_pylist()
+            return list(zip(keys, answers, strict=True)), True
+        table = read_rows(self._store, shard, rows, columns=["key", "image"])
         keys, column = table["key"].to_pylist(), BinaryColumn(table["image"])
         images = ((key, partial(column.__getitem__, row)) for row, key in enumerate(keys))
         return self._answered(images, self._stored), False

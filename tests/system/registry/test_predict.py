@@ -138,11 +138,12 @@ def test_the_most_probable_classes_and_the_features_of_the_base_are_columns(outc
 def test_cached_features_answer_for_the_images_of_a_dataset_version_as_the_images_do(outcome, tmp_path, monkeypatch):
     config, done = outcome
     # Images are read to check the head, and no shard as a whole.
-    monkeypatch.setattr(prediction_work, "read_shard", None)
+    monkeypatch.setattr(prediction_work, "read_rows", None)
     cached = jobs.predict(config, dataset="digits@1", output=f"{tmp_path}/cached/", embeddings=True)
     assert cached.images == cached.from_features == sum(shard.rows for shard in done.dataset.shards)
-    # Without them the images answer.
+    # Without them the images answer, and here in parts of at most 20 rows of 10 classes.
     monkeypatch.undo()
+    monkeypatch.setattr(prediction_parts, "MOST_BYTES", 20 * 10 * 4)
     storage = tmp_path / "storage"
     shutil.copytree(config.storage.uri, storage)
     shutil.rmtree(storage / "features")
@@ -154,7 +155,9 @@ def test_cached_features_answer_for_the_images_of_a_dataset_version_as_the_image
         np.testing.assert_allclose(one["probabilities"], other["probabilities"], atol=1e-5)
         np.testing.assert_allclose(one["embedding"], other["embedding"], atol=1e-2)
 
+    assert {pq.read_metadata(part).num_rows for part in Path(tmp_path, "computed").glob("part-*")} > {20}
     of_split = jobs.predict(config, dataset="digits", split="test", output=f"{tmp_path}/test.parquet")
+    assert of_split.from_features == of_split.images
     _, predictions = load_report(done.run, 1)
     assert [row["key"] for row in rows_of(tmp_path / "test.parquet")] == predictions.keys
     assert of_split.images == len(predictions.keys)

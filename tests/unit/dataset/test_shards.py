@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from transfer.dataset.manifest import Shard
 from transfer.dataset.row_groups import Footers
-from transfer.dataset.shards import SHARD_SCHEMA, read_columns, read_row_group, read_shard, write_shard
+from transfer.dataset.shards import SHARD_SCHEMA, read_columns, read_row_group, read_rows, read_shard, write_shard
 from transfer.errors import CorruptObjectError, ObjectNotFoundError
 from transfer.storage import open_store
 
@@ -116,6 +116,10 @@ def test_removed_rows_are_not_read(store):
     assert [key for group in groups for key in group["key"].to_pylist()] == [row["key"] for row in expected]
     earlier = shard.model_copy(update={"row_groups": None})
     assert read_row_group(store, earlier, 0, columns=["key"], footers=Footers()).num_rows == earlier.rows_of_groups[0]
+    for start, stop in ((0, 10), (0, 7), (6, 8), (7, 9), (9, 10)):
+        for each in (shard, earlier):
+            found = read_rows(store, each, range(start, stop), columns=["key"])["key"].to_pylist()
+            assert found == [row["key"] for row in expected[start:stop]]
 
 
 @pytest.mark.parametrize("removed", [(20,), (5, 4), (4, 4), (-1,)])
