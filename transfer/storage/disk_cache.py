@@ -40,8 +40,8 @@ class DiskCache:
         self._max_size_bytes = max_size_bytes
         self._warned = False
         # Free space when this process last listed the folder, and the size of the objects that it added since. Listing
-        # after each object would take time quadratic in their number.
-        self._free_bytes = 0
+        # after each object would take time quadratic in their number. None before the first listing.
+        self._free_bytes: int | None = None
         self._added_bytes = 0
 
     def open(self, sha256: str, download: Callable[[Path], None]) -> pa.NativeFile | None:
@@ -85,7 +85,9 @@ class DiskCache:
                 _touch(part)
                 part.rename(path)
                 self._added_bytes += file.size()
-                if self._added_bytes > max(self._free_bytes // _PROCESSES, self._max_size_bytes // _SLACK):
+                if self._free_bytes is None or self._added_bytes > max(
+                    self._free_bytes // _PROCESSES, self._max_size_bytes // _SLACK
+                ):
                     self._evict(newest=path)
             return file
 
