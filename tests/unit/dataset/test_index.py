@@ -174,7 +174,9 @@ def test_a_night_asks_for_the_index_once_and_for_nothing_of_an_old_shard(faulty_
     assert {sha256 for _, sha256 in asked(layout.SHARDS)} == {
         shard.sha256 for shard in second.shards[len(first.shards) :]
     }
-    assert asked(layout.INDEX) == [("GET", part.sha256), ("PUT", second.index[-1].sha256)]
+    # Whether the few parts are still there is looked up, too, before and after the version is added.
+    read_or_written = [each for each in asked(layout.INDEX) if each[0] != "HEAD"]
+    assert read_or_written == [("GET", part.sha256), ("PUT", second.index[-1].sha256)]
 
 
 def test_few_shards_of_a_large_part_are_looked_into(store, tmp_path, monkeypatch, caplog):
