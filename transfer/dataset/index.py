@@ -11,6 +11,7 @@ Versions of earlier releases have no index. Their shards are looked into, and so
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -44,25 +45,41 @@ _BYTES_WORTH_A_SHARD = 8 * 1024**2
 """Bytes that a bucket sends in the time that looking into a shard takes, which is some ten requests."""
 
 
+class ImageIndex:
+    """What a version has of its shards, without the images. Safe to use from several threads.
+
+    `columns`: of INDEX_SCHEMA. It is for whoever asks for a few shards after the other: the part that was read last is
+    held.
+    """
+
+    def __init__(self, store: Store, dataset: Dataset, columns: Sequence[str]) -> None:
+        self._store, self._dataset, self._columns = store, dataset, columns
+        self._read_part = functools.lru_cache(maxsize=1)(lambda part: _read_part(store, part, columns))
+
+    def tables(self, shards: Sequence[Shard]) -> list[pa.Table]:
+        """A table for each of `shards`, without the rows that these say are removed.
+
+        Raises CorruptObjectError, ObjectNotFoundError, StorageError.
+        """
+        store, dataset, columns = self._store, self._dataset, self._columns
+        asked = {shard.sha256 for shard in shards}
+        wanted = [(part, asked & {shard.sha256 for shard in listed}) for part, listed in _parts(dataset)]
+        parts = [part for part, asked_of_part in wanted if _is_worth_reading(part, asked_of_part)]
+        found: dict[str, pa.Table] = {}
+        with ThreadPoolExecutor(READERS) as pool:
+            for tables in pool.map(self._read_part, parts):
+                found |= {sha256: table for sha256, table in tables.items() if sha256 in asked}
+            rest = [shard for shard in shards if shard.sha256 not in found]
+            looked_into = pool.map(lambda shard: _look_into(store, dataset, shard, columns), rest)
+            found |= zip((shard.sha256 for shard in rest), looked_into, strict=True)
+        return [_live(store, shard, found[shard.sha256]) for shard in shards]
+
+
 def read_images(
     store: Store, dataset: Dataset, columns: Sequence[str], shards: Sequence[Shard] | None = None
 ) -> list[pa.Table]:
-    """What a version has of its shards, without the images: a table for each of `shards`, by default for all of them.
-
-    `columns`: of INDEX_SCHEMA. Rows that `shards` say are removed are left out. Raises CorruptObjectError,
-    ObjectNotFoundError, StorageError.
-    """
-    shards = dataset.shards if shards is None else shards
-    asked = {shard.sha256 for shard in shards}
-    parts = [part for part, listed in _parts(dataset) if _is_worth_reading(part, asked & {s.sha256 for s in listed})]
-    found: dict[str, pa.Table] = {}
-    with ThreadPoolExecutor(READERS) as pool:
-        for tables in pool.map(lambda part: _read_part(store, part, columns), parts):
-            found |= {sha256: table for sha256, table in tables.items() if sha256 in asked}
-        rest = [shard for shard in shards if shard.sha256 not in found]
-        looked_into = pool.map(lambda shard: _look_into(store, dataset, shard, columns), rest)
-        found |= zip((shard.sha256 for shard in rest), looked_into, strict=True)
-    return [_live(store, shard, found[shard.sha256]) for shard in shards]
+    """What a version has of `shards`, by default of all of them: `ImageIndex.tables`, and what it raises."""
+    return ImageIndex(store, dataset, columns).tables(dataset.shards if shards is None else shards)
 
 
 def read_recorded(store: Store, dataset: Dataset | None) -> list[RecordedShard]:

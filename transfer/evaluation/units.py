@@ -11,15 +11,16 @@ from itertools import accumulate
 import numpy as np
 import pyarrow as pa
 
-from transfer.dataset.index import read_images
-from transfer.dataset.manifest import Dataset, Shard
+from transfer.dataset.index import ImageIndex
+from transfer.dataset.manifest import Shard
 from transfer.dataset.row_groups import BinaryColumn, Footers
 from transfer.dataset.shards import read_row_group, read_shard
 from transfer.storage import Store
 
 UNIT_SIZE_BYTES = 16 * 1024**2
 """Small shards are put together up to this size, because a unit has a cost of its own. A larger shard is one unit."""
-_COLUMNS = ["key", "label", "sha256"]
+INDEXED = ["key", "label", "sha256"]
+"""What `UnitImages` takes from the index of a dataset version."""
 
 
 @dataclass(frozen=True)
@@ -64,17 +65,17 @@ class UnitImages:
     """What is stored about the images of a unit, in stored order; `[row]` is an encoded image.
 
     `keys`, `digests` (SHA-256, hex): one for each of the n images. `labels`: int32 [n]. `whole`: the shards are read
-    now, with all of that. Otherwise it is taken from the dataset version's index, and the shards are read when an image
-    is first asked for. Raises, also then, what reading a shard raises.
+    now, with all of that. Otherwise it is taken from `index`, that of the dataset version with the columns INDEXED, and
+    the shards are read when an image is first asked for. Raises, also then, what reading a shard raises.
     """
 
-    def __init__(self, store: Store, dataset: Dataset, unit: Unit, *, whole: bool) -> None:
+    def __init__(self, store: Store, index: ImageIndex, unit: Unit, *, whole: bool) -> None:
         self._store, self._unit, self._whole = store, unit, whole
         if whole:
-            self._table = self._read([*_COLUMNS, "image"])
+            self._table = self._read([*INDEXED, "image"])
             self.digests: list[str] = self._table["sha256"].to_pylist()
         else:
-            self._table = pa.concat_tables(read_images(store, dataset, _COLUMNS, unit.shards))
+            self._table = pa.concat_tables(index.tables(unit.shards))
             self.digests = [digest.hex() for digest in self._table["sha256"].to_pylist()]
         self.keys: list[str] = self._table["key"].to_pylist()
         self.labels: np.ndarray = self._table["label"].to_numpy().astype(np.int32)

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 from transfer.catalog import layout
 from transfer.config import Config
+from transfer.dataset.index import ImageIndex
 from transfer.dataset.manifest import load_dataset
 from transfer.errors import AlreadyExistsError, CorruptObjectError
 from transfer.evaluation.against import Asked, Beside
 from transfer.evaluation.metrics import Tally
 from transfer.evaluation.mistakes import Mistake, worst_mistakes
 from transfer.evaluation.predictions import Predictions
-from transfer.evaluation.units import Picture, Unit, UnitImages
+from transfer.evaluation.units import INDEXED, Picture, Unit, UnitImages
 from transfer.runtime.memory import FOR_EVALUATION, memory_explained
 from transfer.runtime.startup import import_tensorflow
 from transfer.storage import open_store, sha256_hex
@@ -70,6 +71,7 @@ class EvaluationWork:
         self._store = open_store(config.storage)
         self._run = load_run(self._store, run_id, config)
         self._dataset = load_dataset(self._store, self._run.dataset_name, self._run.dataset_number)
+        self._index = ImageIndex(self._store, self._dataset, INDEXED)
         self._answers: RunAnswers = RunAnswers(self._run, self._dataset, exactly=exactly)
         self._number, self._asked, self._known = number, asked, stored
         self._computing = threading.Lock()
@@ -84,7 +86,7 @@ class EvaluationWork:
             asks_images = self._asked is not None and self._asked.needs_images
             # Reads while another unit is computed.
             whole = asks_images or (by_features is None and not is_stored)
-            images = UnitImages(self._store, self._dataset, unit, whole=whole)
+            images = UnitImages(self._store, self._index, unit, whole=whole)
             with self._computing:
                 if not is_stored:
                     probabilities = self._answers.by_network(images) if by_features is None else by_features

@@ -15,8 +15,9 @@ import numpy as np
 
 from transfer.catalog.model import ModelVersion
 from transfer.config import Config
+from transfer.dataset.index import ImageIndex
 from transfer.dataset.manifest import Dataset, Shard
-from transfer.evaluation.units import Picture, Unit, UnitImages, first_images
+from transfer.evaluation.units import INDEXED, Picture, Unit, UnitImages, first_images
 from transfer.registry.comparison import Answered, HeldOut, Judged, judge
 from transfer.registry.describe import NeverTrainedOn
 from transfer.runtime.startup import import_tensorflow
@@ -68,6 +69,7 @@ class ComparisonWork:
     ) -> None:
         import_tensorflow()
         self._store, self._dataset, self._known, self._held_out = open_store(config.storage), dataset, known, held_out
+        self._index = ImageIndex(self._store, dataset, INDEXED)
         self._contenders = [_Asked(self._store, config, version) for version in versions]
 
     def __call__(self, asked: Sequence[Shard] | tuple[Unit, tuple[bool, ...]]) -> Rehearsed | UnitJudged:
@@ -82,7 +84,7 @@ class ComparisonWork:
         return Rehearsed(latencies, tuple(each.head_agrees(shards, images) for each in self._contenders))
 
     def _judge(self, unit: Unit, by_head: tuple[bool, ...]) -> UnitJudged:
-        images = UnitImages(self._store, self._dataset, unit, whole=not all(by_head))
+        images = UnitImages(self._store, self._index, unit, whole=not all(by_head))
         comparable = np.ones(len(images), bool) if self._held_out is None else self._held_out.of(images.digests)
         held_out = HeldOut(images.keys, images.digests, images.labels, comparable, self._dataset.classes)
         answered = [

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from transfer.catalog.model import ModelVersion
 from transfer.config import Config
-from transfer.dataset.index import read_images
+from transfer.dataset.index import ImageIndex
 from transfer.dataset.manifest import Dataset, Reject, Shard
 from transfer.dataset.refusals import RejectedImage, RejectReason
 from transfer.dataset.row_groups import BinaryColumn
@@ -63,9 +63,10 @@ class PredictionWork:
         from transfer.registry.head_answers import HeadAnswers
         from transfer.registry.published_model import PublishedModel
 
-        self._config, self._version, self._columns, self._dataset = config, version, columns, dataset
+        self._config, self._version, self._columns = config, version, columns
         self._folder = PredictionFolder(folder, config.storage) if folder else None
         self._store = open_store(config.storage)
+        self._index = ImageIndex(self._store, dataset, ["key"]) if dataset else None
         # It is in memory when it is loaded, and a worker that is ended removes no files.
         with tempfile.TemporaryDirectory() as files:
             self._model = PublishedModel(version, download_version(self._store, version, Path(files) / "model"))
@@ -107,8 +108,8 @@ class PredictionWork:
     def _of_shard(self, shard: Shard, part: Part) -> tuple[list[tuple[str, Outputs | Reject]], bool]:
         """The answers, and whether they come from cached features."""
         rows = part.shard_rows
-        if part.has_features and self._dataset and (answers := self._heads.of_shard(shard, rows)) is not None:
-            (table,) = read_images(self._store, self._dataset, ["key"], [shard])
+        if part.has_features and self._index and (answers := self._heads.of_shard(shard, rows)) is not None:
+            (table,) = self._index.tables([shard])
             keys = table["key"].slice(rows.start, len(rows)).to_pylist()
             return list(zip(keys, answers, strict=True)), True
         table = read_rows(self._store, shard, rows, columns=["key", "image"])

@@ -22,11 +22,12 @@ from transfer.cli.main import app
 from transfer.config import ImageInput
 from transfer.config.reference import render
 from transfer.dataset.batches import decoded
+from transfer.dataset.index import ImageIndex
 from transfer.ensure import evaluated, fit, read_report
 from transfer.errors import AlreadyExistsError, ConfigError, DatasetError, ParityError, RegistryError, TrainingError
 from transfer.evaluation.evaluate import evaluate_run
 from transfer.evaluation.stored import StoredReport, load_report
-from transfer.evaluation.units import UnitImages, first_images, units_of
+from transfer.evaluation.units import INDEXED, UnitImages, first_images, units_of
 from transfer.registry import publish
 from transfer.registry.export_proof import LOADERS, prove_parity
 from transfer.registry.promote import promote
@@ -392,10 +393,11 @@ def test_what_serves_is_asked_anew_where_its_report_is_damaged(outcome, caplog):
     store = open_store(config.storage)
 
     (unit,) = units_of(done.dataset.shards_of("test"))
+    index = ImageIndex(store, done.dataset, INDEXED)
 
     def answers():
         asked = answers_of_serving(config, store, done.dataset, "test", but="another").asked
-        return asked.answers(store, unit, UnitImages(store, done.dataset, unit, whole=False))
+        return asked.answers(store, unit, UnitImages(store, index, unit, whole=False))
 
     of_report = answers()
     report = f"{done.run.folder}/reports/{done.version.provenance.report:08d}/predictions.parquet"

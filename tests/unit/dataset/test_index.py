@@ -10,7 +10,7 @@ import pytest
 from tests.sourcing import config_of, write_classes
 from tests.unit.nights.versions_of import dataset_of, images
 from transfer.catalog import layout
-from transfer.dataset.index import INDEX_SCHEMA, read_images, write_index
+from transfer.dataset.index import INDEX_SCHEMA, ImageIndex, read_images, write_index
 from transfer.dataset.ingest import ingest
 from transfer.dataset.listing import binary_column
 from transfer.dataset.manifest import Shard
@@ -177,6 +177,18 @@ def test_a_night_asks_for_the_index_once_and_for_nothing_of_an_old_shard(faulty_
     # Whether the few parts are still there is looked up, too, before and after the version is added.
     read_or_written = [each for each in asked(layout.INDEX) if each[0] != "HEAD"]
     assert read_or_written == [("GET", part.sha256), ("PUT", second.index[-1].sha256)]
+
+
+def test_who_asks_shard_by_shard_reads_a_part_once(store, tmp_path):
+    dataset = dataset_of(store, ["cat", "dog"], [("train", images(0, 1, 2)), ("test", images(1, 3))])
+    tables = read_images(store, dataset, COLUMNS)
+    new = {shard.sha256: table for shard, table in zip(dataset.shards, tables, strict=True)}
+    indexed = dataset.model_copy(update={"index": write_index(store, dataset.shards, new=new, parent=None)})
+    index = ImageIndex(store, indexed, COLUMNS)
+    assert index.tables(indexed.shards[:1]) == tables[:1]
+    for name in (indexed.index[0].name, *(shard.name for shard in indexed.shards)):
+        (tmp_path / "storage" / name).unlink()
+    assert [index.tables([shard]) for shard in indexed.shards] == [[table] for table in tables]
 
 
 def test_few_shards_of_a_large_part_are_looked_into(store, tmp_path, monkeypatch, caplog):

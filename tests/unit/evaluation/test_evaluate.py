@@ -10,6 +10,7 @@ import pytest
 
 from tests.digits import digits_config, ingest_digits_in_shards
 from transfer.catalog.run import ReportEntry
+from transfer.dataset.index import ImageIndex
 from transfer.ensure import fit
 from transfer.errors import CorruptObjectError
 from transfer.evaluation import evaluate, units
@@ -19,7 +20,7 @@ from transfer.evaluation.metrics import Tally
 from transfer.evaluation.predictions import Predictions
 from transfer.evaluation.run_answers import RunAnswers
 from transfer.evaluation.stored import StoredReport, load_report
-from transfer.evaluation.units import UnitImages, units_of
+from transfer.evaluation.units import INDEXED, UnitImages, units_of
 from transfer.evaluation.work import EvaluationWork
 from transfer.features import extract
 from transfer.features.layout import Request
@@ -60,7 +61,8 @@ def trained(runs):
         found = asked.by_features(unit.shards)
         if found is not None:
             return found, True
-        return asked.by_network(UnitImages(run.store, dataset, unit, whole=True)), False
+        index = ImageIndex(run.store, dataset, INDEXED)
+        return asked.by_network(UnitImages(run.store, index, unit, whole=True)), False
 
     return answers
 

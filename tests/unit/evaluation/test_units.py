@@ -1,8 +1,9 @@
 """The images of units."""
 
 from tests.sourcing import LONG_AGO_S, config_of, image, write_classes, write_file
+from transfer.dataset.index import ImageIndex
 from transfer.dataset.ingest import ingest
-from transfer.evaluation.units import UnitImages, units_of
+from transfer.evaluation.units import INDEXED, UnitImages, units_of
 from transfer.storage import open_store
 
 
@@ -17,7 +18,7 @@ def test_two_images_that_are_stored_under_one_key_have_their_own_pictures(tmp_pa
     dataset = ingest(config, store)
     (unit,) = units_of(dataset.shards_of("train"))
     for whole in (True, False):
-        images = UnitImages(store, dataset, unit, whole=whole)
+        images = UnitImages(store, ImageIndex(store, dataset, INDEXED), unit, whole=whole)
         assert images.keys.count("cat/00001.png") == 2
         pictures = images.pictures(images.digests)
         assert [pictures[digest].read(store) for digest in images.digests] == list(images)

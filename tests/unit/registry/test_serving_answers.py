@@ -5,9 +5,10 @@ import pickle
 import pytest
 
 from tests.shades import CENTERS, CLASSES, World
+from transfer.dataset.index import ImageIndex
 from transfer.dataset.manifest import dataset_log
 from transfer.errors import ObjectNotFoundError
-from transfer.evaluation.units import UnitImages, units_of
+from transfer.evaluation.units import INDEXED, UnitImages, units_of
 from transfer.registry.promote import promote
 from transfer.registry.serving_answers import answers_of_serving
 
@@ -33,7 +34,8 @@ def serving(world, classes, centers, *, split="test", gate_asks=False, **publish
 def answers_of(world, asked):
     """What it answers about the unit of the test split, as in another process."""
     (unit,) = units_of(world.dataset.shards_of("test"))
-    images = UnitImages(world.store, world.dataset, unit, whole=True)
+    index = ImageIndex(world.store, world.dataset, INDEXED)
+    images = UnitImages(world.store, index, unit, whole=True)
     return pickle.loads(pickle.dumps(asked)).answers(world.store, unit, images)  # noqa: S301 - our own bytes
 
 
