@@ -17,8 +17,9 @@ import numpy as np
 from transfer.catalog import layout
 from transfer.dataset.shard_plan import CopiedShard
 from transfer.errors import CorruptObjectError, ObjectNotFoundError
+from transfer.features.layout import read_description
 from transfer.features.store import FeatureStore
-from transfer.storage import Store, read_document
+from transfer.storage import Store
 
 logger = logging.getLogger(__name__)
 AT_ONCE = 4
@@ -62,10 +63,7 @@ def copy_features(store: Store, copied: Sequence[CopiedShard]) -> int:
 
 def _described_parts(store: Store) -> Iterator[DescribedPart]:
     for digest in store.folders(layout.FEATURES):
-        try:
-            description = read_document(store, layout.features_description(digest))
-        except (CorruptObjectError, ObjectNotFoundError):
-            continue  # Copying only spares work.
+        description = read_description(store, digest)
         if {"shape", "dtype"} <= description.keys() and not description.get("view"):
             yield DescribedPart(digest, description)
 

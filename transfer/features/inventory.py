@@ -12,10 +12,10 @@ import keras
 from transfer.backbone.blocks import cut_points, nodes_in_order
 from transfer.catalog import layout
 from transfer.dataset.manifest import Shard
-from transfer.errors import CorruptObjectError, ObjectNotFoundError
 from transfer.features.frozen import FrozenPart, View
+from transfer.features.layout import read_description
 from transfer.features.store import FeatureStore
-from transfer.storage import Store, read_document
+from transfer.storage import Store
 
 
 @dataclass(frozen=True)
@@ -104,11 +104,5 @@ class Inventory:
     @cached_property
     def _described(self) -> list[dict[str, Any]]:
         """The descriptions of all frozen parts that have cached features."""
-        found = []
-        for item in self._store.list(f"{layout.FEATURES}/"):
-            if item.name == layout.features_description(layout.below(layout.FEATURES, item.name)[0]):
-                try:
-                    found.append(read_document(self._store, item.name))
-                except (CorruptObjectError, ObjectNotFoundError):
-                    continue  # It only spares work, and may be removed at any time.
-        return found
+        found = (read_description(self._store, digest) for digest in self._store.folders(layout.FEATURES))
+        return [description for description in found if description]

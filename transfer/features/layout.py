@@ -202,9 +202,24 @@ def _entry(store: Store, digest: str, shard: str) -> dict[str, Entry | None]:
 
 
 def _description(store: Store, digest: str) -> dict[str, Any] | None:
+    """None if it is damaged."""
     try:
         return read_document(store, layout.features_description(digest))
     except ObjectNotFoundError:
         return {}
     except CorruptObjectError:
         return None
+
+
+def read_description(store: Store, digest: str) -> dict[str, Any]:
+    """What `frozen_part.json` says of a frozen part; nothing if it is damaged or gone. Raises StorageError.
+
+    For whoever can do without: it only spares work, and cached features may be removed at any time.
+    """
+    return _description(store, digest) or {}
+
+
+def shards_in(store: Store, digest: str) -> set[str]:
+    """SHA-256 of each image shard for which a frozen part has an entry. One listing. Raises StorageError."""
+    names = (item.name for item in store.list(f"{layout.features_folder(digest)}/"))
+    return {shard for name in names if (shard := layout.features_entry_in(name))}

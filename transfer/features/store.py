@@ -17,7 +17,7 @@ import pyarrow as pa
 from transfer.catalog import layout
 from transfer.dataset.manifest import Shard
 from transfer.errors import AlreadyExistsError, CorruptObjectError, FeaturesError, ObjectNotFoundError
-from transfer.features.layout import Entry, read_entry, schema_for, told_by_names
+from transfer.features.layout import Entry, read_entry, schema_for, shards_in, told_by_names
 from transfer.storage import Store, put_document, sha256_of_file
 
 logger = logging.getLogger(__name__)
@@ -58,8 +58,7 @@ class FeatureStore:
 
     def shards(self) -> set[str]:
         """SHA-256 of each image shard for which there is an entry. One listing."""
-        names = (item.name for item in self._store.list(f"{self._folder}/"))
-        return {shard for name in names if (shard := layout.features_entry_in(name))}
+        return shards_in(self._store, self.frozen_part.digest)
 
     def has(self, shard: Shard) -> bool:
         """Whether there is an entry for an image shard. One request. Raises StorageError."""

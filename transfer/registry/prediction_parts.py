@@ -18,8 +18,9 @@ from transfer.config import Config
 from transfer.dataset.manifest import Dataset, Shard, load_dataset
 from transfer.dataset.splits import SPLITS
 from transfer.errors import ConfigError, CorruptObjectError, DatasetError, ObjectNotFoundError, TrainingError
+from transfer.features.layout import read_description, shards_in
 from transfer.registry.images import Image, find_images
-from transfer.storage import Store, read_document
+from transfer.storage import Store
 from transfer.training.run import load_run
 
 MOST_PARTS = 64
@@ -158,13 +159,9 @@ def shards_with_features(config: Config, store: Store, version: ModelVersion) ->
     used = {digest for number in run.uses.numbers() for digest in run.uses.read_as(Attempt, number).frozen_parts}
     found: set[str] = set()
     for digest in used:
-        try:
-            is_view = read_document(store, layout.features_description(digest)).get("view") is not None
-        except (CorruptObjectError, ObjectNotFoundError):
-            continue  # They may be removed at any time.
-        if not is_view:
-            names = (item.name for item in store.list(f"{layout.features_folder(digest)}/"))
-            found |= {shard for name in names if (shard := layout.features_entry_in(name))}
+        description = read_description(store, digest)
+        if description and description.get("view") is None:
+            found |= shards_in(store, digest)
     return found
 
 
