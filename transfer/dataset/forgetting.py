@@ -47,7 +47,7 @@ def rows_with(store: Store, dataset: Dataset, digests: Collection[str]) -> dict[
 
     Raises as `read_images`.
     """
-    wanted = pa.array(sorted(map(bytes.fromhex, digests)), pa.binary(32))
+    wanted = column_of(digests)
     shards = [shard.whole for shard in dataset.shards]
     tables = read_images(store, dataset, ["sha256"], shards)
     found = {
@@ -55,6 +55,11 @@ def rows_with(store: Store, dataset: Dataset, digests: Collection[str]) -> dict[
         for shard, table in zip(shards, tables, strict=True)
     }
     return {sha256: rows for sha256, rows in found.items() if len(rows)}
+
+
+def column_of(digests: Collection[str]) -> pa.Array:
+    """Digests as the index has them."""
+    return pa.array(sorted(map(bytes.fromhex, digests)), pa.binary(32))
 
 
 def check_left(store: Store, name: str, digests: Collection[str]) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,15 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from transfer.dataset.decisions import forget_images
-from transfer.dataset.forgetting import check_left, take_out
+from transfer.dataset.forgetting import check_left, column_of, take_out
 from transfer.dataset.index import read_images
 from transfer.dataset.manifest import Dataset, dataset_names
-from transfer.errors import DatasetError, ObjectNotFoundError
+from transfer.errors import DatasetError
 from transfer.features.copy import copy_features
-from transfer.maintenance.runs import objects_of_runs, versions_of_dataset
-from transfer.registry.versions import list_versions, model_names
-from transfer.storage import PARALLEL, Store
-from transfer.training.run import read_start
+from transfer.maintenance.runs import datasets_of_models, datasets_of_runs, versions_of_dataset
+from transfer.storage import Store
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,8 @@ def forget(store: Store, dataset: str, images: Sequence[str], *, reason: str, re
         )
     holders = _holders(versions, tables, [each.sha256 for each in found])
     users = {holder.version for holder in holders if any(holder.splits.values())}
-    runs, models = _runs(store, users), _models(store, users)
+    runs = tuple(run_id for run_id, trained_on in datasets_of_runs(store) if trained_on in users)
+    models = tuple(model for model, trained_on in datasets_of_models(store) if trained_on in users)
     version = None
     if remove:
         check_left(store, dataset, [each.sha256 for each in found])
@@ -133,7 +131,7 @@ def _find(
     versions: Sequence[Dataset], tables: Mapping[str, pa.Table], digests: AbstractSet[str]
 ) -> tuple[FoundImage, ...]:
     """The images with these digests that the versions store."""
-    wanted = _digests(digests)
+    wanted = column_of(digests)
     keys: dict[str, set[str]] = {}
     for sha256 in {shard.sha256 for version in versions for shard in version.shards}:
         table = tables[sha256]
@@ -142,12 +140,8 @@ def _find(
     return tuple(FoundImage(sha256, tuple(sorted(keys[sha256]))) for sha256 in sorted(keys))
 
 
-def _digests(digests: Iterable[str]) -> pa.Array:
-    return pa.array(sorted(map(bytes.fromhex, digests)), pa.binary(32))
-
-
 def _holders(versions: Sequence[Dataset], tables: Mapping[str, pa.Table], digests: Sequence[str]) -> tuple[Holder, ...]:
-    wanted = _digests(digests)
+    wanted = column_of(digests)
     rows = {sha256: np.flatnonzero(pc.is_in(table["sha256"], wanted).to_numpy()) for sha256, table in tables.items()}
     holders = []
     for version in versions:
@@ -158,27 +152,3 @@ def _holders(versions: Sequence[Dataset], tables: Mapping[str, pa.Table], digest
         if having:
             holders.append(Holder(version.reference, {split: count for split, count in splits.items() if count}))
     return tuple(holders)
-
-
-def _runs(store: Store, versions: Collection[str]) -> tuple[str, ...]:
-    """Runs on these dataset versions."""
-
-    def on_one(run_id: str) -> bool:
-        try:
-            return read_start(store, run_id).dataset.reference in versions
-        except ObjectNotFoundError:  # Half removed, or removed meanwhile.
-            return False
-
-    with ThreadPoolExecutor(PARALLEL) as pool:
-        runs = sorted(objects_of_runs(store))
-        return tuple(run_id for run_id, is_on_one in zip(runs, pool.map(on_one, runs), strict=True) if is_on_one)
-
-
-def _models(store: Store, versions: Collection[str]) -> tuple[str, ...]:
-    """Model versions that were trained on these dataset versions."""
-    return tuple(
-        f"{model}/{version.number}"
-        for model in model_names(store)
-        for version in list_versions(store, model)
-        if version.provenance.dataset in versions
-    )

@@ -8,19 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from transfer.catalog import layout
 from transfer.dataset.manifest import Dataset, dataset_names
 from transfer.dataset.removals import objects_of, remove_unneeded
-from transfer.errors import ObjectNotFoundError
 from transfer.maintenance.old_runs import AT_WORK, is_unfinished
-from transfer.maintenance.runs import objects_of_runs, versions_of_dataset
-from transfer.registry.versions import list_versions, model_names
-from transfer.storage import PARALLEL, Log, Store, StoredObject, read_document, remove_in_steps
-from transfer.training.run import read_start
+from transfer.maintenance.runs import datasets_of_models, datasets_of_runs, versions_of_dataset
+from transfer.storage import Log, Store, StoredObject, read_document, remove_in_steps
 
 _FOLDERS = (layout.SHARDS, layout.INDEX, layout.REJECTS)
 
@@ -104,18 +100,7 @@ def _users(store: Store, name: str) -> Iterator[tuple[str, str]]:
     for item in store.list(f"{layout.SWEEPS}/"):
         if re.fullmatch(layout.pattern(lambda sweep: layout.sweep_start(layout.sweep_folder(sweep))), item.name):
             yield str(read_document(store, item.name)["dataset"]), item.name.rpartition("/")[0]
-    runs = list(objects_of_runs(store))
-    with ThreadPoolExecutor(PARALLEL) as pool:
-        for run_id, reference in zip(runs, pool.map(lambda run_id: _of_run(store, run_id), runs), strict=True):
-            if reference is not None:
-                yield reference, f"run {run_id}"
-    for model in model_names(store):
-        for version in list_versions(store, model):
-            yield version.provenance.dataset, f"model version {model}/{version.number}"
-
-
-def _of_run(store: Store, run_id: str) -> str | None:
-    try:
-        return read_start(store, run_id).dataset.reference
-    except ObjectNotFoundError:  # Half removed, or removed since it was listed.
-        return None
+    for run_id, reference in datasets_of_runs(store):
+        yield reference, f"run {run_id}"
+    for model, reference in datasets_of_models(store):
+        yield reference, f"model version {model}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -93,6 +93,32 @@ def objects_of_runs(store: Store, prefix: str = f"{layout.RUNS}/") -> dict[str, 
         if rest:
             found[run_id].append(item)
     return {run_id: tuple(objects) for run_id, objects in found.items()}
+
+
+def datasets_of_runs(store: Store) -> Iterator[tuple[str, str]]:
+    """Ids of all runs, sorted, each with the reference of the dataset version that it trained on.
+
+    Runs that are half removed are left out. Raises CorruptObjectError, StorageError.
+    """
+
+    def dataset_of(run_id: str) -> str | None:
+        try:
+            return read_start(store, run_id).dataset.reference
+        except ObjectNotFoundError:  # Half removed, or removed since it was listed.
+            return None
+
+    with ThreadPoolExecutor(PARALLEL) as pool:
+        runs = sorted(objects_of_runs(store))
+        for run_id, reference in zip(runs, pool.map(dataset_of, runs), strict=True):
+            if reference is not None:
+                yield run_id, reference
+
+
+def datasets_of_models(store: Store) -> Iterator[tuple[str, str]]:
+    """All model versions, `flowers/3`, each with the reference of the dataset version that it was trained on."""
+    for model in model_names(store):
+        for version in list_versions(store, model):
+            yield f"{model}/{version.number}", version.provenance.dataset
 
 
 def list_runs(store: Store, model: str | None) -> list[StoredRun]:
