@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -88,24 +87,25 @@ class EvaluationWork:
             whole = asks_images or (by_features is None and not is_stored)
             images = UnitImages(self._store, self._index, unit, whole=whole)
             with self._computing:
-                if not is_stored:
-                    probabilities = self._answers.by_network(images) if by_features is None else by_features
-                    coarsely = self._answers.rounds_coarsely
-                    self._put(
-                        unit,
-                        Predictions(images.keys, images.labels, probabilities, self._dataset.classes, coarsely),
-                    )
-                return self._part(unit, images)
+                if is_stored:
+                    return self._part(unit, images, self._store.read(self._name(unit)))
+                probabilities = self._answers.by_network(images) if by_features is None else by_features
+                coarsely = self._answers.rounds_coarsely
+                computed = Predictions(images.keys, images.labels, probabilities, self._dataset.classes, coarsely)
+                return self._part(unit, images, self._put(unit, computed.to_parquet()))
 
-    def _put(self, unit: Unit, predictions: Predictions) -> None:
-        # If a worker that died since has stored them, these are not written. It may have rounded otherwise.
-        with suppress(AlreadyExistsError):
-            self._store.put(self._name(unit), predictions.to_parquet())
+    def _put(self, unit: Unit, data: bytes) -> bytes:
+        """Store predictions, and return those that are stored."""
+        try:
+            self._store.put(self._name(unit), data)
+        except AlreadyExistsError:
+            # By a worker that died since. It may have rounded otherwise.
+            return self._store.read(self._name(unit))
+        return data
 
-    def _part(self, unit: Unit, images: UnitImages) -> Part:
-        """What is told of a unit, by the predictions that are stored."""
+    def _part(self, unit: Unit, images: UnitImages, data: bytes) -> Part:
+        """What is told of a unit, by the predictions that are stored: the bytes of a Parquet file."""
         name = self._name(unit)
-        data = self._store.read(name)
         predictions = Predictions.from_parquet(data, self._dataset.classes, name=name)
         if predictions.keys != images.keys:
             raise CorruptObjectError(
