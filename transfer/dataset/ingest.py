@@ -74,8 +74,10 @@ def _ingest_as_decided(config: Config, store: Store, source: Source, on_copied: 
             raise
         logger.warning("%s Perhaps its time and size did not show it: all files are read again.", error.message)
         dataset = _ingest(candidates, CheckedColumns(), np.arange(len(candidates.listing)), on_copied)
-    if forgotten := {each.sha256 for each in candidates.decided.forgotten}:
-        # Nothing to do, unless the command that forgot them was killed between its decision and its version.
+    forgotten = {each.sha256 for each in candidates.decided.forgotten}
+    if forgotten and any(shard.removed for shard in dataset.shards):
+        # A command that forgot images may have been killed between its decision and its version. This version has none
+        # of them, but removed rows may.
         return take_out(store, dataset.name, forgotten, on_copied=on_copied)
     return dataset
 
