@@ -57,9 +57,3 @@ class StoredReport:
 
     def _name(self, name: str) -> str:
         return layout.report_file(self._run.folder, self._number, name)
-
-
-def load_report(run: Run, number: int) -> tuple[Report, Predictions]:
-    """Read a stored report and all of its predictions. Raises what `StoredReport` raises."""
-    stored = StoredReport(run, number)
-    return stored.report, stored.predictions()

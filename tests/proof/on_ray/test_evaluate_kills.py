@@ -11,10 +11,10 @@ import pytest
 
 from tests.clusters import processes_titled
 from tests.digits import digits_config, ingest_digits_in_shards
+from tests.reports import load_report
 from transfer.config import WorkersConfig
 from transfer.ensure import evaluate_anew, fit
 from transfer.evaluation import units
-from transfer.evaluation.stored import load_report
 from transfer.storage import open_store
 from transfer.training.run import open_run
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from tests.digits import digits_config, ingest_digits_in_shards
+from tests.reports import load_report
 from transfer.config import WorkersConfig
 from transfer.ensure import evaluate_anew, fit, published
 from transfer.evaluation import units
-from transfer.evaluation.stored import load_report
 from transfer.registry import comparison_work
 from transfer.registry.compare_versions import compare_versions
 from transfer.storage import open_store

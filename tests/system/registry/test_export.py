@@ -16,6 +16,7 @@ import tensorflow as tf
 from PIL import Image
 
 from tests.digits import digits_config, hold_out, ingest_some_digits, write_some_digits
+from tests.reports import load_report
 from tests.unit.registry.test_export_proof import Tampered
 from transfer import ensure, jobs, load_model
 from transfer.cli.main import app
@@ -26,7 +27,7 @@ from transfer.dataset.index import ImageIndex
 from transfer.ensure import evaluated, fit, read_report
 from transfer.errors import AlreadyExistsError, ConfigError, DatasetError, ParityError, RegistryError, TrainingError
 from transfer.evaluation.evaluate import evaluate_run
-from transfer.evaluation.stored import StoredReport, load_report
+from transfer.evaluation.stored import StoredReport
 from transfer.evaluation.units import INDEXED, UnitImages, first_images, units_of
 from transfer.registry import publish
 from transfer.registry.export_proof import LOADERS, prove_parity

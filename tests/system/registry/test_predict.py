@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.digits import digits_config, write_some_digits
+from tests.reports import load_report
 from transfer import jobs
 from transfer.dataset.batches import decoded
 from transfer.errors import AlreadyExistsError, ConfigError, DatasetError, StorageError
-from transfer.evaluation.stored import load_report
 from transfer.registry import prediction_parts, prediction_work
 from transfer.registry.head_answers import head_of
 from transfer.registry.prediction_folder import PredictionFolder

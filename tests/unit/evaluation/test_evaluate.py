@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.digits import digits_config, ingest_digits_in_shards
+from tests.reports import load_report
 from transfer.catalog.run import ReportEntry
 from transfer.dataset.index import ImageIndex
 from transfer.ensure import fit
@@ -19,7 +20,7 @@ from transfer.evaluation.evaluate import evaluate_run
 from transfer.evaluation.metrics import Tally
 from transfer.evaluation.predictions import Predictions
 from transfer.evaluation.run_answers import RunAnswers
-from transfer.evaluation.stored import StoredReport, load_report
+from transfer.evaluation.stored import StoredReport
 from transfer.evaluation.units import INDEXED, UnitImages, units_of
 from transfer.evaluation.work import EvaluationWork
 from transfer.features import extract

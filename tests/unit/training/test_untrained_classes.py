@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from tests.digits import digits_config, hold_out, ingest_some_digits
 from tests.published import add_version, provenance_of
+from tests.reports import load_report
 from tests.sourcing import config_of, write_classes
 from tests.trained import largest_difference, models_under, train
 from transfer.catalog.run import Progress
@@ -17,7 +18,6 @@ from transfer.config import HeadConfig
 from transfer.dataset.ingest import ingest
 from transfer.dataset.manifest import load_dataset
 from transfer.evaluation.evaluate import evaluate_run
-from transfer.evaluation.stored import load_report
 from transfer.evaluation.units import first_images
 from transfer.registry.export import export
 from transfer.registry.export_proof import LOADERS, TOLERANCE
