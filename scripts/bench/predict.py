@@ -152,8 +152,8 @@ class PinnedWork(PredictionWork):
             with suppress(FileExistsError):
                 Path(cpus, str(cpu)).touch(exist_ok=False)
                 # Also the threads that Ray has started already, which do the parts.
-                for thread in os.listdir("/proc/self/task"):
-                    os.sched_setaffinity(int(thread), {cpu})
+                for thread in Path("/proc/self/task").iterdir():
+                    os.sched_setaffinity(int(thread.name), {cpu})
                 break
         super().__init__(config, version, Columns(), None)
 
