@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from transfer.backbone.blocks import Node, nodes_in_order
 from transfer.backbone.hub import SavedModelLayer
-from transfer.errors import ClassifierBaseError
+from transfer.errors import BackboneError, ClassifierBaseError
 
 IMAGENET_CLASSES = {1000, 1001, 21841, 21843}
 """Numbers of classes of ImageNet-1k and ImageNet-21k, each with and without a background class."""
@@ -103,6 +103,54 @@ def find_classifier(network: keras.Model) -> Classifier | None:
     return None
 
 
+def split_classifier(name: str, network: keras.Model) -> tuple[keras.Model, keras.Model]:
+    """Cut a network with a classifier: up to the features that the classifier takes, and from these to logits.
+
+    The second part answers logits whose softmax are the probabilities that the network answers: float32 [n, classes].
+    One output is the second of two classes. Where the classifier cannot be cut off, the first part is the whole
+    network. Raises BackboneError if the outputs are no logits or probabilities of classes of which one is right.
+    """
+    (answers,) = network.outputs
+    if len(answers.shape) != 2 or answers.shape[1] is None:
+        raise BackboneError(
+            f"{name} answers shape {tuple(answers.shape)}; a classifier answers (batch, classes).",
+            advice="Use a network with its classifier. One without is trained: `transfer train`.",
+        )
+    nodes = nodes_in_order(network)
+    top = None if isinstance(nodes[-1].operation, SavedModelLayer) else find_classifier(network)
+    features = answers
+    if top is not None and top.inside is None:
+        cut = [node.inputs[0] for node in nodes if node.name == top.layer and len(node.inputs) == 1]
+        features = cut[-1] if cut else answers
+    logits = _logits(name, network, is_squashed=top is not None and top.probabilities)
+    return keras.Model(network.inputs[0], features, name=network.name), keras.Model(features, logits, name="classifier")
+
+
+def _logits(name: str, network: keras.Model, *, is_squashed: bool) -> keras.KerasTensor:
+    """Logits, float32 [batch, classes], from the outputs. `is_squashed`: a function like softmax or sigmoid follows."""
+    (answers,) = network.outputs
+    answers = keras.layers.Activation("linear", dtype="float32", name="answers_float32")(answers)
+    found = _answers(network)
+    is_share = bool(np.all((found >= 0) & (found <= 1)))
+    if answers.shape[1] == 1:
+        second = _log(answers) - _log(1.0 - answers) if is_squashed and is_share else answers
+        return keras.layers.Concatenate(name="two_logits")([keras.ops.zeros_like(second), second])
+    if _are_probabilities(found):
+        return _log(answers)
+    if is_squashed and is_share:
+        raise BackboneError(
+            f"{name} answers {answers.shape[1]:,} shares from 0 to 1 that do not sum to 1, as where several classes "
+            "may be right at once.",
+            advice="Use a classifier of classes of which one is right: one that ends in a softmax, or in logits.",
+        )
+    return answers
+
+
+def _log(shares: keras.KerasTensor) -> keras.KerasTensor:
+    """Logarithm; of 0 that of the smallest positive number, so that nothing is infinite."""
+    return keras.ops.log(keras.ops.maximum(shares, float(np.finfo(np.float32).tiny)))
+
+
 def _counts_classes(node: Node, behind: set[str]) -> bool:
     """Whether only linear layers follow a layer, and its width looks like a number of classes."""
     convolves = isinstance(node.operation, keras.layers.Conv2D)
@@ -163,7 +211,7 @@ def _refuse_saved_model(name: str, layer: SavedModelLayer, network: keras.Model)
         found = f"{shape[1]:,} logits"
     elif shape[1] in IMAGENET_CLASSES:
         found = f"{shape[1]:,} outputs, the number of ImageNet's classes"
-    elif _answers_probabilities(network):
+    elif _are_probabilities(_answers(network)):
         found = f"{shape[1]:,} probabilities"
     else:
         return
@@ -173,7 +221,8 @@ def _refuse_saved_model(name: str, layer: SavedModelLayer, network: keras.Model)
     )
 
 
-def _answers_probabilities(network: keras.Model) -> bool:
+def _answers(network: keras.Model) -> np.ndarray:
+    """The outputs for two images of noise: [2, outputs]."""
     images = tf.random.stateless_uniform((2, *network.input_shape[1:]), seed=(0, 0))
     strategy = tf.distribute.get_strategy()
 
@@ -182,6 +231,10 @@ def _answers_probabilities(network: keras.Model) -> bool:
         # Under a distribution strategy, a module can read its variables only on a replica.
         return strategy.run(lambda: network(images, training=False))
 
-    answers = strategy.experimental_local_results(answer())[0].numpy()
+    answers: np.ndarray = strategy.experimental_local_results(answer())[0].numpy()
+    return answers
+
+
+def _are_probabilities(answers: np.ndarray) -> bool:
     sums = np.sum(answers, axis=1, dtype=np.float64)
     return bool(np.all(answers >= 0) and np.allclose(sums, 1.0, rtol=0, atol=PROBABILITY_TOLERANCE))

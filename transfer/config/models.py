@@ -445,6 +445,9 @@ class PublishConfig(Section, decides=Decides.OUTPUT):
     parity_images: Annotated[int, Field(ge=1)] = 64
     """Held-out images on which a fresh process compares the exported model with the evaluated one. An error of an
     export is in a layer, a weight or a format of images, which a few images show."""
+    classes: str | list[str] | None = None
+    """Names of the classes of a pretrained classifier, which `transfer publish --pretrained` publishes as it is, in the
+    order of its outputs: a list, or a text file with a name a line. Default: ImageNet's, for 1,000 or 1,001 outputs."""
 
     @field_validator("promote", mode="before")
     @classmethod

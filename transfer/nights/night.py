@@ -166,6 +166,8 @@ class _Work:
         if champion is None or self.config.nightly.warm_start == "none":
             return self.config.training.warm_start
         before = trained_on(self.store, load_version(self.store, self.night.name, champion))
+        if before is None:
+            return self.config.training.warm_start
         seen = held_out_but_seen(self.store, dataset, before=before)
         if seen is None:
             return f"{self.night.name}/{champion}"
@@ -185,8 +187,8 @@ class _Work:
                 "nothing new", f"Night {judged} already judged this configuration on {dataset.reference}."
             )
         if plan.champion is not None:
-            run = load_version(self.store, self.night.name, plan.champion).provenance.run
-            if run == run_id_for(self.config, dataset):
+            trained = load_version(self.store, self.night.name, plan.champion).trained
+            if trained is not None and trained.run == run_id_for(self.config, dataset):
                 found = f"The serving version {plan.champion} was trained on {dataset.reference}"
                 raise _EndedError("nothing new", f"{found} with this configuration.")
 
@@ -305,10 +307,10 @@ class _Work:
 
 def _other_settings(store: Store, config: Config, dataset: Dataset, champion: ModelVersion | None) -> tuple[str, ...]:
     """Keys that decide what is learned and that had other values in the champion's training."""
-    if champion is None:
+    if champion is None or champion.trained is None:
         return ()
     try:
-        trained = read_start(store, champion.provenance.run).identity
+        trained = read_start(store, champion.trained.run).identity
     except (CorruptObjectError, ObjectNotFoundError):
         return ()
     # Each night decides its images and its warm start anew.
