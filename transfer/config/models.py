@@ -456,6 +456,17 @@ class PublishConfig(Section, decides=Decides.OUTPUT):
         return {True: "always", False: "never"}[value] if isinstance(value, bool) else value
 
 
+class CostConfig(Section, decides=Decides.OUTPUT):
+    """What reports reckon the energy and the price of training with."""
+
+    per_hour: Annotated[float, Field(ge=0.0)] | None = None
+    """Price of a worker for an hour, in any currency. Default: no price is told."""
+    watts_per_cpu: Annotated[float, Field(ge=0.0)] = 10.0
+    """Power of a CPU at work."""
+    watts_per_gpu: Annotated[float, Field(ge=0.0)] = 300.0
+    """Power of a GPU that a worker holds."""
+
+
 class Config(Section):
     """One training job: images in, a published model out.
 
@@ -484,6 +495,7 @@ class Config(Section):
     training: TrainingConfig = TrainingConfig()
     workers: WorkersConfig = WorkersConfig()
     publish: PublishConfig = PublishConfig()
+    cost: Annotated[CostConfig, NotSearched("it decides nothing of what is learned")] = CostConfig()
     sweep: SweepConfig | None = None
     """What `transfer sweep` searches; other jobs do not read it."""
     nightly: Annotated[NightlyConfig, NotSearched("it judges models, and decides nothing of what they learn")] = (

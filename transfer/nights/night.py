@@ -18,7 +18,7 @@ from typing import Any
 from transfer.catalog.model import ModelVersion
 from transfer.config import Config, Decides, deciding
 from transfer.dataset.manifest import Dataset, load_dataset
-from transfer.ensure import ensure_dataset, evaluated, fit, published, writable_storage
+from transfer.ensure import ensure_dataset, evaluated, fit, published, read_report, writable_storage
 from transfer.errors import (
     BaseChangedError,
     ConfigError,
@@ -28,6 +28,7 @@ from transfer.errors import (
     PromotionConflictError,
     TransferError,
 )
+from transfer.evaluation.report import spent_of
 from transfer.maintenance.old_runs import remove_old_nights
 from transfer.nights.claim import HeldClaim
 from transfer.nights.data_checks import check_change, look_at_new, refusals
@@ -127,7 +128,8 @@ class _Work:
             step("Run %s on %d images.", run.id, dataset.rows("train"))
         with self._step("evaluate") as step:
             report = evaluated(run, dataset, gate_asks=True)
-            step("Report %d.", report)
+            took = spent_of(read_report(run, report)[0])
+            step("Report %d.%s", report, f" Training took {took.text}." if took else "")
         with self._step("publish") as step:
             challenger = published(run, report=report)
             step("Version %d, not promoted yet.", challenger.number)

@@ -1,7 +1,7 @@
 """Speed, memory and energy of published versions: each in a process of its own, asked in turns.
 
-The driver needs no TensorFlow. On a machine that is at work for others nothing is told, because figures would be of that,
-too.
+The driver needs no TensorFlow. On a machine that is at work for other programs nothing is told, because the figures
+would be of these, too.
 """
 
 from __future__ import annotations
