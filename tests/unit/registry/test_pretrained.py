@@ -71,3 +71,15 @@ def test_its_id_follows_from_what_decides_its_answers(config):
     assert pretrained_id(config, ["c", "b", "a"]) != first
     sharper = config.base.model_copy(update={"antialias": True})
     assert pretrained_id(config.model_copy(update={"base": sharper}), ["a", "b", "c"]) != first
+
+
+def test_commands_say_what_they_lack(transfer, config, tmp_path):
+    (tmp_path / "config.yaml").write_text(render(config))
+    for arguments, said in (
+        (("publish", tmp_path / "config.yaml"), "either --run-id RUN, with or without --again, or --pretrained"),
+        (("predict", "--images", "x.png"), "either a configuration or --model"),
+        (("predict", "--model", "MobileNetV2", "--version", 1, "--images", "x.png"), "belong to a configuration"),
+    ):
+        refused = transfer(*arguments)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert said in refused.stderr
