@@ -11,7 +11,7 @@ like a number of classes (10, 100, 1000, 21843): below 64, or no multiple of 16,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -46,6 +46,7 @@ _PASSING_ON = {
     "cast",
 }
 _POOLING = {"globalaveragepooling2d", "globalmaxpooling2d"}
+AnswerKind = Literal["logits", "probabilities", "logit of the second", "share of the second"]
 _ACCEPT = "Or set base.accept_head to true, where these outputs are the features that you want."
 
 
@@ -122,33 +123,56 @@ def split_classifier(name: str, network: keras.Model) -> tuple[keras.Model, kera
     if top is not None and top.inside is None:
         cut = [node.inputs[0] for node in nodes if node.name == top.layer and len(node.inputs) == 1]
         features = cut[-1] if cut else answers
-    logits = _logits(name, network, is_squashed=top is not None and top.probabilities)
+    logits = ClassLogits(_kind_of_answers(name, network, top), dtype="float32", name="class_logits")(answers)
     return keras.Model(network.inputs[0], features, name=network.name), keras.Model(features, logits, name="classifier")
 
 
-def _logits(name: str, network: keras.Model, *, is_squashed: bool) -> keras.KerasTensor:
-    """Logits, float32 [batch, classes], from the outputs. `is_squashed`: a function like softmax or sigmoid follows."""
-    (answers,) = network.outputs
-    answers = keras.layers.Activation("linear", dtype="float32", name="answers_float32")(answers)
+def _kind_of_answers(name: str, network: keras.Model, top: Classifier | None) -> AnswerKind:
+    outputs, is_squashed = network.output_shape[1], top is not None and top.probabilities
     found = _answers(network)
     is_share = bool(np.all((found >= 0) & (found <= 1)))
-    if answers.shape[1] == 1:
-        second = _log(answers) - _log(1.0 - answers) if is_squashed and is_share else answers
-        return keras.layers.Concatenate(name="two_logits")([keras.ops.zeros_like(second), second])
+    if outputs == 1:
+        return "share of the second" if is_squashed and is_share else "logit of the second"
     if _are_probabilities(found):
-        return _log(answers)
+        return "probabilities"
     if is_squashed and is_share:
         raise BackboneError(
-            f"{name} answers {answers.shape[1]:,} shares from 0 to 1 that do not sum to 1, as where several classes "
-            "may be right at once.",
+            f"{name} answers {outputs:,} shares from 0 to 1 that do not sum to 1, as where several classes may be "
+            "right at once.",
             advice="Use a classifier of classes of which one is right: one that ends in a softmax, or in logits.",
         )
-    return answers
+    return "logits"
 
 
-def _log(shares: keras.KerasTensor) -> keras.KerasTensor:
+@keras.saving.register_keras_serializable(package="transfer")
+class ClassLogits(keras.layers.Layer):
+    """Logits, [batch, classes], from what a classifier answers: [batch, classes], or [batch, 1] of two classes."""
+
+    def __init__(self, answers: AnswerKind, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.answers = answers
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """The logits, whose softmax are the probabilities."""
+        if self.answers == "logits":
+            return inputs
+        if self.answers == "probabilities":
+            return _log(inputs)
+        second = inputs if self.answers == "logit of the second" else _log(inputs) - _log(1.0 - inputs)
+        return tf.concat([tf.zeros_like(second), second], axis=-1)
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """Shape of the logits."""
+        return (input_shape[0], max(2, input_shape[1] or 0))
+
+    def get_config(self) -> dict[str, Any]:
+        """The layer's configuration as Keras stores it."""
+        return {**super().get_config(), "answers": self.answers}
+
+
+def _log(shares: tf.Tensor) -> tf.Tensor:
     """Logarithm; of 0 that of the smallest positive number, so that nothing is infinite."""
-    return keras.ops.log(keras.ops.maximum(shares, float(np.finfo(np.float32).tiny)))
+    return tf.math.log(tf.maximum(shares, np.finfo(np.float32).tiny))
 
 
 def _counts_classes(node: Node, behind: set[str]) -> bool:

@@ -445,7 +445,8 @@ class PublishConfig(Section, decides=Decides.OUTPUT):
     parity_images: Annotated[int, Field(ge=1)] = 64
     """Held-out images on which a fresh process compares the exported model with the evaluated one. An error of an
     export is in a layer, a weight or a format of images, which a few images show."""
-    classes: str | list[str] | None = None
+    # No run is published with it, and the digests of nights leave it out.
+    classes: Annotated[str | list[str] | None, Decides.PLACEMENT] = None
     """Names of the classes of a pretrained classifier, which `transfer publish --pretrained` publishes as it is, in the
     order of its outputs: a list, or a text file with a name a line. Default: ImageNet's, for 1,000 or 1,001 outputs."""
 
@@ -456,7 +457,7 @@ class PublishConfig(Section, decides=Decides.OUTPUT):
         return {True: "always", False: "never"}[value] if isinstance(value, bool) else value
 
 
-class CostConfig(Section, decides=Decides.OUTPUT):
+class CostConfig(Section, decides=Decides.PLACEMENT):
     """What reports reckon the energy and the price of training with."""
 
     per_hour: Annotated[float, Field(ge=0.0)] | None = None

@@ -94,8 +94,9 @@ def classes_in(store: Store, dataset: Dataset, version: ModelVersion, renames: M
     class or started over. In that case, and for a model of another dataset, classes are matched by name, after
     `renames` (`{old: new}`).
     """
-    before = trained_on(store, version)
-    same_indices = before is not None and before.name == dataset.name and dataset.has_indices_of(before)
+    trained = version.trained
+    before = trained_on(store, version) if trained and trained.dataset_version.name == dataset.name else None
+    same_indices = before is not None and dataset.has_indices_of(before)
     return names_among(version.classes, dataset.classes, same_indices=same_indices, renames=renames)
 
 

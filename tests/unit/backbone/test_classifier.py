@@ -70,7 +70,7 @@ def test_a_classifier_is_split_from_its_features_and_answers_as_before(kind):
     found = tf.nn.softmax(classifier(features(images, training=False), training=False))
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
     # A head in a nested model cannot be cut off.
-    assert features.output_shape == ((None, 16) if "nested" not in kind else network.output_shape)
+    assert features.output_shape == ((None, 16) if "nested head" not in kind else network.output_shape)
 
 
 @pytest.mark.parametrize(("activation", "squashed"), [("sigmoid", tf.identity), ("linear", tf.sigmoid)])
