@@ -9,7 +9,7 @@ from typing import Self
 
 from tests.digits import digits_config
 from transfer.catalog import layout
-from transfer.catalog.model import BaseDigest, Provenance, ReportedMetrics, TrainedWeights
+from transfer.catalog.model import BaseDigest, Pretrained, Provenance, ReportedMetrics, TrainedWeights
 from transfer.config.reference import render
 from transfer.dataset.manifest import Dataset
 from transfer.registry.promote import promote
@@ -30,6 +30,12 @@ def provenance_of(run="run", dataset="flowers/00000001", *, accuracy=0.9, loss=0
         metrics=ReportedMetrics(loss=loss, accuracy=accuracy, split="test"),
         config=config or {},
     )
+
+
+def pretrained(*, config=None):
+    """Where a version comes from that is a pretrained classifier as it is."""
+    base = BaseDigest(model="MobileNetV2", sha256="b" * 64, weights_from="imagenet")
+    return Pretrained(base=base, classes_from="ImageNet", config=config or {})
 
 
 def add_version(store, model, exported, *, classes, provenance):

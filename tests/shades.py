@@ -15,7 +15,7 @@ import tensorflow as tf
 from PIL import Image
 
 from tests.contenders import heads
-from tests.published import add_version, first_version, provenance_of
+from tests.published import add_version, first_version, pretrained, provenance_of
 from transfer.config import parse_config
 from transfer.dataset.manifest import dataset_log
 from transfer.dataset.shards import write_shard
@@ -93,15 +93,15 @@ class World:
         return [row for row, its in zip(self.rows, self.splits, strict=True) if its == split]
 
     def publish(self, classes, centers, *, dataset="shades/00000001", **shares):
-        """A version; `shares` of test and validation that it was trained with are those of the world unless given."""
+        """A version; `shares` of test and validation that it was trained with are those of the world unless given.
+
+        `dataset`: None for a pretrained classifier as it is.
+        """
         model = Brightness(centers)
-        provenance = provenance_of(
-            f"run-of-{len(classes)}",
-            dataset,
-            accuracy=0.5,
-            loss=1.0,
-            config={"dataset": {**self.config.dataset.model_dump(mode="json"), **shares}},
-        )
+        config = {"dataset": {**self.config.dataset.model_dump(mode="json"), **shares}}
+        provenance = pretrained(config=config)
+        if dataset is not None:
+            provenance = provenance_of(f"run-of-{len(classes)}", dataset, accuracy=0.5, loss=1.0, config=config)
         with tempfile.TemporaryDirectory() as folder:
             tf.saved_model.save(model, folder, signatures={"serving_default": model.serve})
             return add_version(self.store, "shades", Path(folder), classes=list(classes), provenance=provenance)

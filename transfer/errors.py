@@ -29,6 +29,7 @@ class ExitCode(IntEnum):
     NIGHT_NOTHING_NEW = 13, "with `nightly --tell-apart`: nothing is new"
     CONFLICT = 14, "another process was first"
     OUT_OF_MEMORY = 15, "out of memory"
+    MACHINE_BUSY = 16, "the machine is at work for other programs, and figures of a benchmark would be of these, too"
     JOB_STOPPED = 20, "a submitted job was stopped, by `ray job stop`"
     # A shell's code for a process that SIGINT ended.
     INTERRUPTED = 130, "interrupted by Ctrl-C"
@@ -194,6 +195,12 @@ class ClusterError(TransferError):
     """A Ray cluster cannot be reached, or a request to it failed."""
 
     exit_code = ExitCode.CLUSTER
+
+
+class BusyMachineError(TransferError):
+    """The machine is at work for other programs, so that nothing can be measured on it."""
+
+    exit_code = ExitCode.MACHINE_BUSY
 
 
 class NightBusyError(TransferError):

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from transfer.backbone.class_names import given_names
 from transfer.catalog.model import ModelVersion
-from transfer.config import Config
+from transfer.config import Config, config_of_network
 from transfer.dataset.manifest import Dataset, load_dataset
 from transfer.dataset.rehearsal import classes_of, known_classes, listed_candidates, rehearse
 from transfer.ensure import (
@@ -28,14 +29,14 @@ from transfer.errors import ConfigError
 from transfer.evaluation.report import Report
 from transfer.overview import NetworkFacts, overview
 from transfer.preflight import check_base_files, check_source_and_files, check_splits
-from transfer.promotion import PromotionChoice, choose
+from transfer.promotion import PromotionChoice, choose, choose_pretrained
 from transfer.registry.predict import PredictOutcome
 from transfer.registry.predict import predict as predict_images
 from transfer.registry.prediction_folder import check_output
-from transfer.registry.versions import published_version
+from transfer.registry.versions import load_version, pretrained_id, published_version
 from transfer.runtime.cluster import connect, connect_for, run_where
 from transfer.runtime.fork_server import start_server
-from transfer.storage import Store, open_store
+from transfer.storage import Store, cache_home, open_store
 from transfer.training.history import final_row
 from transfer.training.rows import check_weighted_classes
 from transfer.training.run import Run, load_run, open_run
@@ -240,6 +241,51 @@ def publish(config: Config, *, run_id: str, again: bool = False) -> PromotionCho
     return _publish(run, run.newest_report(dataset.held_out_split), again=again)
 
 
+def publish_pretrained(config: Config) -> PromotionChoice:
+    """Publish `base` with its own classifier, as it was pretrained; promote it as `publish.promote` says.
+
+    The same network with the same names is published once: repeating it finds the version.
+
+    Args:
+        config: Names the storage, the model, the network (`base`) and the names of its classes (`publish.classes`).
+
+    Returns:
+        The version, and whether it serves.
+
+    Raises:
+        ConfigError: The names do not fit the network's outputs.
+        BackboneError: The network cannot be loaded, or does not end in a classifier.
+        ParityError: The exported model predicts differently.
+    """
+    store = writable_storage(config)
+    check_base_files(config.base, config.storage)
+    names = given_names(config.publish.classes)
+    version = published_version(store, config.name, pretrained_id(config, names))
+    if version is None:
+        number = run_where(config.workers, _publish_pretrained, config, names)
+        version = load_version(store, config.name, number)
+    else:
+        logger.info("%s is published already, as version %d.", config.base.model, version.number)
+    return choose_pretrained(config, store, version)
+
+
+def predict_pretrained(network: str, overrides: Sequence[str] = (), **options: Any) -> PredictOutcome:
+    """Predict images with a pretrained classifier as it is, without a configuration.
+
+    It is published like any other model, in a storage in this machine's cache folder; the next call finds it there.
+
+    Args:
+        network: A network by name, or a file: `base.model`.
+        overrides: Strings `dotted.key=value`, such as `base.image_size=299` or `publish.classes=names.txt`.
+        options: Arguments of `predict` but for `version`.
+
+    Raises:
+        TransferError: What `publish_pretrained` and `predict` raise.
+    """
+    config = config_of_network(network, overrides, storage=cache_home() / "pretrained")
+    return predict(config, version=publish_pretrained(config).version.number, **options)
+
+
 def predict(
     config: Config,
     *,
@@ -337,14 +383,14 @@ def _finish(run: Run, dataset: Dataset, clock: Clock) -> TrainOutcome:
         with clock.step("publish"):
             choice = _publish(run, number)
     # Publishing may have evaluated the run again.
-    report, uri = read_report(run, choice.version.provenance.report if choice else number)
+    report, uri = read_report(run, choice.version.of_run.report if choice else number)
     return TrainOutcome(run, dataset, report, uri, choice, clock.seconds)
 
 
 def _publish(run: Run, number: int | None, *, again: bool = False) -> PromotionChoice:
     before = published_version(run.store, run.config.name, run.id) if again else None
     version = published(run, report=number, again=again)
-    report, _ = read_report(run, version.provenance.report)
+    report, _ = read_report(run, version.of_run.report)
     return choose(run, version, report, instead_of=before)
 
 
@@ -355,6 +401,12 @@ def _check_network(config: Config, searched: Depths, classes: list[str] | None) 
     from transfer.network_check import check_network
 
     return check_network(config, searched=searched, classes=classes)
+
+
+def _publish_pretrained(config: Config, names: list[str] | None) -> int:
+    from transfer.registry.pretrained import publish_classifier
+
+    return publish_classifier(config, open_store(config.storage), names).number
 
 
 def _lr_find(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from transfer.catalog.model import ModelVersion
+from transfer.config import Config
 from transfer.ensure import compared
 from transfer.errors import PromotionConflictError
 from transfer.evaluation.metrics import beats_commonest_class
@@ -20,6 +21,7 @@ from transfer.registry.describe import record_refusal
 from transfer.registry.gate import Decision, decide
 from transfer.registry.promote import Serving, complete_serving_folder, promote, read_serving
 from transfer.reports.thumbnails import Thumbnail
+from transfer.storage import Store
 from transfer.training.run import Run
 
 logger = logging.getLogger(__name__)
@@ -90,7 +92,38 @@ def choose(
     serving = complete_serving_folder(store, version.model)
     if serving.version == version.number:
         return PromotionChoice(version, False, serving, _serves(serving), store.uri)
-    verdict = _decide(run, version, report, serving, instead_of)
+    return _carried_out(store, version, serving, _decide(run, version, report, serving, instead_of))
+
+
+def choose_pretrained(config: Config, store: Store, version: ModelVersion) -> PromotionChoice:
+    """Promote a pretrained classifier that was published as it is: with `always`, and with `first` if nothing serves.
+
+    Args:
+        config: Has `publish.promote`.
+        store: Storage with the version.
+        version: The version.
+
+    Raises:
+        RegistryError: The version is damaged.
+        StorageError: Storage cannot be read or written.
+    """
+    serving = complete_serving_folder(store, version.model)
+    if serving.version == version.number:
+        return PromotionChoice(version, False, serving, _serves(serving), store.uri)
+    choice = config.publish.promote
+    reason = f"{config.base.model}, published as it was pretrained"
+    if version.decided_on_since(serving.number):
+        verdict = _decided_before(version)
+    elif choice == "always" or (choice == "first" and serving.version is None):
+        verdict = _Verdict(True, reason)
+    else:
+        verdict = _Verdict(
+            False, f"publish.promote is `{choice}`{', and a version serves already' * (choice == 'first')}."
+        )
+    return _carried_out(store, version, serving, verdict)
+
+
+def _carried_out(store: Store, version: ModelVersion, serving: Serving, verdict: _Verdict) -> PromotionChoice:
     if not verdict.promote:
         if verdict.evidence is not None:
             record_refusal(store, version, champion=serving.version, evidence=verdict.evidence)
@@ -124,11 +157,7 @@ def _decide(
     if instead_of is not None:
         return _take_the_place(serving, instead_of)
     if version.decided_on_since(serving.number):
-        return _Verdict(
-            False,
-            f"it was published on {version.published_at}, before that was decided, and a job does not overrule a "
-            f"later decision.",
-        )
+        return _decided_before(version)
     match run.config.publish.promote:
         case "never":
             return _Verdict(False, "publish.promote is `never`.")
@@ -138,6 +167,14 @@ def _decide(
             return _ask_gate(run, version, serving)
         case "first":
             return _if_first(run, report, serving)
+
+
+def _decided_before(version: ModelVersion) -> _Verdict:
+    return _Verdict(
+        False,
+        f"it was published on {version.published_at}, before that was decided, and a job does not overrule a "
+        f"later decision.",
+    )
 
 
 def _take_the_place(serving: Serving, instead_of: ModelVersion) -> _Verdict:

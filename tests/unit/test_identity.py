@@ -39,6 +39,7 @@ NOT_OF_A_RUN = {
     ],
     "where it could go on from": ["training.checkpoint_steps"],
     "what becomes of it when it is trained": ["publish.*"],
+    "what is reckoned with": ["cost.*"],
     "whether a base is refused": ["base.accept_head"],
     "the id of a sweep has it": ["sweep"],
     "the digest of a night has it": ["nightly.*"],
@@ -94,7 +95,8 @@ def test_each_key_that_decides_what_is_learned_makes_another_run(config, changed
 
 def test_each_key_but_where_it_runs_makes_another_night_of_it(config, changed, dataset):
     of_night = {key for key, other in changed.items() if config_digest(other) == config_digest(config)}
-    outside = {key for key in changed if key.partition(".")[0] in {"storage", "workers", "sweep"}}
+    outside = {key for key in changed if key.partition(".")[0] in {"storage", "workers", "sweep", "cost"}}
+    outside.add("publish.classes")
     assert of_night == {*outside, "training.checkpoint_steps", "nightly.keep_runs", "nightly.claim_expires_s"}
     # A judgement is found again only where nothing that it rests on is another: promoting is a part of it.
     judged = {key for key, other in changed.items() if judged_digest(other, dataset) == judged_digest(config, dataset)}

@@ -55,8 +55,10 @@ def known_networks() -> dict[str, Callable[..., keras.Model]]:
     return dict(inspect.getmembers(keras.applications, inspect.isfunction)) | {"EfficientNetLite0": EfficientNetLite0}
 
 
-def load_application(config: BaseNetworkConfig, *, storage: StorageConfig | None) -> LoadedNetwork:
-    """Build the network that `config.model` names, without its classification head.
+def load_application(
+    config: BaseNetworkConfig, *, storage: StorageConfig | None, include_top: bool = False
+) -> LoadedNetwork:
+    """Build the network that `config.model` names. `include_top`: with the classifier that it was trained with.
 
     Raises BackboneError for options that it does not accept, an image size that it refuses, and weights that cannot be
     loaded.
@@ -70,10 +72,9 @@ def load_application(config: BaseNetworkConfig, *, storage: StorageConfig | None
             advice="Leave base.channels out: gray images become three equal channels. Or set base.weights to `none` or "
             f"to a file of weights for {config.channels} channel{'s' * (config.channels > 1)}.",
         )
-    if config.weights_file is None:
-        network = _construct(config, constructor, weights=None if config.weights == "none" else config.weights)
-    else:
-        network = _construct(config, constructor, weights=None)
+    weights = "imagenet" if config.weights == "imagenet" else None
+    network = _construct(config, constructor, weights=weights, include_top=include_top)
+    if config.weights_file is not None:
         _load_weights(network, config, storage)
     return LoadedNetwork(config.model, network, preprocessing)
 
@@ -115,13 +116,13 @@ def _check_options(config: BaseNetworkConfig, constructor: Callable[..., keras.M
 
 
 def _construct(
-    config: BaseNetworkConfig, constructor: Callable[..., keras.Model], *, weights: str | None
+    config: BaseNetworkConfig, constructor: Callable[..., keras.Model], *, weights: str | None, include_top: bool
 ) -> keras.Model:
     try:
         # Keras prints downloads on stdout, which is reserved for the output of the command.
         with redirect_stdout(sys.stderr), fresh_layer_names(), fixed_seed():
             return constructor(
-                include_top=False, weights=weights, input_shape=config.image_input().shape, **config.options
+                include_top=include_top, weights=weights, input_shape=config.image_input().shape, **config.options
             )
     except Exception as error:
         if target := download_target(error):
@@ -169,7 +170,8 @@ def _load_weights(network: keras.Model, config: BaseNetworkConfig, storage: Stor
             raise BackboneError(
                 f"{config.weights} does not hold the weights of {config.model} with image_size {config.image_size} "
                 f"and options {config.options}: {_first_line(error)}",
-                advice="The file must be of this very network without its top (Keras calls such files `…_no_top.h5`).",
+                advice="The file must be of this very network: without its top to train on it (Keras calls such files "
+                "`…_no_top.h5`), with its top to use it as it is.",
             ) from error
 
 

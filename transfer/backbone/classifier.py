@@ -11,7 +11,7 @@ like a number of classes (10, 100, 1000, 21843): below 64, or no multiple of 16,
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from transfer.backbone.blocks import Node, nodes_in_order
 from transfer.backbone.hub import SavedModelLayer
-from transfer.errors import ClassifierBaseError
+from transfer.errors import BackboneError, ClassifierBaseError
 
 IMAGENET_CLASSES = {1000, 1001, 21841, 21843}
 """Numbers of classes of ImageNet-1k and ImageNet-21k, each with and without a background class."""
@@ -46,6 +46,7 @@ _PASSING_ON = {
     "cast",
 }
 _POOLING = {"globalaveragepooling2d", "globalmaxpooling2d"}
+AnswerKind = Literal["logits", "probabilities", "logit of the second", "share of the second"]
 _ACCEPT = "Or set base.accept_head to true, where these outputs are the features that you want."
 
 
@@ -101,6 +102,77 @@ def find_classifier(network: keras.Model) -> Classifier | None:
     if probabilities or _counts_classes(node, kinds):
         return Classifier(node.name, _width(node), probabilities, before)
     return None
+
+
+def split_classifier(name: str, network: keras.Model) -> tuple[keras.Model, keras.Model]:
+    """Cut a network with a classifier: up to the features that the classifier takes, and from these to logits.
+
+    The second part answers logits whose softmax are the probabilities that the network answers: float32 [n, classes].
+    One output is the second of two classes. Where the classifier cannot be cut off, the first part is the whole
+    network. Raises BackboneError if the outputs are no logits or probabilities of classes of which one is right.
+    """
+    (answers,) = network.outputs
+    if len(answers.shape) != 2 or answers.shape[1] is None:
+        raise BackboneError(
+            f"{name} answers shape {tuple(answers.shape)}; a classifier answers (batch, classes).",
+            advice="Use a network with its classifier. One without is trained: `transfer train`.",
+        )
+    nodes = nodes_in_order(network)
+    top = None if isinstance(nodes[-1].operation, SavedModelLayer) else find_classifier(network)
+    features = answers
+    if top is not None and top.inside is None:
+        cut = [node.inputs[0] for node in nodes if node.name == top.layer and len(node.inputs) == 1]
+        features = cut[-1] if cut else answers
+    logits = ClassLogits(_kind_of_answers(name, network, top), dtype="float32", name="class_logits")(answers)
+    return keras.Model(network.inputs[0], features, name=network.name), keras.Model(features, logits, name="classifier")
+
+
+def _kind_of_answers(name: str, network: keras.Model, top: Classifier | None) -> AnswerKind:
+    outputs, is_squashed = network.output_shape[1], top is not None and top.probabilities
+    found = _answers(network)
+    is_share = bool(np.all((found >= 0) & (found <= 1)))
+    if outputs == 1:
+        return "share of the second" if is_squashed and is_share else "logit of the second"
+    if _are_probabilities(found):
+        return "probabilities"
+    if is_squashed and is_share:
+        raise BackboneError(
+            f"{name} answers {outputs:,} shares from 0 to 1 that do not sum to 1, as where several classes may be "
+            "right at once.",
+            advice="Use a classifier of classes of which one is right: one that ends in a softmax, or in logits.",
+        )
+    return "logits"
+
+
+@keras.saving.register_keras_serializable(package="transfer")
+class ClassLogits(keras.layers.Layer):
+    """Logits, [batch, classes], from what a classifier answers: [batch, classes], or [batch, 1] of two classes."""
+
+    def __init__(self, answers: AnswerKind, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.answers = answers
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """The logits, whose softmax are the probabilities."""
+        if self.answers == "logits":
+            return inputs
+        if self.answers == "probabilities":
+            return _log(inputs)
+        second = inputs if self.answers == "logit of the second" else _log(inputs) - _log(1.0 - inputs)
+        return tf.concat([tf.zeros_like(second), second], axis=-1)
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """Shape of the logits."""
+        return (input_shape[0], max(2, input_shape[1] or 0))
+
+    def get_config(self) -> dict[str, Any]:
+        """The layer's configuration as Keras stores it."""
+        return {**super().get_config(), "answers": self.answers}
+
+
+def _log(shares: tf.Tensor) -> tf.Tensor:
+    """Logarithm; of 0 that of the smallest positive number, so that nothing is infinite."""
+    return tf.math.log(tf.maximum(shares, np.finfo(np.float32).tiny))
 
 
 def _counts_classes(node: Node, behind: set[str]) -> bool:
@@ -163,7 +235,7 @@ def _refuse_saved_model(name: str, layer: SavedModelLayer, network: keras.Model)
         found = f"{shape[1]:,} logits"
     elif shape[1] in IMAGENET_CLASSES:
         found = f"{shape[1]:,} outputs, the number of ImageNet's classes"
-    elif _answers_probabilities(network):
+    elif _are_probabilities(_answers(network)):
         found = f"{shape[1]:,} probabilities"
     else:
         return
@@ -173,7 +245,8 @@ def _refuse_saved_model(name: str, layer: SavedModelLayer, network: keras.Model)
     )
 
 
-def _answers_probabilities(network: keras.Model) -> bool:
+def _answers(network: keras.Model) -> np.ndarray:
+    """The outputs for two images of noise: [2, outputs]."""
     images = tf.random.stateless_uniform((2, *network.input_shape[1:]), seed=(0, 0))
     strategy = tf.distribute.get_strategy()
 
@@ -182,6 +255,10 @@ def _answers_probabilities(network: keras.Model) -> bool:
         # Under a distribution strategy, a module can read its variables only on a replica.
         return strategy.run(lambda: network(images, training=False))
 
-    answers = strategy.experimental_local_results(answer())[0].numpy()
+    answers: np.ndarray = strategy.experimental_local_results(answer())[0].numpy()
+    return answers
+
+
+def _are_probabilities(answers: np.ndarray) -> bool:
     sums = np.sum(answers, axis=1, dtype=np.float64)
     return bool(np.all(answers >= 0) and np.allclose(sums, 1.0, rtol=0, atol=PROBABILITY_TOLERANCE))

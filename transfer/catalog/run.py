@@ -47,6 +47,20 @@ class Attempt(BaseModel):
     """When, in UTC."""
 
 
+class Usage(BaseModel):
+    """What an epoch took of the machines: sums over the processes of all workers.
+
+    `cpu_s`, `gpu_s`: seconds of CPUs at work, and of GPUs held. `memory_bytes`: peaks of resident memory so far.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    cpu_s: float
+    gpu_s: float
+    memory_bytes: int
+    workers: int
+
+
 class EpochRow(BaseModel):
     """Figures of one finished epoch, all finite. `phase` and `epoch` count from 0, `epoch` over the whole run.
 
@@ -65,6 +79,8 @@ class EpochRow(BaseModel):
     seconds: float
     images_per_second: float | None = None
     """That were trained on; validation is not in it. None where several trainings share the time."""
+    usage: Usage | None = None
+    """None where several trainings share the machine, and in earlier releases."""
 
 
 class Progress(BaseModel):

@@ -21,7 +21,7 @@ from transfer.cli.common import (
     run,
     with_promote,
 )
-from transfer.errors import DatasetError, ExitCode
+from transfer.errors import ConfigError, DatasetError, ExitCode
 from transfer.runtime.numbers import percent
 
 if TYPE_CHECKING:
@@ -99,22 +99,31 @@ def evaluate(
 @jobs_app.command()
 def publish(
     config: ConfigPath,
-    run_id: RunId,
+    run_id: Annotated[
+        str | None, typer.Option("--run-id", help="Id of the run, which `transfer train` prints.")
+    ] = None,
+    pretrained: Annotated[
+        bool, typer.Option("--pretrained", help="Instead of a run: `base` as it was pretrained, with its own classes.")
+    ] = False,
     overrides: Overrides = None,
     again: Annotated[bool, typer.Option("--again", help="Publish a new version even if the run has one.")] = False,
     promote: Promote = None,
     json: AsJson = False,
 ) -> None:
-    """Export an evaluated run, check that the export predicts the same, and publish it."""
+    """Export an evaluated run or a pretrained classifier, check that the export predicts the same, and publish it."""
 
     def work() -> dict[str, Any]:
         from transfer import jobs
         from transfer.cli import summary
 
+        if (run_id is None) != pretrained or (pretrained and again):
+            raise ConfigError("Give either --run-id RUN, with or without --again, or --pretrained.")
         loaded = load(config, with_promote(overrides, promote))
-        choice = jobs.publish(loaded, run_id=run_id, again=again)
-        about = summary.version_for_programs(choice) if json else summary.version_for_people(choice)
-        return {"run": run_id, **about}
+        if run_id is None:
+            what, choice = {"network": loaded.base.model}, jobs.publish_pretrained(loaded)
+        else:
+            what, choice = {"run": run_id}, jobs.publish(loaded, run_id=run_id, again=again)
+        return {**what, **(summary.version_for_programs(choice) if json else summary.version_for_people(choice))}
 
     run(work, json, interrupted=GOES_ON)
 
@@ -234,7 +243,13 @@ def nights(
 
 @jobs_app.command()
 def predict(
-    config: ConfigPath,
+    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="YAML configuration.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", help="Instead of a configuration: a pretrained network as it is, such as EfficientNetLite0."
+        ),
+    ] = None,
     images: Annotated[
         list[str] | None,
         typer.Option(help="An image, folder, s3:// prefix, list or table of images; may be given several times."),
@@ -263,23 +278,24 @@ def predict(
     version: Annotated[int | None, typer.Option(help="Version to use. Default: the promoted one.")] = None,
     json: AsJson = False,
 ) -> None:
-    """Predict images with the published model."""
+    """Predict images with the published model, or with a pretrained network as it is."""
     outcomes: list[PredictOutcome] = []
 
     def work() -> dict[str, Any]:
         from transfer import jobs
 
-        done = jobs.predict(
-            load(config, overrides),
-            images=images or (),
-            dataset=dataset,
-            split=split,
-            output=output,
-            overwrite=overwrite,
-            version=version,
-            top_k=top_k,
-            embeddings=embeddings,
-        )
+        options: dict[str, Any] = {"images": images or (), "output": output, "overwrite": overwrite}
+        options |= {"top_k": top_k, "embeddings": embeddings}
+        of_storage = {"dataset": dataset, "split": split, "version": version}
+        if config is not None and model is None:
+            done = jobs.predict(load(config, overrides), **options, **of_storage)
+        elif config is None and model is not None and not any(of_storage.values()):
+            done = jobs.predict_pretrained(model, overrides or (), **options)
+        else:
+            raise ConfigError(
+                "Give either a configuration or --model.",
+                advice="--dataset, --split and --version belong to a configuration.",
+            )
         outcomes.append(done)
         if json:
             return vars(done)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from transfer.cli.benchmark import benchmark_app
 from transfer.cli.common import (
     GOES_ON,
     AsJson,
@@ -44,6 +45,7 @@ app.add_typer(datasets_app, name="datasets")
 app.add_typer(jobs_app)
 app.add_typer(forget_app)
 app.add_typer(open_app)
+app.add_typer(benchmark_app)
 
 
 @app.command()

@@ -196,7 +196,8 @@ def verify(
         for each, problem in problems_of_versions(store, model, version):
             wrong.extend([each.number] if problem else [])
             fine = None if json else "-"
-            rows.append({"version": each.number, "run": each.provenance.run, "problem": problem or fine})
+            run_id = each.trained.run if each.trained else fine
+            rows.append({"version": each.number, "run": run_id, "problem": problem or fine})
         return {"model": model, "storage": store.uri, "wrong": len(wrong), "versions": rows}
 
     run(work, json)
@@ -307,10 +308,10 @@ def _no_model(store: Store, model: str) -> TransferError:
 
 
 def _in_full(described: DescribedVersion) -> dict[str, Any]:
-    pin = described.pin
+    pin, trained = described.pin, described.version.trained
     return {
         **_described(described.version),
-        "metrics": described.version.provenance.metrics.model_dump(),
+        "metrics": trained.metrics.model_dump() if trained else None,
         "untrained_classes": list(described.version.untrained_classes),
         "promoted": described.is_promoted,
         "pinned": pin.model_dump() if pin else None,
@@ -319,12 +320,13 @@ def _in_full(described: DescribedVersion) -> dict[str, Any]:
 
 
 def _in_short(described: DescribedVersion) -> dict[str, Any]:
-    metrics = described.version.provenance.metrics
+    trained = described.version.trained
+    metrics = trained.metrics if trained else None
     return {
         **_described(described.version),
-        "split": metrics.split,
-        "accuracy": percent(metrics.accuracy),
-        "loss": metrics.loss,
+        "split": metrics.split if metrics else None,
+        "accuracy": percent(metrics.accuracy) if metrics else None,
+        "loss": metrics.loss if metrics else None,
         "promoted": described.is_promoted,
         "pinned": described.pin.reason if described.pin else "-",
         "refused by": ", ".join(rule["name"] for rule in described.refusal.failed) if described.refusal else "-",
@@ -332,7 +334,9 @@ def _in_short(described: DescribedVersion) -> dict[str, Any]:
 
 
 def _metrics_text(version: ModelVersion) -> str:
-    metrics = version.provenance.metrics
+    if version.trained is None:
+        return "none: a pretrained classifier, published as it is"
+    metrics = version.trained.metrics
     return f"accuracy {percent(metrics.accuracy)} on {metrics.split}, loss {metrics.loss:.4f}"
 
 
@@ -353,10 +357,11 @@ def _refused_by(refusal: Refusal) -> list[dict[str, Any]]:
 
 def _described(version: ModelVersion, name: str = "version") -> dict[str, Any]:
     """How a row about a version begins. `name`: of the version's number."""
+    trained = version.trained
     return {
         name: version.number,
         "published_at": version.published_at,
-        "run": version.provenance.run,
-        "dataset": version.provenance.dataset,
+        "run": trained.run if trained else None,
+        "dataset": trained.dataset if trained else None,
         "size_bytes": version.size_bytes,
     }

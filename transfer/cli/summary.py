@@ -8,7 +8,7 @@ from typing import Any
 from transfer.dataset.manifest import DROPPED, IGNORED, Dataset
 from transfer.dataset.splits import SPLITS
 from transfer.evaluation.metrics import Interval, beats_commonest_class, wilson_interval
-from transfer.evaluation.report import final_epoch_text
+from transfer.evaluation.report import final_epoch_text, spent_of
 from transfer.jobs import TrainOutcome
 from transfer.promotion import PromotionChoice
 from transfer.runtime.numbers import duration, percent
@@ -35,6 +35,7 @@ def for_programs(outcome: TrainOutcome) -> dict[str, Any]:
         "against_serving": report.serving.model_dump() if report.serving else None,
         "weights_of": _kept(outcome).model_dump(),
         "seconds": dict(outcome.seconds),
+        "spent": vars(spent) if (spent := spent_of(report)) else None,
         "report": outcome.report_uri,
         **version_for_programs(outcome.choice),
         "epochs": [row.model_dump() for row in report.history],
@@ -59,6 +60,7 @@ def for_people(outcome: TrainOutcome) -> dict[str, Any]:
         "warning": None if beats_commonest_class(metrics) else "the network is no better than the commonest class",
         "weights of": final_epoch_text(_kept(outcome)),
         "time": _time(outcome),
+        "training took": spent.text if (spent := spent_of(report)) else None,
         "report": outcome.report_uri,
         **version_for_people(outcome.choice),
     }

@@ -2,12 +2,13 @@
 
 from transfer.config.decides import deciding, keys_that_vary
 from transfer.config.image_input import Depth, ImageInput
-from transfer.config.loading import load_config, load_document, parse_config, set_key
+from transfer.config.loading import config_of_network, load_config, load_document, parse_config, set_key
 from transfer.config.models import (
     NOT_LEARNED,
     AugmentationConfig,
     BaseNetworkConfig,
     Config,
+    CostConfig,
     DatasetConfig,
     FeaturesConfig,
     HeadConfig,
@@ -34,6 +35,7 @@ __all__ = [
     "BaseNetworkConfig",
     "ChecksConfig",
     "Config",
+    "CostConfig",
     "DatasetConfig",
     "Decides",
     "Depth",
@@ -55,6 +57,7 @@ __all__ = [
     "TrainingConfig",
     "Varies",
     "WorkersConfig",
+    "config_of_network",
     "deciding",
     "keys_that_vary",
     "load_config",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import yaml
 
 from transfer.config.models import Config
-from transfer.config.paths import anchor
+from transfer.config.paths import anchor, is_model_file
 from transfer.errors import ConfigError
 
 # Some fifty screens. PyYAML takes a second for so much.
@@ -72,6 +73,36 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), *, folder: Path
         # Paths that are still relative come from overrides.
         anchor(document, folder or Path.cwd())
     return parse_config(document, name=str(path))
+
+
+def config_of_network(network: str, overrides: Sequence[str] = (), *, storage: Path) -> Config:
+    """The configuration of a pretrained classifier that is used as it is.
+
+    A network by name sees images as networks of ImageNet are tested: 7/8 of the largest square.
+
+    Args:
+        network: String. `base.model`.
+        overrides: Sequence of strings `dotted.key=value`, the value in YAML.
+        storage: Path of the folder where it is published.
+
+    Returns:
+        The checked configuration.
+
+    Raises:
+        ConfigError: An override is not valid.
+    """
+    tested = {} if is_model_file(network) else {"fit": "crop", "crop_share": 0.875}
+    document: dict[str, Any] = {
+        "name": re.sub("[^A-Za-z0-9]+", "-", network).strip("-")[-100:] or "network",
+        "storage": {"uri": str(storage)},
+        # Nothing is ingested: images are given to be predicted.
+        "dataset": {"source": "digits"},
+        "base": {"model": network, **tested},
+        "publish": {"promote": "never"},
+    }
+    _apply_all(document, overrides)
+    anchor(document, Path.cwd())
+    return parse_config(document, name="--model")
 
 
 def load_document(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:

@@ -445,12 +445,27 @@ class PublishConfig(Section, decides=Decides.OUTPUT):
     parity_images: Annotated[int, Field(ge=1)] = 64
     """Held-out images on which a fresh process compares the exported model with the evaluated one. An error of an
     export is in a layer, a weight or a format of images, which a few images show."""
+    # No run is published with it, and the digests of nights leave it out.
+    classes: Annotated[str | list[str] | None, Decides.PLACEMENT] = None
+    """Names of the classes of a pretrained classifier, which `transfer publish --pretrained` publishes as it is, in the
+    order of its outputs: a list, or a text file with a name a line. Default: ImageNet's, for 1,000 or 1,001 outputs."""
 
     @field_validator("promote", mode="before")
     @classmethod
     def _from_earlier_releases(cls, value: object) -> object:
         """Earlier releases had only true and false."""
         return {True: "always", False: "never"}[value] if isinstance(value, bool) else value
+
+
+class CostConfig(Section, decides=Decides.PLACEMENT):
+    """What reports reckon the energy and the price of training with."""
+
+    per_hour: Annotated[float, Field(ge=0.0)] | None = None
+    """Price of a worker for an hour, in any currency. Default: no price is told."""
+    watts_per_cpu: Annotated[float, Field(ge=0.0)] = 10.0
+    """Power of a CPU at work."""
+    watts_per_gpu: Annotated[float, Field(ge=0.0)] = 300.0
+    """Power of a GPU that a worker holds."""
 
 
 class Config(Section):
@@ -481,6 +496,7 @@ class Config(Section):
     training: TrainingConfig = TrainingConfig()
     workers: WorkersConfig = WorkersConfig()
     publish: PublishConfig = PublishConfig()
+    cost: Annotated[CostConfig, NotSearched("it decides nothing of what is learned")] = CostConfig()
     sweep: SweepConfig | None = None
     """What `transfer sweep` searches; other jobs do not read it."""
     nightly: Annotated[NightlyConfig, NotSearched("it judges models, and decides nothing of what they learn")] = (

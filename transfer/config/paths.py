@@ -47,6 +47,7 @@ _IS_PATH: dict[str, Callable[[str], bool]] = {
     "dataset.source": is_source_path,
     "base.model": is_model_file,
     "base.weights": lambda weights: weights not in {"imagenet", "none"},
+    "publish.classes": bool,
     "sweep.mlflow": lambda uri: "/" in uri,
 }
 """The keys whose values can be paths, each with a test whether a value is one."""

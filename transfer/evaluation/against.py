@@ -38,18 +38,25 @@ class Asked(Protocol):
         """Its predictions for the images of a unit. Raises whatever keeps it from answering."""
 
 
+@dataclass(frozen=True)
+class Reported:
+    """The accuracy of a version on `split` of `dataset`, by the report of its own run."""
+
+    dataset: str
+    split: str
+    accuracy: float
+
+
 @dataclass(frozen=True, eq=False)
 class ServingAnswers:
-    """The version that serves, and its accuracy on `split` of `dataset` by the report of its own run.
+    """The version that serves, and what its own run's report says; None if it was not trained here.
 
     `asked`: what answers about the images of the evaluated run, or the reason why nothing does, as a clause. `unknown`:
     classes that the version does not know.
     """
 
     version: int
-    dataset: str
-    split: str
-    accuracy: float
+    reported: Reported | None
     asked: Asked | str
     unknown: tuple[str, ...] = ()
 
@@ -134,18 +141,19 @@ class AgainstServing(Figures):
         return text
 
 
-def compare_with_serving(found: Beside | str, dataset: str, split: str, serving: ServingAnswers) -> AgainstServing:
-    """What was counted on a split of a dataset version, or why nothing was, as a clause, in the words of a report."""
+def compare_with_serving(
+    found: Beside | str, dataset: str, split: str, serving: ServingAnswers
+) -> AgainstServing | None:
+    """What was counted on a split of a dataset version, or why nothing was, as a clause, in the words of a report.
+
+    None if nothing was counted, and no report tells of the version either.
+    """
     if isinstance(found, Beside) and not found.images:
         found = f"version {serving.version} may have been trained on all of them"
     if isinstance(found, str):
-        return AgainstServing(
-            version=serving.version,
-            dataset=serving.dataset,
-            split=serving.split,
-            accuracy=serving.accuracy,
-            why_not=found,
-        )
+        if serving.reported is None:
+            return None
+        return AgainstServing(version=serving.version, **vars(serving.reported), why_not=found)
     return AgainstServing(
         version=serving.version,
         dataset=dataset,

@@ -16,7 +16,7 @@ from transfer.config.paths import is_model_file
 from transfer.evaluation import charts
 from transfer.evaluation.metrics import ClassMetrics, Interval, Metrics, beats_commonest_class, wilson_interval
 from transfer.evaluation.mistakes import Mistake
-from transfer.evaluation.report import Report, beside, final_epoch_text, headline
+from transfer.evaluation.report import Report, beside, final_epoch_text, headline, spent_of
 from transfer.reports.templates import page_environment
 from transfer.reports.thumbnails import Thumbnail, make_thumbnail
 from transfer.training.history import SMALLEST_PROBABILITY
@@ -107,6 +107,7 @@ def render_html(
             curves=_curves(report, {number: phase.title for number, phase in phases.items()}),
             has_validation=any(row.validation_loss is not None for row in report.history),
             seconds=sum(row.seconds for row in report.history),
+            spent=spent_of(report),
             matrix=Markup(charts.confusion_chart(metrics.confusion, names)),  # noqa: S704 - matplotlib escapes class names
             pairs=pairs[:_MAX_PAIRS],
             classes=_worst_first(metrics),

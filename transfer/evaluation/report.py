@@ -7,13 +7,14 @@ import json
 from pydantic import JsonValue, ValidationError
 
 from transfer.catalog.run import EpochRow
-from transfer.config import ServingGraph
+from transfer.config import CostConfig, ServingGraph
 from transfer.errors import DatasetError
 from transfer.evaluation.against import AgainstServing
 from transfer.evaluation.metrics import Figures, Metrics, beats_commonest_class
 from transfer.evaluation.mistakes import Mistake
 from transfer.runtime.numbers import percent
 from transfer.training.history import FinalEpoch
+from transfer.training.usage import Spent, spent
 
 
 def headline(report: Report) -> str:
@@ -36,6 +37,11 @@ def beside(report: Report) -> list[str]:
     else:
         first = f"{_right(report)} (95 % interval {interval}). {commonest}"
     return [first, *([report.serving.text] if report.serving else [])]
+
+
+def spent_of(report: Report) -> Spent | None:
+    """What training took, reckoned by the section `cost` of the report's configuration; None if it is not known."""
+    return spent(report.history, CostConfig.model_validate(report.config.get("cost", {})))
 
 
 def final_epoch_text(kept: FinalEpoch) -> str:

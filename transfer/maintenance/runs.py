@@ -118,7 +118,8 @@ def datasets_of_models(store: Store) -> Iterator[tuple[str, str]]:
     """All model versions, `flowers/3`, each with the reference of the dataset version that it was trained on."""
     for model in model_names(store):
         for version in list_versions(store, model):
-            yield f"{model}/{version.number}", version.provenance.dataset
+            if version.trained is not None:
+                yield f"{model}/{version.number}", version.trained.dataset
 
 
 def list_runs(store: Store, model: str | None) -> list[StoredRun]:
@@ -206,7 +207,8 @@ def versions_from(store: Store) -> dict[str, tuple[str, ...]]:
     found: dict[str, list[str]] = defaultdict(list)
     for model in model_names(store):
         for version in list_versions(store, model):
-            found[version.provenance.run].append(f"{model}/{version.number}")
+            if version.trained is not None:
+                found[version.trained.run].append(f"{model}/{version.number}")
     return {run_id: tuple(versions) for run_id, versions in found.items()}
 
 

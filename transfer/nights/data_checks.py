@@ -158,6 +158,8 @@ def _look(config: Config, run_id: str, champion: int) -> list[Finding]:
     now = load_dataset(store, run.dataset_name, run.dataset_number)
     version = load_version(store, config.name, champion)
     before = trained_on(store, version)
+    if before is None:
+        return _without_looking(checks, "The serving model was not trained here: there is nothing to compare with.")
     renames = config.dataset.rename_classes
     difference = compare(store, before, now, renames=renames)
     why = too_few(sum(int(rows.is_new.sum()) for rows in difference.new), checks)
@@ -238,7 +240,7 @@ def _agreement(run: Run, version: ModelVersion, now: Dataset, difference: Differ
         return not_asked("agreement", why, checks)
     right = _right_answers(run.store, version, asked, np.array(names), np.array(now.classes))
     # The accuracy on the version's own held-out split, which it was not trained on either.
-    expected = version.provenance.metrics.accuracy
+    expected = version.of_run.metrics.accuracy
     return check_agreement(right / images, expected, images=images, checks=checks)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from transfer.catalog.model import ModelVersion
 from transfer.config import Config, Decides, deciding
 from transfer.dataset.manifest import Dataset, load_dataset
-from transfer.ensure import ensure_dataset, evaluated, fit, published, writable_storage
+from transfer.ensure import ensure_dataset, evaluated, fit, published, read_report, writable_storage
 from transfer.errors import (
     BaseChangedError,
     ConfigError,
@@ -28,6 +28,7 @@ from transfer.errors import (
     PromotionConflictError,
     TransferError,
 )
+from transfer.evaluation.report import spent_of
 from transfer.maintenance.old_runs import remove_old_nights
 from transfer.nights.claim import HeldClaim
 from transfer.nights.data_checks import check_change, look_at_new, refusals
@@ -127,7 +128,8 @@ class _Work:
             step("Run %s on %d images.", run.id, dataset.rows("train"))
         with self._step("evaluate") as step:
             report = evaluated(run, dataset, gate_asks=True)
-            step("Report %d.", report)
+            took = spent_of(read_report(run, report)[0])
+            step("Report %d.%s", report, f" Training took {took.text}." if took else "")
         with self._step("publish") as step:
             challenger = published(run, report=report)
             step("Version %d, not promoted yet.", challenger.number)
@@ -166,6 +168,8 @@ class _Work:
         if champion is None or self.config.nightly.warm_start == "none":
             return self.config.training.warm_start
         before = trained_on(self.store, load_version(self.store, self.night.name, champion))
+        if before is None:
+            return self.config.training.warm_start
         seen = held_out_but_seen(self.store, dataset, before=before)
         if seen is None:
             return f"{self.night.name}/{champion}"
@@ -185,8 +189,8 @@ class _Work:
                 "nothing new", f"Night {judged} already judged this configuration on {dataset.reference}."
             )
         if plan.champion is not None:
-            run = load_version(self.store, self.night.name, plan.champion).provenance.run
-            if run == run_id_for(self.config, dataset):
+            trained = load_version(self.store, self.night.name, plan.champion).trained
+            if trained is not None and trained.run == run_id_for(self.config, dataset):
                 found = f"The serving version {plan.champion} was trained on {dataset.reference}"
                 raise _EndedError("nothing new", f"{found} with this configuration.")
 
@@ -305,10 +309,10 @@ class _Work:
 
 def _other_settings(store: Store, config: Config, dataset: Dataset, champion: ModelVersion | None) -> tuple[str, ...]:
     """Keys that decide what is learned and that had other values in the champion's training."""
-    if champion is None:
+    if champion is None or champion.trained is None:
         return ()
     try:
-        trained = read_start(store, champion.provenance.run).identity
+        trained = read_start(store, champion.trained.run).identity
     except (CorruptObjectError, ObjectNotFoundError):
         return ()
     # Each night decides its images and its warm start anew.

@@ -181,7 +181,7 @@ def read_contents(store: Store) -> Contents:
     wanted = {
         *(run.id for run in evaluated.shown),
         *(sweep.winner for sweep in sweeps.shown),
-        *(each.version.provenance.run for each in published.shown),
+        *(each.version.trained.run for each in published.shown if each.version.trained),
     }
     return Contents(
         storage=store.uri,

@@ -20,6 +20,8 @@ from transfer.runtime.actors import Actors, Task
 from transfer.runtime.progress import progress
 from transfer.storage import Store
 
+NOT_TRAINED = "pretrained, as it is"
+"""Shown in place of the run and the dataset version of a version that was not trained here."""
 TASK = Task("compare models", RegistryError, "Both versions stay. Repeat the command.")
 
 
@@ -79,8 +81,8 @@ def compare_versions(
     ours, *theirs = [
         Contender(
             version=version.number,
-            run=version.provenance.run,
-            dataset=version.provenance.dataset,
+            run=version.trained.run if version.trained else NOT_TRAINED,
+            dataset=version.trained.dataset if version.trained else NOT_TRAINED,
             size_bytes=version.size_bytes,
             latency_ms=latency_ms,
             classes=classes,

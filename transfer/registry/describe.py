@@ -79,10 +79,12 @@ def _log(store: Store, model: str, version: int) -> Log:
     return Log(store, layout.refusals_log(model, version))
 
 
-def trained_on(store: Store, version: ModelVersion) -> Dataset:
-    """The dataset version that a model version was trained on."""
-    trained = version.provenance.dataset_version
-    return load_dataset(store, trained.name, trained.number)
+def trained_on(store: Store, version: ModelVersion) -> Dataset | None:
+    """The dataset version that a model version was trained on; None if it was not trained here."""
+    if version.trained is None:
+        return None
+    dataset = version.trained.dataset_version
+    return load_dataset(store, dataset.name, dataset.number)
 
 
 def classes_in(store: Store, dataset: Dataset, version: ModelVersion, renames: Mapping[str, str]) -> list[str]:
@@ -92,8 +94,9 @@ def classes_in(store: Store, dataset: Dataset, version: ModelVersion, renames: M
     class or started over. In that case, and for a model of another dataset, classes are matched by name, after
     `renames` (`{old: new}`).
     """
-    is_own = version.provenance.dataset_version.name == dataset.name
-    same_indices = is_own and dataset.has_indices_of(trained_on(store, version))
+    trained = version.trained
+    before = trained_on(store, version) if trained and trained.dataset_version.name == dataset.name else None
+    same_indices = before is not None and dataset.has_indices_of(before)
     return names_among(version.classes, dataset.classes, same_indices=same_indices, renames=renames)
 
 
@@ -104,16 +107,19 @@ class NeverTrainedOn:
     dataset version records splits (splits or groups were given, or images of small classes placed), the recorded splits
     decide. An image that it does not have then counts as never trained on, unless groups are formed in another way by
     now: the version may have been trained on other images of its group. Without recorded splits, the images' content
-    decides, and nothing is read here.
+    decides, and nothing is read here. Of a version that was not trained here, no image of a dataset is known to it.
     """
 
     def __init__(self, store: Store, version: ModelVersion, dataset: Dataset, split: str) -> None:
         """`split`: of `dataset`, whose images are asked about. Raises what reading shards raises."""
         before = trained_on(store, version)
+        self._is_trained = before is not None
         self._split = split
         self._trained_with: dict[str, Any] = {}
         self._recorded: np.ndarray | None = None
         """Sorted digests, uint64 [n, 4], of images of one kind; None if the content of images decides."""
+        if before is None:
+            return
         if before.splitting is None:
             self._trained_with = version.provenance.config["dataset"]
             return
@@ -127,6 +133,8 @@ class NeverTrainedOn:
 
     def of(self, digests: Sequence[str]) -> np.ndarray:
         """Whether the version was never trained on an image: bool [n]. `digests`: SHA-256 of the n images, hex."""
+        if not self._is_trained:
+            return np.ones(len(digests), bool)
         if self._recorded is None:
             return drawn_never_trained_on(digests, self._split, self._trained_with)
         wanted = as_words(bytes.fromhex("".join(digests)), 32)

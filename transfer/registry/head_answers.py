@@ -13,13 +13,12 @@ import numpy as np
 
 from transfer.catalog.model import ModelVersion
 from transfer.config import Config
-from transfer.dataset.manifest import Shard
+from transfer.dataset.manifest import Shard, load_dataset
 from transfer.errors import CorruptObjectError, ObjectNotFoundError, TransferError
 from transfer.evaluation.run_answers import RunAnswers
 from transfer.evaluation.units import first_images
 from transfer.features.frozen import FrozenPart
 from transfer.features.store import CachedRows, FeatureStore
-from transfer.registry.describe import trained_on
 from transfer.registry.export_proof import TOLERANCE
 from transfer.registry.prediction_file import Outputs
 from transfer.registry.published_model import PublishedModel
@@ -36,13 +35,15 @@ CHECKED_IMAGES = 30
 
 def head_of(config: Config, store: Store, version: ModelVersion) -> RunAnswers | None:
     """The head of a version's run, if no phase trained the base, and its weights and its base are the exported ones."""
-    provenance = version.provenance
+    provenance = version.trained
+    if provenance is None:
+        return None
     try:
         run = load_run(store, provenance.run, config)
         last = Checkpoints(run).last_entry()
         if not run.config.trains_head_only or last is None or last[1].weights != provenance.weights.sha256:
             return None
-        answers = RunAnswers(run, trained_on(store, version), exactly=False)
+        answers = RunAnswers(run, load_dataset(store, run.dataset_name, run.dataset_number), exactly=False)
     except TransferError as error:
         # For example, the run was removed, or its base is another one by now.
         logger.info("Version %d is asked as exported: %s", version.number, error.message)

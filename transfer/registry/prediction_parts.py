@@ -148,10 +148,13 @@ def listed_dataset(config: Config, store: Store, version: ModelVersion, name: st
 def shards_with_features(config: Config, store: Store, version: ModelVersion) -> set[str]:
     """SHA-256 of the shards whose features are cached that the head of a version can answer from.
 
-    None are if a phase trained the base. Features are found by what the run used, so no network is built for that.
+    None are if a phase trained the base, or nothing was trained. Features are found by what the run used, so no network
+    is built for that.
     """
+    if version.trained is None:
+        return set()
     try:
-        run = load_run(store, version.provenance.run, config)
+        run = load_run(store, version.trained.run, config)
     except (TrainingError, CorruptObjectError, ObjectNotFoundError):
         return set()
     if not run.config.trains_head_only or run.config.features.cache == "never":

@@ -15,7 +15,7 @@ from transfer.config import Config
 from transfer.dataset.manifest import Dataset
 from transfer.dataset.splits import TRAIN
 from transfer.errors import CorruptObjectError, DatasetError, ObjectNotFoundError, TrainingError
-from transfer.evaluation.against import SameImages, ServingAnswers
+from transfer.evaluation.against import Reported, SameImages, ServingAnswers
 from transfer.evaluation.predictions import Predictions, in_classes
 from transfer.evaluation.stored import StoredReport
 from transfer.evaluation.units import Unit, UnitImages
@@ -36,25 +36,29 @@ def answers_of_serving(
 ) -> ServingAnswers | None:
     """The version that serves, and how it is asked about a split of a dataset version.
 
-    Returns None if no version serves or the serving version is from run `but`. Its predictions come from the version's
-    report if that has the split; otherwise the model runs, unless a gate runs it later (`gate_asks`). Raises
+    Returns None if no version serves, if the serving version is from run `but`, or if nothing is known of it. Its
+    predictions come from the version's report if that has the split; otherwise the model runs, unless a gate runs it
+    later (`gate_asks`). Raises
     CorruptObjectError for a damaged promotion or version, StorageError.
     """
     serving = read_serving(store, config.name)
     if serving.version is None:
         return None
     version = load_version(store, config.name, serving.version)
-    trained = version.provenance
+    trained = version.trained
+    asked: ServingVersion | str
+    if trained is None:
+        asked = "the gate asks both" if gate_asks else _asked_anew(config, store, dataset, split, version)
+        return None if isinstance(asked, str) else ServingAnswers(version.number, None, asked, asked.unknown)
     if trained.run == but:
         return None
-    asked: ServingVersion | str
     if (trained.dataset, trained.metrics.split) == (dataset.reference, split):
         asked = ServingVersion(config, version, version.classes, dataset, None)
     else:
         asked = "the gate asks both" if gate_asks else _asked_anew(config, store, dataset, split, version)
     unknown = () if isinstance(asked, str) else asked.unknown
-    metrics = trained.metrics
-    return ServingAnswers(version.number, trained.dataset, metrics.split, metrics.accuracy, asked, unknown)
+    reported = Reported(trained.dataset, trained.metrics.split, trained.metrics.accuracy)
+    return ServingAnswers(version.number, reported, asked, unknown)
 
 
 def _asked_anew(
@@ -113,7 +117,7 @@ class ServingVersion:
 
     def _of_report(self, store: Store, unit: Unit, images: UnitImages) -> SameImages:
         if self._report is None:
-            provenance = self._version.provenance
+            provenance = self._version.of_run
             self._report = StoredReport(load_run(store, provenance.run, self._config), provenance.report)
         found = self._report.predictions(unit.start, unit.start + unit.rows)
         if found.keys != images.keys:

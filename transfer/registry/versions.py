@@ -8,17 +8,23 @@ removed, or with `--again`.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import uuid
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
+from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from transfer import __version__
+from transfer.backbone.identity import base_identity
 from transfer.catalog import layout
 from transfer.catalog.layout import Number
-from transfer.catalog.model import ModelFile, ModelVersion, Provenance
+from transfer.catalog.model import ModelFile, ModelVersion, Pretrained, Provenance
+from transfer.config import Config
 from transfer.errors import AlreadyExistsError, ObjectNotFoundError, PublishConflictError, RegistryError
 from transfer.registry.retention_log import check_not_removed, read_retention
 from transfer.storage import Log, Store, as_model, now_utc, put_document, sha256_of_file
@@ -33,6 +39,23 @@ def published_version(store: Store, model: str, run: str) -> ModelVersion | None
     if version.number in read_retention(store, model).removed:
         return None
     return commit_version(store, version)
+
+
+def pretrained_id(config: Config, names: Sequence[str] | None) -> str:
+    """The id, in place of a run's, under which a pretrained classifier is published: from all that decides its answers.
+
+    `names`: of its classes; None for those of ImageNet. Raises what `base_identity` raises.
+    """
+    decides = {
+        "base": base_identity(config.base, storage=config.storage),
+        "names": names and list(names),
+        "graph": config.publish.graph,
+        "mixed_precision": config.training.mixed_precision,
+        "depth": config.dataset.image_depth,
+        "background": config.dataset.background,
+        "versions": [__version__, installed_version("keras")],
+    }
+    return f"pretrained-{hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:12]}"
 
 
 def publish_once(
@@ -99,7 +122,7 @@ def upload_version(
     *,
     classes: Sequence[str],
     untrained_classes: Sequence[str] = (),
-    provenance: Provenance,
+    provenance: Provenance | Pretrained,
 ) -> ModelVersion:
     """Upload a SavedModel from a local folder under the model's next number, as a version that does not exist yet.
 

@@ -1,6 +1,6 @@
 """Durable objects in a folder or an S3 bucket: created once, never overwritten, checked by digest when read."""
 
-from transfer.storage.address import open_store
+from transfer.storage.address import cache_home, open_store
 from transfer.storage.documents import Log, as_model, now_utc, put_content, put_document, read_document
 from transfer.storage.probe import probe
 from transfer.storage.s3_requests import RetryPolicy
@@ -13,6 +13,7 @@ __all__ = [
     "Store",
     "StoredObject",
     "as_model",
+    "cache_home",
     "now_utc",
     "open_store",
     "probe",

@@ -79,13 +79,21 @@ def _open_bucket(config: StorageConfig, rest: str, retry: RetryPolicy) -> Store:
     )
 
 
+def cache_home() -> Path:
+    """This project's folder for what can be made again: `$XDG_CACHE_HOME/transfer`, or `~/.cache/transfer`.
+
+    Raises ConfigError if this machine has no home.
+    """
+    return path_here(Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "transfer"))
+
+
 def _disk_cache(config: StorageConfig) -> DiskCache | None:
     if config.cache_size_bytes == 0:
         return None
-    folder = config.cache_folder or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "transfer")
     try:
+        folder = path_here(config.cache_folder) if config.cache_folder else cache_home()
         # A subfolder has permissions of its own, and eviction meets no files of other programs there.
-        folder = path_here(folder) / "objects"
+        folder /= "objects"
     except ConfigError as error:
         _log.warning("%s So nothing of %s is kept on it.", error.message, config.uri)
         return None

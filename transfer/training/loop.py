@@ -16,7 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from transfer.catalog.run import EpochRow, Progress
+from transfer.catalog.run import EpochRow, Progress, Usage
 from transfer.config import EarlyStoppingConfig, PhaseConfig
 from transfer.dataset.manifest import Dataset
 from transfer.dataset.order import WorkerSlice, steps_per_epoch
@@ -34,6 +34,7 @@ from transfer.training.run import Run, hold_to_base
 from transfer.training.samples import MAX_STEPS, CachedSamples, ImageSamples, Samples
 from transfer.training.shared_models import SharedModels
 from transfer.training.step import PhaseProgram, Totals
+from transfer.training.usage import Meter, usage_of
 from transfer.training.warm_start import warm_start
 
 
@@ -47,6 +48,7 @@ def after_epoch(
     seconds: float,
     images_per_second: float | None = None,
     checkpoint: int,
+    usage: Usage | None = None,
 ) -> tuple[Progress, bool]:
     """The progress of a run after an epoch, with the epoch's row in its history, and whether the epoch ends the phase.
 
@@ -65,6 +67,7 @@ def after_epoch(
         learning_rate=learning_rate,
         seconds=seconds,
         images_per_second=images_per_second,
+        usage=usage,
     )
     progress = progress.model_copy(
         update={
@@ -223,7 +226,7 @@ class Training:
             first_step = self.progress.step
             program = self._program = self._program or self.program()
             samples = self._samples = self._samples or self.samples()
-            started = time.monotonic()
+            started, meter = time.monotonic(), Meter()
             trained, progress = self._train_epoch(program, samples, self.progress)
             trained_s = time.monotonic() - started
             validated = None
@@ -238,6 +241,7 @@ class Training:
                 seconds=time.monotonic() - started,
                 images_per_second=(self._images - first_step * self.config.training.batch_size) / max(trained_s, 1e-9),
                 checkpoint=self.next_checkpoint,
+                usage=usage_of(program.sum_of_workers(meter.read())),
             )
             if ended:
                 if progress.best_checkpoint not in (None, self.next_checkpoint):

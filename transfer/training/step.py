@@ -14,9 +14,10 @@ import functools
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain, repeat
 from typing import Literal
 
 import keras
@@ -202,10 +203,22 @@ class PhaseProgram:
             return [Totals()] * (self._trials.count if self._trials else 1)
         with during(TOGETHER):
             # In float64: a float32 sum over millions of images would lose whole images.
-            by_replica = iter(np.sum([result.numpy().astype(np.float64) for result in results], axis=0))
-            values = self.strategy.experimental_distribute_values_from_function(lambda _: tf.constant(next(by_replica)))
-            summed = self.strategy.reduce(tf.distribute.ReduceOp.SUM, values, axis=None)
-            return [Totals(*totals) for totals in summed.numpy().reshape(-1, 3).tolist()]
+            by_replica = np.sum([result.numpy().astype(np.float64) for result in results], axis=0)
+            return [Totals(*totals) for totals in self._summed(by_replica).reshape(-1, 3).tolist()]
+
+    def sum_of_workers(self, values: Sequence[float]) -> list[float]:
+        """Add up values that each worker has. This is a collective: every worker must call it."""
+        own = np.asarray(values, np.float64)
+        with during(TOGETHER):
+            sums: list[float] = self._summed(chain([own], repeat(np.zeros_like(own)))).tolist()
+            return sums
+
+    def _summed(self, by_replica: Iterable[np.ndarray]) -> np.ndarray:
+        """The sum over the replicas of all workers. `by_replica`: for each of this worker's, float64 of one shape."""
+        own = iter(by_replica)
+        values = self.strategy.experimental_distribute_values_from_function(lambda _: tf.constant(next(own)))
+        summed: np.ndarray = self.strategy.reduce(tf.distribute.ReduceOp.SUM, values, axis=None).numpy()
+        return summed
 
     def _per_replica(self, batch: Iterator[Batch]) -> Batch:
         values: Batch = self.strategy.experimental_distribute_values_from_function(lambda _: next(batch))

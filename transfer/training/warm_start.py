@@ -94,15 +94,18 @@ def warm_start(head: keras.Model, run: Run, dataset: Dataset) -> None:
 def published_head(store: Store, config: Config, reference: str) -> PublishedHead:
     """The head of a version, `name/3`, with which a run of this configuration can begin.
 
-    Raises ConfigError if there is no such version, if its run was removed, or if its head has another structure.
+    Raises ConfigError if there is no such version, if it has no run, if its run was removed, or if its head has another
+    structure.
     """
     name, _, number = reference.rpartition("/")
     try:
         version = Log(store, layout.versions_log(name)).read_as(ModelVersion, int(number))
     except (ObjectNotFoundError, ValueError) as error:  # No log has a number 0.
         raise _refused(reference, f"there is no such version in {store.uri}") from error
+    if version.trained is None:
+        raise _refused(reference, "it is a pretrained classifier, published as it is, and has no head of a run")
     try:
-        run = load_run(store, version.provenance.run, config)
+        run = load_run(store, version.trained.run, config)
         weights = Checkpoints(run).complete().weights
     except TrainingError as error:
         raise _refused(reference, f"its weights are gone: {error.message.rstrip('.')}") from error

@@ -14,7 +14,7 @@ from transfer.backbone import applications
 from transfer.backbone.applications import known_networks
 from transfer.backbone.backbone import network_digest
 from transfer.backbone.efficientnet_lite import EfficientNetLite0
-from transfer.backbone.load import load_backbone
+from transfer.backbone.load import load_backbone, load_classifier
 from transfer.config import BaseNetworkConfig
 from transfer.errors import BackboneError
 
@@ -142,6 +142,21 @@ def test_imagenet_weights_come_from_the_keras_cache(trained, tmp_path, monkeypat
     (tmp_path / WEIGHTS_FILE).rename(tmp_path / "home" / "models" / WEIGHTS_FILE)
     monkeypatch.setattr("keras.src.backend.config._KERAS_DIR", str(tmp_path / "home"))
     assert_same_weights(load_backbone(config(weights="imagenet")).network, trained)
+
+
+def test_a_network_that_is_used_as_it_is_has_the_classifier_of_its_imagenet_weights(tmp_path, monkeypatch):
+    trained = keras.applications.MobileNetV2(alpha=0.35, weights=None, input_shape=(96, 96, 3))
+    trained.layers[-1].bias.assign(np.linspace(-2, 2, 1000))
+    (tmp_path / "models").mkdir()
+    with h5py.File(tmp_path / "models" / WEIGHTS_FILE.replace("_no_top", ""), "w") as file:
+        legacy_h5_format.save_weights_to_hdf5_group(file, trained)
+    monkeypatch.setattr("keras.src.backend.config._KERAS_DIR", str(tmp_path))
+    backbone, classifier = load_classifier(config(weights="imagenet"))
+    images = tf.random.stateless_uniform((2, 96, 96, 3), seed=(1, 2), maxval=255.0)
+    seen = backbone.preprocess(images)
+    found = tf.nn.softmax(classifier(backbone.network(seen, training=False)))
+    np.testing.assert_allclose(found, trained(seen, training=False), rtol=0, atol=1e-6)
+    assert backbone.network.output_shape == (None, 1280)
 
 
 def test_imagenet_weights_are_downloaded_without_a_word_on_stdout(trained, tmp_path, monkeypatch, serve, capsys):

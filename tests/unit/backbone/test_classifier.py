@@ -2,12 +2,13 @@ import json
 import re
 
 import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 from keras import layers
 
 from tests.replicas import two_replicas
-from transfer.backbone.classifier import find_classifier
+from transfer.backbone.classifier import find_classifier, split_classifier
 from transfer.backbone.load import load_backbone
 from transfer.config import BaseNetworkConfig
 from transfer.errors import BackboneError
@@ -57,6 +58,45 @@ CLASSIFIERS = {
 def test_a_classifier_is_found_with_the_layer_before_it(kind):
     found = find_classifier(CLASSIFIERS[kind]())
     assert (found.layer, found.before, found.inside) == ("classes", "pooled", None)
+
+
+@pytest.mark.parametrize("kind", sorted(CLASSIFIERS.keys() - {"sigmoid of many units"}))
+def test_a_classifier_is_split_from_its_features_and_answers_as_before(kind):
+    network = CLASSIFIERS[kind]()
+    features, classifier = split_classifier("the network", network)
+    images = tf.random.stateless_uniform((3, 16, 16, 3), seed=(1, 2))
+    answers = network(images, training=False).numpy()
+    expected = answers if np.allclose(answers.sum(1), 1, atol=1e-5) else tf.nn.softmax(answers)
+    found = tf.nn.softmax(classifier(features(images, training=False), training=False))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+    # A head in a nested model cannot be cut off.
+    assert features.output_shape == ((None, 16) if "nested head" not in kind else network.output_shape)
+
+
+@pytest.mark.parametrize(("activation", "squashed"), [("sigmoid", tf.identity), ("linear", tf.sigmoid)])
+def test_one_output_is_the_second_of_two_classes(activation, squashed):
+    images = tf.random.stateless_uniform((3, 16, 16, 3), seed=(1, 2))
+    network = ending_in(dense(1, activation=activation))
+    features, classifier = split_classifier("the network", network)
+    probabilities = tf.nn.softmax(classifier(features(images))).numpy()
+    np.testing.assert_allclose(probabilities[:, 1:], squashed(network(images)), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("network", "said"),
+    [
+        (CLASSIFIERS["sigmoid of many units"], r"128 shares from 0 to 1 that do not sum to 1"),
+        (
+            lambda: keras.Sequential([keras.Input((16, 16, 3)), layers.Conv2D(5, 3)]),
+            r"answers shape \(None, 14, 14, 5\)",
+        ),
+    ],
+    ids=["several right at once", "a map"],
+)
+def test_what_answers_no_single_class_is_refused(network, said):
+    made = network()
+    with pytest.raises(BackboneError, match=said):
+        split_classifier("the network", keras.Model(made.inputs[0], made.outputs[0]))
 
 
 def test_a_classifier_of_convolutions_is_found():

@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from transfer.evaluation.against import AgainstServing, Beside, SameImages, ServingAnswers, compare_with_serving
+from transfer.evaluation.against import (
+    AgainstServing,
+    Beside,
+    Reported,
+    SameImages,
+    ServingAnswers,
+    compare_with_serving,
+)
 from transfer.evaluation.predictions import Predictions
 
 LABELS = np.array([0] * 10, np.int32)
@@ -27,7 +34,7 @@ def beside(run, same, *, split="test", unknown=()):
 
 
 def serving(unknown=()):
-    return ServingAnswers(3, "pets/00000001", "test", 0.3, "asked elsewhere", unknown)
+    return ServingAnswers(3, Reported("pets/00000001", "test", 0.3), "asked elsewhere", unknown)
 
 
 def test_on_the_same_images_they_are_compared_image_by_image():

@@ -15,7 +15,7 @@ from transfer.dataset.index import ImageIndex
 from transfer.ensure import fit
 from transfer.errors import CorruptObjectError
 from transfer.evaluation import evaluate, units
-from transfer.evaluation.against import ServingAnswers
+from transfer.evaluation.against import Reported, ServingAnswers
 from transfer.evaluation.evaluate import evaluate_run
 from transfer.evaluation.metrics import Tally
 from transfer.evaluation.predictions import Predictions
@@ -170,7 +170,7 @@ def test_an_evaluation_whose_driver_was_killed_goes_on(runs, monkeypatch):
 @pytest.mark.parametrize("is_same", [True, False])
 def test_two_evaluations_at_once_both_end(runs, monkeypatch, is_same):
     run, dataset = runs[0]["head only"], runs[1]
-    serving = None if is_same else ServingAnswers(1, "digits/00000001", "test", accuracy=0.5, asked="it was removed")
+    serving = None if is_same else ServingAnswers(1, Reported("digits/00000001", "test", 0.5), "it was removed")
     store, first = evaluate._store, []
 
     def after_another_one(*arguments):

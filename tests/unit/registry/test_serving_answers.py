@@ -60,6 +60,16 @@ def test_images_that_it_may_have_been_trained_on_are_told_apart_and_classes_that
     assert not (answers.predictions.predicted == answers.predictions.labels)[gray].any()
 
 
+def test_a_classifier_that_was_not_trained_here_is_asked_about_all_images_by_the_names_of_its_classes(world):
+    found = serving(world, ["bright", "other", "dark"], [220.0, 500.0, 40.0], dataset=None)
+    answers = answers_of(world, found.asked)
+    right = answers.predictions.predicted == answers.predictions.labels
+    assert right[answers.predictions.labels != CLASSES.index("gray")].mean() > 0.7
+    assert answers.comparable.all()
+    assert (found.reported, found.unknown) == (None, ("gray",))
+    assert serving(world, OTHERS, [40.0, 220.0], dataset=None) is None
+
+
 def test_it_is_said_why_there_is_no_comparison(world):
     centers = list(CENTERS.values())
     assert serving(world, CLASSES, centers, gate_asks=True).asked == "the gate asks both"

@@ -1,0 +1,57 @@
+"""Published versions measured in processes of their own."""
+
+import json
+from subprocess import CompletedProcess
+
+import pytest
+
+from tests.digits import digits_config
+from tests.exported import publish_untrained
+from transfer.cli.main import app
+from transfer.config.reference import render
+from transfer.registry import benchmark
+from transfer.runtime.machine import CpuTime
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    config = digits_config(tmp_path / "images", str(tmp_path / "storage"))
+    for _ in range(2):
+        publish_untrained(config)
+    (tmp_path / "config.yaml").write_text(render(config))
+    monkeypatch.setattr(benchmark, "ROUNDS", 2)
+    return tmp_path / "config.yaml"
+
+
+@pytest.fixture
+def transfer(capfd):
+    def call(*arguments):
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            app([str(argument) for argument in arguments], prog_name="transfer")
+        said = capfd.readouterr()
+        return CompletedProcess(arguments, ended.value.code, said.out, said.err)
+
+    return call
+
+
+def test_two_versions_are_measured_in_turns_and_nothing_is_told_on_a_busy_machine(config, transfer):
+    done = transfer("benchmark", config, 2, "--against", 1, "--max-load", 1, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [each["version"] for each in found["versions"]] == [2, 1]
+    for each in found["versions"]:
+        assert 0 < each["milliseconds"] <= each["milliseconds_p95"]
+        assert each["memory_bytes"] > each["memory_before_bytes"] > 10 * 1024**2
+        assert min(each["load_s"], each["images_a_second"], each["joules_an_image"], each["size_bytes"]) > 0
+    # The same model twice.
+    assert 0.2 < found["ratios"]["milliseconds"] < 5
+    assert found["ratios"]["size_bytes"] == 1
+
+    before = benchmark.cpu_time
+    at_work = iter([0.0, 3600.0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(benchmark, "cpu_time", lambda: CpuTime(before().wall, next(at_work)))
+        refused = transfer("benchmark", config)
+    assert (refused.returncode, refused.stdout) == (16, "")
+    assert "100 % of this machine's CPUs are at work for other programs; at most 10.0 % may be" in refused.stderr
