@@ -118,6 +118,30 @@ class TrainedRun:
         columns = ["key", "truth", "truth_probability", "predicted", "predicted_probability"]
         return pd.DataFrame([each.model_dump() for each in self.report.mistakes], columns=columns)
 
+    @property
+    def baselines(self) -> pd.DataFrame:
+        """Simple answers to the held-out images, by name; without rows if `baselines` is `none`.
+
+        Columns: images (on which both answered), accuracy (of the baseline), run_accuracy, difference (of the run
+        minus the baseline), low and high (its 95 % interval). `report.baselines.verdict` says in words what follows.
+        """
+        import pandas as pd
+
+        made = self.report.baselines.made if self.report.baselines else ()
+        rows = [
+            (
+                each.name,
+                each.images,
+                each.accuracy,
+                each.run_accuracy,
+                each.difference,
+                *each.interval.model_dump().values(),
+            )
+            for each in made
+        ]
+        columns = ["name", "images", "accuracy", "run_accuracy", "difference", "low", "high"]
+        return pd.DataFrame(rows, columns=columns).set_index("name")
+
     def predict(self, images: Image | Sequence[Image]) -> list[Prediction]:
         """Predict images with the trained model, published or not.
 

@@ -83,15 +83,17 @@ def evaluate(
 
     def work() -> dict[str, Any]:
         from transfer import jobs
+        from transfer.cli import summary
 
         report, uri = jobs.evaluate(load(config, overrides), run_id=run_id, split=split)
         metrics = report.metrics
         about: dict[str, Any] = {"run": run_id, "split": report.split, "accuracy": metrics.accuracy}
         about |= {"loss": metrics.loss, "report": uri}
         if json:
-            return about
+            return about | {"baselines": summary.baselines_for_programs(report.baselines)}
+        verdict = report.baselines.verdict or None if report.baselines else None
         beside = report.serving.text if report.serving else None
-        return about | {"accuracy": percent(metrics.accuracy), "against what served": beside}
+        return about | {"accuracy": percent(metrics.accuracy), "baselines": verdict, "against what served": beside}
 
     run(work, json, interrupted=GOES_ON)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from transfer.dataset.manifest import DROPPED, IGNORED, Dataset
 from transfer.dataset.splits import SPLITS
+from transfer.evaluation.baselines import Baselines
 from transfer.evaluation.metrics import Interval, beats_commonest_class, wilson_interval
 from transfer.evaluation.report import final_epoch_text
 from transfer.jobs import TrainOutcome
@@ -31,6 +32,7 @@ def for_programs(outcome: TrainOutcome) -> dict[str, Any]:
         "validation_accuracy": _validation_accuracy(outcome),
         "commonest_class": {"name": metrics.commonest_class.name, "accuracy": metrics.commonest_class_accuracy},
         "beats_commonest_class": beats_commonest_class(metrics),
+        "baselines": baselines_for_programs(report.baselines),
         "untrained_classes": list(report.untrained_classes),
         "against_serving": report.serving.model_dump() if report.serving else None,
         "weights_of": _kept(outcome).model_dump(),
@@ -39,6 +41,22 @@ def for_programs(outcome: TrainOutcome) -> dict[str, Any]:
         **version_for_programs(outcome.choice),
         "epochs": [row.model_dump() for row in report.history],
     }
+
+
+def baselines_for_programs(baselines: Baselines | None) -> dict[str, Any] | None:
+    """The baselines of a report with their figures, by name, and what follows in words."""
+    if baselines is None:
+        return None
+    figures = {
+        each.name: {
+            "images": each.images,
+            "accuracy": each.accuracy,
+            "difference": each.difference,
+            "interval": each.interval.model_dump(),
+        }
+        for each in baselines.made
+    }
+    return {"made": figures, "not_made": baselines.not_made, "verdict": baselines.verdict}
 
 
 def for_people(outcome: TrainOutcome) -> dict[str, Any]:
@@ -54,6 +72,7 @@ def for_people(outcome: TrainOutcome) -> dict[str, Any]:
         "validation accuracy": _validated(outcome) if report.split != "validation" else None,
         f"{report.split} accuracy": _accuracy(metrics.accuracy, metrics.accuracy_interval, metrics.images),
         "commonest class": commonest,
+        "baselines": report.baselines.verdict or None if report.baselines else None,
         "never answered": _never_answered(report.untrained_classes),
         "against what served": report.serving.text if report.serving else None,
         "warning": None if beats_commonest_class(metrics) else "the network is no better than the commonest class",
