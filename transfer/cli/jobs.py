@@ -175,6 +175,25 @@ def lr_find(
 
 
 @jobs_app.command()
+def screen(
+    config: ConfigPath,
+    bases: Annotated[str, typer.Option(help="Networks, with commas between them: MobileNetV2,EfficientNetLite0@160.")],
+    overrides: Overrides = None,
+    json: AsJson = False,
+) -> None:
+    """Compare pretrained networks by their features of the training images. Trains nothing."""
+
+    def work() -> dict[str, Any]:
+        from transfer import jobs
+        from transfer.cli import summary
+
+        result, page = jobs.screen(load(config, overrides), bases=bases.split(","))
+        return (summary.screen_for_programs if json else summary.screen_for_people)(result, page)
+
+    run(work, json, interrupted=GOES_ON)
+
+
+@jobs_app.command()
 def nightly(
     config: ConfigPath,
     overrides: Overrides = None,

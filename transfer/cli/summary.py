@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,8 @@ from transfer.evaluation.metrics import Interval, beats_commonest_class, wilson_
 from transfer.evaluation.report import final_epoch_text
 from transfer.jobs import TrainOutcome
 from transfer.promotion import PromotionChoice
-from transfer.runtime.numbers import duration, percent
+from transfer.runtime.numbers import duration, percent, size
+from transfer.screening.result import ScreenResult
 from transfer.training.history import FinalEpoch, final_row, kept_epoch
 
 
@@ -57,6 +59,41 @@ def baselines_for_programs(baselines: Baselines | None) -> dict[str, Any] | None
         for each in baselines.made
     }
     return {"made": figures, "not_made": baselines.not_made, "verdict": baselines.verdict}
+
+
+def screen_for_programs(result: ScreenResult, page: str) -> dict[str, Any]:
+    """A screen with all its figures."""
+    estimates = [{"extraction_s": result.extraction_s(cut), "epoch_s": result.epoch_s(cut)} for cut in result.cuts]
+    found = result.model_dump(mode="json")
+    found["cuts"] = [cut | estimate for cut, estimate in zip(found["cuts"], estimates, strict=True)]
+    return found | {"set": list(result.best.settings) if result.best else [], "page": page}
+
+
+def screen_for_people(result: ScreenResult, page: str) -> dict[str, Any]:
+    """A screen as a table, the best network first, and how to use that one."""
+    networks = [
+        {
+            "network": cut.title,
+            "linear probe": f"{percent(cut.accuracy)} ({percent(cut.interval.low)} to {percent(cut.interval.high)})",
+            "neighbors": percent(cut.neighbours),
+            "LogME": f"{cut.logme:.3f}",
+            "ms an image": f"{cut.ms:.3g}",
+            "weights": size(cut.size_bytes),
+            "extraction": duration(result.extraction_s(cut)),
+            "epoch of all blocks": duration(result.epoch_s(cut)),
+        }
+        for cut in result.cuts
+    ]
+    return {
+        "dataset": result.dataset,
+        "images": f"{result.images:,} of {result.training_images:,} training images",
+        "networks": networks,
+        "left out": [each.model_dump() for each in result.failed],
+        "to use the best": shlex.join(arg for each in result.best.settings for arg in ("--set", each))
+        if result.best
+        else None,
+        "page": page,
+    }
 
 
 def for_people(outcome: TrainOutcome) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from transfer.config.loading import load_config, load_document, parse_config, se
 from transfer.config.models import (
     NOT_LEARNED,
     AugmentationConfig,
+    BaselinesConfig,
     BaseNetworkConfig,
     Config,
     DatasetConfig,
@@ -32,6 +33,7 @@ __all__ = [
     "NOT_LEARNED",
     "AugmentationConfig",
     "BaseNetworkConfig",
+    "BaselinesConfig",
     "ChecksConfig",
     "Config",
     "DatasetConfig",

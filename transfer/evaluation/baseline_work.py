@@ -85,19 +85,22 @@ class _Work:
         Raises _TooCostlyError, and what a forward pass and reading shards raise.
         """
         store, dataset = self._run.store, self._dataset
-        for part in self._described:
-            found = cached_features(store, dataset, sample, part)
+        for described in self._described:
+            found = cached_features(store, dataset, sample, described)
             if found is not None:
                 return sample, found
         if self._most_computed < min(len(sample), LEAST_OF_A_CLASS * len(dataset.classes)):
             raise _TooCostlyError
+        from transfer.features.forward import build_forward
         from transfer.features.frozen import frozen_part_of
         from transfer.training.shared_models import untrained_model
 
         part = frozen_part_of(untrained_model(self._run, dataset).backbone, 0, map_dtype="float32")
         assert part is not None  # noqa: S101 - with `unfreeze: 0` the whole base is frozen
         few = sample.first(self._most_computed)
-        return few, computed_features(store, dataset, few, part, engine=self._run.config.features.engine)
+        forward = build_forward([part], engine=self._run.config.features.engine)
+        (features,) = computed_features(store, dataset, few, forward, part.image_input)
+        return few, features
 
     @cached_property
     def _described(self) -> list[DescribedPart]:

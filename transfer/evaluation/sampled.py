@@ -17,8 +17,8 @@ from transfer.probes.sample import stratified_rows
 from transfer.storage import Store
 
 if TYPE_CHECKING:
-    from transfer.features.extract import Engine
-    from transfer.features.frozen import FrozenPart
+    from transfer.config import ImageInput
+    from transfer.features.forward import Forward
     from transfer.training.samples import CachedSplit
 
 SAMPLE_ROWS = 5_000
@@ -52,19 +52,21 @@ def sample_of(store: Store, dataset: Dataset, split: str) -> Sample:
 
 
 def computed_features(
-    store: Store, dataset: Dataset, sample: Sample, frozen_part: FrozenPart, *, engine: Engine
-) -> np.ndarray:
-    """The features of a sample, computed now and not cached, float32 [n, d]. Raises what a forward pass raises."""
+    store: Store, dataset: Dataset, sample: Sample, forward: Forward, image_input: ImageInput
+) -> list[np.ndarray]:
+    """What a forward pass gives for a sample, not cached: for each frozen part float32 [n, d].
+
+    Raises what a forward pass raises.
+    """
     # Imported late, because the driver of an evaluation has no TensorFlow.
     from transfer.dataset.batches import decoded_batches
-    from transfer.features.forward import build_forward
 
-    forward = build_forward([frozen_part], engine=engine)
     ascending = np.argsort(sample.rows)
     encoded = _images(store, dataset, sample.split, sample.rows[ascending])
-    images = decoded_batches(encoded, image_input=frozen_part.image_input, batch_size=forward.batch_size)
-    found = np.concatenate([_pooled(features) for (features,) in forward.map(images)])
-    return found[np.argsort(ascending)]
+    images = decoded_batches(encoded, image_input=image_input, batch_size=forward.batch_size)
+    of_batches = [[_pooled(features) for features in outputs] for outputs in forward.map(images)]
+    places = np.argsort(ascending)
+    return [np.concatenate(of_part)[places] for of_part in zip(*of_batches, strict=True)]
 
 
 def cached_features(store: Store, dataset: Dataset, sample: Sample, frozen_part: Described) -> np.ndarray | None:

@@ -11,7 +11,7 @@ import pytest
 from tests.digits import digits_config, ingest_digits_in_shards
 from tests.reports import load_report
 from transfer.catalog.run import ReportEntry
-from transfer.config.models import BaselinesConfig
+from transfer.config import BaselinesConfig
 from transfer.dataset.batches import stored_images
 from transfer.dataset.index import ImageIndex
 from transfer.ensure import fit

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize
 
+from transfer.probes.logme import logme
 from transfer.probes.neighbours import nearest_neighbours
 from transfer.probes.ridge import _decomposed, fit_ridge, left_out_scores
 from transfer.probes.sample import stratified_rows
@@ -50,6 +52,40 @@ def test_the_nearest_neighbours_are_those_of_a_full_search_also_over_several_blo
         nearest = labels[np.argsort(-angles, kind="stable")[:5]].tolist()
         most = max(nearest.count(label) for label in nearest)
         assert predicted == next(label for label in nearest if nearest.count(label) == most)
+
+
+def test_each_image_is_left_out_of_its_own_neighbours():
+    features, labels = clouds(600, 4, spread=1.5)
+    found = nearest_neighbours(features, labels)
+    for out in (0, 1, 511, 512, 599):
+        others = np.arange(600) != out
+        assert found[out] == nearest_neighbours(features[others], labels[others], features[[out]])[0]
+
+
+@pytest.mark.parametrize(("rows", "size"), [(40, 6), (15, 30)], ids=["more rows", "more features"])
+def test_logme_is_the_largest_evidence_of_the_published_formula(rows, size):
+    features, labels = clouds(rows, size)
+    reached = []
+    for name in range(3):
+        target = (labels == name).astype(float)
+
+        def published(logs, target=target):
+            alpha, beta = np.exp(logs)
+            precision = alpha * np.eye(size) + beta * features.T @ features
+            mean = beta * np.linalg.solve(precision, features.T @ target)
+            return (
+                rows / 2 * np.log(beta)
+                + size / 2 * np.log(alpha)
+                - rows / 2 * np.log(2 * np.pi)
+                - beta / 2 * np.sum((features @ mean - target) ** 2)
+                - alpha / 2 * np.sum(mean**2)
+                - np.linalg.slogdet(precision)[1] / 2
+            )
+
+        found = minimize(lambda logs: -published(logs), [0.0, 0.0], method="Nelder-Mead", options={"xatol": 1e-6})
+        reached.append(-found.fun / rows)
+    assert logme(features, labels) == pytest.approx(np.mean(reached), abs=1e-6)
+    assert logme(features, labels) > logme(np.random.default_rng(3).normal(size=(rows, size)), labels)
 
 
 def test_a_sample_has_each_class_by_its_share_and_begins_with_every_smaller_sample():
