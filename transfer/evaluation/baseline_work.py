@@ -22,6 +22,7 @@ from transfer.features.copy import DescribedPart
 from transfer.features.layout import read_description
 from transfer.probes.neighbours import nearest_neighbours
 from transfer.probes.ridge import fit_ridge
+from transfer.runtime.memory import memory_explained
 from transfer.storage import open_store
 from transfer.training.run import Run, load_run
 
@@ -51,8 +52,9 @@ def probe_baselines(
     dataset = load_dataset(store, run.dataset_name, run.dataset_number)
     work = _Work(run, dataset, most_computed=_most_computed(run, dataset, history))
     try:
-        trained, known = work.features(sample_of(store, dataset, "train"))
-        answered, asked = work.features(evaluated)
+        with memory_explained("Computing baselines", advice="Set `baselines: none`, or use workers with more memory."):
+            trained, known = work.features(sample_of(store, dataset, "train"))
+            answered, asked = work.features(evaluated)
     except _TooCostlyError:
         why = (
             "features of the whole base are not cached, and computing them for enough images would take more than a "

@@ -11,6 +11,7 @@ import numpy as np
 from transfer.dataset.index import ImageIndex, read_images
 from transfer.dataset.listing import as_words, bytes_of_column
 from transfer.dataset.manifest import Dataset, Shard
+from transfer.errors import FeaturesError
 from transfer.evaluation.units import INDEXED, UnitImages, units_of
 from transfer.features.store import Described, FeatureStore
 from transfer.probes.sample import stratified_rows
@@ -56,7 +57,7 @@ def computed_features(
 ) -> list[np.ndarray]:
     """What a forward pass gives for a sample, not cached: for each frozen part float32 [n, d].
 
-    Raises what a forward pass raises.
+    Raises FeaturesError if some are not finite, and what a forward pass raises.
     """
     # Imported late, because the driver of an evaluation has no TensorFlow.
     from transfer.dataset.batches import decoded_batches
@@ -66,11 +67,14 @@ def computed_features(
     images = decoded_batches(encoded, image_input=image_input, batch_size=forward.batch_size)
     of_batches = [[_pooled(features) for features in outputs] for outputs in forward.map(images)]
     places = np.argsort(ascending)
-    return [np.concatenate(of_part)[places] for of_part in zip(*of_batches, strict=True)]
+    return [_finite(np.concatenate(of_part)[places]) for of_part in zip(*of_batches, strict=True)]
 
 
 def cached_features(store: Store, dataset: Dataset, sample: Sample, frozen_part: Described) -> np.ndarray | None:
-    """The features of a sample from the cache, float32 [n, d]; None if some are missing or damaged."""
+    """The features of a sample from the cache, float32 [n, d]; None if some are missing or damaged.
+
+    Raises FeaturesError if some are not finite.
+    """
     from transfer.training.samples import CachedSplit
 
     shards = dataset.shards_of(sample.split)
@@ -86,7 +90,7 @@ def cached_features(store: Store, dataset: Dataset, sample: Sample, frozen_part:
     # Rows count over the shards that are needed from here on.
     sizes = np.array([shard.rows for shard in needed])
     places = sample.rows + (np.cumsum(sizes) - ends[held])[held_place]
-    return np.concatenate(list(_blocks(CachedSplit(needed, opened), places)))
+    return _finite(np.concatenate(list(_blocks(CachedSplit(needed, opened), places))))
 
 
 def _blocks(split: CachedSplit, places: np.ndarray) -> Iterator[np.ndarray]:
@@ -111,3 +115,13 @@ def _pooled(features: np.ndarray) -> np.ndarray:
     """Features of any shape as a vector for each image: averaged over all positions. float32 [n, channels]."""
     values = np.asarray(features, np.float32)
     return values.mean(axis=tuple(range(1, values.ndim - 1))) if values.ndim > 2 else values
+
+
+def _finite(features: np.ndarray) -> np.ndarray:
+    wrong = int(np.sum(~np.isfinite(features).all(axis=1)))
+    if wrong:
+        raise FeaturesError(
+            f"The features of {wrong:,} of {len(features):,} images are not all finite numbers.",
+            advice="The weights of the network may be broken, or its preprocessing is not the one it was trained with.",
+        )
+    return features
