@@ -22,11 +22,12 @@ if TYPE_CHECKING:
         load_run,
         log_uniform,
         nightly,
+        screen,
         sweep,
         train,
         uniform,
     )
-    from transfer.api.results import LearningRates, Model, Sweep, TrainedRun
+    from transfer.api.results import LearningRates, Model, Screen, Sweep, TrainedRun
     from transfer.config import Config, load_config
     from transfer.errors import TransferError
 
@@ -37,6 +38,7 @@ __all__ = [
     "LearningRates",
     "Model",
     "Prediction",
+    "Screen",
     "Sweep",
     "TrainedRun",
     "TransferError",
@@ -48,6 +50,7 @@ __all__ = [
     "load_run",
     "log_uniform",
     "nightly",
+    "screen",
     "sweep",
     "train",
     "uniform",
@@ -56,7 +59,7 @@ __all__ = [
 _MODULES = {
     "transfer.api.classifier": {"ImageClassifier"},
     "transfer.api.images": {"Prediction"},
-    "transfer.api.results": {"LearningRates", "Model", "Sweep", "TrainedRun"},
+    "transfer.api.results": {"LearningRates", "Model", "Screen", "Sweep", "TrainedRun"},
     "transfer.config": {"Config", "load_config"},
     "transfer.errors": {"TransferError"},
 }

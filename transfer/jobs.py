@@ -28,7 +28,7 @@ from transfer.ensure import (
 from transfer.errors import ConfigError
 from transfer.evaluation.report import Report
 from transfer.overview import NetworkFacts, overview
-from transfer.preflight import check_base_files, check_source_and_files, check_splits
+from transfer.preflight import check_base_files, check_source, check_source_and_files, check_splits
 from transfer.promotion import PromotionChoice, choose, choose_pretrained
 from transfer.registry.predict import PredictOutcome
 from transfer.registry.predict import predict as predict_images
@@ -36,6 +36,9 @@ from transfer.registry.prediction_folder import check_output
 from transfer.registry.versions import load_version, pretrained_id, published_version
 from transfer.runtime.cluster import connect, connect_for, run_where
 from transfer.runtime.fork_server import start_server
+from transfer.screening.candidates import candidates_of
+from transfer.screening.result import ScreenResult
+from transfer.screening.screen import screen_bases
 from transfer.storage import Store, cache_home, open_store
 from transfer.training.history import final_row
 from transfer.training.rows import check_weighted_classes
@@ -344,6 +347,27 @@ def lr_find(
     dataset = ensure_dataset(config, store)
     found, page = run_where(config.workers, _lr_find, config, dataset.number, phase, low, high, steps)
     return found, f"{store.uri}/{page}"
+
+
+def screen(config: Config, *, bases: Sequence[str]) -> tuple[ScreenResult, str]:
+    """Compare pretrained networks by their features of the training images. Nothing is trained.
+
+    Args:
+        config: The configuration; its own base is not loaded, unless it is among `bases`.
+        bases: Networks, each as `base.model` names it, or as `name@size` with an image size of its own.
+
+    Returns:
+        The result, and the address of its page. A network that cannot be had is in it with the reason.
+
+    Raises:
+        ConfigError: There is no network, one is named twice, or a size is no number.
+    """
+    candidates = candidates_of(config, list(bases))
+    store = writable_storage(config)
+    check_source(config.dataset, config.storage)
+    dataset = ensure_dataset(config, store)
+    result, page = screen_bases(config, dataset, store, candidates)
+    return result, f"{store.uri}/{page}"
 
 
 def _check_sweep(config: Config) -> Store:

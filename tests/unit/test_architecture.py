@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 TENSORFLOW = ("tensorflow", "keras", "tf_keras", "tensorflow_hub", "tensorflow_serving", "tensorflow_datasets")
 MAY_IMPORT_TENSORFLOW = (
     *("dataset.*", "backbone.*", "augmentation", "features.*", "training.*", "evaluation.*", "registry.*"),
+    "screening.*",
     "network_check",  # runs on a worker
     *("runtime.startup", "runtime.preloaded", "runtime.numerics", "runtime.keras_private"),
     *("api.keras_model", "api.results"),  # what Python programs ask for

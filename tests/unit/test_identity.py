@@ -38,7 +38,7 @@ NOT_OF_A_RUN = {
         "workers.stall_timeout_s",
     ],
     "where it could go on from": ["training.checkpoint_steps"],
-    "what becomes of it when it is trained": ["publish.*"],
+    "what becomes of it when it is trained": ["publish.*", "baselines.*"],
     "what is reckoned with": ["cost.*"],
     "whether a base is refused": ["base.accept_head"],
     "the id of a sweep has it": ["sweep"],

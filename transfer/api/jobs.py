@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from transfer import jobs
 from transfer.api.configure import EachPhase, Source, Storage, configured, storage_config
-from transfer.api.results import LearningRates, Model, Sweep, TrainedRun
+from transfer.api.results import LearningRates, Model, Screen, Sweep, TrainedRun
 from transfer.config import Config
 from transfer.dataset.manifest import load_dataset
 from transfer.ensure import read_report
@@ -219,6 +219,44 @@ def find_learning_rate(
     with _shown(verbose):
         found, page = jobs.lr_find(config, phase=phase, low=low, high=high, steps=steps)
     return LearningRates(found, page)
+
+
+def screen(
+    source: Source,
+    changes: Mapping[str, Any] | None = None,
+    *,
+    bases: Sequence[str],
+    storage: Storage | None = None,
+    verbose: bool = True,
+) -> Screen:
+    """Compare pretrained networks by their features of the training images. Nothing is trained.
+
+    Each image is predicted by all others: by a linear probe, ridge regression with leave-one-out in closed form, and by
+    nearest neighbours. LogME is the evidence of a Bayesian linear model (You et al., 2021).
+
+    Args:
+        source: As for `train`.
+        changes: Mapping from dotted keys to values, as `--set` on the command line.
+        bases: Sequence of strings. Networks, each as `base.model` names it, or as `name@size` with its own image size.
+        storage: As for `train`.
+        verbose: As for `train`.
+
+    Returns:
+        The result: `table` has the networks, the best first, and `settings` the changes that train with the best.
+
+    Raises:
+        ConfigError: There is no network, one is named twice, or a size is no number.
+        TransferError: Any other kind, as `train` raises. A network that cannot be had raises nothing.
+
+    Example:
+        >>> found = transfer.screen("flowers.yaml", bases=[transfer.load_config("flowers.yaml").base.model, "Missing"])
+        >>> list(found.left_out)
+        ['Missing']
+    """
+    config = configured(source, changes, storage=storage)
+    with _shown(verbose):
+        result, page = jobs.screen(config, bases=bases)
+    return Screen(result, page)
 
 
 def inspect(network: str, *, image_size: int | tuple[int, int] = 224) -> pd.DataFrame:

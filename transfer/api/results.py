@@ -23,6 +23,7 @@ from transfer.evaluation.report import Report
 from transfer.registry.versions import download_version
 from transfer.runtime.numbers import percent
 from transfer.runtime.startup import import_tensorflow
+from transfer.screening.result import ScreenResult
 from transfer.storage import Store
 from transfer.training.run import Run
 from transfer.tuning.lr_curve import FoundRate
@@ -117,6 +118,30 @@ class TrainedRun:
 
         columns = ["key", "truth", "truth_probability", "predicted", "predicted_probability"]
         return pd.DataFrame([each.model_dump() for each in self.report.mistakes], columns=columns)
+
+    @property
+    def baselines(self) -> pd.DataFrame:
+        """Simple answers to the held-out images, by name; without rows if `baselines` is `none`.
+
+        Columns: images (on which both answered), accuracy (of the baseline), run_accuracy, difference (of the run
+        minus the baseline), low and high (its 95 % interval). `report.baselines.verdict` says in words what follows.
+        """
+        import pandas as pd
+
+        made = self.report.baselines.made if self.report.baselines else ()
+        rows = [
+            (
+                each.name,
+                each.images,
+                each.accuracy,
+                each.run_accuracy,
+                each.difference,
+                *each.interval.model_dump().values(),
+            )
+            for each in made
+        ]
+        columns = ["name", "images", "accuracy", "run_accuracy", "difference", "low", "high"]
+        return pd.DataFrame(rows, columns=columns).set_index("name")
 
     def predict(self, images: Image | Sequence[Image]) -> list[Prediction]:
         """Predict images with the trained model, published or not.
@@ -275,6 +300,56 @@ class LearningRates:
 
     def __repr__(self) -> str:
         return f"<LearningRates: suggestion {self.suggestion:.1e}, {self.page_uri}>"
+
+
+@dataclass(frozen=True, repr=False)
+class Screen:
+    """A comparison of pretrained networks. `screen` returns it.
+
+    Example:
+        >>> found = transfer.screen("flowers.yaml", bases=[transfer.load_config("flowers.yaml").base.model])
+        >>> found.table.accuracy.is_monotonic_decreasing
+        True
+    """
+
+    result: ScreenResult
+    """The comparison as plain data."""
+    page_uri: str
+    """Path or address of the page."""
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row for each network and cut, the best first.
+
+        Columns: base, tap (inner layer that the features come from, or None), accuracy (of the linear probe), low and
+        high (its 95 % interval), neighbours (accuracy), logme, size (numbers of an image's features), ms (of a forward
+        pass for an image), size_bytes (of the weights), extraction_s and epoch_s (estimated seconds to compute all
+        features once, and of an epoch that trains all blocks).
+        """
+        import pandas as pd
+
+        kept = ["base", "tap", "accuracy", "neighbours", "logme", "size", "ms", "size_bytes"]
+        rows = [
+            {key: getattr(cut, key) for key in kept}
+            | cut.interval.model_dump()
+            | {"extraction_s": self.result.extraction_s(cut), "epoch_s": self.result.epoch_s(cut)}
+            for cut in self.result.cuts
+        ]
+        return pd.DataFrame(rows, columns=[*kept, "low", "high", "extraction_s", "epoch_s"])
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """Reason for each network that cannot be had."""
+        return {each.base: each.reason for each in self.result.failed}
+
+    @property
+    def settings(self) -> list[str]:
+        """Arguments of `--set` that train with the best network; empty if there is none."""
+        return list(self.result.best.settings) if self.result.best else []
+
+    def __repr__(self) -> str:
+        best = self.result.best.title if self.result.best else None
+        return f"<Screen of {len(self.result.cuts)} cuts: best {best}, {self.page_uri}>"
 
 
 class Model:

@@ -26,6 +26,7 @@ REMOVALS = "removals"
 FEATURES = "features"
 RUNS = "runs"
 RANGE_TESTS = "lr_find"
+SCREENS = "screens"
 SWEEPS = "sweeps"
 NIGHTS = "nights"
 MODELS = "models"
@@ -276,6 +277,19 @@ def range_test_page(test_folder: str, sha256: str) -> str:
 def curve(test_folder: str) -> str:
     """Losses by learning rate, the suggested rates, and the page's digest; written last."""
     return f"{test_folder}/curve.json"
+
+
+# Screens of pretrained networks
+
+
+def screens_log(name: str) -> str:
+    """Screens for a model: what each network's features tell, and the page's digest."""
+    return f"{SCREENS}/{name}"
+
+
+def screen_page(name: str, sha256: str) -> str:
+    """The page of a screen."""
+    return f"{screens_log(name)}/{sha256}.html"
 
 
 # Sweeps

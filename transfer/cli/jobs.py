@@ -83,15 +83,17 @@ def evaluate(
 
     def work() -> dict[str, Any]:
         from transfer import jobs
+        from transfer.cli import summary
 
         report, uri = jobs.evaluate(load(config, overrides), run_id=run_id, split=split)
         metrics = report.metrics
         about: dict[str, Any] = {"run": run_id, "split": report.split, "accuracy": metrics.accuracy}
         about |= {"loss": metrics.loss, "report": uri}
         if json:
-            return about
+            return about | {"baselines": summary.baselines_for_programs(report.baselines)}
+        verdict = report.baselines.verdict or None if report.baselines else None
         beside = report.serving.text if report.serving else None
-        return about | {"accuracy": percent(metrics.accuracy), "against what served": beside}
+        return about | {"accuracy": percent(metrics.accuracy), "baselines": verdict, "against what served": beside}
 
     run(work, json, interrupted=GOES_ON)
 
@@ -177,6 +179,25 @@ def lr_find(
         answer |= rates if json else {name: f"{rate:.1e}" for name, rate in rates.items()}
         answer |= {"set": found.setting, "steps": len(curve.rates), "diverged": curve.diverged, "page": page}
         return answer | ({"rates": curve.rates, "losses": curve.losses} if json else {})
+
+    run(work, json, interrupted=GOES_ON)
+
+
+@jobs_app.command()
+def screen(
+    config: ConfigPath,
+    bases: Annotated[str, typer.Option(help="Networks, with commas between them: MobileNetV2,EfficientNetLite0@160.")],
+    overrides: Overrides = None,
+    json: AsJson = False,
+) -> None:
+    """Compare pretrained networks by their features of the training images. Trains nothing."""
+
+    def work() -> dict[str, Any]:
+        from transfer import jobs
+        from transfer.cli import summary
+
+        result, page = jobs.screen(load(config, overrides), bases=bases.split(","))
+        return (summary.screen_for_programs if json else summary.screen_for_people)(result, page)
 
     run(work, json, interrupted=GOES_ON)
 
@@ -286,7 +307,7 @@ def predict(
 
         options: dict[str, Any] = {"images": images or (), "output": output, "overwrite": overwrite}
         options |= {"top_k": top_k, "embeddings": embeddings}
-        of_storage = {"dataset": dataset, "split": split, "version": version}
+        of_storage: dict[str, Any] = {"dataset": dataset, "split": split, "version": version}
         if config is not None and model is None:
             done = jobs.predict(load(config, overrides), **options, **of_storage)
         elif config is None and model is not None and not any(of_storage.values()):

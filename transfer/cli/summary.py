@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
 from transfer.dataset.manifest import DROPPED, IGNORED, Dataset
 from transfer.dataset.splits import SPLITS
+from transfer.evaluation.baselines import Baselines
 from transfer.evaluation.metrics import Interval, beats_commonest_class, wilson_interval
 from transfer.evaluation.report import final_epoch_text, spent_of
 from transfer.jobs import TrainOutcome
 from transfer.promotion import PromotionChoice
-from transfer.runtime.numbers import duration, percent
+from transfer.runtime.numbers import duration, percent, size
+from transfer.screening.result import ScreenResult
 from transfer.training.history import FinalEpoch, final_row, kept_epoch
 
 
@@ -31,6 +34,7 @@ def for_programs(outcome: TrainOutcome) -> dict[str, Any]:
         "validation_accuracy": _validation_accuracy(outcome),
         "commonest_class": {"name": metrics.commonest_class.name, "accuracy": metrics.commonest_class_accuracy},
         "beats_commonest_class": beats_commonest_class(metrics),
+        "baselines": baselines_for_programs(report.baselines),
         "untrained_classes": list(report.untrained_classes),
         "against_serving": report.serving.model_dump() if report.serving else None,
         "weights_of": _kept(outcome).model_dump(),
@@ -39,6 +43,57 @@ def for_programs(outcome: TrainOutcome) -> dict[str, Any]:
         "report": outcome.report_uri,
         **version_for_programs(outcome.choice),
         "epochs": [row.model_dump() for row in report.history],
+    }
+
+
+def baselines_for_programs(baselines: Baselines | None) -> dict[str, Any] | None:
+    """The baselines of a report with their figures, by name, and what follows in words."""
+    if baselines is None:
+        return None
+    figures = {
+        each.name: {
+            "images": each.images,
+            "accuracy": each.accuracy,
+            "difference": each.difference,
+            "interval": each.interval.model_dump(),
+        }
+        for each in baselines.made
+    }
+    return {"made": figures, "not_made": baselines.not_made, "verdict": baselines.verdict}
+
+
+def screen_for_programs(result: ScreenResult, page: str) -> dict[str, Any]:
+    """A screen with all its figures."""
+    estimates = [{"extraction_s": result.extraction_s(cut), "epoch_s": result.epoch_s(cut)} for cut in result.cuts]
+    found = result.model_dump(mode="json")
+    found["cuts"] = [cut | estimate for cut, estimate in zip(found["cuts"], estimates, strict=True)]
+    return found | {"set": list(result.best.settings) if result.best else [], "page": page}
+
+
+def screen_for_people(result: ScreenResult, page: str) -> dict[str, Any]:
+    """A screen as a table, the best network first, and how to use that one."""
+    networks = [
+        {
+            "network": cut.title,
+            "linear probe": f"{percent(cut.accuracy)} ({percent(cut.interval.low)} to {percent(cut.interval.high)})",
+            "neighbors": percent(cut.neighbours),
+            "LogME": f"{cut.logme:.3f}",
+            "ms an image": f"{cut.ms:.3g}",
+            "weights": size(cut.size_bytes),
+            "extraction": duration(result.extraction_s(cut)),
+            "epoch of all blocks": duration(result.epoch_s(cut)),
+        }
+        for cut in result.cuts
+    ]
+    return {
+        "dataset": result.dataset,
+        "images": f"{result.images:,} of {result.training_images:,} training images",
+        "networks": networks,
+        "left out": [each.model_dump() for each in result.failed],
+        "to use the best": shlex.join(arg for each in result.best.settings for arg in ("--set", each))
+        if result.best
+        else None,
+        "page": page,
     }
 
 
@@ -55,6 +110,7 @@ def for_people(outcome: TrainOutcome) -> dict[str, Any]:
         "validation accuracy": _validated(outcome) if report.split != "validation" else None,
         f"{report.split} accuracy": _accuracy(metrics.accuracy, metrics.accuracy_interval, metrics.images),
         "commonest class": commonest,
+        "baselines": report.baselines.verdict or None if report.baselines else None,
         "never answered": _never_answered(report.untrained_classes),
         "against what served": report.serving.text if report.serving else None,
         "warning": None if beats_commonest_class(metrics) else "the network is no better than the commonest class",

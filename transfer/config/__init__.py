@@ -6,6 +6,7 @@ from transfer.config.loading import config_of_network, load_config, load_documen
 from transfer.config.models import (
     NOT_LEARNED,
     AugmentationConfig,
+    BaselinesConfig,
     BaseNetworkConfig,
     Config,
     CostConfig,
@@ -33,6 +34,7 @@ __all__ = [
     "NOT_LEARNED",
     "AugmentationConfig",
     "BaseNetworkConfig",
+    "BaselinesConfig",
     "ChecksConfig",
     "Config",
     "CostConfig",

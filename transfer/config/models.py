@@ -457,6 +457,15 @@ class PublishConfig(Section, decides=Decides.OUTPUT):
         return {True: "always", False: "never"}[value] if isinstance(value, bool) else value
 
 
+class BaselinesConfig(Section, decides=Decides.OUTPUT):
+    """Simple answers that a report compares its model with. A plain string is short for `{made: …}`."""
+
+    made: Literal["auto", "all", "none"] = "auto"
+    """`auto`: always the commonest class, nearest neighbours and a linear probe where the features of the base are
+    cached, or computing them for some images takes little: at most a twentieth of the images that training took through
+    the network. `all`: at any cost. `none`: no baselines."""
+
+
 class CostConfig(Section, decides=Decides.PLACEMENT):
     """What reports reckon the energy and the price of training with."""
 
@@ -495,6 +504,9 @@ class Config(Section):
     """Training, one phase after the other."""
     training: TrainingConfig = TrainingConfig()
     workers: WorkersConfig = WorkersConfig()
+    baselines: Annotated[BaselinesConfig, NotSearched("it judges models, and decides nothing of what they learn")] = (
+        BaselinesConfig()
+    )
     publish: PublishConfig = PublishConfig()
     cost: Annotated[CostConfig, NotSearched("it decides nothing of what is learned")] = CostConfig()
     sweep: SweepConfig | None = None
@@ -517,6 +529,11 @@ class Config(Section):
             if reason is not None:
                 raise ValueError(f"space: `{key}` cannot be searched: {reason}")
         return value
+
+    @field_validator("baselines", mode="before")
+    @classmethod
+    def _baselines_from_word(cls, value: object) -> object:
+        return {"made": value} if isinstance(value, str) else value
 
     @field_validator("features", mode="before")
     @classmethod

@@ -12,18 +12,24 @@ import logging
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
+
 from transfer import __version__
 from transfer.catalog import layout
-from transfer.catalog.run import ReportEntry
+from transfer.catalog.run import EpochRow, ReportEntry
 from transfer.dataset.manifest import Dataset, Splitting
 from transfer.errors import AlreadyExistsError, DatasetError, ObjectNotFoundError, TrainingError
 from transfer.evaluation.against import Beside, ServingAnswers, compare_with_serving
-from transfer.evaluation.metrics import Tally
+from transfer.evaluation.baseline_work import probe_baselines
+from transfer.evaluation.baselines import Baselines, commonest_class_baseline
+from transfer.evaluation.metrics import Metrics, Tally
 from transfer.evaluation.mistakes import Mistake, worst_of
 from transfer.evaluation.report import Report
+from transfer.evaluation.sampled import Sample, sample_of
 from transfer.evaluation.units import Picture, Unit, units_of
 from transfer.evaluation.work import GALLERY_SIZE, EvaluationWork, Part, predictions_file
 from transfer.runtime.actors import Actors, Task
+from transfer.runtime.cluster import run_where
 from transfer.runtime.progress import progress
 from transfer.storage import Store, now_utc, sha256_hex
 from transfer.training.checkpoints import Checkpoints
@@ -70,7 +76,8 @@ def evaluate_run(
         "release": __version__,
     }
     number, stored = _claimed_number(run, claim)
-    gathered = _Gathered(dataset.classes)
+    makes_baselines = run.config.baselines.made != "none" and split != "train"
+    gathered = _Gathered(dataset.classes, sample=sample_of(run.store, dataset, split) if makes_baselines else None)
     asked = serving.asked if serving and not isinstance(serving.asked, str) else None
     arguments = run.config, run.id, number, exactly, asked, stored
     workers = run.config.workers
@@ -83,13 +90,14 @@ def evaluate_run(
             advance(unit.rows)
     shares = run.config.dataset
     splitting = dataset.splitting or Splitting(validation=shares.validation, test=shares.test)
+    metrics = gathered.tally.metrics()
     report = Report(
         name=run.config.name,
         dataset=dataset.reference,
         run_id=run.id,
         split=split,
         base=run.config.base.model.rpartition("/")[2],
-        metrics=gathered.tally.metrics(),
+        metrics=metrics,
         history=history,
         mistakes=gathered.mistakes,
         counts=dataset.counts,
@@ -105,14 +113,18 @@ def evaluate_run(
         kept=kept_epoch(history, run.config.phases),
         weights=run.config.base.weights_title,
         serving=compare_with_serving(gathered.beside(serving), dataset.reference, split, serving) if serving else None,
+        baselines=_baselines(run, dataset, gathered, metrics, history),
     )
     return _store(run, number, claim, report, gathered)
 
 
 class _Gathered:
-    """What the parts tell, of which only sums and the worst mistakes are held. Their order does not matter."""
+    """What the parts tell, of which little is held: sums, the worst mistakes, a sample. Their order does not matter."""
 
-    def __init__(self, classes: list[str]) -> None:
+    def __init__(self, classes: list[str], *, sample: Sample | None) -> None:
+        """`sample`: images of which it is noted whether they are right, for the baselines."""
+        self.sample = sample
+        self.sample_right = np.zeros(0 if sample is None else len(sample.rows), bool)
         self.tally = Tally(classes)
         self.mistakes: list[Mistake] = []
         self.untrained_classes: tuple[str, ...] = ()
@@ -132,6 +144,9 @@ class _Gathered:
         self.rounds_coarsely |= part.rounds_coarsely
         self.files[predictions_file(unit)] = part.sha256
         self.rows[unit.number] = unit.rows
+        if self.sample is not None:
+            own = np.flatnonzero((self.sample.rows >= unit.start) & (self.sample.rows < unit.start + unit.rows))
+            self.sample_right[own] = part.right[self.sample.rows[own] - unit.start]
         if isinstance(part.beside, str):
             self._why_not[unit.number] = part.beside
         elif part.beside is not None:
@@ -149,6 +164,18 @@ class _Gathered:
     def pictures(self, store: Store) -> dict[str, bytes]:
         """The encoded images of the mistakes, by SHA-256. Those that cached features stood for are read now."""
         return {sha256: picture.read(store) for sha256, picture in self._pictures.items()}
+
+
+def _baselines(
+    run: Run, dataset: Dataset, gathered: _Gathered, metrics: Metrics, history: list[EpochRow]
+) -> Baselines | None:
+    """The baselines of a report; None if none are asked for."""
+    if gathered.sample is None:
+        return None
+    arguments = run.config, run.id, gathered.sample, gathered.sample_right, history
+    probed = run_where(run.config.workers, probe_baselines, *arguments)
+    commonest = commonest_class_baseline(metrics, dataset.counts["train"])
+    return probed.model_copy(update={"made": (commonest, *probed.made)})
 
 
 def _claimed_number(run: Run, claim: dict[str, Any]) -> tuple[int, frozenset[str]]:

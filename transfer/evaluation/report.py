@@ -10,6 +10,7 @@ from transfer.catalog.run import EpochRow
 from transfer.config import CostConfig, ServingGraph
 from transfer.errors import DatasetError
 from transfer.evaluation.against import AgainstServing
+from transfer.evaluation.baselines import Baselines
 from transfer.evaluation.metrics import Figures, Metrics, beats_commonest_class
 from transfer.evaluation.mistakes import Mistake
 from transfer.runtime.numbers import percent
@@ -25,7 +26,7 @@ def headline(report: Report) -> str:
 
 
 def beside(report: Report) -> list[str]:
-    """Values to compare the result with: its interval, the commonest class, the version that served then."""
+    """Values to compare the result with: its interval, the commonest class, baselines, the version that served then."""
     metrics = report.metrics
     interval = f"{percent(metrics.accuracy_interval.low)} to {percent(metrics.accuracy_interval.high)}"
     commonest = (
@@ -36,7 +37,8 @@ def beside(report: Report) -> list[str]:
         first = f"The 95 % interval of its accuracy is {interval}. {commonest}"
     else:
         first = f"{_right(report)} (95 % interval {interval}). {commonest}"
-    return [first, *([report.serving.text] if report.serving else [])]
+    verdict = report.baselines.verdict if report.baselines else ""
+    return [first, *([verdict] if verdict else []), *([report.serving.text] if report.serving else [])]
 
 
 def spent_of(report: Report) -> Spent | None:
@@ -91,6 +93,7 @@ class Report(Figures):
     kept: FinalEpoch | None = None
     weights: str | None = None
     serving: AgainstServing | None = None
+    baselines: Baselines | None = None
     untrained_classes: tuple[str, ...] = ()
     split_by: str | None = None
 

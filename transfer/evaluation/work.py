@@ -7,6 +7,8 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from transfer.catalog import layout
 from transfer.config import Config
 from transfer.dataset.index import ImageIndex
@@ -34,12 +36,14 @@ GALLERY_SIZE = 24
 class Part:
     """What is told of the images of a unit.
 
-    `sha256`: of the file with their predictions. `pictures`: of the mistakes, by SHA-256. `beside`: the same images
-    by the version that serves, or why there are no predictions of it, as a clause; None if it is not asked.
+    `sha256`: of the file with their predictions. `right`: bool [n], which are predicted correctly. `pictures`: of the
+    mistakes, by SHA-256. `beside`: the same images by the version that serves, or why there are no predictions of it,
+    as a clause; None if it is not asked.
     """
 
     sha256: str
     tally: Tally
+    right: np.ndarray
     mistakes: list[Mistake]
     pictures: dict[str, Picture]
     beside: Beside | str | None
@@ -116,6 +120,7 @@ class EvaluationWork:
         return Part(
             sha256=sha256_hex(data),
             tally=Tally.of(predictions),
+            right=predictions.predicted == predictions.labels,
             mistakes=mistakes,
             pictures=images.pictures(mistake.sha256 for mistake in mistakes),
             beside=self._beside(unit, images, predictions),

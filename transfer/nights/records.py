@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 from transfer.backbone.identity import base_identity
 from transfer.catalog import layout
-from transfer.config import Config, Decides, deciding
+from transfer.config import BaselinesConfig, Config, Decides, deciding
 from transfer.errors import AlreadyExistsError, TransferError
 from transfer.nights.claim import HeldClaim, described, held_claim, take_claim
 from transfer.nights.summary import NightSummary, Outcome
@@ -204,6 +204,9 @@ def config_digest(config: Config) -> str:
     """Digest of all settings of a night except where it runs; files of the base count by their content."""
     told = deciding(config, Decides.DATA, Decides.FEATURES, Decides.LEARNING, Decides.OUTPUT)
     told["base"] |= base_identity(config.base, storage=config.storage)
+    if config.baselines == BaselinesConfig():
+        # Releases before that section named nights without it.
+        del told["baselines"]
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 

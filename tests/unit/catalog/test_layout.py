@@ -47,6 +47,8 @@ NAMES = {
     layout.range_test_folder("pets-1-a"): "lr_find/pets-1-a",
     layout.range_test_page("lr_find/pets-1-a", ONE): f"lr_find/pets-1-a/{ONE}.html",
     layout.curve("lr_find/pets-1-a"): "lr_find/pets-1-a/curve.json",
+    layout.screens_log("pets"): "screens/pets",
+    layout.screen_page("pets", ONE): f"screens/pets/{ONE}.html",
     layout.sweep_folder("pets-2"): "sweeps/pets-2",
     layout.sweep_start("sweeps/pets-2"): "sweeps/pets-2/sweep.json",
     layout.started_log("sweeps/pets-2"): "sweeps/pets-2/started",

@@ -11,24 +11,32 @@ import pytest
 from tests.digits import digits_config, ingest_digits_in_shards
 from tests.reports import load_report
 from transfer.catalog.run import ReportEntry
+from transfer.config import BaselinesConfig
+from transfer.dataset.batches import stored_images
 from transfer.dataset.index import ImageIndex
 from transfer.ensure import fit
 from transfer.errors import CorruptObjectError
-from transfer.evaluation import evaluate, units
+from transfer.evaluation import evaluate, sampled, units
 from transfer.evaluation.against import Reported, ServingAnswers
+from transfer.evaluation.baselines import Baseline
 from transfer.evaluation.evaluate import evaluate_run
 from transfer.evaluation.metrics import Tally
 from transfer.evaluation.predictions import Predictions
 from transfer.evaluation.run_answers import RunAnswers
+from transfer.evaluation.sampled import sample_of
 from transfer.evaluation.stored import StoredReport
 from transfer.evaluation.units import INDEXED, UnitImages, units_of
 from transfer.evaluation.work import EvaluationWork
 from transfer.features import extract
+from transfer.features.frozen import frozen_part_of
 from transfer.features.layout import Request
+from transfer.probes.neighbours import nearest_neighbours
+from transfer.probes.ridge import fit_ridge
 from transfer.storage import open_store, sha256_hex
 from transfer.storage.local import LocalStore
 from transfer.training.feature_plan import requests_of
 from transfer.training.run import open_run
+from transfer.training.shared_models import untrained_model
 
 HEAD_ONLY = [{"unfreeze": 0, "epochs": 2, "learning_rate": 3e-3}]
 
@@ -108,6 +116,44 @@ def test_each_shard_is_read_once_and_its_predictions_are_stored_as_a_part(runs, 
     assert stored.predictions(first - 2, first + 3).keys == predictions.keys[first - 2 : first + 3]
     table = pq.read_table(Path(run.store.uri, f"{run.folder}/reports/{number:08d}/predictions"))
     assert table["key"].to_pylist() == predictions.keys
+
+
+def features_of(run, dataset, split):
+    """Features of all images of a split by the plain pretrained network, and their labels."""
+    part = frozen_part_of(untrained_model(run, dataset).backbone, 0, map_dtype="float32")
+    shards = dataset.shards_of(split)
+    batches = list(stored_images(run.store, shards, image_input=part.image_input, batch_size=64))
+    images, labels = (np.concatenate(each) for each in zip(*batches, strict=True))
+    return part(images).numpy(), labels
+
+
+@pytest.mark.parametrize("name", ["head only", "head only, nothing kept"])
+def test_baselines_answer_the_images_of_the_report_by_cached_or_computed_features(runs, monkeypatch, name):
+    run, dataset = runs[0][name], runs[1]
+    monkeypatch.setattr(sampled, "SAMPLE_ROWS", 90)
+    run = replace(run, config=run.config.model_copy(update={"baselines": BaselinesConfig(made="all")}))
+    report, predictions = load_report(run, evaluate_run(run, dataset))
+    commonest, neighbours, linear = report.baselines.made
+    assert (commonest.images, report.baselines.training_images, report.baselines.not_made) == (48, 90, {})
+    known, asked = (features_of(run, dataset, split) for split in ("train", "test"))
+    rows = sample_of(run.store, dataset, "train").rows
+    right = predictions.predicted == predictions.labels
+    for baseline, answers in (
+        (neighbours, nearest_neighbours(known[0][rows], known[1][rows], asked[0])),
+        (linear, fit_ridge(known[0][rows], known[1][rows]).predict(asked[0])),
+    ):
+        assert baseline == Baseline.compared(baseline.name, answers == asked[1], right)
+        assert baseline.accuracy > 0.5
+
+
+def test_baselines_that_would_be_costly_are_not_made_and_none_if_none_are_wanted(runs):
+    run, dataset = runs[0]["a block, too"], runs[1]
+    baselines = load_report(run, evaluate_run(run, dataset))[0].baselines
+    assert [each.name for each in baselines.made] == ["commonest class"]
+    assert "a twentieth of the training" in baselines.not_made["linear probe"]
+    assert load_report(run, evaluate_run(run, dataset, split="train"))[0].baselines is None
+    run = replace(run, config=run.config.model_copy(update={"baselines": BaselinesConfig(made="none")}))
+    assert load_report(run, evaluate_run(run, dataset))[0].baselines is None
 
 
 def rounded_otherwise(path, classes):

@@ -1,0 +1,1 @@
+"""Which pretrained network: what the features of several tell of a dataset, before anything is trained."""

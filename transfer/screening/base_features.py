@@ -1,0 +1,93 @@
+"""A network at some cuts: the features of a sample of images, and what computing them takes."""
+
+from __future__ import annotations
+
+import time
+
+import keras
+import numpy as np
+
+from transfer.backbone.backbone import Backbone, set_precision
+from transfer.backbone.blocks import network_flops
+from transfer.backbone.load import build_backbone
+from transfer.config import Config
+from transfer.dataset.batches import stored_images
+from transfer.dataset.manifest import Dataset
+from transfer.evaluation.sampled import Sample, cached_features, computed_features
+from transfer.features.extract import Extractor
+from transfer.features.frozen import FrozenPart, frozen_part_of
+from transfer.runtime.keras_private import call_of
+from transfer.storage import Store
+
+INNER_CUTS = (0.25, 0.5)
+"""Shares of a network's blocks that are left out at its end, for features of inner layers."""
+TIMED_BATCHES = 2
+"""After one that warms up."""
+
+
+class BaseFeatures:
+    """The base of a configuration on a sample of the training split. Raises BackboneError if it cannot be had.
+
+    `parts`: frozen parts that end in vectors, by the layer that `base.tap` names; None for the end of the base.
+    """
+
+    def __init__(self, config: Config, store: Store, dataset: Dataset, sample: Sample) -> None:
+        self._store, self._dataset, self._sample = store, dataset, sample
+        set_precision(config.training.mixed_precision)
+        self.parts = parts_of(build_backbone(config))
+        self._extractor = Extractor(store, engine=config.features.engine)
+
+    def features(self) -> list[np.ndarray]:
+        """The features of the sample at each cut, float32 [n, d]. Those of a whole split are cached for training."""
+        parts = list(self.parts.values())
+        if len(self._sample) == self._dataset.rows("train"):
+            self._extractor.extract(self._dataset.shards_of("train"), parts)
+        cached = [cached_features(self._store, self._dataset, self._sample, part) for part in parts]
+        found = [features for features in cached if features is not None]
+        if len(found) == len(parts):
+            return found
+        forward = self._extractor.forward(parts)
+        return computed_features(self._store, self._dataset, self._sample, forward, parts[0].image_input)
+
+    def milliseconds(self) -> dict[str | None, float]:
+        """Of a forward pass for an image, by cut: measured for all of the base, for inner cuts by multiply-adds."""
+        whole = self.parts[None]
+        forward = self._extractor.forward([whole])
+        images, _ = next(
+            stored_images(
+                self._store,
+                self._dataset.shards_of("train"),
+                image_input=whole.image_input,
+                batch_size=forward.batch_size,
+            )
+        )
+        list(forward.map([images]))
+        started = time.perf_counter()
+        list(forward.map([images] * TIMED_BATCHES))
+        ms = (time.perf_counter() - started) / (TIMED_BATCHES * len(images)) * 1000
+        flops = {tap: network_flops(part.network) for tap, part in self.parts.items()}
+        return {tap: ms * flops[tap] / flops[None] if flops[None] else ms for tap in self.parts}
+
+
+def parts_of(backbone: Backbone) -> dict[str | None, FrozenPart]:
+    """The whole base, and inner cuts, each with average pooling at its end.
+
+    With `base.tap` at the layer of an inner cut, a base has the same frozen part, so training finds what is cached.
+    """
+    whole = frozen_part_of(backbone, 0, map_dtype="float32")
+    assert whole is not None  # noqa: S101 - at depth 0 all of the base is frozen
+    parts: dict[str | None, FrozenPart] = {None: whole}
+    for depth in sorted({round(share * len(backbone.blocks)) for share in INNER_CUTS} - {0, len(backbone.blocks)}):
+        inner, _ = backbone.cut(depth)
+        if inner is None or len(inner.outputs[0].shape) != 4:
+            continue
+        tensor = inner.outputs[0]
+        # The layers have names of their own, because all parts go into one forward pass.
+        vector = keras.layers.GlobalAveragePooling2D(name=f"pooling_at_{depth}")(tensor)
+        parts[str(call_of(tensor).operation.name)] = FrozenPart(
+            base=backbone.name,
+            image_input=backbone.image_input,
+            preprocess=backbone.preprocess,
+            network=keras.Model(inner.inputs[0], vector, name=inner.name),
+        )
+    return parts
