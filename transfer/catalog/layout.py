@@ -367,6 +367,9 @@ def judged(model: str, digest: str) -> str:
 
 # Models
 
+VERSION_DESCRIPTION = "assets.extra/transfer.json"
+"""A file of a version's SavedModel: what the version is, for people and for this project."""
+
 
 def published_log(model: str, run: str) -> str:
     """The versions that a run or a pretrained classifier was published as; an entry is written whole, before theirs."""
