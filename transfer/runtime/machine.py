@@ -89,7 +89,8 @@ class EnergyCounters:
         """Handles of the GPUs that count their energy."""
         if self._nvml is None:
             return []
-        count, found = ctypes.c_uint(), []
+        count = ctypes.c_uint()
+        found: list[ctypes.c_void_p] = []
         self._nvml.nvmlDeviceGetCount_v2(ctypes.byref(count))
         for index in range(count.value):
             gpu = ctypes.c_void_p()
