@@ -39,7 +39,7 @@ def alone(config, dataset):
     run = open_run(open_store(config.storage), config, dataset, run_id=f"alone-{next_name()}")
     rows = []
     training = train(run, dataset, shared=SharedModels(tf.distribute.get_strategy()), on_epoch=rows.append)
-    return rows, [np.asarray(variable) for variable in training.variables_of(depths_of(config))]
+    return rows, [np.asarray(variable) for variable in training.variables_of(config.phases)]
 
 
 def next_name():
