@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from transfer.backbone.class_names import given_names
 from transfer.catalog.model import ModelVersion
-from transfer.config import Config, config_of_network
+from transfer.config import Config, PhaseConfig, config_of_network
 from transfer.dataset.manifest import Dataset, load_dataset
 from transfer.dataset.rehearsal import classes_of, known_classes, listed_candidates, rehearse
 from transfer.ensure import (
@@ -47,7 +47,7 @@ from transfer.tuning.lr_curve import FoundRate
 from transfer.tuning.lr_find import check_range, find_rate
 from transfer.tuning.plan import sweep_plan
 from transfer.tuning.records import metric_text
-from transfer.tuning.space import bases_within_reach, check_space, searched_depths, with_values
+from transfer.tuning.space import bases_within_reach, check_space, searched_phases, with_values
 
 if TYPE_CHECKING:
     from transfer.nights.summary import NightSummary
@@ -55,8 +55,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Depths = dict[str, list[int | str]]
-"""Depths, values of `unfreeze`, by the key that a sweep searches."""
+Searched = dict[str, list[PhaseConfig]]
+"""Phases whose depths or adapters a sweep searches, by the key that sets them."""
 
 
 @dataclass(frozen=True)
@@ -385,14 +385,16 @@ def _check_sweep(config: Config) -> Store:
     return store
 
 
-def _check_searched(config: Config) -> Depths:
-    """Check that files of searched bases exist. Returns the searched depths, which only the network can check."""
+def _check_searched(config: Config) -> Searched:
+    """Check that files of searched bases exist. Returns the searched phases, which only the network can check."""
     for bases in bases_within_reach(config).values():
         for base in bases:
             check_base_files(base, config.storage)
-    searched = searched_depths(config)
-    found = {key: [depth for depth in depths if depth not in (0, "all")] for key, depths in searched.items()}
-    return {key: depths for key, depths in found.items() if depths}
+    found = {
+        key: [phase for phase in phases if phase.lora is not None or phase.unfreeze not in (0, "all")]
+        for key, phases in searched_phases(config).items()
+    }
+    return {key: phases for key, phases in found.items() if phases}
 
 
 def _finish(run: Run, dataset: Dataset, clock: Clock) -> TrainOutcome:
@@ -421,7 +423,7 @@ def _publish(run: Run, number: int | None, *, again: bool = False) -> PromotionC
 # These run in a process with TensorFlow. Arguments and results are numbers and ids, not objects with connections.
 
 
-def _check_network(config: Config, searched: Depths, classes: list[str] | None) -> NetworkFacts:
+def _check_network(config: Config, searched: Searched, classes: list[str] | None) -> NetworkFacts:
     from transfer.network_check import check_network
 
     return check_network(config, searched=searched, classes=classes)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 
-import keras
 import tensorflow as tf
 
 from transfer.backbone.backbone import Backbone
 from transfer.backbone.blocks import has_batch_norms, trainable_parameters
-from transfer.config import Config
+from transfer.backbone.projections import targets_in
+from transfer.config import Config, PhaseConfig
 from transfer.errors import BackboneError
 from transfer.overview import NetworkFacts
 from transfer.storage import open_store
@@ -22,11 +22,11 @@ logger = logging.getLogger(__name__)
 
 
 def check_network(
-    config: Config, *, searched: Mapping[str, Sequence[int | str]], classes: list[str] | None
+    config: Config, *, searched: Mapping[str, Sequence[PhaseConfig]], classes: list[str] | None
 ) -> NetworkFacts:
-    """Build the network, cut it at the depth of each phase and each searched depth, and find the head of a warm start.
+    """Build the network, cut it at the depth of each phase and each searched one, and find the head of a warm start.
 
-    `searched`: depths by the key that a sweep searches. `classes`: None if they are unknown. Raises BackboneError,
+    `searched`: phases by the key that a sweep searches. `classes`: None if they are unknown. Raises BackboneError,
     which names the key, and what building a model raises.
     """
     # The strategy of training must come before anything that uses a GPU, because training reuses this network.
@@ -40,27 +40,28 @@ def check_network(
             "image and stay so: hardly anything can be learned on this base.",
             config.base.model,
         )
-    trained = [
-        _trained_part(backbone, f"phases.{number}.unfreeze", phase.unfreeze)
-        for number, phase in enumerate(config.phases)
-    ]
-    for key, depths in searched.items():
-        for depth in depths:
-            _trained_part(backbone, f"sweep.space.{key}", depth)
+    trained = [_trained(backbone, f"phases.{number}", phase) for number, phase in enumerate(config.phases)]
+    for key, phases in searched.items():
+        for phase in phases:
+            _trained(backbone, f"sweep.space.{key}", phase)
     if config.training.warm_start is not None:
         published_head(open_store(config.storage), config, config.training.warm_start)
     return NetworkFacts(
         parameters=sum(block.parameters for block in backbone.blocks),
         blocks=len(backbone.blocks),
-        trained=tuple(trainable_parameters(part) if part else 0 for part in trained),
+        trained=tuple(trained),
         head=head,
         gpus=len(tf.config.list_physical_devices("GPU")),
     )
 
 
-def _trained_part(backbone: Backbone, key: str, depth: int | str) -> keras.Model | None:
+def _trained(backbone: Backbone, key: str, phase: PhaseConfig) -> int:
+    """Number of parameters of the base, or of its adapters, that a phase trains."""
     try:
-        _, unfrozen = backbone.cut(depth)
+        _, unfrozen = backbone.cut(phase.unfreeze)
+        if unfrozen is None or phase.lora is None:
+            return trainable_parameters(unfrozen) if unfrozen else 0
+        targets = targets_in(unfrozen, phase.lora.targets, name=backbone.name)
     except BackboneError as error:
         raise BackboneError(f"{key}: {error.message}", advice=error.advice) from error
-    return unfrozen
+    return phase.lora.rank * sum(target.parameters_a_rank for target in targets)

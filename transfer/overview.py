@@ -31,7 +31,7 @@ class NetworkFacts:
     """Number of parameters of the base."""
     blocks: int
     trained: tuple[int, ...]
-    """Number of parameters of the base that each phase trains."""
+    """Number of parameters of the base, or of its adapters, that each phase trains."""
     head: int | None
     """Number of parameters of the head; None if the number of classes is unknown."""
     gpus: int

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.attention import on_attention
 from tests.digits import digits_config, ingest_some_digits
 from transfer.storage import open_store
 from transfer.training.loop import Training, train
@@ -39,15 +40,11 @@ def alone(config, dataset):
     run = open_run(open_store(config.storage), config, dataset, run_id=f"alone-{next_name()}")
     rows = []
     training = train(run, dataset, shared=SharedModels(tf.distribute.get_strategy()), on_epoch=rows.append)
-    return rows, [np.asarray(variable) for variable in training.variables_of(depths_of(config))]
+    return rows, [np.asarray(variable) for variable in training.variables_of(config.phases)]
 
 
 def next_name():
     return next(_names)
-
-
-def depths_of(config):
-    return [phase.unfreeze for phase in config.phases]
 
 
 def open_training(config, dataset, shared):
@@ -92,11 +89,24 @@ def test_runs_one_after_the_other_on_shared_models_learn_what_each_learns_alone(
 def test_runs_that_take_turns_learn_what_each_learns_alone(digits, keep, depths):
     config, dataset = digits
     config = config.model_copy(update={"features": config.features.model_copy(update={"cache": keep})})
-    shared = SharedModels(tf.distribute.get_strategy())
     configs = [
         changed(config, learning_rate=rate, weights=weights, unfreeze=unfreeze)
         for rate, weights, unfreeze in zip((1e-3, 1e-2), ("none", {"3": 8.0}), depths, strict=True)
     ]
+    assert_turns_change_nothing(configs, dataset)
+
+
+def test_trials_of_two_ranks_that_take_turns_learn_what_each_learns_alone(digits, tmp_path):
+    """Neither sees the adapters of the other one, nor what it merged."""
+    config, dataset = digits
+    from_pixels = config.model_copy(update={"features": config.features.model_copy(update={"cache": "never"})})
+    whole = {"unfreeze": 1, "epochs": 1, "learning_rate": 1e-3}
+    phases = [[{**whole, "lora": {"rank": rank}}, {**whole, "lora": {"targets": "all"}}] for rank in (1, 2)]
+    assert_turns_change_nothing([on_attention(from_pixels, tmp_path, each) for each in phases], dataset)
+
+
+def assert_turns_change_nothing(configs, dataset):
+    shared = SharedModels(tf.distribute.get_strategy())
     trainings = [open_training(each, dataset, shared) for each in configs]
     rows = [[], []]
     while not all(training.complete for training in trainings):

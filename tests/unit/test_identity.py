@@ -83,7 +83,9 @@ def changed(config):
     others = {"nightly__webhook_env": "HOOK", "publish__promote": "never", "dataset__background": "white"}
     others["dataset__splits"] = {"train": "train"}
     found = changed_keys(config, sweep=sweep, **others)
-    assert [key for key, other in found.items() if other is None] == []
+    # LoRA needs blocks, and the trials of a pack train none.
+    assert [key for key, other in found.items() if other is None] == ["phases.0.lora"]
+    del found["phases.0.lora"]
     return found
 
 
@@ -91,6 +93,14 @@ def test_each_key_that_decides_what_is_learned_makes_another_run(config, changed
     before = run_id_for(config, dataset)
     same = {key for key, other in changed.items() if run_id_for(other, dataset) == before}
     assert same == {key for key in changed if is_listed(key, NOT_OF_A_RUN)}
+
+
+def test_each_key_of_adapters_makes_another_run_and_adapters_no_pack(config, dataset):
+    adapted = parse_config({**config.model_dump(), "phases": [{"unfreeze": 1, "lora": {}}]})
+    changed = changed_keys(adapted, "phases.0.lora.")
+    assert len(changed) == 3
+    assert len({run_id_for(each, dataset) for each in (adapted, *changed.values())}) == 4
+    assert pack_key(adapted) is None
 
 
 def test_each_key_but_where_it_runs_makes_another_night_of_it(config, changed, dataset):

@@ -272,7 +272,7 @@ def inspect(network: str, *, image_size: int | tuple[int, int] = 224) -> pd.Data
         `unfreeze` that trains this block and all blocks after it. Columns: block and layers (names), parameters, flops
         (multiply-adds for one image), flops_share and trained_flops_share (0 to 1), output_shape (for one image),
         feature_bytes (the block's output for one image, as float32), cached_bytes (the cached features of one image at
-        this depth).
+        this depth), lora_attention and lora_dense (parameters that adapters of the block have for each rank).
 
     Raises:
         BackboneError: There is no such network, or it cannot serve as a base.

@@ -15,6 +15,7 @@ from transfer.backbone.efficientnet_lite import WEIGHTS_ORIGIN
 from transfer.backbone.files import HDF5_SUFFIXES, RANGES, LoadedNetwork, Preprocessing, is_s3, nearest
 from transfer.backbone.hub import is_remote_handle, load_saved_model
 from transfer.backbone.keras_file import load_keras_file
+from transfer.backbone.projections import projections_in
 from transfer.config import BaseNetworkConfig, Config, Depth, StorageConfig
 from transfer.config.paths import is_model_file, path_here
 from transfer.errors import BackboneError
@@ -28,12 +29,16 @@ def describe(backbone: Backbone) -> list[dict[str, Any]]:
     order. parameters: their number. flops: multiply-adds for one image (`network_flops`). flops_share: share of the
     block in the whole network, 0 to 1. trained_flops_share: share of the trained part. output_shape: for one image.
     feature_bytes: size of the block's output for one image, as float32. cached_bytes: size of the cached features of
-    one image at this depth, the output of the block before; 0 if nothing is frozen.
+    one image at this depth, the output of the block before; 0 if nothing is frozen. lora_attention, lora_dense:
+    parameters that adapters of the block's layers have for each rank, by `targets`.
     """
+    layers = {layer.name: layer for layer in backbone.network.layers}
     total = sum(block.flops for block in backbone.blocks)
     rows: list[dict[str, Any]] = []
     below = cached_bytes = 0
     for index, block in enumerate(backbone.blocks):
+        adaptable = projections_in(layers[name] for name in block.layers if name in layers)
+        attends = sum(each.parameters_a_rank for each in adaptable if each.in_attention)
         rows.append(
             {
                 "depth": len(backbone.blocks) - index,
@@ -46,6 +51,8 @@ def describe(backbone: Backbone) -> list[dict[str, Any]]:
                 "output_shape": list(block.output_shape[1:]),
                 "feature_bytes": block.feature_bytes,
                 "cached_bytes": cached_bytes,
+                "lora_attention": attends,
+                "lora_dense": sum(each.parameters_a_rank for each in adaptable) - attends,
             }
         )
         below += block.flops

@@ -140,25 +140,33 @@ def inspect(
         return {
             "network": base.model,
             "warning": warning,
-            "blocks": rows if json else [_for_people(row) for row in rows],
+            "blocks": rows if json else _for_people(rows),
         }
 
     run(work, json)
 
 
-def _for_people(row: dict[str, Any]) -> dict[str, Any]:
-    """A block as one row: the cost of training from here on, and the size of the cached features of one image below."""
-    return {
-        "unfreeze": row["depth"],
-        "block": row["block"],
-        "layers": len(row["layers"]),
-        "parameters": row["parameters"],
-        "share of FLOPs": percent(row["flops_share"]),
-        "trained share": percent(row["trained_flops_share"]),
-        "output": " × ".join(map(str, row["output_shape"])),
-        "output bytes": row["feature_bytes"],
-        "cached bytes": row["cached_bytes"],
-    }
+def _for_people(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row a block: the cost of training from here on, and the size of the cached features of one image below.
+
+    Also what a rank of LoRA adds in the block, where any block can have adapters.
+    """
+    lora = [name for name in ("attention", "dense") if any(row[f"lora_{name}"] for row in rows)]
+    return [
+        {
+            "unfreeze": row["depth"],
+            "block": row["block"],
+            "layers": len(row["layers"]),
+            "parameters": row["parameters"],
+            **{f"LoRA {name} a rank": row[f"lora_{name}"] for name in lora},
+            "share of FLOPs": percent(row["flops_share"]),
+            "trained share": percent(row["trained_flops_share"]),
+            "output": " × ".join(map(str, row["output_shape"])),
+            "output bytes": row["feature_bytes"],
+            "cached bytes": row["cached_bytes"],
+        }
+        for row in rows
+    ]
 
 
 @app.command()

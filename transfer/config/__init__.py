@@ -22,6 +22,7 @@ from transfer.config.section import Decides, Varies
 from transfer.config.sweep import DomainConfig, SchedulerConfig, SweepConfig
 from transfer.config.training import (
     EarlyStoppingConfig,
+    LoraConfig,
     OptimizerConfig,
     PhaseConfig,
     ScheduleConfig,
@@ -47,6 +48,7 @@ __all__ = [
     "GateConfig",
     "HeadConfig",
     "ImageInput",
+    "LoraConfig",
     "NightlyConfig",
     "OptimizerConfig",
     "PhaseConfig",

@@ -89,15 +89,37 @@ class EarlyStoppingConfig(Section, decides=Decides.LEARNING):
     """Smaller changes do not count as improvement."""
 
 
-def unfreeze_title(unfreeze: int | str) -> str:
+class LoraConfig(Section, decides=Decides.LEARNING):
+    """Low-rank adapters in the unfrozen blocks, which a phase trains instead of the blocks' weights (Hu et al., 2021).
+
+    Each target layer gets two small matrices A and B, whose product is added to its kernel. They start as no
+    difference. At the end of the phase they are merged: later phases and the published model have plain weights.
+    """
+
+    rank: Annotated[int, Field(ge=1)] = 8
+    """Columns of A and rows of B: the rank of the difference."""
+    alpha: PositiveFloat = 16.0
+    """The difference is A·B, multiplied by alpha / rank."""
+    targets: Literal["attention", "dense", "all"] = "attention"
+    """Layers that get adapters, among the Dense and EinsumDense layers of the unfrozen blocks, nested ones too:
+    `attention` those in a layer whose class has `Attention` in its name, such as the four projections of
+    MultiHeadAttention, and those that have `attention` in their own name; `dense` all others; `all` both."""
+
+
+def unfreeze_title(unfreeze: int | str, *, rank: int | None = None) -> str:
     """Describe what a phase trains: `head`, `last 2 blocks`, `all blocks`, `from block4_conv1 up`.
 
     Args:
         unfreeze: Integer, `all`, or name of a layer: the phase's `unfreeze`.
+        rank: Integer. Rank of the phase's adapters: `last 2 blocks by LoRA of rank 8`. None: it has none.
 
     Returns:
-        A few words in lower case.
+        A few words, `head` and `all blocks` in lower case.
     """
+    return _depth_title(unfreeze) + (f" by LoRA of rank {rank}" if rank else "")
+
+
+def _depth_title(unfreeze: int | str) -> str:
     match unfreeze:
         case 0:
             return "head"
@@ -117,6 +139,10 @@ class PhaseConfig(Section, decides=Decides.LEARNING):
     unfreeze: Annotated[int | str, Decides.FEATURES] = 0
     """`0` trains the head only, `n` the last n blocks too, `all` everything, a layer's name from that layer up.
     `transfer inspect` lists the blocks."""
+    # Left out where it is not set: ids of runs without adapters are those of earlier releases.
+    lora: LoraConfig | None = Field(default=None, exclude_if=lambda lora: lora is None)
+    """Train adapters in the unfrozen blocks, and the head, instead of the blocks' weights. Needs `unfreeze` above 0.
+    Default: train the weights."""
     epochs: Annotated[int, Field(ge=1)] = 5
     """Passes over the training split."""
     learning_rate: Annotated[PositiveFloat, Varies.IN_TRAINING | Varies.IN_PACK | Varies.IN_PROGRAM] = 1e-3
@@ -133,7 +159,7 @@ class PhaseConfig(Section, decides=Decides.LEARNING):
     @property
     def title(self) -> str:
         """What the phase trains, in words."""
-        return unfreeze_title(self.unfreeze)
+        return unfreeze_title(self.unfreeze, rank=self.lora.rank if self.lora else None)
 
     @field_validator("optimizer", mode="before")
     @classmethod
@@ -146,6 +172,15 @@ class PhaseConfig(Section, decides=Decides.LEARNING):
         if isinstance(value, int) and value < 0:
             raise ValueError(f"unfreeze is {value} and must be 0 or more blocks, `all` or a layer's name")
         return value
+
+    @model_validator(mode="after")
+    def _lora_has_blocks(self) -> PhaseConfig:
+        if self.lora is not None and self.unfreeze == 0:
+            raise ValueError(
+                "lora is given and unfreeze is 0, so no block would get an adapter; set unfreeze to a number of blocks "
+                "or `all`, or leave lora out"
+            )
+        return self
 
 
 class TrainingConfig(Section, decides=Decides.LEARNING):

@@ -142,8 +142,9 @@ def _phases(report: Report) -> dict[int, PhaseFacts]:
         phase: Any = told[number] if isinstance(told, list) and number < len(told) else None
         phase = phase if isinstance(phase, dict) else {}
         unfreeze, rate = phase.get("unfreeze"), phase.get("learning_rate")
+        rank = _section(phase, "lora").get("rank")
         found[number] = PhaseFacts(
-            title=unfreeze_title(unfreeze) if isinstance(unfreeze, int | str) else f"phase {number}",
+            title=unfreeze_title(unfreeze, rank=rank) if isinstance(unfreeze, int | str) else f"phase {number}",
             epochs=sum(row.phase == number for row in report.history),
             learning_rate=rate if isinstance(rate, int | float) else None,
             optimizer=_section(phase, "optimizer").get("name"),

@@ -276,7 +276,7 @@ def _rate(store: Store, test_id: str) -> RateRow:
         model=found.name,
         dataset=found.dataset,
         phase=found.phase,
-        trained=unfreeze_title(found.unfreeze),
+        trained=unfreeze_title(found.unfreeze, rank=found.rank),
         suggestion=value_text(found.suggestion),
         page=page,
     )

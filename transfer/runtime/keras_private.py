@@ -35,6 +35,11 @@ def inner_layers(network: keras.Model) -> list[keras.layers.Layer]:
     return list(network._flatten_layers(include_self=False))  # noqa: SLF001
 
 
+def direct_layers(layer: keras.layers.Layer) -> list[keras.layers.Layer]:
+    """The layers directly inside a layer or model, without those inside them."""
+    return list(layer._flatten_layers(include_self=False, recursive=False))  # noqa: SLF001
+
+
 def own_trainable_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
     """Variables of a layer, without inner layers, that training can change, even if the layer is frozen now."""
     return list(layer._trainable_variables)  # noqa: SLF001

@@ -235,8 +235,8 @@ def _why_not_cached(run: Run, index: int, model: TransferModel) -> str | None:
     frozen, _ = model.backbone.cut(phase.unfreeze)
     if frozen is None:
         return "nothing is frozen"
-    trained = {id(variable) for variable in model.variables_of([earlier.unfreeze for earlier in config.phases[:index]])}
-    if any(id(weight) in trained for weight in frozen.weights):
+    changed = {id(variable) for variable in model.changed_by(config.phases[:index])}
+    if any(id(weight) in changed for weight in frozen.weights):
         return "its frozen part is trained by an earlier phase"
     return None
 

@@ -200,8 +200,8 @@ class Training:
                 hold_to_base(run, self.model.digest)
             if start is None:
                 warm_start(self.model.head, run, dataset)
-            self.weights = self.model.variables_of([phase.unfreeze for phase in self.config.phases])
-            shared.will_train(self.model, self.weights)
+            self.weights = self.model.variables_of(self.config.phases)
+            shared.will_train(self.model, self.config.phases)
             self.inputs = FeaturePlan(run, dataset, self.model)
             # Phases whose features this process still has to compute. For a group of workers the driver computed them
             # before: here each worker would compute all of them.
@@ -247,6 +247,7 @@ class Training:
                 if progress.best_checkpoint not in (None, self.next_checkpoint):
                     self.checkpoints.check_newest(self.next_checkpoint)
                     assign(self.weights, self.checkpoints.read(progress.best_checkpoint).weights)
+                self.model.merge([progress.phase])
                 progress = after_phase(progress, phases=len(self.config.phases))
             self._save(program, progress)
             row = progress.history[-1]
@@ -281,13 +282,13 @@ class Training:
         if suspended is None:
             return
         assign(self.weights, suspended.weights)
+        self.model.merge(range(self.progress.phase), but=self.weights)
         if suspended.optimizer and self._program:
             assign(self._program.optimizer.variables, suspended.optimizer)
 
     def program(self) -> PhaseProgram:
         """The program of the present phase, with a fresh optimiser. Must be called in this run's turn."""
-        phase = self.config.phases[self.progress.phase]
-        run = self.run
+        run, phase = self.run, self.progress.phase
         weights = class_weights(self.config.training.class_weights, run.store, self.dataset, run.fold)
         return self.shared.program(self.model, phase, self.config, class_weights=weights, steps_per_epoch=self.steps)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import keras
@@ -12,8 +12,9 @@ import tensorflow as tf
 from transfer.augmentation import KeyedDropout
 from transfer.backbone.backbone import Backbone
 from transfer.backbone.blocks import trainable_weights
-from transfer.config import Config, HeadConfig
+from transfer.config import Config, HeadConfig, PhaseConfig
 from transfer.errors import ConfigError
+from transfer.training.lora import Adapter, call_adapted, penalties
 
 MASKED_LOGIT = -1e9
 """Finite, as in Keras's masked softmax, because minus infinity times a target of 0 would be NaN in the loss."""
@@ -101,6 +102,8 @@ class CutModel:
     frozen: keras.Model | None
     unfrozen: keras.Model | None
     head: keras.Model
+    adapters: Sequence[Adapter] = ()
+    """Trained instead of the weights of the unfrozen part."""
 
     def features(self, images: tf.Tensor) -> tf.Tensor:
         """Output of the frozen part for images, float32 [batch, height, width, channels] in 0..255."""
@@ -109,53 +112,95 @@ class CutModel:
 
     def logits(self, features: tf.Tensor, *, training: bool) -> tf.Tensor:
         """Logits, float32 [batch, classes], from the frozen part's output."""
-        inputs = self.unfrozen(features, training=False) if self.unfrozen else features
+        if self.unfrozen and self.adapters:
+            inputs = call_adapted(self.unfrozen, features, self.adapters)
+        else:
+            inputs = self.unfrozen(features, training=False) if self.unfrozen else features
         return self.head(inputs, training=training)
 
     @property
     def variables(self) -> list[keras.Variable]:
         """The variables that this phase trains, in a fixed order."""
         unfrozen = self.unfrozen.trainable_variables if self.unfrozen else []
-        return [*unfrozen, *self.head.trainable_variables]
+        of_adapters = [variable for adapter in self.adapters for variable in adapter.variables]
+        return [*of_adapters, *unfrozen, *self.head.trainable_variables]
 
     def regularization(self) -> tf.Tensor:
         """Sum of the penalties on the trained weights, a scalar."""
-        penalties = [*(self.unfrozen.losses if self.unfrozen else []), *self.head.losses]
-        return tf.add_n([tf.cast(penalty, tf.float32) for penalty in penalties]) if penalties else tf.zeros(())
+        of_base = [*(self.unfrozen.losses if self.unfrozen else []), *penalties(self.adapters)]
+        terms = [tf.cast(penalty, tf.float32) for penalty in (*of_base, *self.head.losses)]
+        return tf.add_n(terms) if terms else tf.zeros(())
 
 
 class TransferModel:
     """The network that is trained: images in, logits out."""
 
-    def __init__(self, backbone: Backbone, head: keras.Model, classes: list[str], *, digest: str) -> None:
-        """`digest`: of the backbone as it was pretrained; training may have changed its variables since."""
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: keras.Model,
+        classes: list[str],
+        *,
+        digest: str,
+        adapters: Mapping[int, Sequence[Adapter]] | None = None,
+    ) -> None:
+        """`digest`: of the backbone as it was pretrained; training may have changed its variables since.
+
+        `adapters`: by number of the phase that trains them.
+        """
         self.backbone = backbone
         self.digest = digest
         self.head = head
         self.classes = classes
+        self.adapters = adapters or {}
 
     @property
     def untrained_classes(self) -> list[str]:
         """Names of the classes that the model never predicts, because they had no training images."""
         return [self.classes[index] for index in untrained_in(self.head)]
 
-    def cut(self, unfreeze: int | str) -> CutModel:
-        """The CutModel of a phase; marks only its layers as trainable. Raises BackboneError for a bad depth."""
+    def cut(self, unfreeze: int | str, *, adapters: Sequence[Adapter] = ()) -> CutModel:
+        """The CutModel of a phase; marks only its layers as trainable. Raises BackboneError for a bad depth.
+
+        `adapters`: those of the phase, which are trained instead of the layers.
+        """
         frozen, unfrozen = self.backbone.cut(unfreeze)
         self.backbone.network.trainable = False
         # The model itself is marked, too: if it were frozen, none of its variables would be trainable.
-        for layer in [unfrozen, *unfrozen.layers] if unfrozen else []:
+        for layer in [unfrozen, *unfrozen.layers] if unfrozen and not adapters else []:
             layer.trainable = True
-        return CutModel(self.backbone.preprocess, frozen, unfrozen, self.head)
+        return CutModel(self.backbone.preprocess, frozen, unfrozen, self.head, adapters)
 
-    def variables_of(self, depths: list[int | str]) -> list[keras.Variable]:
-        """All variables that phases with these unfreeze depths train, each once, in a fixed order.
+    def variables_of(self, phases: Sequence[PhaseConfig]) -> list[keras.Variable]:
+        """All variables that the first phases of a run train, each once, in a fixed order: what checkpoints hold.
 
         Does not change which layers are marked as trainable. Raises BackboneError for a bad depth.
         """
-        unfrozen = [part for _, part in map(self.backbone.cut, depths) if part is not None]
-        trained = {id(weight) for part in unfrozen for weight in trainable_weights(part)}
-        return [*(v for v in self.backbone.network.variables if id(v) in trained), *self.head.trainable_variables]
+        unfrozen = [self.backbone.cut(phase.unfreeze)[1] for phase in phases if phase.lora is None]
+        trained = {id(weight) for part in unfrozen if part is not None for weight in trainable_weights(part)}
+        return [
+            *(variable for adapter in self._adapters_of(range(len(phases))) for variable in adapter.variables),
+            *(variable for variable in self.backbone.network.variables if id(variable) in trained),
+            *self.head.trainable_variables,
+        ]
+
+    def changed_by(self, phases: Sequence[PhaseConfig]) -> list[keras.Variable]:
+        """All variables that have another value after the first phases of a run: also kernels, merged with adapters."""
+        kernels = [adapter.target.kernel for adapter in self._adapters_of(range(len(phases)))]
+        return [*kernels, *self.variables_of(phases)]
+
+    def merge(self, phases: Iterable[int], *, but: Sequence[keras.Variable] = ()) -> None:
+        """Put what the adapters of some phases learned into the kernels of the base.
+
+        `but`: variables from a checkpoint. Where a kernel is one of them, its value has the difference already.
+        """
+        stored = {id(variable) for variable in but}
+        for adapter in self._adapters_of(phases):
+            if id(adapter.target.kernel) not in stored:
+                adapter.merge()
+
+    def _adapters_of(self, phases: Iterable[int]) -> list[Adapter]:
+        return [adapter for phase in phases for adapter in self.adapters.get(phase, ())]
 
 
 def build_head_for(

@@ -24,10 +24,12 @@ from transfer.augmentation import Augmentation
 from transfer.backbone.backbone import Backbone, set_precision
 from transfer.backbone.identity import base_digests
 from transfer.backbone.load import build_backbone
-from transfer.config import Config, Decides, PhaseConfig, Varies, deciding
+from transfer.backbone.projections import targets_in
+from transfer.config import Config, Decides, LoraConfig, PhaseConfig, Varies, deciding
 from transfer.dataset.manifest import Dataset
 from transfer.errors import BaseChangedError
 from transfer.training.checkpoints import Checkpoint, Checkpoints, assign
+from transfer.training.lora import Adapter, build_adapters
 from transfer.training.model import TransferModel, build_head_for
 from transfer.training.rows import untrained_classes
 from transfer.training.run import Run, hold_to_base
@@ -35,6 +37,7 @@ from transfer.training.step import PhaseProgram, create_strategy
 
 MAX_BACKBONES = 2
 MAX_HEADS = 8
+MAX_ADAPTERS = 8
 MAX_PROGRAMS = 8
 """Largest number of each kind; the least recently used one is dropped."""
 
@@ -66,6 +69,7 @@ class SharedModels:
         self._bases: OrderedDict[Hashable, _Base] = OrderedDict()
         self._numbers = itertools.count()
         self._heads: OrderedDict[Hashable, keras.Model] = OrderedDict()
+        self._adapters: OrderedDict[Hashable, list[Adapter]] = OrderedDict()
         self._programs: OrderedDict[Hashable, PhaseProgram] = OrderedDict()
         self._pretrained: dict[int, tuple[keras.Variable, np.ndarray]] = {}
         """By id: variables of a base that some run trains, with their pretrained values."""
@@ -105,7 +109,27 @@ class SharedModels:
         if head is not first:
             for variable, value in zip(head.variables, first.variables, strict=True):
                 variable.assign(value)
-        return TransferModel(base.backbone, head, classes, digest=base.digest)
+        adapters = {
+            number: self._started_adapters(base, number, phase.unfreeze, phase.lora, seed=config.training.seed)
+            for number, phase in enumerate(config.phases)
+            if phase.lora is not None
+        }
+        return TransferModel(base.backbone, head, classes, digest=base.digest, adapters=adapters)
+
+    def _started_adapters(
+        self, base: _Base, number: int, unfreeze: int | str, lora: LoraConfig, *, seed: int
+    ) -> list[Adapter]:
+        """The adapters of phase `number` with their initial values. Raises BackboneError if there are no targets."""
+
+        def build() -> list[Adapter]:
+            _, unfrozen = base.backbone.cut(unfreeze)
+            return build_adapters(targets_in(unfrozen, lora.targets, name=base.backbone.name), lora)
+
+        of_adapters = (base.number, number, unfreeze, lora.model_dump_json())
+        adapters = _made(self._adapters, of_adapters, build, MAX_ADAPTERS)
+        for place, adapter in enumerate(adapters):
+            adapter.start([seed, number, place])
+        return adapters
 
     def forget_programs(self) -> None:
         """Free the compiled steps and the states of their optimisers, which only training needs."""
@@ -141,24 +165,25 @@ class SharedModels:
             )
         return _Base(backbone, backbone.digest(), next(self._numbers))
 
-    def will_train(self, model: TransferModel, variables: Sequence[keras.Variable]) -> None:
-        """Note the values of the base's variables before they are trained, so that `take_turn` can restore them."""
+    def will_train(self, model: TransferModel, phases: Sequence[PhaseConfig]) -> None:
+        """Note the values of the base's variables before phases change them, so that `take_turn` can restore them."""
         of_base = {id(variable) for variable in model.backbone.network.variables}
-        for variable in variables:
+        for variable in model.changed_by(phases):
             if id(variable) in of_base and id(variable) not in self._pretrained:
                 self._pretrained[id(variable)] = (variable, np.array(variable))
 
     def program(
         self,
         model: TransferModel,
-        phase: PhaseConfig,
+        number: int,
         config: Config,
         *,
         class_weights: np.ndarray,
         steps_per_epoch: int,
     ) -> PhaseProgram:
-        """The program of a phase of `config`, with a fresh optimiser. Must be called in the user's turn."""
-        cut, training = model.cut(phase.unfreeze), config.training
+        """The program of phase `number` of `config`, with a fresh optimiser. Must be called in the user's turn."""
+        phase, training, adapters = config.phases[number], config.training, model.adapters.get(number, ())
+        cut = model.cut(phase.unfreeze, adapters=adapters)
         augmentation = config.augmentation if phase.augment and config.augmentation.is_active else None
 
         def build() -> PhaseProgram:
@@ -177,6 +202,8 @@ class SharedModels:
         ]
         of_program = (
             id(model.head),
+            # A program holds the head and the adapters, so their ids are not those of others.
+            tuple(map(id, adapters)),
             json.dumps(compiled_in),
             augmentation and augmentation.model_dump_json(),
             steps_per_epoch,
@@ -225,9 +252,11 @@ def restore_model(run: Run, dataset: Dataset) -> tuple[TransferModel, Checkpoint
     checkpoint = Checkpoints(run).complete()
     model = untrained_model(run, dataset)
     with process_models().strategy.scope():
-        trained = model.variables_of([phase.unfreeze for phase in run.config.phases])
-        process_models().will_train(model, trained)
+        phases = run.config.phases
+        process_models().will_train(model, phases)
+        trained = model.variables_of(phases)
         assign(trained, checkpoint.weights)
+        model.merge(range(len(phases)), but=trained)
     return model, checkpoint
 
 

@@ -95,6 +95,8 @@ class FoundRate(BaseModel):
     phase: int
     """From 0."""
     unfreeze: int | str
+    rank: int | None = None
+    """Rank of the phase's adapters; None if it has none."""
     optimizer: str
     batch_size: int
     curve: RateCurve

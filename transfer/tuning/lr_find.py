@@ -67,6 +67,7 @@ def find_rate(
             base=config.base.model.rpartition("/")[2],
             phase=phase,
             unfreeze=tested.unfreeze,
+            rank=tested.lora.rank if tested.lora else None,
             optimizer=tested.optimizer.name,
             batch_size=config.training.batch_size,
             curve=curve,

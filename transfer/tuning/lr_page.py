@@ -33,7 +33,7 @@ def render(found: FoundRate) -> str:
     return template.render(
         found=found,
         curve=found.curve,
-        title=unfreeze_title(found.unfreeze),
+        title=unfreeze_title(found.unfreeze, rank=found.rank),
         suggestion=value_text(found.suggestion),
         tenth_of_minimum=value_text(found.tenth_of_minimum),
         fall=[f"{loss:.3f}" for loss in fall],

@@ -17,6 +17,7 @@ from transfer.config import (
     BaseNetworkConfig,
     Config,
     DomainConfig,
+    PhaseConfig,
     SweepConfig,
     Varies,
     keys_that_vary,
@@ -113,8 +114,8 @@ def _sets_depths(key: str) -> bool:
     return key.endswith(".unfreeze") or key == "phases" or key.rpartition(".")[0] == "phases"
 
 
-def searched_depths(config: Config) -> dict[str, list[int | str]]:
-    """The `unfreeze` depths in the space, by the searched key that sets them.
+def searched_phases(config: Config) -> dict[str, list[PhaseConfig]]:
+    """The phases in the space that differ in depth or adapters, by the searched key that sets them.
 
     Empty if bases are searched, too, because the number of blocks then depends on the trial.
     """
@@ -124,10 +125,12 @@ def searched_depths(config: Config) -> dict[str, list[int | str]]:
     found = {}
     for key, domain in space.items():
         # Depths are set by `phases`, `phases.0` and `phases.0.unfreeze`. Only the last one can have a range of numbers.
+        # Which layers get adapters is set by `phases.0.lora` and `phases.0.lora.targets`, too.
         values = _all_of(domain) if key.endswith(".unfreeze") else domain.choices or ()
         if key.partition(".")[0] == "phases" and values:
             probes = [with_values(config, {key: value}) for value in values]
-            found[key] = list(dict.fromkeys(phase.unfreeze for probe in probes for phase in probe.phases))
+            phases = [phase for probe in probes for phase in probe.phases]
+            found[key] = list({(phase.unfreeze, phase.lora): phase for phase in phases}.values())
     return found
 
 
@@ -223,7 +226,7 @@ def _as_read(config: Config, key: str, domain: DomainConfig) -> DomainConfig:
     for given in domain.choices:
         found: Any = with_values(config, {key: given}).model_dump(mode="json")
         for part in key.split("."):
-            found = found[int(part)] if isinstance(found, list) else found[part]
+            found = found[int(part)] if isinstance(found, list) else found.get(part)
         # Short forms (`optimizer: adam`) and whole sections stay as they are written.
         choices.append(given if isinstance(found, dict | list) else found)
     return domain.model_copy(update={"choices": choices})

@@ -5,6 +5,7 @@ import pickle
 import pytest
 import ray
 
+from tests.attention import on_attention
 from tests.digits import digits_config, ingest_some_digits
 from tests.trained import largest_difference, trained_in_one_process
 from transfer.errors import TrainingError
@@ -46,6 +47,23 @@ def test_two_ray_workers_end_with_the_weights_of_one_process(ray_cluster, digits
     for here, there in zip(in_one_process.progress.history, final.progress.history, strict=True):
         assert there.accuracy == here.accuracy
         assert there.validation_accuracy == here.validation_accuracy
+
+
+def test_two_ray_workers_train_the_adapters_that_one_process_trains(ray_cluster, digits):
+    """Also those of a second phase, on kernels that each worker merged by itself."""
+    source, dataset = digits
+    adapted = {"unfreeze": 2, "epochs": 1, "learning_rate": 1e-3, "lora": {"rank": 2, "targets": "all"}}
+    ends = []
+    for name, workers in (("one", {}), ("two", WORKERS)):
+        config = digits_config(source, str(source.parent / "storage"), workers=workers)
+        config = on_attention(config, source.parent, [adapted, adapted])
+        run = open_run(open_store(config.storage), config, dataset, run_id=f"adapters-{name}")
+        if workers:
+            train_on_workers(run)
+            ends.append(Checkpoints(run).complete())
+        else:
+            ends.append(trained_in_one_process(run))
+    assert largest_difference(ends[0].weights, ends[1].weights) < TOLERANCE
 
 
 def test_errors_of_tensorflow_are_looked_at_without_it(digits, monkeypatch):

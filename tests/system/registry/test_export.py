@@ -15,6 +15,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from tests.attention import on_attention
 from tests.digits import digits_config, hold_out, ingest_some_digits, write_some_digits
 from tests.reports import load_report
 from tests.unit.registry.test_export_proof import Tampered
@@ -80,6 +81,16 @@ def test_the_main_job_ends_with_a_promoted_version_and_a_report(outcome):
 def names_but_of_what_was_seen(store):
     # Files that were written a moment before an ingest are noted by the next one.
     return [item.name for item in store.list() if not item.name.startswith("seen/")]
+
+
+def test_what_adapters_learned_is_in_the_kernels_of_the_published_model(outcome, tmp_path):
+    """The proof's fresh processes know nothing of adapters, and answer what was evaluated."""
+    config, _ = outcome
+    phases = [{"unfreeze": "all", "epochs": 2, "learning_rate": 1e-2, "lora": {"rank": 2, "targets": "all"}}]
+    adapted = on_attention(config.model_copy(update={"name": "adapted"}), tmp_path, phases)
+    done = jobs.train(adapted)
+    assert done.version.provenance.parity.largest_difference <= 1e-5
+    assert done.report.metrics.accuracy > 0.3
 
 
 def test_repeating_the_main_job_trains_and_publishes_nothing_again(outcome):

@@ -53,6 +53,7 @@ def test_a_rendered_configuration_reads_back_as_itself(name):
         ({"dataset": {"source": "x", "group_pattern": "p", "group_column": "p"}}, "both say what a group is"),
         ({"workers": {"count": 3}}, "training.batch_size is 32 and must be divisible by the 3 workers"),
         ({"phases": [{"unfreeze": -1}]}, "unfreeze is -1 and must be 0 or more"),
+        ({"phases": [{"lora": {"rank": 4}}]}, "lora is given and unfreeze is 0, so no block would get an adapter"),
         ({"phases": [{"learning_rate": float("nan")}]}, "phases.0.learning_rate"),
         ({"phases": [{"optimizer": "adamm"}]}, "`adam`, `adamw` or `sgd` (found `adamm`); did you mean `adam`?"),
         ({"base": {"model": "M", "channels": 2}}, "base.channels: must be 1 or 3 (found `2`)"),

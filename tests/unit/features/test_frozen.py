@@ -65,6 +65,7 @@ def test_each_key_that_decides_the_output_of_the_frozen_part_is_in_its_digest(co
     changed = changed_keys(config, **values)
     # Which images there are, shards say. Options make another network, of keras.applications alone.
     looked_at = {key: changed[key] for key in changed if key.partition(".")[0] not in {*NOT_LEARNED, "dataset"}}
+    del looked_at["phases.0.lora"]  # Needs blocks to train, and decides nothing of what is below them.
     # A file has one number of channels; with another one, its network and its digest are others anyway.
     del looked_at["base.options"], looked_at["base.channels"]
     assert None not in looked_at.values()

@@ -63,6 +63,9 @@ def test_keras_tells_which_layer_was_called_and_what_is_in_it():
     variables = [len(keras_private.own_trainable_variables(layer)) for layer in inside.layers]
     assert variables == [2, 2]
     assert set(inside.layers) < set(keras_private.inner_layers(network))
+    directly = keras_private.direct_layers(network)
+    assert inside in directly
+    assert not set(inside.layers) & set(directly)
 
 
 def test_layers_get_names_as_in_a_new_process_and_later_ones_no_name_twice():

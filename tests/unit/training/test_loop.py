@@ -176,7 +176,7 @@ def test_a_restored_model_has_the_trained_weights_and_the_pretrained_rest(digits
             )
             == 0
         )
-    trained = [np.asarray(v) for v in model.variables_of([0, 1])]
+    trained = [np.asarray(v) for v in model.variables_of(run.config.phases)]
     assert largest_difference(trained, weights) == 0
 
 

@@ -9,6 +9,7 @@ import tensorflow as tf
 from tests.digits import digits_config
 from tests.trained import build_model, plain_logits
 from transfer.backbone.backbone import set_precision
+from transfer.config import PhaseConfig
 from transfer.errors import BackboneError, ConfigError
 from transfer.training.inference import rounds_coarsely
 
@@ -18,6 +19,10 @@ CLASSES = list("0123456789")
 @pytest.fixture(scope="module")
 def model():
     return build_model(digits_config("images", "storage"), CLASSES)
+
+
+def phases(*depths):
+    return [PhaseConfig(unfreeze=depth) for depth in depths]
 
 
 def names(variables):
@@ -57,15 +62,15 @@ def test_gradients_stop_at_the_cut(model):
 
 
 def test_variables_of_several_depths_have_no_repeats(model):
-    found = [id(variable) for variable in model.variables_of([0, 2, 1])]
+    found = [id(variable) for variable in model.variables_of(phases(0, 2, 1))]
     assert len(found) == len(set(found)) == len(model.cut(2).variables)
 
 
 def test_asking_for_variables_leaves_a_phase_as_it_is(model):
     expected = names(model.cut(1).variables)
-    assert names(model.variables_of(["all"])) > expected
+    assert names(model.variables_of(phases("all"))) > expected
     cut = model.cut(1)
-    model.variables_of([0, "all"])
+    model.variables_of(phases(0, "all"))
     assert names(cut.variables) == expected
 
 

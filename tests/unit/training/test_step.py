@@ -9,7 +9,9 @@ from tests.replicas import two_replicas
 from tests.trained import largest_difference
 from transfer.augmentation import Augmentation
 from transfer.backbone.backbone import set_precision
+from transfer.backbone.projections import projections_in
 from transfer.config import AugmentationConfig, HeadConfig, OptimizerConfig, PhaseConfig, ScheduleConfig, TrainingConfig
+from transfer.training.lora import build_adapters
 from transfer.training.model import CutModel, build_head
 from transfer.training.step import Chunk, PhaseProgram
 
@@ -28,8 +30,11 @@ def _full_precision():
     set_precision("off")
 
 
-def tiny_cut(head):
-    """A convolution, frozen, and one with BatchNorm, not frozen, with the same initial weights each time."""
+def tiny_cut(head, lora=None):
+    """A convolution, frozen, and one with BatchNorm, not frozen, with the same initial weights each time.
+
+    With `lora`, two Dense layers come after them, and only their adapters are trained.
+    """
 
     def convolution(seed):
         return keras.layers.Conv2D(8, 3, strides=2, kernel_initializer=keras.initializers.GlorotUniform(seed=seed))
@@ -39,9 +44,17 @@ def tiny_cut(head):
     features = keras.Input(frozen.output_shape[1:])
     x = keras.layers.BatchNormalization()(features)
     x = convolution(2)(keras.layers.ReLU()(x))
-    unfrozen = keras.Model(features, keras.layers.GlobalAveragePooling2D()(x))
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    for index in range(2 if lora else 0):
+        initializer = keras.initializers.GlorotUniform(seed=index)
+        x = keras.layers.Dense(8, kernel_initializer=initializer, kernel_regularizer="l2")(x)
+    unfrozen = keras.Model(features, x)
     head = build_head(head, feature_shape=unfrozen.output_shape[1:], class_count=CLASSES, seed=0)
-    return CutModel(lambda images: images / 127.5 - 1.0, frozen, unfrozen, head)
+    adapters = build_adapters(projections_in(unfrozen.layers), lora) if lora else []
+    for place, adapter in enumerate(adapters):
+        unfrozen.trainable = False
+        adapter.start([place])
+    return CutModel(lambda images: images / 127.5 - 1.0, frozen, unfrozen, head, adapters)
 
 
 def global_batch(step):
@@ -76,17 +89,18 @@ def chunk_of(cut, steps):
 
 
 def trained(strategy, *, steps=6, head=None, phase=None, training=None, augmentation=None, weights=None, chunks=()):
-    """Train from fixed initial weights; returns the totals and the weights.
+    """Train from fixed initial weights, by the adapters of the phase; returns the totals and the weights.
 
     `chunks`: train on cached features, each number that many steps in one call.
     """
     training = training or TrainingConfig(batch_size=BATCH, label_smoothing=0.1)
     with strategy.scope():
         set_precision(training.mixed_precision)
-        cut = tiny_cut(head or HeadConfig(hidden=[16], dropout=0.3, l2=1e-3))
+        phase = phase or PhaseConfig(learning_rate=1e-2)
+        cut = tiny_cut(head or HeadConfig(hidden=[16], dropout=0.3, l2=1e-3), phase.lora)
         program = PhaseProgram(
             cut,
-            phase=phase or PhaseConfig(learning_rate=1e-2),
+            phase=phase,
             training=training,
             class_weights=np.array([1.0, 2.0, 0.5]) if weights is None else weights,
             augmentation=Augmentation(augmentation) if augmentation else None,
@@ -117,8 +131,9 @@ def trained(strategy, *, steps=6, head=None, phase=None, training=None, augmenta
             marks=pytest.mark.proof,
         ),
         pytest.param({"augmentation": EVERYTHING}, marks=pytest.mark.proof),
+        {"phase": PhaseConfig(learning_rate=1e-2, unfreeze=1, lora={"rank": 2, "targets": "dense"})},
     ],
-    ids=["adam", "sgd", "adamw-clipped", "augmented"],
+    ids=["adam", "sgd", "adamw-clipped", "augmented", "lora"],
 )
 def test_two_replicas_learn_what_one_learns_within_1e_6(settings):
     one_totals, one = trained(tf.distribute.get_strategy(), **settings)
