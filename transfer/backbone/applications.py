@@ -75,7 +75,7 @@ def load_application(config: BaseNetworkConfig, *, storage: StorageConfig | None
     else:
         network = _construct(config, constructor, weights=None)
         _load_weights(network, config, storage)
-    return LoadedNetwork(config.model, network, preprocessing)
+    return LoadedNetwork(config.model, network, preprocessing, is_features=True)
 
 
 def _preprocessing(config: BaseNetworkConfig, constructor: Callable[..., keras.Model]) -> Preprocessing:
