@@ -202,7 +202,9 @@ def _step(described: dict[str, Any]) -> tuple[int, bool]:
     if "layerwise_strides" in described:
         return prod(described["layerwise_strides"]), True
     # Each stage of a Swin but the last halves the sides.
-    return _patch(described) * 2 ** (len(described.get("depths", [0])) - 1 if "window_size" in described else 0), False
+    halvings = len(described["depths"]) - 1 if "window_size" in described else 0
+    # DINOv3 says so nowhere, and mixes up the shapes of others.
+    return _patch(described) * 2**halvings, "rope_theta" in described
 
 
 def _patch(described: dict[str, Any]) -> int:

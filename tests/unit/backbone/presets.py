@@ -56,7 +56,7 @@ FAMILIES: dict[str, Any] = {
     "ResNet": lambda: models.ResNetBackbone(
         input_conv_filters=[8],
         input_conv_kernel_sizes=[3],
-        stackwise_num_filters=[8, 16],
+        stackwise_num_filters=[64, 64],
         stackwise_num_blocks=[1, 2],
         stackwise_num_strides=[1, 2],
         block_type="basic_block",
