@@ -11,7 +11,15 @@ import grimp
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TENSORFLOW = ("tensorflow", "keras", "tf_keras", "tensorflow_hub", "tensorflow_serving", "tensorflow_datasets")
+TENSORFLOW = (
+    "tensorflow",
+    "keras",
+    "keras_hub",
+    "tf_keras",
+    "tensorflow_hub",
+    "tensorflow_serving",
+    "tensorflow_datasets",
+)
 MAY_IMPORT_TENSORFLOW = (
     *("dataset.*", "backbone.*", "augmentation", "features.*", "training.*", "evaluation.*", "registry.*"),
     "screening.*",

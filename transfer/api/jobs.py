@@ -263,7 +263,8 @@ def inspect(network: str, *, image_size: int | tuple[int, int] = 224) -> pd.Data
     """List the blocks of a pretrained network: what each `unfreeze` depth trains, and its cost.
 
     Args:
-        network: String. Name of a network of `keras.applications`, a `.keras` file or a SavedModel, as `base.model`.
+        network: String. Name of a network of `keras.applications`, a preset of keras-hub (`hub:…` or its folder), a
+            `.keras` file or a SavedModel, as `base.model`.
         image_size: Integer, or pair of integers. Size of the images that the network takes, in pixels: the side of a
             square, or height and width.
 

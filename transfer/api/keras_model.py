@@ -9,6 +9,7 @@ from transfer.augmentation import KeyedDropout
 from transfer.backbone.blocks import nodes_in_order
 from transfer.backbone.hub import SavedModelLayer
 from transfer.errors import BackboneError
+from transfer.runtime.keras_private import inner_layers
 from transfer.training.model import MASKED_LOGIT, MaskedLogits, TransferModel
 
 
@@ -26,7 +27,7 @@ def standalone_model(model: TransferModel, *, name: str) -> keras.Model:
         [batch, classes].
 
     Raises:
-        BackboneError: The base is a SavedModel, which has no Keras layers.
+        BackboneError: The base is a SavedModel, which has no Keras layers, or has layers of keras-hub.
     """
     network = model.backbone.network
     if any(isinstance(node.operation, SavedModelLayer) for node in nodes_in_order(network)):
@@ -34,10 +35,20 @@ def standalone_model(model: TransferModel, *, name: str) -> keras.Model:
             f"The base {model.backbone.name} is a SavedModel, and no network of Keras's layers.",
             advice="Load the published SavedModel with `tf.saved_model.load`, or ask it with `predict`.",
         )
+    _refuse_what_others_cannot_load(model)
     pixels = keras.Input(model.backbone.image_input.shape, name="pixels")
     features = _copied(network)(model.backbone.preprocess(pixels))
     probabilities = keras.layers.Softmax(name="probabilities", dtype="float32")(_copied(model.head)(features))
     return keras.Model(pixels, probabilities, name=name)
+
+
+def _refuse_what_others_cannot_load(model: TransferModel) -> None:
+    kinds = {type(layer) for layer in inner_layers(model.backbone.network)}
+    if other := sorted(kind.__name__ for kind in kinds if kind.__module__.startswith(("keras_hub.", "transfer."))):
+        raise BackboneError(
+            f"The base {model.backbone.name} has layers that are not Keras's own: {', '.join(other)}.",
+            advice="Load the published SavedModel with `tf.saved_model.load`, or ask it with `predict`.",
+        )
 
 
 def _copied(network: keras.Model) -> keras.Model:

@@ -76,7 +76,7 @@ def load_application(
     network = _construct(config, constructor, weights=weights, include_top=include_top)
     if config.weights_file is not None:
         _load_weights(network, config, storage)
-    return LoadedNetwork(config.model, network, preprocessing)
+    return LoadedNetwork(config.model, network, preprocessing, is_features=True)
 
 
 def _preprocessing(config: BaseNetworkConfig, constructor: Callable[..., keras.Model]) -> Preprocessing:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from typing import Any, Literal
+import sys
+from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -86,19 +88,17 @@ def _with_policy(config: Any, policy: keras.DTypePolicy) -> Any:
     return changed
 
 
-def pooled(backbone: Backbone, pooling: Literal["average", "max", "flatten"]) -> Backbone:
-    """The base with global pooling after its feature map; unchanged if its output is a vector, and for `flatten`.
+def pooled(backbone: Backbone, pooling: str) -> Backbone:
+    """The base with the pooling of `head.pooling` after it; unchanged if its output is a vector, and for `flatten`.
 
-    The output becomes vectors [batch, channels], which take a fiftieth of the storage of feature maps.
+    The output becomes vectors [batch, channels], or [batch, 2 · channels] for `cls+mean`. They take a fiftieth of the
+    storage of feature maps. Raises BackboneError for a pooling of tokens where there are none.
     """
     features = backbone.network.outputs[0]
     if len(features.shape) == 2 or pooling == "flatten":
         return backbone
-    layers = keras.layers
-    pool = layers.GlobalAveragePooling2D if pooling == "average" else layers.GlobalMaxPooling2D
-    network = keras.Model(
-        backbone.network.inputs[0], pool(name=f"{pooling}_pooling")(features), name=backbone.network.name
-    )
+    pool = _pooled_tokens if len(features.shape) == 3 else _pooled_map
+    network = keras.Model(backbone.network.inputs[0], pool(backbone, pooling, features), name=backbone.network.name)
     return Backbone(
         name=backbone.name,
         image_input=backbone.image_input,
@@ -106,6 +106,34 @@ def pooled(backbone: Backbone, pooling: Literal["average", "max", "flatten"]) ->
         preprocess=backbone.preprocess,
         starts_random=backbone.starts_random,
     )
+
+
+def _pooled_map(backbone: Backbone, pooling: str, features: Any) -> Any:
+    if pooling not in {"average", "max"}:
+        raise BackboneError(
+            f"head.pooling is `{pooling}`, and {backbone.name} answers no tokens, but a map of {features.shape[1:]}.",
+            advice="Set head.pooling to `average`, `max` or `flatten`.",
+        )
+    pool = keras.layers.GlobalAveragePooling2D if pooling == "average" else keras.layers.GlobalMaxPooling2D
+    return pool(name=f"{pooling}_pooling")(features)
+
+
+def _pooled_tokens(backbone: Backbone, pooling: str, tokens: Any) -> Any:
+    """Pool tokens [batch, tokens, channels], the first of which may stand for no part of the image."""
+    leading = 0 if backbone.patches is None else max(tokens.shape[1] - backbone.patches, 0)
+    if "cls" in pooling and backbone.patches is not None and not leading:
+        raise BackboneError(
+            f"head.pooling is `{pooling}`, and {backbone.name} has no token of the class: each of its "
+            f"{tokens.shape[1]} tokens stands for a part of the image.",
+            advice="Set head.pooling to `mean` or `max`.",
+        )
+    if pooling == "cls":
+        return tokens[:, 0]
+    of_image = tokens[:, leading:] if leading else tokens
+    if pooling == "max":
+        return keras.layers.GlobalMaxPooling1D(name="max_pooling")(of_image)
+    mean = keras.layers.GlobalAveragePooling1D(name="mean_pooling")(of_image)
+    return keras.layers.Concatenate(name="cls_and_mean")([tokens[:, 0], mean]) if pooling == "cls+mean" else mean
 
 
 def _identity(image_input: ImageInput) -> str:
@@ -119,9 +147,11 @@ class Backbone:
     """A pretrained network, its preprocessing, and its blocks.
 
     `network` maps preprocessed float32 images [batch, height, width, 3], made as `image_input` says, to features,
-    [batch, height, width, channels] or [batch, channels]. `preprocess` maps float32 pixels 0..255
-    [batch, height, width, 3] to what `network` expects. `blocks` are ordered from the input to the output.
+    [batch, height, width, channels], [batch, tokens, channels] or [batch, channels]. `preprocess` maps float32 pixels
+    0..255 [batch, height, width, 3] to what `network` expects. `blocks` are ordered from the input to the output.
     `starts_random`: its weights are random, and it has BatchNorms, which are trained by the statistics of batches.
+    `patches` is the number of tokens that stand for a part of the image; others come before these. None: unknown, and
+    the first of all tokens is taken for that of the class.
     """
 
     def __init__(
@@ -132,12 +162,14 @@ class Backbone:
         network: keras.Model,
         preprocess: Preprocessing,
         starts_random: bool = False,
+        patches: int | None = None,
     ) -> None:
         self.name = name
         self.starts_random = starts_random
         self.image_input = image_input
         self.network = network
         self.preprocess = preprocess
+        self.patches = patches
         self._nodes = nodes_in_order(network)
         self._cuts = cut_points(self._nodes, network.outputs[0])
         grouped = group(self._nodes, self._cuts)
@@ -244,10 +276,20 @@ def _add_operation(digest: hashlib._Hash, node: Node) -> None:
         _add_network(digest, operation)
         return
     digest.update(_canonical([type(operation).__name__, _without_names(operation.get_config())]))
+    for module in _own_modules(operation):
+        digest.update(Path(module).read_bytes())
     for weight in node.weights:
         value = np.ascontiguousarray(weight.numpy())
         digest.update(_canonical([list(value.shape), str(weight.dtype)]))
         digest.update(value.tobytes())
+
+
+def _own_modules(operation: Any) -> list[str]:
+    """The files with the code of a layer, and of layers inside of it, where it is of `base.custom_objects`."""
+    layers = [operation, *inner_layers(operation)] if isinstance(operation, keras.Layer) else []
+    modules = {type(layer).__module__ for layer in layers}
+    own = {name for name in modules if name.partition(".")[0] not in {"keras", "keras_hub", "transfer"}}
+    return sorted({file for name in own if (file := getattr(sys.modules.get(name), "__file__", None))})
 
 
 def _arguments(node: Node, tensors: dict[int, str]) -> Any:

@@ -20,6 +20,7 @@ from typing import Any
 
 import keras
 
+from transfer.backbone.flops import traced_multiply_adds
 from transfer.runtime.keras_private import call_of, inner_layers, own_trainable_variables
 
 
@@ -148,7 +149,17 @@ def multiply_adds(node: Node) -> int:
         return _positions(node.inputs[0]) * _size(layer.kernel)
     if isinstance(layer, keras.layers.Conv2D | keras.layers.DepthwiseConv2D | keras.layers.Dense):
         return _positions(node.outputs[0]) * _size(layer.kernel)
+    if isinstance(layer, keras.layers.EinsumDense) or (isinstance(layer, keras.Layer) and inner_layers(layer)):
+        return _traced(node)
     return 0
+
+
+def _traced(node: Node) -> int:
+    def call(*values: Any) -> Any:
+        args, kwargs = node.arguments.fill_in({id(tensor): x for tensor, x in zip(node.inputs, values, strict=True)})
+        return node.operation(*args, **kwargs)
+
+    return traced_multiply_adds(call, [(tuple(tensor.shape[1:]), tensor.dtype) for tensor in node.inputs])
 
 
 def _size(kernel: keras.Variable) -> int:
@@ -196,9 +207,9 @@ class Block:
     flops: int
     """Multiply-adds for one image.
 
-    Conv2D, DepthwiseConv2D, SeparableConv2D, Conv2DTranspose and Dense count, also inside nested models. Everything
-    else counts 0: additions, activations, pooling, normalisation (merged into a convolution for serving), and the
-    inside of a SavedModel, which is unknown. """
+    Convolutions, dense layers and the products inside of attention count, also inside nested models and layers.
+    Everything else counts 0: additions, activations, pooling, normalisation (merged into a convolution for serving),
+    and the inside of a SavedModel, which is unknown. """
     output_shape: tuple[int | None, ...]
     """Output shape of the last layer, batch first."""
     feature_bytes: int

@@ -56,6 +56,8 @@ RANGES = {
 
 INITIAL_WEIGHTS_SEED = 0
 HDF5_SUFFIXES = (".h5", ".hdf5")
+CONFIG_OF_PRESET = "config.json"
+"""The file that tells a folder of keras-hub from that of a SavedModel."""
 
 # Limits of one archive or S3 prefix. The largest image networks are below 3 GB.
 MAX_MODULE_BYTES = 8 * 1024**3
@@ -78,6 +80,10 @@ class LoadedNetwork:
     """A functional `keras.Model` from one float32 image [batch, height, width, channels] to one output."""
     preprocessing: Preprocessing
     """Used when the configuration says `preprocessing: auto`."""
+    is_features: bool = False
+    """Whether it is known to answer features, and no classes of its own."""
+    patches: int | None = None
+    """Parts of the image for each of which there is one token, where it answers tokens; None: unknown."""
 
 
 @contextmanager
@@ -175,6 +181,13 @@ def saved_model_in(folder: Path) -> Path | None:
     """The folder of the SavedModel: the folder itself or, as in archives, one a level down; None if there is none."""
     inner = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     return next((path for path in [folder, *inner] if (path / "saved_model.pb").is_file()), None)
+
+
+def is_preset(uri: str, storage: StorageConfig | None) -> bool:
+    """Whether a folder or an `s3://` prefix is a preset of keras-hub. Raises StorageError from S3."""
+    if is_s3(uri):
+        return not uri.endswith((".tar.gz", ".tgz")) and open_at(uri, storage).exists(CONFIG_OF_PRESET)
+    return "://" not in uri and (path_here(uri) / CONFIG_OF_PRESET).is_file()
 
 
 def unpack_tar(archive: Path, *, directory: Path, shown_as: str) -> Path:

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from transfer.backbone.files import check_bounds, is_s3, open_at, saved_model_in
+from transfer.backbone.files import check_bounds, is_preset, is_s3, open_at, saved_model_in
 from transfer.config import BaseNetworkConfig, StorageConfig
 from transfer.config.paths import is_model_file, path_here
 from transfer.errors import BackboneError
@@ -22,7 +22,7 @@ from transfer.storage import Store, StoredObject, sha256_of_file
 RANDOM_START = "none, normalised"
 """What ids have for `weights: none`, whose BatchNorms are normalised and trained."""
 _FILE_SUFFIXES = (".keras", ".h5", ".tar.gz", ".tgz")
-"""Suffixes of single objects in a bucket; any other name is the prefix of a SavedModel."""
+"""Suffixes of single objects in a bucket; any other name is the prefix of a SavedModel or preset."""
 _SETTLED_NS = 2 * 10**9
 """A file that changed less than this before it was read may change again within the resolution of its times."""
 _READ_SIZE_BYTES = 8 * 1024**2
@@ -32,7 +32,7 @@ _known: dict[tuple[object, ...], str] = {}
 
 
 def base_digests(config: BaseNetworkConfig, *, storage: StorageConfig | None) -> dict[str, str]:
-    """SHA-256 of the files of the keys `model` and `weights`; for a SavedModel of all files and their names.
+    """SHA-256 of the files of the keys `model` and `weights`; for a SavedModel or preset of all files and their names.
 
     A key without a file has no entry: a network of keras.applications, its weights `imagenet` or `none`, a handle that
     tensorflow-hub resolves. A missing file has no entry either; loading it will raise the error. `storage`: how `s3://`
@@ -54,7 +54,9 @@ def base_identity(config: BaseNetworkConfig, *, storage: StorageConfig | None) -
     named: dict[str, Any] = {key: {"sha256": sha256} for key, sha256 in files.items()}
     if config.weights == "none":
         named["weights"] = RANDOM_START
-    return config.model_dump(mode="json", exclude={"accept_head"}) | named
+    # Ids of earlier releases had no such key.
+    left_out = {"accept_head"} if config.custom_objects else {"accept_head", "custom_objects"}
+    return config.model_dump(mode="json", exclude=left_out) | named
 
 
 def _digest(name: str, storage: StorageConfig | None) -> str | None:
@@ -65,7 +67,8 @@ def _digest(name: str, storage: StorageConfig | None) -> str | None:
     path = path_here(name)
     if path.is_file():
         return _sha256(path)
-    return _of_folder(name, path) if saved_model_in(path) is not None else None
+    is_base = saved_model_in(path) is not None or is_preset(name, storage)
+    return _of_folder(name, path) if is_base else None
 
 
 def _of_folder(name: str, folder: Path) -> str:

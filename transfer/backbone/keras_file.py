@@ -1,21 +1,36 @@
-"""A network from a `.keras` file."""
+"""A network from a `.keras` file, or from a whole model in HDF5 that Keras 3 still reads."""
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import logging
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
+import h5py
 import keras
 
 from transfer.backbone.backbone import in_chosen_precision, precision
 from transfer.backbone.blocks import called_on
-from transfer.backbone.files import MAX_MODULE_BYTES, RANGES, LoadedNetwork, all_weights_or_none, fixed_seed, local_file
+from transfer.backbone.files import (
+    HDF5_SUFFIXES,
+    MAX_MODULE_BYTES,
+    RANGES,
+    LoadedNetwork,
+    all_weights_or_none,
+    fixed_seed,
+    local_file,
+)
 from transfer.config import BaseNetworkConfig, StorageConfig
 from transfer.errors import BackboneError
 
 # Keras reads the description of the layers into memory. For thousands of layers it has a few megabytes.
 MAX_DESCRIPTION_BYTES = 64 * 1024**2
+
+logger = logging.getLogger(__name__)
 
 
 def load_keras_file(config: BaseNetworkConfig, *, storage: StorageConfig | None) -> LoadedNetwork:
@@ -23,31 +38,72 @@ def load_keras_file(config: BaseNetworkConfig, *, storage: StorageConfig | None)
 
     With `weights: none` it has random weights, the same in every process. If its height and width are open, they become
     `config.image_size`. It computes in the precision of `set_precision`, whatever it was saved with. Code in the file
-    (Lambda layers, classes of other packages) is never run. Raises BackboneError if the file cannot be used.
+    (Lambda layers) is never run, and classes of other packages only come from `base.custom_objects`. Raises
+    BackboneError if the file cannot be used.
     """
-    model = _in_chosen_precision(config, _as_functional(config, _read(config, storage)))
-    if config.weights == "none":
-        with fixed_seed():
-            model = keras.models.clone_model(model)
-    network = _with_fixed_size(config, model)
+    with keras.saving.custom_object_scope(_custom_objects(config.custom_objects)):
+        model = _in_chosen_precision(config, _as_functional(config, _read(config, storage)))
+        if config.weights == "none":
+            with fixed_seed():
+                model = keras.models.clone_model(model)
+        network = _with_fixed_size(config, model)
     return LoadedNetwork(Path(config.model).stem, network, RANGES["0..255"])
+
+
+def _custom_objects(module: str | None) -> dict[str, Any]:
+    """The layers in a module of the user's, by the names of their classes. Importing it runs its code."""
+    if module is None:
+        return {}
+    logger.info("Importing %s, which base.custom_objects names.", module)
+    try:
+        imported = importlib.import_module(module)
+    # It may fail in any way.
+    except Exception as error:
+        raise BackboneError(
+            f"base.custom_objects is {module!r}, and importing it failed: {error}",
+            advice="Install it on each machine, or put the folder above it on PYTHONPATH there.",
+        ) from error
+    found = {name: value for name, value in vars(imported).items() if inspect.isclass(value)}
+    return {name: value for name, value in found.items() if issubclass(value, keras.layers.Layer)}
 
 
 def _read(config: BaseNetworkConfig, storage: StorageConfig | None) -> keras.Model:
     with tempfile.TemporaryDirectory(prefix="transfer-") as directory:
         path = local_file(config.model, directory=Path(directory), storage=storage)
+        is_hdf5 = config.model.endswith(HDF5_SUFFIXES)
         try:
-            _check_sizes(path)
+            _check_hdf5(path) if is_hdf5 else _check_sizes(path)
             with all_weights_or_none():
                 return keras.models.load_model(path, compile=False, safe_mode=True)
         except Exception as error:
-            raise BackboneError(
-                f"{config.model} cannot be read as a .keras file: {error}",
-                advice=(
-                    "Only files made of Keras's own layers are read: code inside a file (a Lambda layer, a custom "
-                    "class) is never run. Save it again with `model.save('name.keras')`, without such layers."
-                ),
-            ) from error
+            advice = (
+                "Load it with the Keras that wrote it, build the same network with Keras 3, copy the weights with "
+                "`set_weights`, and save it with `model.save('name.keras')`. If the file has weights only, set "
+                "base.model to the name of their network, and base.weights to the file."
+                if is_hdf5
+                else "Only files made of Keras's own layers are read, and of those in the module that "
+                "base.custom_objects names: code inside a file (a Lambda layer) is never run. Save it again with "
+                "`model.save('name.keras')`, without other layers."
+            )
+            kind = "a model in HDF5" if is_hdf5 else "a .keras file"
+            raise BackboneError(f"{config.model} cannot be read as {kind}: {error}", advice=advice) from error
+
+
+def _check_hdf5(path: Path) -> None:
+    """Raise ValueError if the file leads to other files, or unpacks to more than any network has."""
+    size_bytes = 0
+
+    def check(name: str, link: Any) -> None:
+        nonlocal size_bytes
+        found = file[name] if isinstance(link, h5py.HardLink) else None
+        if found is None or (isinstance(found, h5py.Dataset) and found.external):
+            raise ValueError(f"{name} in it lies elsewhere")
+        size_bytes += found.nbytes if isinstance(found, h5py.Dataset) else 0
+        if size_bytes > MAX_MODULE_BYTES:
+            raise ValueError(f"it unpacks to more than {MAX_MODULE_BYTES:,} bytes")
+
+    with h5py.File(path) as file:
+        file.visititems_links(check)
 
 
 def _check_sizes(path: Path) -> None:

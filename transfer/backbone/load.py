@@ -13,12 +13,13 @@ from transfer.backbone.batch_norms import batch_norms_of, watch_batch_norms
 from transfer.backbone.blocks import nodes_in_order
 from transfer.backbone.classifier import refuse_classifier, split_classifier
 from transfer.backbone.efficientnet_lite import WEIGHTS_ORIGIN
-from transfer.backbone.files import HDF5_SUFFIXES, RANGES, LoadedNetwork, Preprocessing, is_s3, nearest
+from transfer.backbone.files import HDF5_SUFFIXES, RANGES, LoadedNetwork, Preprocessing, is_preset, is_s3, nearest
 from transfer.backbone.hub import is_remote_handle, load_saved_model
 from transfer.backbone.keras_file import load_keras_file
+from transfer.backbone.presets import load_preset
 from transfer.backbone.projections import projections_in
 from transfer.config import BaseNetworkConfig, Config, Depth, StorageConfig
-from transfer.config.paths import is_model_file, path_here
+from transfer.config.paths import PRESET_PREFIX, is_model_file, path_here
 from transfer.errors import BackboneError
 from transfer.runtime.numerics import use_own_keras
 
@@ -83,7 +84,7 @@ def load_backbone(
     loaded = _load(config, storage)
     network = _tap(loaded, config.tap) if config.tap else loaded.network
     _check_output(loaded.name, network)
-    if not (config.tap or config.accept_head or config.model in known_networks()):
+    if not (config.tap or config.accept_head or loaded.is_features):
         refuse_classifier(loaded.name, network)
     return _backbone(config, loaded, network, depth)
 
@@ -135,16 +136,24 @@ def _backbone(config: BaseNetworkConfig, loaded: LoadedNetwork, network: keras.M
         network=network,
         preprocess=preprocessing,
         starts_random=starts_random,
+        patches=loaded.patches,
     )
 
 
 def _load(config: BaseNetworkConfig, storage: StorageConfig | None, *, include_top: bool = False) -> LoadedNetwork:
     """The network; `include_top`: one of keras.applications with its classifier, which files have or lack anyway."""
     model = config.model
+    is_file = model.endswith((".keras", *HDF5_SUFFIXES))
+    if config.custom_objects is not None and not is_file:
+        raise BackboneError(
+            f"base.custom_objects is {config.custom_objects!r} and {model} is no .keras or .h5 file, which alone have "
+            "layers of other packages.",
+            advice="Remove base.custom_objects, or check base.model.",
+        )
     if model in known_networks():
         return load_application(config, storage=storage, include_top=include_top)
-    if model.endswith(HDF5_SUFFIXES):
-        _refuse_hdf5(model)
+    if model.endswith(".weights.h5"):
+        _refuse_weights_alone(model)
     if config.options:
         raise BackboneError(
             f"base.options are given and {model} is not a network of keras.applications, which alone takes options.",
@@ -156,14 +165,16 @@ def _load(config: BaseNetworkConfig, storage: StorageConfig | None, *, include_t
             "other weights.",
             advice="Remove base.weights, or check base.model." + nearest(model, known_networks()),
         )
-    if model.endswith(".keras"):
+    if is_file:
         return load_keras_file(config, storage=storage)
+    if model.startswith(PRESET_PREFIX) or (is_model_file(model) and is_preset(model, storage)):
+        return load_preset(config, storage=storage)
     if is_s3(model) or is_remote_handle(model) or (is_model_file(model) and path_here(model).exists()):
         return load_saved_model(config, storage=storage)
     raise BackboneError(
         f"base.model is {model!r}, which is neither a network of keras.applications nor a file or folder that exists.",
-        advice="Name a network, a .keras file, or a SavedModel (./folder, .tar.gz, s3://…, https://…)."
-        + nearest(model, known_networks()),
+        advice="Name a network, a preset of keras-hub (hub:NAME, ./folder), a .keras file, or a SavedModel (./folder, "
+        ".tar.gz, s3://…, https://…)." + nearest(model, known_networks()),
     )
 
 
@@ -181,16 +192,10 @@ def _check_channels(config: BaseNetworkConfig, preprocessing: Preprocessing) -> 
         )
 
 
-def _refuse_hdf5(model: str) -> NoReturn:
-    if model.endswith(".weights.h5"):
-        raise BackboneError(
-            f"{model} has weights and no network.",
-            advice="Set base.model to the name of their network, and base.weights to this file.",
-        )
+def _refuse_weights_alone(model: str) -> NoReturn:
     raise BackboneError(
-        f"{model} is a Keras 2 HDF5 model, a format that is not read.",
-        advice="Load it with Keras, save it with model.save('name.keras'), and name that file. If it has weights only, "
-        "set base.model to the name of their network, and base.weights to this file.",
+        f"{model} has weights and no network.",
+        advice="Set base.model to the name of their network, and base.weights to this file.",
     )
 
 
@@ -215,9 +220,9 @@ def _tap(loaded: LoadedNetwork, name: str) -> keras.Model:
 
 def _check_output(name: str, network: keras.Model) -> None:
     shape = tuple(network.outputs[0].shape)
-    if len(shape) not in (2, 4) or None in shape[1:] or 0 in shape[1:]:
+    if len(shape) not in (2, 3, 4) or None in shape[1:] or 0 in shape[1:]:
         raise BackboneError(
-            f"{name} answers shape {shape}; a base answers features (batch, height, width, channels) or "
-            "(batch, channels) of known size.",
+            f"{name} answers shape {shape}; a base answers features (batch, height, width, channels), "
+            "(batch, tokens, channels) or (batch, channels) of known size.",
             advice="Set base.tap to a layer with such an output, or use a larger base.image_size.",
         )

@@ -26,7 +26,7 @@ from transfer.config.decides import LEARNED, decided_by, why_not_searched
 from transfer.config.explain import explain
 from transfer.config.image_input import Depth, Fit, ImageInput
 from transfer.config.nightly import NightlyConfig
-from transfer.config.paths import is_model_file, path_here
+from transfer.config.paths import brings_weights, path_here
 from transfer.config.section import Decides, Fraction, Name, NotSearched, Section, Varies
 from transfer.config.sweep import SweepConfig
 from transfer.config.training import PhaseConfig, TrainingConfig, WorkersConfig
@@ -282,13 +282,14 @@ class BaseNetworkConfig(Section, decides=Decides.FEATURES):
     """The pretrained network."""
 
     model: str
-    """A network of `keras.applications` by name (`MobileNetV2`) or `EfficientNetLite0`, a `.keras` file, or a TF Hub
-    style SavedModel (folder, `.tar.gz`, `s3://…`, or a handle that tensorflow-hub resolves). Files may be local or
-    `s3://`. A folder is written with a slash, `./module`: a plain word names a network."""
+    """A network of `keras.applications` by name (`MobileNetV2`) or `EfficientNetLite0`, a preset of keras-hub by name
+    (`hub:dinov2_small`, with the extra `hub`) or the folder of one, a `.keras` or `.h5` file, or a TF Hub style
+    SavedModel (folder, `.tar.gz`, `s3://…`, or a handle that tensorflow-hub resolves). Files and folders may be local
+    or `s3://`. A folder is written with a slash, `./module`: a plain word names a network."""
     weights: str = "imagenet"
     """For a network by name: `imagenet`, `none` (random), or a weights file (`.weights.h5`, local or `s3://`). Keras
-    downloads `imagenet`; that of `EfficientNetLite0` comes with the extra `demo`. `.keras` files and SavedModels bring
-    their own weights, and a file beside them is refused; with `none` a `.keras` file starts with random ones."""
+    downloads `imagenet`; that of `EfficientNetLite0` comes with the extra `demo`. Files, presets and SavedModels bring
+    their own weights, and a file beside them is refused; with `none`, files and presets start with random ones."""
     image_size: Annotated[Side | tuple[Side, Side], Varies.IN_WARM_START] = 224
     """Size in pixels of the images that the network takes: the side of a square, or `[height, width]`."""
     fit: Annotated[Fit, Varies.IN_WARM_START] = "stretch"
@@ -304,14 +305,17 @@ class BaseNetworkConfig(Section, decides=Decides.FEATURES):
     weights of a network that was built so; the imagenet weights of `keras.applications` take 3."""
     tap: str | None = None
     """Name of an inner layer whose output is used instead of the network's last one, for example `mixed7`."""
+    custom_objects: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")] | None = None
+    """A module, `package.module`, with the layers of a `.keras` or `.h5` file that are not Keras's own. It is imported,
+    so its code runs, on every machine that loads the base. Default: nothing is imported."""
     # A permission, which the ids of runs leave out (`base_identity`). Those of nights and packs have it.
     accept_head: Annotated[bool, Varies.IN_WARM_START] = False
     """Accept a `.keras` file or SavedModel that ends in a classifier. It is refused otherwise, because predictions of
     its own classes are poor features of other images. Better: `tap` the layer before."""
     preprocessing: Literal["auto", "0..255", "0..1", "-1..1"] = "auto"
     """Range of pixel values that the network expects. `auto`: what `keras.applications` documents for the network, also
-    with `include_preprocessing: false` (refused where no range stands for that); `0..1` for SavedModels, the TF Hub
-    convention; `0..255` for `.keras` files."""
+    with `include_preprocessing: false` (refused where no range stands for that); what a preset's image converter does;
+    `0..1` for SavedModels, the TF Hub convention; `0..255` for `.keras` files."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the network's constructor in `keras.applications`, for example `{alpha: 0.35}`."""
 
@@ -355,7 +359,7 @@ class BaseNetworkConfig(Section, decides=Decides.FEATURES):
     def weights_title(self) -> str:
         """Origin of the weights in words: `imagenet`, `none`, or the name of their file."""
         # A file brings its own, whatever the key's default says.
-        brought = self.model if is_model_file(self.model) and self.weights == "imagenet" else self.weights
+        brought = self.model if brings_weights(self.model) and self.weights == "imagenet" else self.weights
         is_address = "://" in brought and not brought.startswith("s3://")
         return brought if is_address else brought.rstrip("/").rpartition("/")[2]
 
@@ -363,8 +367,10 @@ class BaseNetworkConfig(Section, decides=Decides.FEATURES):
 class HeadConfig(Section, decides=Decides.LEARNING):
     """The new layers on top of the base."""
 
-    pooling: Annotated[Literal["average", "max", "flatten"], Decides.FEATURES] = "average"
-    """How a feature map becomes a vector. It has no effect on bases whose output is a vector."""
+    pooling: Annotated[Literal["average", "max", "flatten", "cls", "mean", "cls+mean"], Decides.FEATURES] = "average"
+    """How a feature map, or the tokens of a transformer, become a vector. For tokens alone: `cls`, the token of the
+    class; `mean`, the mean of the tokens of the image, which `average` is for them, too; `cls+mean`, both, one after
+    the other. It has no effect on bases whose output is a vector."""
     hidden: list[Annotated[int, Field(ge=1)]] = Field(default_factory=list)
     """Units of each hidden layer, with ReLU."""
     dropout: Annotated[Fraction, Varies.IN_TRAINING | Varies.IN_PACK] = 0.2

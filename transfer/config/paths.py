@@ -11,6 +11,8 @@ from transfer.errors import ConfigError
 
 _FILE_OF_A_MODEL = (".keras", ".h5", ".hdf5", ".tar.gz", ".tgz")
 _SQLITE = "sqlite:///"
+PRESET_PREFIX = "hub:"
+"""`base.model: hub:NAME` is the preset NAME of keras-hub."""
 
 
 def path_here(text: str | Path) -> Path:
@@ -32,7 +34,12 @@ def is_model_file(model: str) -> bool:
 
     Otherwise it names a Keras network, even if a folder or file with that name exists.
     """
-    return "/" in model or model.endswith(_FILE_OF_A_MODEL)
+    return not model.startswith(PRESET_PREFIX) and ("/" in model or model.endswith(_FILE_OF_A_MODEL))
+
+
+def brings_weights(model: str) -> bool:
+    """Whether `base.model` comes with weights of its own, which the default of `base.weights` does not name."""
+    return is_model_file(model) or model.startswith(PRESET_PREFIX)
 
 
 def is_source_path(source: str) -> bool:

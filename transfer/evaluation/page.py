@@ -12,7 +12,7 @@ import yaml
 from markupsafe import Markup
 
 from transfer.config import Depth, unfreeze_title
-from transfer.config.paths import is_model_file
+from transfer.config.paths import brings_weights
 from transfer.evaluation import charts
 from transfer.evaluation.metrics import ClassMetrics, Interval, Metrics, beats_commonest_class, wilson_interval
 from transfer.evaluation.mistakes import Mistake
@@ -155,7 +155,7 @@ def _phases(report: Report) -> dict[int, PhaseFacts]:
 def _shown(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration without the default of `base.weights` if a file brings the weights, because it is not used."""
     base = dict(_section(config, "base"))
-    if base.get("weights") == "imagenet" and is_model_file(str(base.get("model"))):
+    if base.get("weights") == "imagenet" and brings_weights(str(base.get("model"))):
         del base["weights"]
     return {**config, **({"base": base} if base else {})}
 

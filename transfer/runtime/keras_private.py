@@ -45,6 +45,11 @@ def own_trainable_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
     return list(layer._trainable_variables)  # noqa: SLF001
 
 
+def own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
+    """Variables of a layer, without inner layers, in the order in which it saves them."""
+    return [*layer._trainable_variables, *layer._non_trainable_variables]  # noqa: SLF001
+
+
 def weights_folder() -> Path:
     """Folder into which Keras downloads weights."""
     return Path(keras_home(), "models")

@@ -44,7 +44,7 @@ def build_head(
         return keras.layers.Dense(units, kernel_initializer=initializer, kernel_regularizer=regularizer, **options)(x)
 
     features = keras.Input(feature_shape, name="features")
-    # Average and max pooling belong to the base (`backbone/backbone.py`). A feature map here is to be flattened.
+    # Pooling belongs to the base (`backbone/backbone.py`). A feature map, or tokens, here are to be flattened.
     x = features if len(feature_shape) == 1 else keras.layers.Flatten(name="flatten")(features)
     for index, units in enumerate(config.hidden):
         x = dense(x, units, index, activation="relu", name=f"hidden_{index}")

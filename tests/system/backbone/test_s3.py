@@ -3,6 +3,7 @@ import pytest
 import tensorflow as tf
 from boto3 import client as boto_client
 
+from tests.unit.backbone.presets import write_preset
 from transfer.backbone.load import load_backbone
 from transfer.config import BaseNetworkConfig
 from transfer.errors import BackboneError
@@ -50,6 +51,16 @@ def test_a_module_is_read_from_a_prefix_and_from_an_archive_in_a_bucket(
         backbone = load(s3_storage, model=f"{s3_storage.uri}/{name}")
         assert backbone.name == "module"
         np.testing.assert_array_equal(backbone.network(images).numpy(), expected)
+
+
+def test_a_preset_is_read_from_a_prefix(s3_storage, tmp_path):
+    write_preset("ViT", tmp_path / "vit")
+    store = open_store(s3_storage)
+    for path in (tmp_path / "vit").iterdir():
+        store.put(f"presets/vit/{path.name}", path)
+    backbone = load(s3_storage, model=f"{s3_storage.uri}/presets/vit")
+    assert backbone.name == "vit"
+    assert backbone.digest() == load(None, model=str(tmp_path / "vit")).digest()
 
 
 @pytest.mark.parametrize("name", ["missing.keras", "missing.tar.gz", "missing"])

@@ -1,7 +1,11 @@
+import importlib
+
+import h5py
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras.src.legacy.saving import legacy_h5_format
 
 from transfer.backbone.backbone import computes_in_half, set_precision
 from transfer.backbone.load import load_backbone
@@ -133,18 +137,73 @@ def test_options_and_files_of_weights_belong_to_keras_applications_only(tmp_path
         load(tmp_path / "base.keras", weights="other.weights.h5")
 
 
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        ("old.h5", r"old.h5 is a Keras 2 HDF5 model, .*save it with model.save\('name.keras'\)"),
-        ("s3://bucket/old.hdf5", r"old.hdf5 is a Keras 2 HDF5 model"),
-        ("mine.weights.h5", r"mine.weights.h5 has weights and no network. .* base.weights to this file"),
-    ],
-)
 @pytest.mark.parametrize("weights", ["imagenet", "none"])
-def test_hdf5_is_refused_with_what_to_make_of_it(name, said, weights):
-    with pytest.raises(BackboneError, match=said):
-        load(name, weights=weights)
+def test_weights_alone_are_refused_with_what_to_make_of_them(weights):
+    with pytest.raises(
+        BackboneError, match=r"mine.weights.h5 has weights and no network. .* base.weights to this file"
+    ):
+        load("mine.weights.h5", weights=weights)
+
+
+def test_a_whole_model_in_hdf5_is_read(tmp_path, images):
+    model = functional()
+    legacy_h5_format.save_model_to_hdf5(model, str(tmp_path / "old.h5"))
+    backbone = load(tmp_path / "old.h5")
+    np.testing.assert_array_equal(backbone.network(images).numpy(), model(images).numpy())
+    assert [block.name for block in backbone.blocks] == ["first", "second", "projection"]
+
+
+def test_hdf5_that_keras_does_not_read_is_refused_with_what_to_do(tmp_path):
+    with h5py.File(tmp_path / "old.h5", "w") as file:
+        file["kernel"] = np.zeros(4)
+    with pytest.raises(BackboneError, match=r"old.h5 cannot be read as a model in HDF5: .*base.weights to the file"):
+        load(tmp_path / "old.h5")
+
+
+def test_hdf5_that_leads_to_another_file_or_unpacks_to_too_much_is_refused(tmp_path, monkeypatch):
+    with h5py.File(tmp_path / "link.h5", "w") as file:
+        file["secret"] = h5py.ExternalLink("/etc/passwd", "/")
+    with pytest.raises(BackboneError, match=r"secret in it lies elsewhere"):
+        load(tmp_path / "link.h5")
+    monkeypatch.setattr("transfer.backbone.keras_file.MAX_MODULE_BYTES", 1000)
+    with h5py.File(tmp_path / "bomb.h5", "w") as file:
+        file.create_dataset("zeros", (1001,), "u1", compression="gzip")
+    with pytest.raises(BackboneError, match=r"it unpacks to more than 1,000 bytes"):
+        load(tmp_path / "bomb.h5")
+
+
+OWN_LAYER = """
+import keras
+
+
+class Doubled(keras.layers.Layer):
+    def call(self, x):
+        return 2.0 * x
+"""
+
+
+def test_own_layers_come_from_the_module_that_the_configuration_names(tmp_path, monkeypatch, images, caplog):
+    monkeypatch.syspath_prepend(tmp_path)
+    code = tmp_path / "own_layers_of_a_test.py"
+    code.write_text(OWN_LAYER)
+    own = importlib.import_module("own_layers_of_a_test")
+    pixels = keras.Input((16, 16, 3))
+    model = keras.Model(pixels, own.Doubled()(keras.layers.Conv2D(64, 3)(pixels)))
+    model.save(tmp_path / "base.keras")
+    with pytest.raises(BackboneError, match=r"base.custom_objects names"):
+        load(tmp_path / "base.keras")
+    with caplog.at_level("INFO", "transfer"):
+        backbone = load(tmp_path / "base.keras", custom_objects="own_layers_of_a_test")
+    assert "Importing own_layers_of_a_test" in caplog.text
+    np.testing.assert_array_equal(backbone.network(images).numpy(), model(images).numpy())
+    # Other code is another base, although the file is the same.
+    digest = backbone.digest()
+    code.write_text(OWN_LAYER.replace("2.0", "3.0"))
+    assert backbone.digest() != digest
+    with pytest.raises(BackboneError, match=r"'no.such_module', and importing it failed: .*PYTHONPATH"):
+        load(tmp_path / "base.keras", custom_objects="no.such_module")
+    with pytest.raises(BackboneError, match=r"MobileNetV2 is no .keras or .h5 file"):
+        load("MobileNetV2", custom_objects="own_layers_of_a_test", image_size=96)
 
 
 def test_weights_none_starts_a_file_with_the_same_random_weights_each_time(tmp_path):
