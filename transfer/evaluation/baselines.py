@@ -123,8 +123,8 @@ def _of_training(probe: Baseline) -> str:
         return f"Training gains {probe.difference_text.removeprefix('+')} over {probe.title}{images}."
     if probe.interval.high < 0:
         return (
-            f"Training loses {probe.difference_text.removeprefix('-')} against {probe.title}{images}: other learning "
-            "rates or more epochs may help."
+            f"The model is worse than {probe.title}, {probe.difference_text}{images}: other learning rates or more "
+            "epochs may help."
         )
     return f"The model is about as good as {probe.title}, {probe.difference_text}{images}."
 

@@ -19,9 +19,9 @@ def probe(gained, lost, *, images=400, run_right=300, name="linear probe"):
         (
             60,
             12,
-            "Training gains 12.0 points (8.2 to 16.0) over a linear probe on the same features, on 400 of the images.",
+            "Training gains 12.0 points (8.0 to 16.0) over a linear probe on the same features, on 400 of the images.",
         ),
-        (3, 40, "Training loses 9.2 points (-12.5 to -6.2) against a linear probe"),
+        (3, 40, "The model is worse than a linear probe on the same features, -9.2 points (-12.2 to -6.2)"),
         (10, 9, "The model is about as good as a linear probe on the same features, +0.2 points (-2.0 to 2.5)"),
     ],
 )
@@ -52,7 +52,7 @@ def test_a_report_and_its_page_have_the_baselines_and_why_one_is_missing(report_
     assert Report.from_json(report.to_json()) == report
     assert baselines.verdict in beside(report)
     page = render_html(report, thumbnails={})
-    for text in ("1,234 training images", "+12.0 points (8.2 to 16.0)", "not made: no features", baselines.verdict):
+    for text in ("1,234 training images", "+12.0 points (8.0 to 16.0)", "not made: no features", baselines.verdict):
         assert text in page
     told = baselines_for_programs(baselines)
     assert told["made"]["linear probe"]["difference"] == 0.12

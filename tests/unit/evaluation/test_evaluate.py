@@ -134,7 +134,7 @@ def test_baselines_answer_the_images_of_the_report_by_cached_or_computed_feature
     run = replace(run, config=run.config.model_copy(update={"baselines": BaselinesConfig(made="all")}))
     report, predictions = load_report(run, evaluate_run(run, dataset))
     commonest, neighbours, linear = report.baselines.made
-    assert (commonest.images, report.baselines.training_images, report.baselines.not_made) == (48, 90, {})
+    assert (commonest.images, report.baselines.training_images, report.baselines.not_made) == (49, 90, {})
     known, asked = (features_of(run, dataset, split) for split in ("train", "test"))
     rows = sample_of(run.store, dataset, "train").rows
     right = predictions.predicted == predictions.labels
@@ -147,7 +147,7 @@ def test_baselines_answer_the_images_of_the_report_by_cached_or_computed_feature
 
 
 def test_baselines_that_would_be_costly_are_not_made_and_none_if_none_are_wanted(runs):
-    run, dataset = runs[0]["a block, too"], runs[1]
+    run, dataset = runs[0]["head only, nothing kept"], runs[1]
     baselines = load_report(run, evaluate_run(run, dataset))[0].baselines
     assert [each.name for each in baselines.made] == ["commonest class"]
     assert "a twentieth of the training" in baselines.not_made["linear probe"]
