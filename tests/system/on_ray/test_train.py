@@ -5,7 +5,7 @@ import pickle
 import pytest
 import ray
 
-from tests.digits import digits_config, ingest_some_digits
+from tests.digits import digits_config, from_scratch, ingest_some_digits
 from tests.trained import largest_difference, trained_in_one_process
 from transfer.errors import TrainingError
 from transfer.storage import open_store
@@ -46,6 +46,20 @@ def test_two_ray_workers_end_with_the_weights_of_one_process(ray_cluster, digits
     for here, there in zip(in_one_process.progress.history, final.progress.history, strict=True):
         assert there.accuracy == here.accuracy
         assert there.validation_accuracy == here.validation_accuracy
+
+
+@pytest.mark.proof
+def test_two_ray_workers_train_batch_norms_of_random_weights_as_one_process_does(ray_cluster, digits, tmp_path):
+    """Their first block is frozen: statistics and features are computed on the cluster, and found here."""
+    changes = {
+        "base": from_scratch(tmp_path / "network.keras"),
+        "phases": [{"unfreeze": 2, "epochs": 2, "learning_rate": 1e-3}],
+        "features": {"cache": "always", "engine": "tensorflow"},
+    }
+    run = new_run(digits, "two-workers-from-scratch", workers=WORKERS, **changes)
+    train_on_workers(run)
+    expected = trained_in_one_process(new_run(digits, "one-process-from-scratch", **changes))
+    assert largest_difference(Checkpoints(run).complete().weights, expected.weights) < TOLERANCE
 
 
 def test_errors_of_tensorflow_are_looked_at_without_it(digits, monkeypatch):
