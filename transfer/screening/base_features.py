@@ -9,7 +9,7 @@ import numpy as np
 
 from transfer.backbone.backbone import Backbone, set_precision
 from transfer.backbone.blocks import network_flops
-from transfer.backbone.load import build_backbone
+from transfer.backbone.random_start import base_for
 from transfer.config import Config
 from transfer.dataset.batches import stored_images
 from transfer.dataset.manifest import Dataset
@@ -34,7 +34,7 @@ class BaseFeatures:
     def __init__(self, config: Config, store: Store, dataset: Dataset, sample: Sample) -> None:
         self._store, self._dataset, self._sample = store, dataset, sample
         set_precision(config.training.mixed_precision)
-        self.parts = parts_of(build_backbone(config))
+        self.parts = parts_of(base_for(config, store, dataset))
         self._extractor = Extractor(store, engine=config.features.engine)
 
     def features(self) -> list[np.ndarray]:
