@@ -467,8 +467,9 @@ class BaselinesConfig(Section, decides=Decides.OUTPUT):
 
     made: Literal["auto", "all", "none"] = "auto"
     """`auto`: always the commonest class, nearest neighbours and a linear probe where the features of the base are
-    cached, or computing them for some images takes little: at most a twentieth of the images that training took through
-    the network. `all`: at any cost. `none`: no baselines."""
+    cached, and whatever takes little beside the training: at most a twentieth of the images that it took through the
+    network. `all`: at any cost also a linear probe on the same network with random weights, which alone tells whether
+    transfer helps. `none`: no baselines."""
 
 
 class CostConfig(Section, decides=Decides.PLACEMENT):

@@ -8,14 +8,15 @@ import numpy as np
 from pydantic import Field
 
 from transfer.evaluation.metrics import Figures, Interval, Metrics, bootstrap_interval
-from transfer.runtime.numbers import points
+from transfer.runtime.numbers import percent, points
 
-BaselineName = Literal["commonest class", "nearest neighbours", "linear probe"]
+BaselineName = Literal["commonest class", "nearest neighbours", "linear probe", "random network"]
 
 TITLES: dict[str, str] = {
     "commonest class": "always answering the commonest class of the training images",
     "nearest neighbours": "the nearest training images by the same features",
     "linear probe": "a linear probe on the same features",
+    "random network": "a linear probe on the same network with random weights",
 }
 _END = 0.975
 """Confidence of each end of a 95 % interval."""
@@ -82,12 +83,12 @@ class Baseline(Figures):
 class Baselines(Figures):
     """The baselines of a report.
 
-    `training_images`: number of training images that nearest neighbours and the linear probe know; 0 without them.
-    `not_made`: why a baseline is missing, as a clause, by name.
+    `training_images`: number of training images that a baseline from features knows, by its name. `not_made`: why a
+    baseline is missing, as a clause.
     """
 
     made: tuple[Baseline, ...]
-    training_images: int = 0
+    training_images: dict[BaselineName, int] = Field(default_factory=dict)
     not_made: dict[BaselineName, str] = Field(default_factory=dict)
 
     @property
@@ -97,10 +98,15 @@ class Baselines(Figures):
         return max(probes, key=lambda each: each.right / each.images, default=None)
 
     @property
+    def transfer(self) -> Baseline | None:
+        """The same network with random weights; None if it was not made."""
+        return next((each for each in self.made if each.name == "random network"), None)
+
+    @property
     def verdict(self) -> str:
-        """What the comparison says, in a sentence; empty if no probe was made."""
-        probe = self.best_probe
-        return _of_training(probe) if probe else ""
+        """What the comparison says, in sentences: whether transfer helps, and what training gains over a probe."""
+        random, probe = self.transfer, self.best_probe
+        return " ".join([*([_of_transfer(random)] if random else []), *([_of_training(probe)] if probe else [])])
 
 
 def commonest_class_baseline(metrics: Metrics, training_counts: dict[str, int]) -> Baseline:
@@ -117,14 +123,23 @@ def commonest_class_baseline(metrics: Metrics, training_counts: dict[str, int]) 
     )
 
 
+def _of_transfer(random: Baseline) -> str:
+    beside = f"{percent(random.accuracy)} by {random.title}, on {random.images:,} of the images"
+    if random.interval.low > 0:
+        return f"Transfer gains {random.difference_text.removeprefix('+')}: {beside}."
+    if random.interval.high < 0:
+        return f"Negative transfer, {random.difference_text}: {beside}."
+    return f"{random.images:,} images do not show whether transfer helps, {random.difference_text}: {beside}."
+
+
 def _of_training(probe: Baseline) -> str:
     images = f", on {probe.images:,} of the images"
     if probe.interval.low > 0:
         return f"Training gains {probe.difference_text.removeprefix('+')} over {probe.title}{images}."
     if probe.interval.high < 0:
         return (
-            f"Training loses {probe.difference_text.removeprefix('-')} against {probe.title}{images}: other learning "
-            "rates or more epochs may help."
+            f"The model is worse than {probe.title}, {probe.difference_text}{images}: other learning rates or more "
+            "epochs may help."
         )
     return f"The model is about as good as {probe.title}, {probe.difference_text}{images}."
 

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import time
 
-import keras
 import numpy as np
 
 from transfer.backbone.backbone import Backbone, set_precision
 from transfer.backbone.blocks import network_flops
-from transfer.backbone.load import build_backbone
+from transfer.backbone.random_start import base_for
 from transfer.config import Config
 from transfer.dataset.batches import stored_images
 from transfer.dataset.manifest import Dataset
 from transfer.evaluation.sampled import Sample, cached_features, computed_features
 from transfer.features.extract import Extractor
 from transfer.features.frozen import FrozenPart, frozen_part_of
-from transfer.runtime.keras_private import call_of
 from transfer.storage import Store
 
 INNER_CUTS = (0.25, 0.5)
@@ -28,26 +26,30 @@ TIMED_BATCHES = 2
 class BaseFeatures:
     """The base of a configuration on a sample of the training split. Raises BackboneError if it cannot be had.
 
-    `parts`: frozen parts that end in vectors, by the layer that `base.tap` names; None for the end of the base.
+    `parts`: frozen parts by the layer that `base.tap` names; the first one, None, is the whole base.
     """
 
     def __init__(self, config: Config, store: Store, dataset: Dataset, sample: Sample) -> None:
         self._store, self._dataset, self._sample = store, dataset, sample
         set_precision(config.training.mixed_precision)
-        self.parts = parts_of(build_backbone(config))
+        self.parts = parts_of(base_for(config, store, dataset))
         self._extractor = Extractor(store, engine=config.features.engine)
 
     def features(self) -> list[np.ndarray]:
-        """The features of the sample at each cut, float32 [n, d]. Those of a whole split are cached for training."""
-        parts = list(self.parts.values())
+        """The features of the sample at each cut, averaged over positions: float32 [n, d].
+
+        Those of the whole base are cached if the sample is all of the split, so training finds them.
+        """
+        whole, *inner = self.parts.values()
         if len(self._sample) == self._dataset.rows("train"):
-            self._extractor.extract(self._dataset.shards_of("train"), parts)
-        cached = [cached_features(self._store, self._dataset, self._sample, part) for part in parts]
-        found = [features for features in cached if features is not None]
-        if len(found) == len(parts):
-            return found
-        forward = self._extractor.forward(parts)
-        return computed_features(self._store, self._dataset, self._sample, forward, parts[0].image_input)
+            self._extractor.extract(self._dataset.shards_of("train"), [whole])
+        cached = cached_features(self._store, self._dataset, self._sample, whole)
+        missing = inner if cached is not None else [whole, *inner]
+        found = [] if cached is None else [cached]
+        if missing:
+            forward = self._extractor.forward(missing)
+            found += computed_features(self._store, self._dataset, self._sample, forward, whole.image_input)
+        return found
 
     def milliseconds(self) -> dict[str | None, float]:
         """Of a forward pass for an image, by cut: measured for all of the base, for inner cuts by multiply-adds."""
@@ -70,24 +72,12 @@ class BaseFeatures:
 
 
 def parts_of(backbone: Backbone) -> dict[str | None, FrozenPart]:
-    """The whole base, and inner cuts, each with average pooling at its end.
-
-    With `base.tap` at the layer of an inner cut, a base has the same frozen part, so training finds what is cached.
-    """
+    """The whole base (None), and inner cuts that end in feature maps, by the name of their last layer."""
     whole = frozen_part_of(backbone, 0, map_dtype="float32")
     assert whole is not None  # noqa: S101 - at depth 0 all of the base is frozen
     parts: dict[str | None, FrozenPart] = {None: whole}
     for depth in sorted({round(share * len(backbone.blocks)) for share in INNER_CUTS} - {0, len(backbone.blocks)}):
-        inner, _ = backbone.cut(depth)
-        if inner is None or len(inner.outputs[0].shape) != 4:
-            continue
-        tensor = inner.outputs[0]
-        # The layers have names of their own, because all parts go into one forward pass.
-        vector = keras.layers.GlobalAveragePooling2D(name=f"pooling_at_{depth}")(tensor)
-        parts[str(call_of(tensor).operation.name)] = FrozenPart(
-            base=backbone.name,
-            image_input=backbone.image_input,
-            preprocess=backbone.preprocess,
-            network=keras.Model(inner.inputs[0], vector, name=inner.name),
-        )
+        inner = frozen_part_of(backbone, depth, map_dtype="float32")
+        if inner is not None and len(inner.shape) == 3:
+            parts[inner.cut] = inner
     return parts

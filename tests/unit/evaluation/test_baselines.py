@@ -19,17 +19,31 @@ def probe(gained, lost, *, images=400, run_right=300, name="linear probe"):
         (
             60,
             12,
-            "Training gains 12.0 points (8.2 to 16.0) over a linear probe on the same features, on 400 of the images.",
+            "Training gains 12.0 points (8.0 to 16.0) over a linear probe on the same features, on 400 of the images.",
         ),
-        (3, 40, "Training loses 9.2 points (-12.5 to -6.2) against a linear probe"),
+        (3, 40, "The model is worse than a linear probe on the same features, -9.2 points (-12.2 to -6.2)"),
         (10, 9, "The model is about as good as a linear probe on the same features, +0.2 points (-2.0 to 2.5)"),
     ],
 )
 def test_the_verdict_goes_by_the_interval_of_the_paired_difference(gained, lost, words):
     better, worse = probe(gained, lost), probe(gained + 20, lost, name="nearest neighbours")
-    assert Baselines(made=(better, worse), training_images=9).verdict.startswith(words)
+    assert Baselines(made=(better, worse)).verdict.startswith(words)
     assert better.accuracy == pytest.approx((300 - gained + lost) / 400)
     assert better.difference == pytest.approx(better.run_accuracy - better.accuracy)
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "words"),
+    [
+        (60, 12, "Transfer gains 12.0 points (8.0 to 16.0): 63.0 % by a linear probe on the same network with random"),
+        (3, 40, "Negative transfer, -9.2 points (-12.2 to -6.2): 84.2 % by a linear probe on the same network with"),
+        (10, 9, "400 images do not show whether transfer helps, +0.2 points (-2.0 to 2.5): 74.8 % by a linear probe"),
+    ],
+)
+def test_only_a_network_with_random_weights_tells_whether_transfer_helps(gained, lost, words):
+    random = probe(gained, lost, name="random network")
+    assert Baselines(made=(random,)).verdict.startswith(words)
+    assert "ransfer" not in Baselines(made=(probe(gained, lost),)).verdict
 
 
 def test_answers_are_compared_image_by_image():
@@ -47,12 +61,14 @@ def test_always_answering_a_class_means_the_commonest_one_of_training(report_of,
 
 def test_a_report_and_its_page_have_the_baselines_and_why_one_is_missing(report_of, random_predictions):
     made = (probe(60, 12), probe(90, 12, name="commonest class"))
-    baselines = Baselines(made=made, training_images=1234, not_made={"nearest neighbours": "no features"})
+    baselines = Baselines(
+        made=made, training_images={"linear probe": 1234}, not_made={"nearest neighbours": "no features"}
+    )
     report = report_of(random_predictions(images=80, classes=3), baselines=baselines)
     assert Report.from_json(report.to_json()) == report
     assert baselines.verdict in beside(report)
     page = render_html(report, thumbnails={})
-    for text in ("1,234 training images", "+12.0 points (8.2 to 16.0)", "not made: no features", baselines.verdict):
+    for text in (">1,234</td>", "+12.0 points (8.0 to 16.0)", "not made: no features", baselines.verdict):
         assert text in page
     told = baselines_for_programs(baselines)
     assert told["made"]["linear probe"]["difference"] == 0.12

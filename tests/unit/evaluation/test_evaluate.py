@@ -10,6 +10,7 @@ import pytest
 
 from tests.digits import digits_config, ingest_digits_in_shards
 from tests.reports import load_report
+from transfer.backbone.random_start import base_for
 from transfer.catalog.run import ReportEntry
 from transfer.config import BaselinesConfig
 from transfer.dataset.batches import stored_images
@@ -36,7 +37,6 @@ from transfer.storage import open_store, sha256_hex
 from transfer.storage.local import LocalStore
 from transfer.training.feature_plan import requests_of
 from transfer.training.run import open_run
-from transfer.training.shared_models import untrained_model
 
 HEAD_ONLY = [{"unfreeze": 0, "epochs": 2, "learning_rate": 3e-3}]
 
@@ -118,9 +118,11 @@ def test_each_shard_is_read_once_and_its_predictions_are_stored_as_a_part(runs, 
     assert table["key"].to_pylist() == predictions.keys
 
 
-def features_of(run, dataset, split):
-    """Features of all images of a split by the plain pretrained network, and their labels."""
-    part = frozen_part_of(untrained_model(run, dataset).backbone, 0, map_dtype="float32")
+def features_of(run, dataset, split, *, weights="imagenet"):
+    """Features of all images of a split by the plain network before training, and their labels."""
+    base = run.config.base.model_copy(update={"weights": weights})
+    backbone = base_for(run.config.model_copy(update={"base": base}), run.store, dataset)
+    part = frozen_part_of(backbone, 0, map_dtype="float32")
     shards = dataset.shards_of(split)
     batches = list(stored_images(run.store, shards, image_input=part.image_input, batch_size=64))
     images, labels = (np.concatenate(each) for each in zip(*batches, strict=True))
@@ -133,24 +135,29 @@ def test_baselines_answer_the_images_of_the_report_by_cached_or_computed_feature
     monkeypatch.setattr(sampled, "SAMPLE_ROWS", 90)
     run = replace(run, config=run.config.model_copy(update={"baselines": BaselinesConfig(made="all")}))
     report, predictions = load_report(run, evaluate_run(run, dataset))
-    commonest, neighbours, linear = report.baselines.made
-    assert (commonest.images, report.baselines.training_images, report.baselines.not_made) == (48, 90, {})
+    commonest, neighbours, linear, random = report.baselines.made
+    assert (commonest.images, set(report.baselines.training_images.values())) == (49, {90})
+    assert report.baselines.not_made == {}
     known, asked = (features_of(run, dataset, split) for split in ("train", "test"))
+    random_known, random_asked = (features_of(run, dataset, split, weights="none") for split in ("train", "test"))
     rows = sample_of(run.store, dataset, "train").rows
     right = predictions.predicted == predictions.labels
     for baseline, answers in (
         (neighbours, nearest_neighbours(known[0][rows], known[1][rows], asked[0])),
         (linear, fit_ridge(known[0][rows], known[1][rows]).predict(asked[0])),
+        (random, fit_ridge(random_known[0][rows], random_known[1][rows]).predict(random_asked[0])),
     ):
         assert baseline == Baseline.compared(baseline.name, answers == asked[1], right)
-        assert baseline.accuracy > 0.5
+    assert min(neighbours.accuracy, linear.accuracy) > 0.5
+    assert random.accuracy < linear.accuracy
 
 
 def test_baselines_that_would_be_costly_are_not_made_and_none_if_none_are_wanted(runs):
-    run, dataset = runs[0]["a block, too"], runs[1]
+    run, dataset = runs[0]["head only, nothing kept"], runs[1]
     baselines = load_report(run, evaluate_run(run, dataset))[0].baselines
     assert [each.name for each in baselines.made] == ["commonest class"]
-    assert "a twentieth of the training" in baselines.not_made["linear probe"]
+    for name in ("linear probe", "random network"):
+        assert "a twentieth of the training" in baselines.not_made[name]
     assert load_report(run, evaluate_run(run, dataset, split="train"))[0].baselines is None
     run = replace(run, config=run.config.model_copy(update={"baselines": BaselinesConfig(made="none")}))
     assert load_report(run, evaluate_run(run, dataset))[0].baselines is None

@@ -50,14 +50,22 @@ def test_a_screen_has_the_best_cut_first_and_a_reason_for_a_network_that_cannot_
         assert said in text.replace("&#39;", "'")
 
 
-def test_what_a_screen_extracted_is_found_by_training_at_every_cut(screened):
-    config, result, _ = screened
+def test_what_a_screen_extracted_is_found_by_training(screened):
+    config, _, _ = screened
     store = open_store(config.storage)
     shards = load_dataset(store, config.name, 1).shards_of("train")
-    for tap in {cut.tap for cut in result.cuts if "@" not in cut.base}:
-        base = config.base.model_copy(update={"tap": tap})
-        part = frozen_part_of(build_backbone(config.model_copy(update={"base": base})), 0, map_dtype="float32")
-        assert Extractor(store).plan(shards, [part]) == []
+    part = frozen_part_of(build_backbone(config), 0, map_dtype="float32")
+    assert Extractor(store).plan(shards, [part]) == []
+
+
+def test_features_of_an_inner_cut_are_those_of_a_base_that_is_tapped_there(screened):
+    config, result, _ = screened
+    inner = next(cut for cut in result.cuts if cut.tap and "@" not in cut.base)
+    (setting,) = (setting for setting in inner.settings if setting.startswith("base.tap="))
+    base = config.base.model_copy(update={"tap": setting.removeprefix("base.tap=")})
+    tapped, _ = jobs.screen(config.model_copy(update={"base": base}), bases=[str(BASE_PATH)])
+    (whole,) = (cut for cut in tapped.cuts if cut.tap is None)
+    assert (whole.size, whole.right, whole.size_bytes) == (inner.size, inner.right, inner.size_bytes)
 
 
 def test_a_sample_of_a_larger_split_is_not_cached_and_tells_the_same_as_cached_features(
