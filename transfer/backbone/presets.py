@@ -35,6 +35,7 @@ from transfer.backbone.files import (
     nearest,
 )
 from transfer.config import BaseNetworkConfig, StorageConfig
+from transfer.config.image_input import Fit
 from transfer.config.paths import PRESET_PREFIX, path_here
 from transfer.errors import BackboneError
 from transfer.runtime.distribution import install_extra
@@ -283,7 +284,7 @@ def _preprocessing(config: BaseNetworkConfig, converter: Any) -> Preprocessing:
             )
         return RANGES["0..255"]
     image_input = config.image_input()
-    fit = "crop" if converter.crop_to_aspect_ratio else "pad" if converter.pad_to_aspect_ratio else "stretch"
+    fit: Fit = "crop" if converter.crop_to_aspect_ratio else "pad" if converter.pad_to_aspect_ratio else "stretch"
     made_for = replace(
         image_input,
         **dict(zip(("height", "width"), converter.image_size or image_input.shape[:2], strict=True)),
