@@ -110,9 +110,7 @@ def load_classifier(
 
 def weights_origin(config: BaseNetworkConfig) -> str:
     """Source and licence of the weights of a base, in words, as far as they are known."""
-    if config.model not in known_networks():
-        return f"{config.weights_title}; its licence is its author's"
-    if config.weights_file is not None:
+    if config.model not in known_networks() or config.weights_file is not None:
         return f"{config.weights_title}; its licence is its author's"
     if config.weights == "none":
         return "random"
