@@ -48,9 +48,9 @@ def base_identity(config: BaseNetworkConfig, *, storage: StorageConfig | None) -
     `base_digests` raises.
     """
     files = base_digests(config, storage=storage)
-    # Ids of earlier releases had no such key.
-    left_out = {"accept_head"} if config.custom_objects else {"accept_head", "custom_objects"}
-    return config.model_dump(mode="json", exclude=left_out) | {key: {"sha256": sha256} for key, sha256 in files.items()}
+    return config.model_dump(mode="json", exclude={"accept_head"}) | {
+        key: {"sha256": sha256} for key, sha256 in files.items()
+    }
 
 
 def _digest(name: str, storage: StorageConfig | None) -> str | None:
