@@ -151,7 +151,9 @@ class PinnedWork(PredictionWork):
         for cpu in sorted(os.sched_getaffinity(0)):
             with suppress(FileExistsError):
                 Path(cpus, str(cpu)).touch(exist_ok=False)
-                os.sched_setaffinity(0, {cpu})
+                # Also the threads that Ray has started already, which do the parts.
+                for thread in Path("/proc/self/task").iterdir():
+                    os.sched_setaffinity(int(thread.name), {cpu})
                 break
         super().__init__(config, version, Columns(), None)
 

@@ -100,3 +100,9 @@ def test_only_some_rooms_import_a_heavy_package(graph, packages, allowed):
     importing = modules_importing(graph, packages)
     assert importing
     assert not {module for module in importing if not any(fnmatch(module, pattern) for pattern in allowed)}
+
+
+def test_the_proof_of_an_export_does_without_keras(graph):
+    """Each process that the proof forks would import it for 3 seconds."""
+    assert "tensorflow" in graph.find_upstream_modules("transfer.registry.export_proof")
+    assert not graph.find_shortest_chain("transfer.registry.export_proof", "keras")

@@ -367,6 +367,9 @@ def judged(model: str, digest: str) -> str:
 
 # Models
 
+VERSION_DESCRIPTION = "assets.extra/transfer.json"
+"""A file of a version's SavedModel: what the version is, for people and for this project."""
+
 
 def published_log(model: str, run: str) -> str:
     """The versions as which a run was published; an entry is complete, and written before that of the version."""

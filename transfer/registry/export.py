@@ -24,6 +24,7 @@ import tensorflow as tf
 from tensorflow_serving.apis.predict_pb2 import PredictRequest
 from tensorflow_serving.apis.prediction_log_pb2 import PredictionLog, PredictLog
 
+from transfer.catalog.layout import VERSION_DESCRIPTION
 from transfer.config import ImageInput, ServingGraph
 from transfer.dataset.decode import fit_image, load_image
 from transfer.features.frozen import FEATURE_CODE_VERSION
@@ -35,8 +36,6 @@ FITTED = "fitted"
 """Signature for images that `fit_image` has made already: fitted twice, an image would be cropped twice."""
 EMBEDDINGS = "embeddings"
 """Signature for the same images, which answers with the base's features, too; and the name of that output."""
-DESCRIPTION = "assets.extra/transfer.json"
-"""What a version is, for people and for this project: a file among its files."""
 WARMUP_FILE = "tf_serving_warmup_requests"
 """File in `assets.extra` in which TensorFlow Serving looks for warm-up requests."""
 
@@ -79,7 +78,7 @@ def export(
     # SavedModel saves only objects that are reachable through attributes of a Module.
     exported.weights, exported.modules = inference.weights, inference.modules
     tf.saved_model.save(exported, str(folder), signatures=_signatures(model, inference, background))
-    described = folder / DESCRIPTION
+    described = folder / VERSION_DESCRIPTION
     described.parent.mkdir()
     image_input = model.backbone.image_input
     description = {

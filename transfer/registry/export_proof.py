@@ -21,10 +21,10 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
+from transfer.catalog.layout import VERSION_DESCRIPTION
 from transfer.config import ImageInput
 from transfer.dataset.decode import decode_pixels
 from transfer.errors import DifferentAnswersError, OutOfMemoryError, ParityError
-from transfer.registry.export import DESCRIPTION
 from transfer.runtime.fork_server import process_pool
 from transfer.runtime.memory import memory_explained, what_did_not_fit
 
@@ -84,7 +84,7 @@ def load_pixels_in_python(folder: Path) -> Answer:
     """Load with Python's loader; the function decodes images with this project's decoder and runs `pixels`."""
     loaded = tf.saved_model.load(str(folder))
     ask = loaded.signatures["pixels"]
-    described = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    described = json.loads((folder / VERSION_DESCRIPTION).read_text(encoding="utf-8"))
     # Exports of earlier releases take colors and know no depth. Their size does not matter here.
     image_input = ImageInput(**described.get("image_input", {"height": 1, "width": 1}))
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import tensorflow as tf
 
+from transfer.catalog.layout import VERSION_DESCRIPTION
 from transfer.catalog.model import ModelVersion
 from transfer.config import ImageInput
 from transfer.dataset.check import op_text
@@ -21,7 +22,7 @@ from transfer.errors import RegistryError
 from transfer.features.forward import CHECKED_ROWS, TOLERANCE, Forward, forward_of
 from transfer.features.frozen import FEATURE_CODE_VERSION
 from transfer.features.network import traced, with_constants
-from transfer.registry.export import DESCRIPTION, EMBEDDINGS, FITTED
+from transfer.registry.export import EMBEDDINGS, FITTED
 from transfer.registry.versions import download_version
 from transfer.runtime.memory import FOR_PREDICTION, memory_explained
 from transfer.storage import Store
@@ -77,7 +78,7 @@ class PublishedModel:
 
     @cached_property
     def _description(self) -> dict[str, Any]:
-        described: dict[str, Any] = json.loads((self._files / DESCRIPTION).read_text(encoding="utf-8"))
+        described: dict[str, Any] = json.loads((self._files / VERSION_DESCRIPTION).read_text(encoding="utf-8"))
         return described
 
     def answer(self, encoded: list[bytes]) -> dict[str, Any]:

@@ -22,12 +22,13 @@ from tests.unit.registry.c_api import answer_of_c_api
 from transfer.backbone.backbone import Backbone
 from transfer.backbone.files import RANGES
 from transfer.backbone.load import load_backbone
+from transfer.catalog.layout import VERSION_DESCRIPTION
 from transfer.catalog.model import ModelVersion
 from transfer.config import BaseNetworkConfig, HeadConfig, ImageInput
 from transfer.dataset.batches import decoded
 from transfer.dataset.decode import load_image
 from transfer.errors import OutOfMemoryError, ParityError, RegistryError
-from transfer.registry.export import DESCRIPTION, export
+from transfer.registry.export import export
 from transfer.registry.export_proof import LOADERS, TOLERANCE, Loader, check_outcome, compare, outcomes_of
 from transfer.registry.published_model import PublishedModel
 from transfer.training import inference
@@ -188,7 +189,7 @@ def test_images_that_are_fitted_already_are_not_cropped_again(tmp_path, caplog):
 def test_a_model_of_an_earlier_release_is_asked_by_its_pixels(tmp_path):
     model = model_on(convolutions())
     asked = published(model, tmp_path / "exported")
-    path = tmp_path / "exported" / DESCRIPTION
+    path = tmp_path / "exported" / VERSION_DESCRIPTION
     described = json.loads(path.read_text())
     del described["image_input"]
     path.write_text(json.dumps(described | {"image_size": SIZE}))
@@ -225,7 +226,7 @@ def test_a_model_sees_files_of_16_bits_and_gray_as_it_was_trained(channels, dept
     expected = expected_of(model, pixels)
     found = compare(tmp_path / "exported", files, expected, LOADERS)
     assert all(difference <= TOLERANCE for difference in found.values()), found
-    described = json.loads((tmp_path / "exported" / DESCRIPTION).read_text())
+    described = json.loads((tmp_path / "exported" / VERSION_DESCRIPTION).read_text())
     assert ImageInput(**described["image_input"]) == image_input
     if channels == 1:
         question, answer = names_of_pixels(tmp_path / "exported")
@@ -340,8 +341,8 @@ class Tampered(tf.Module):
             ),
         }
         tf.saved_model.save(self, str(folder), signatures=signatures)
-        (folder / DESCRIPTION).parent.mkdir()
-        (folder / DESCRIPTION).write_text(json.dumps({"image_input": SQUARE.describe()}))
+        (folder / VERSION_DESCRIPTION).parent.mkdir()
+        (folder / VERSION_DESCRIPTION).write_text(json.dumps({"image_input": SQUARE.describe()}))
 
 
 @pytest.mark.parametrize(
