@@ -175,6 +175,7 @@ def _positions(tensor: keras.KerasTensor) -> int:
 BLOCK_NAME = re.compile(
     r"""
       stage_\d+_block_\d+           # ConvNeXt
+    | stack\d+_block\d+             # keras-hub's ResNet
     | downsampling_block_\d+        # ConvNeXt, between stages
     | conv\d+_block\d+              # ResNet, DenseNet
     | expanded_conv(?:_\d+)?        # MobileNetV3, and MobileNetV2's first

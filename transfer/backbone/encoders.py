@@ -90,7 +90,7 @@ def _chained(tensor: Any, nodes: list[Node]) -> Any:
             constants.update(zip(map(id, node.outputs), values, strict=True))
             continue
         arguments = keras.tree.map_structure(lambda x: constants.get(id(x), x), node.arguments.kwargs)
-        steps = _STEPS[kind](node.operation, arguments) if kind in _STEPS else [node.operation]
+        steps: list[Any] = _STEPS[kind](node.operation, arguments) if kind in _STEPS else [node.operation]
         for layer in steps:
             tensor = layer(tensor)
     return tensor

@@ -54,9 +54,7 @@ def base_identity(config: BaseNetworkConfig, *, storage: StorageConfig | None) -
     named: dict[str, Any] = {key: {"sha256": sha256} for key, sha256 in files.items()}
     if config.weights == "none":
         named["weights"] = RANDOM_START
-    # Ids of earlier releases had no such key.
-    left_out = {"accept_head"} if config.custom_objects else {"accept_head", "custom_objects"}
-    return config.model_dump(mode="json", exclude=left_out) | named
+    return config.model_dump(mode="json", exclude={"accept_head"}) | named
 
 
 def _digest(name: str, storage: StorageConfig | None) -> str | None:

@@ -93,17 +93,18 @@ def _check_hdf5(path: Path) -> None:
     """Raise ValueError if the file leads to other files, or unpacks to more than any network has."""
     size_bytes = 0
 
-    def check(name: str, link: Any) -> None:
+    def mistake(name: str, link: Any) -> str | None:
         nonlocal size_bytes
         found = file[name] if isinstance(link, h5py.HardLink) else None
         if found is None or (isinstance(found, h5py.Dataset) and found.external):
-            raise ValueError(f"{name} in it lies elsewhere")
+            return f"{name} in it lies elsewhere"
         size_bytes += found.nbytes if isinstance(found, h5py.Dataset) else 0
-        if size_bytes > MAX_MODULE_BYTES:
-            raise ValueError(f"it unpacks to more than {MAX_MODULE_BYTES:,} bytes")
+        return f"it unpacks to more than {MAX_MODULE_BYTES:,} bytes" if size_bytes > MAX_MODULE_BYTES else None
 
     with h5py.File(path) as file:
-        file.visititems_links(check)
+        # It ends at the first that is not None.
+        if found := file.visititems_links(mistake):
+            raise ValueError(found)
 
 
 def _check_sizes(path: Path) -> None:

@@ -284,13 +284,9 @@ def _preprocessing(config: BaseNetworkConfig, converter: Any) -> Preprocessing:
             )
         return RANGES["0..255"]
     image_input = config.image_input()
+    height, width = converter.image_size or image_input.shape[:2]
     fit: Fit = "crop" if converter.crop_to_aspect_ratio else "pad" if converter.pad_to_aspect_ratio else "stretch"
-    made_for = replace(
-        image_input,
-        **dict(zip(("height", "width"), converter.image_size or image_input.shape[:2], strict=True)),
-        fit=fit,
-        antialias=converter.antialias,
-    )
+    made_for = replace(image_input, height=height, width=width, fit=fit, antialias=converter.antialias)
     if made_for != image_input:
         logger.info("%s was made for images of %s; base has %s.", config.model, made_for.title, image_input.title)
     scale = np.asarray(1.0 if converter.scale is None else converter.scale, np.float32)

@@ -34,7 +34,7 @@ class BaseDigest(BaseModel):
 
     model: str
     sha256: str
-    weights_from: str | None = None
+    weights_from: str | None = Field(default=None, exclude_if=lambda origin: origin is None)
     """Source and licence of its weights, in words; a version of an earlier release names none."""
 
 

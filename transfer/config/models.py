@@ -305,7 +305,10 @@ class BaseNetworkConfig(Section, decides=Decides.FEATURES):
     weights of a network that was built so; the imagenet weights of `keras.applications` take 3."""
     tap: str | None = None
     """Name of an inner layer whose output is used instead of the network's last one, for example `mixed7`."""
-    custom_objects: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")] | None = None
+    # Left out where it is not set: ids of earlier releases had no such key.
+    custom_objects: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")] | None = Field(
+        default=None, exclude_if=lambda module: module is None
+    )
     """A module, `package.module`, with the layers of a `.keras` or `.h5` file that are not Keras's own. It is imported,
     so its code runs, on every machine that loads the base. Default: nothing is imported."""
     # A permission, which the ids of runs leave out (`base_identity`). Those of nights and packs have it.

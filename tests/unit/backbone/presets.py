@@ -54,7 +54,7 @@ FAMILIES: dict[str, Any] = {
         layerwise_strides=[4, 2],
     ),
     "ResNet": lambda: models.ResNetBackbone(
-        input_conv_filters=[8],
+        input_conv_filters=[64],
         input_conv_kernel_sizes=[3],
         stackwise_num_filters=[64, 64],
         stackwise_num_blocks=[1, 2],

@@ -111,10 +111,10 @@ def test_a_model_of_images_of_two_channels_is_refused(tmp_path):
 def test_an_output_that_is_no_feature_is_refused_with_advice_to_tap(tmp_path):
     images = keras.Input((16, 16, 3))
     features = keras.layers.Conv2D(2, 16, name="features")(images)
-    keras.Model(images, keras.layers.Reshape((1, 2))(features)).save(tmp_path / "rank3.keras")
-    with pytest.raises(BackboneError, match=r"answers shape \(None, 1, 2\).*base.tap"):
-        load(tmp_path / "rank3.keras")
-    assert load(tmp_path / "rank3.keras", tap="features").network.output_shape == (None, 1, 1, 2)
+    keras.Model(images, keras.layers.Reshape((1, 1, 1, 2))(features)).save(tmp_path / "rank5.keras")
+    with pytest.raises(BackboneError, match=r"answers shape \(None, 1, 1, 1, 2\).*base.tap"):
+        load(tmp_path / "rank5.keras")
+    assert load(tmp_path / "rank5.keras", tap="features").network.output_shape == (None, 1, 1, 2)
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 cut off"])

@@ -36,5 +36,5 @@ def test_a_stored_version_is_written_again_as_it_is():
 
 def test_a_version_that_does_not_say_which_run_it_is_of_is_refused():
     provenance = {key: value for key, value in STORED["provenance"].items() if key != "run"}
-    with pytest.raises(CorruptObjectError, match=r"provenance\.run"):
+    with pytest.raises(CorruptObjectError, match=r"provenance\.Provenance\.run"):
         as_model(ModelVersion, {**STORED, "provenance": provenance}, uri="storage")

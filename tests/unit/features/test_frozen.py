@@ -14,6 +14,7 @@ from transfer.training.feature_plan import requests_of
 
 NOT_IN_THE_DIGEST = {
     "a permission": "base.accept_head",
+    "the code is, of layers that come from there": "base.custom_objects",
     "it is the process's when a network is built, and a part of its layers": "training.mixed_precision",
 }
 """Keys that state that they decide features, and which this test does not see."""
@@ -59,6 +60,7 @@ def test_each_key_that_decides_the_output_of_the_frozen_part_is_in_its_digest(co
         "base__model": str(tmp_path / "other.keras"),
         "base__weights": "none",
         "base__tap": "first",
+        "base__custom_objects": "json",
         "base__preprocessing": "0..1",
     }
     before = digest_of(config)
