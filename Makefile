@@ -21,7 +21,7 @@ CHAOS_FIGURES := $(CURDIR)/chaos-figures.jsonl
 ON_RAY := tests/proof/on_ray
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo unit system test proof thorough test-s3 chaos chaos-s3 chaos-on-ray chaos-rest check format lock docs notebook docs-site clean
+.PHONY: help setup demo unit system test proof thorough quality test-s3 chaos chaos-s3 chaos-on-ray chaos-rest check format lock docs notebook docs-site clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -47,6 +47,9 @@ proof: setup  ## the tests under faults, in short: kills, races, damage, several
 
 thorough: setup  ## every network of Keras, the benches, and faults that cheaper tests guard, too
 	$(PYTEST) -m thorough
+
+quality: setup  ## accuracies on real images, compared with committed ones: does a change make models worse?
+	$(BIN)/python -m scripts.bench.accuracy --check
 
 test-s3: setup  ## the tests of storage against a real S3 server (see scripts/s3_server)
 	$(PYTEST) -m s3 --s3 ceph
