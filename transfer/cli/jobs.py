@@ -286,7 +286,7 @@ def predict(
 
         options: dict[str, Any] = {"images": images or (), "output": output, "overwrite": overwrite}
         options |= {"top_k": top_k, "embeddings": embeddings}
-        of_storage = {"dataset": dataset, "split": split, "version": version}
+        of_storage: dict[str, Any] = {"dataset": dataset, "split": split, "version": version}
         if config is not None and model is None:
             done = jobs.predict(load(config, overrides), **options, **of_storage)
         elif config is None and model is not None and not any(of_storage.values()):

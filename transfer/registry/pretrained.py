@@ -74,7 +74,7 @@ def drawn_images() -> list[bytes]:
     """Images for the proof, where there are no held-out ones: smooth colors under noise, as JPEG and PNG in turns."""
     random = np.random.default_rng(0)
     encoders = (tf.io.encode_jpeg, tf.io.encode_png)
-    images = []
+    images: list[bytes] = []
     for height in SIDES:
         for width in SIDES:
             smooth = tf.image.resize(random.uniform(0, 255, (4, 5, 3)), (height, width), "bicubic").numpy()
