@@ -49,6 +49,21 @@ def digits_config(source: Path, storage: str | dict, **changes: object) -> Confi
     )
 
 
+def from_scratch(path: Path) -> dict[str, object]:
+    """The section `base` for random weights of three blocks with BatchNorms; `path` is written as their file."""
+    import keras
+
+    layers = keras.layers
+    image = keras.Input((32, 32, 3))
+    x = layers.Rescaling(1 / 255)(image)
+    for number, channels in enumerate((8, 16, 24)):
+        convolve = layers.Conv2D(channels, 3, strides=2, padding="same", use_bias=False, name=f"block_{number}_conv")
+        x = layers.BatchNormalization(momentum=0.9, name=f"block_{number}_norm")(convolve(x))
+        x = layers.ReLU(name=f"block_{number}_relu")(x)
+    keras.Model(image, x).save(path)
+    return {"model": str(path), "image_size": 32, "weights": "none"}
+
+
 def ingest_some_digits(folder: Path) -> tuple[Path, Dataset]:
     """Bring a few digits below `folder`, ingested into `folder/storage`; returns the source and the dataset."""
     template, dataset = ingested_digits()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
 from transfer.backbone.backbone import Backbone
-from transfer.backbone.blocks import has_batch_norms, trainable_parameters
+from transfer.backbone.blocks import trainable_parameters
 from transfer.backbone.projections import targets_in
 from transfer.config import Config, PhaseConfig
 from transfer.errors import BackboneError
@@ -17,8 +16,6 @@ from transfer.storage import open_store
 from transfer.training.model import build_head_for
 from transfer.training.shared_models import process_models
 from transfer.training.warm_start import published_head
-
-logger = logging.getLogger(__name__)
 
 
 def check_network(
@@ -34,12 +31,6 @@ def check_network(
     with shared.strategy.scope():
         backbone = shared.backbone(config)
         head = None if classes is None else build_head_for(backbone, config, classes).count_params()
-    if config.base.weights == "none" and has_batch_norms(backbone.network):
-        logger.warning(
-            "base.weights is `none`, and %s has BatchNorms. They answer by stored statistics, which are those of no "
-            "image and stay so: hardly anything can be learned on this base.",
-            config.base.model,
-        )
     trained = [_trained(backbone, f"phases.{number}", phase) for number, phase in enumerate(config.phases)]
     for key, phases in searched.items():
         for phase in phases:

@@ -104,17 +104,13 @@ def random_base(application: str, image_size: int, images: Any) -> Any:
     """
     import keras
 
+    from transfer.backbone.batch_norms import estimate_statistics
+
     keras.utils.set_random_seed(0)
     shape = (image_size, image_size, 3)
     network = getattr(keras.applications, application)(weights=None, include_top=False, input_shape=shape)
-    norms = [layer for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0  # The statistics become exactly those of one batch.
     for batch in images.rebatch(64).take(1):
-        network(batch[0] / 127.5 - 1.0, training=True)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+        estimate_statistics(network, batch[0] / 127.5 - 1.0)
     return network
 
 

@@ -100,7 +100,11 @@ def pooled(backbone: Backbone, pooling: Literal["average", "max", "flatten"]) ->
         backbone.network.inputs[0], pool(name=f"{pooling}_pooling")(features), name=backbone.network.name
     )
     return Backbone(
-        name=backbone.name, image_input=backbone.image_input, network=network, preprocess=backbone.preprocess
+        name=backbone.name,
+        image_input=backbone.image_input,
+        network=network,
+        preprocess=backbone.preprocess,
+        starts_random=backbone.starts_random,
     )
 
 
@@ -117,10 +121,20 @@ class Backbone:
     `network` maps preprocessed float32 images [batch, height, width, 3], made as `image_input` says, to features,
     [batch, height, width, channels] or [batch, channels]. `preprocess` maps float32 pixels 0..255
     [batch, height, width, 3] to what `network` expects. `blocks` are ordered from the input to the output.
+    `starts_random`: its weights are random, and it has BatchNorms, which are trained by the statistics of batches.
     """
 
-    def __init__(self, *, name: str, image_input: ImageInput, network: keras.Model, preprocess: Preprocessing) -> None:
+    def __init__(
+        self,
+        *,
+        name: str,
+        image_input: ImageInput,
+        network: keras.Model,
+        preprocess: Preprocessing,
+        starts_random: bool = False,
+    ) -> None:
         self.name = name
+        self.starts_random = starts_random
         self.image_input = image_input
         self.network = network
         self.preprocess = preprocess

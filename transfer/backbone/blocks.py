@@ -94,11 +94,6 @@ def trainable_parameters(network: keras.Model) -> int:
     return sum(prod(weight.shape) for weight in trainable_weights(network))
 
 
-def has_batch_norms(network: keras.Model) -> bool:
-    """Whether the network has a BatchNorm, also inside nested models."""
-    return any(isinstance(layer, keras.layers.BatchNormalization) for layer in inner_layers(network))
-
-
 def called_on(network: keras.Model, *shapes: tuple[int | None, ...]) -> keras.Model:
     """The same layers, called again on inputs of these shapes (batch first), so that all shapes are as definite."""
     inputs = [

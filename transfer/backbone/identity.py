@@ -19,6 +19,8 @@ from transfer.config.paths import is_model_file, path_here
 from transfer.errors import BackboneError
 from transfer.storage import Store, StoredObject, sha256_of_file
 
+RANDOM_START = "none, normalised"
+"""What ids have for `weights: none`, whose BatchNorms are normalised and trained."""
 _FILE_SUFFIXES = (".keras", ".h5", ".tar.gz", ".tgz")
 """Suffixes of single objects in a bucket; any other name is the prefix of a SavedModel."""
 _SETTLED_NS = 2 * 10**9
@@ -44,13 +46,15 @@ def base_digests(config: BaseNetworkConfig, *, storage: StorageConfig | None) ->
 def base_identity(config: BaseNetworkConfig, *, storage: StorageConfig | None) -> dict[str, Any]:
     """The section `base` for ids, with the SHA-256 of files instead of their paths, which differ between machines.
 
-    `accept_head` is left out: it decides whether a base is refused, not what is learned on it. Raises what
+    `accept_head` is left out: it decides whether a base is refused, not what is learned on it. Random weights are named
+    after how they start: in earlier releases their BatchNorms had no statistics and were not trained. Raises what
     `base_digests` raises.
     """
     files = base_digests(config, storage=storage)
-    return config.model_dump(mode="json", exclude={"accept_head"}) | {
-        key: {"sha256": sha256} for key, sha256 in files.items()
-    }
+    named: dict[str, Any] = {key: {"sha256": sha256} for key, sha256 in files.items()}
+    if config.weights == "none":
+        named["weights"] = RANDOM_START
+    return config.model_dump(mode="json", exclude={"accept_head"}) | named
 
 
 def _digest(name: str, storage: StorageConfig | None) -> str | None:

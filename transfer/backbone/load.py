@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from transfer.backbone.applications import known_networks, load_application
 from transfer.backbone.backbone import Backbone, pooled
+from transfer.backbone.batch_norms import batch_norms_of, watch_batch_norms
 from transfer.backbone.blocks import nodes_in_order
 from transfer.backbone.classifier import refuse_classifier
 from transfer.backbone.files import HDF5_SUFFIXES, RANGES, LoadedNetwork, Preprocessing, is_s3, nearest
@@ -85,11 +86,15 @@ def load_backbone(
         refuse_classifier(loaded.name, network)
     preprocessing = loaded.preprocessing if config.preprocessing == "auto" else RANGES[config.preprocessing]
     _check_channels(config, preprocessing)
+    starts_random = config.weights == "none" and bool(batch_norms_of(network))
+    if starts_random:
+        watch_batch_norms(network)
     return Backbone(
         name=loaded.name,
         image_input=config.image_input(depth),
         network=network,
         preprocess=preprocessing,
+        starts_random=starts_random,
     )
 
 

@@ -24,6 +24,7 @@ SEEN = "seen"
 CLASSES = "classes"
 REMOVALS = "removals"
 FEATURES = "features"
+STATISTICS = "statistics"
 RUNS = "runs"
 RANGE_TESTS = "lr_find"
 SWEEPS = "sweeps"
@@ -190,6 +191,14 @@ def features_content_in(name: str) -> NamedContent | None:
     """The parts of the name if it is that of cached features; otherwise None."""
     match = _FEATURES_CONTENT.fullmatch(name)
     return NamedContent(match[1], int(match[2]) if match[2] else None, match[3]) if match else None
+
+
+# Networks with random weights
+
+
+def statistics_log(digest: str) -> str:
+    """One entry: the statistics of a random network's BatchNorms on some shards; `digest` is that of both."""
+    return f"{STATISTICS}/{digest}"
 
 
 # Runs

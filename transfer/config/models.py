@@ -288,8 +288,7 @@ class BaseNetworkConfig(Section, decides=Decides.FEATURES):
     weights: str = "imagenet"
     """For a network by name: `imagenet`, `none` (random), or a weights file (`.weights.h5`, local or `s3://`). Keras
     downloads `imagenet`; that of `EfficientNetLite0` comes with the extra `demo`. `.keras` files and SavedModels bring
-    their own weights, and a file beside them is refused; with `none` a `.keras` file starts with random ones. On random
-    weights with BatchNorms hardly anything can be learned."""
+    their own weights, and a file beside them is refused; with `none` a `.keras` file starts with random ones."""
     image_size: Annotated[Side | tuple[Side, Side], Varies.IN_WARM_START] = 224
     """Size in pixels of the images that the network takes: the side of a square, or `[height, width]`."""
     fit: Annotated[Fit, Varies.IN_WARM_START] = "stretch"

@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any
@@ -42,7 +42,7 @@ BATCHES_AHEAD = 2
 
 def stored_images(
     store: Store, shards: Sequence[Shard], *, image_input: ImageInput, batch_size: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+) -> Generator[tuple[np.ndarray, np.ndarray]]:
     """Yield all images and labels of some shards in stored order, for passes that read every image once.
 
     Yields float32 [n, height, width, channels] in 0..255 and int32 [n]; n is `batch_size` except in the last batch. At

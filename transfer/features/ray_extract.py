@@ -33,12 +33,11 @@ def extract_on_cluster(config: Config, dataset: Dataset, requests: Sequence[Requ
     an actor met, FeaturesError when actors kept dying or did not start in time.
     """
     splits = {request.split for request in requests}
-    shards = [shard for shard in dataset.shards if shard.split in splits]
-    if not shards:
+    if not any(shard.split in splits for shard in dataset.shards):
         return Extraction()
     # The trials of a sweep run on the cluster whatever `workers.count` is.
     workers = config.workers.model_copy(update={"count": max(1, config.workers.count)})
-    actors = Actors[Any, Found](ExtractionWork, config, list(requests), shards, workers=workers, task=TASK)
+    actors = Actors[Any, Found](ExtractionWork, config, list(requests), dataset, workers=workers, task=TASK)
     with actors:
         # One actor finds what is lacking; where nothing is, it is the only one to start.
         ((_, (missing, done)),) = actors.map([None])
@@ -53,18 +52,21 @@ def extract_on_cluster(config: Config, dataset: Dataset, requests: Sequence[Requ
 class ExtractionWork:
     """Extraction as a unit of work: of a shard, or, for None, the search for shards that lack something."""
 
-    def __init__(self, config: Config, requests: Sequence[Request], shards: Sequence[Shard]) -> None:
+    def __init__(self, config: Config, requests: Sequence[Request], dataset: Dataset) -> None:
         import_tensorflow()
 
         from transfer.backbone.backbone import set_precision
-        from transfer.backbone.load import build_backbone
+        from transfer.backbone.random_start import base_for
         from transfer.features.extract import Extractor
         from transfer.features.frozen import frozen_parts_of
 
         set_precision(config.training.mixed_precision)
-        self._shards = shards
-        self._extractor: Extractor = Extractor(open_store(config.storage), engine=config.features.engine)
-        self._frozen_parts: dict[str, list[FrozenPart]] = frozen_parts_of(config, build_backbone(config), requests)
+        store = open_store(config.storage)
+        splits = {request.split for request in requests}
+        self._shards = [shard for shard in dataset.shards if shard.split in splits]
+        self._extractor: Extractor = Extractor(store, engine=config.features.engine)
+        backbone = base_for(config, store, dataset)
+        self._frozen_parts: dict[str, list[FrozenPart]] = frozen_parts_of(config, backbone, requests)
 
     def __call__(self, shard: Shard | None) -> Found:
         """Compute and cache what a shard lacks."""

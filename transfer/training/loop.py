@@ -192,7 +192,7 @@ class Training:
         with self._memory_explained(), shared.strategy.scope():
             shared.take_turn(self)
             untrained = untrained_classes(run.store, dataset, run.fold)
-            self.model = shared.model(run.config, dataset.classes, untrained=untrained)
+            self.model = shared.model(run.config, run.store, dataset, untrained=untrained)
             if keeps:
                 hold_to_base(run, self.model.digest)
             if start is None:

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from transfer.augmentation import KeyedDropout
 from transfer.backbone.backbone import Backbone
+from transfer.backbone.batch_norms import batch_norms_of, statistics_of
 from transfer.backbone.blocks import trainable_weights
 from transfer.config import Config, HeadConfig, PhaseConfig
 from transfer.errors import ConfigError
@@ -94,14 +95,17 @@ class MaskedLogits(keras.layers.Layer):
 class CutModel:
     """A model as one phase trains it: its frozen part, which is a pure function of the image, and the rest.
 
-    BatchNorm and dropout of the base run in inference mode in both parts: batch statistics would differ between
-    replicas, and a reloaded model would then predict differently.
+    BatchNorm and dropout of the base run in inference mode in both parts: a few images would replace the statistics of
+    the many that a base was pretrained on. Only a base with random weights has nothing to lose: while its unfrozen part
+    is trained, its BatchNorms normalise by the batch.
     """
 
     preprocess: Callable[[tf.Tensor], tf.Tensor]
     frozen: keras.Model | None
     unfrozen: keras.Model | None
     head: keras.Model
+    normalises_by_batch: bool = False
+    """Whether the unfrozen part's BatchNorms train on the statistics of each batch, and store their averages."""
     adapters: Sequence[Adapter] = ()
     """Trained instead of the weights of the unfrozen part."""
 
@@ -169,15 +173,22 @@ class TransferModel:
         # The model itself is marked, too: if it were frozen, none of its variables would be trainable.
         for layer in [unfrozen, *unfrozen.layers] if unfrozen and not adapters else []:
             layer.trainable = True
-        return CutModel(self.backbone.preprocess, frozen, unfrozen, self.head, adapters)
+        trains_layers = unfrozen is not None and not adapters
+        by_batch = trains_layers and self.backbone.starts_random and bool(batch_norms_of(unfrozen))
+        return CutModel(
+            self.backbone.preprocess, frozen, unfrozen, self.head, normalises_by_batch=by_batch, adapters=adapters
+        )
 
     def variables_of(self, phases: Sequence[PhaseConfig]) -> list[keras.Variable]:
-        """All variables that the first phases of a run train, each once, in a fixed order: what checkpoints hold.
+        """All variables that the first phases of a run change, each once, in a fixed order: what checkpoints hold.
 
-        Does not change which layers are marked as trainable. Raises BackboneError for a bad depth.
+        Of a base with random weights, the statistics of unfrozen BatchNorms are among them. Does not change which
+        layers are marked as trainable. Raises BackboneError for a bad depth.
         """
         unfrozen = [self.backbone.cut(phase.unfreeze)[1] for phase in phases if phase.lora is None]
         trained = {id(weight) for part in unfrozen if part is not None for weight in trainable_weights(part)}
+        if self.backbone.starts_random:
+            trained |= {id(variable) for part in unfrozen if part is not None for variable in statistics_of(part)}
         return [
             *(variable for adapter in self._adapters_of(range(len(phases))) for variable in adapter.variables),
             *(variable for variable in self.backbone.network.variables if id(variable) in trained),

@@ -230,6 +230,10 @@ def differing_keys(left: Any, right: Any, path: str = "") -> list[str]:
 
 
 _SHOWN = 12
+_BEGAN_UNNORMALISED = (
+    " An earlier release began it: there, BatchNorms of random weights had no statistics and were not trained, so that "
+    "hardly anything was learned. Its reports and versions can be read as before."
+)
 
 
 class _PinnedBase(BaseModel):
@@ -269,7 +273,8 @@ def hold_to_base(run: Run, digest: str) -> None:
             f"was {pinned.sha256[:_SHOWN]}… then and is {digest[:_SHOWN]}… now"
             + ("." if pinned.keras == here else f"; Keras was {pinned.keras} then and is {here} now."),
             advice="Bring back the file, the weights or the release of Keras with which the run began. Or start "
-            "another run: `transfer train`, with --run-id and a new name if it finds this one.",
+            "another run: `transfer train`, with --run-id and a new name if it finds this one."
+            + (_BEGAN_UNNORMALISED if started_identity(run)["base"].get("weights") == "none" else ""),
         )
 
 

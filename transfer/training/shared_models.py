@@ -25,9 +25,11 @@ from transfer.backbone.backbone import Backbone, set_precision
 from transfer.backbone.identity import base_digests
 from transfer.backbone.load import build_backbone
 from transfer.backbone.projections import targets_in
+from transfer.backbone.random_start import base_for, shards_of_sample
 from transfer.config import Config, Decides, LoraConfig, PhaseConfig, Varies, deciding
-from transfer.dataset.manifest import Dataset
+from transfer.dataset.manifest import Dataset, Shard
 from transfer.errors import BaseChangedError
+from transfer.storage import Store
 from transfer.training.checkpoints import Checkpoint, Checkpoints, assign
 from transfer.training.lora import Adapter, build_adapters
 from transfer.training.model import TransferModel, build_head_for
@@ -89,14 +91,15 @@ class SharedModels:
             variable.assign(value)
         return True
 
-    def model(self, config: Config, classes: list[str], *, untrained: Sequence[int] = ()) -> TransferModel:
-        """The untrained model of a configuration. Must be called when the user's turn begins.
+    def model(self, config: Config, store: Store, dataset: Dataset, *, untrained: Sequence[int] = ()) -> TransferModel:
+        """The untrained model of a configuration for a dataset version. Must be called when the user's turn begins.
 
-        `untrained`: indices of the classes that the model never predicts. Raises BackboneError if the base cannot be
-        loaded, ConfigError if the head does not fit the classes, BaseChangedError if a file is replaced while it is
-        read.
+        `store`: where the dataset version is. `untrained`: indices of the classes that the model never predicts. Raises
+        BackboneError if the base cannot be loaded, ConfigError if the head does not fit the classes, BaseChangedError
+        if a file is replaced while it is read, StorageError.
         """
-        base = self._base(config)
+        classes = dataset.classes
+        base = self._base(config, lambda: base_for(config, store, dataset), shards_of_sample(dataset))
         first = build_head_for(base.backbone, config, classes, untrained=untrained)
         of_head = (
             base.number,
@@ -138,11 +141,12 @@ class SharedModels:
     def backbone(self, config: Config) -> Backbone:
         """The base of a configuration, whose weights are those of its present user. Raises what `model` raises.
 
-        Must be called within the strategy's scope.
+        One with random weights has no statistics of images yet. Must be called within the strategy's scope.
         """
-        return self._base(config).backbone
+        return self._base(config, lambda: build_backbone(config)).backbone
 
-    def _base(self, config: Config) -> _Base:
+    def _base(self, config: Config, build: Callable[[], Backbone], sample: Sequence[Shard] = ()) -> _Base:
+        """`sample`: the shards on whose images a network with random weights is normalised."""
         set_precision(config.training.mixed_precision)
         # The digests are part of the key, because a file may have been replaced since a network was read from it.
         files = base_digests(config.base, storage=config.storage)
@@ -153,11 +157,12 @@ class SharedModels:
             config.image_input,
             config.head.pooling,
             config.training.mixed_precision,
+            tuple(shard.sha256 for shard in sample) if config.base.weights == "none" else (),
         )
-        return _made(self._bases, of_base, lambda: self._build(config, files), MAX_BACKBONES)
+        return _made(self._bases, of_base, lambda: self._build(config, files, build), MAX_BACKBONES)
 
-    def _build(self, config: Config, files: dict[str, str]) -> _Base:
-        backbone = build_backbone(config)
+    def _build(self, config: Config, files: dict[str, str], build: Callable[[], Backbone]) -> _Base:
+        backbone = build()
         if base_digests(config.base, storage=config.storage) != files:
             raise BaseChangedError(
                 f"A file of base.model, `{config.base.model}`, was replaced while it was read.",
@@ -239,7 +244,7 @@ def untrained_model(run: Run, dataset: Dataset) -> TransferModel:
         shared.take_turn(_Visit())
         shared.forget_programs()
         untrained = untrained_classes(run.store, dataset, run.fold)
-        model = shared.model(run.config, dataset.classes, untrained=untrained)
+        model = shared.model(run.config, run.store, dataset, untrained=untrained)
     hold_to_base(run, model.digest)
     return model
 

@@ -2,7 +2,8 @@
 
 Keras 3's own `fit` fails under MultiWorkerMirroredStrategy (keras-team/keras#20585), so the step is ours. Each replica
 computes gradients of its rows of the global batch, and all replicas apply the sum of the gradients. The loss is the
-mean over the real rows of the *global* batch, so the division of a batch among replicas changes nothing but rounding.
+mean over the real rows of the *global* batch, and so are the statistics of BatchNorms that are trained
+(`backbone/batch_norms.py`). So the division of a batch among replicas changes nothing but rounding.
 
 In a pack, all tensors have a leading axis for the trials, and sums are taken for each trial. The losses of the trials
 are added up, which keeps them separate: only a trial's own loss depends on its weights.
@@ -15,6 +16,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -24,6 +26,7 @@ import numpy as np
 import tensorflow as tf
 
 from transfer.augmentation import Augmentation, StepRandomness, step_randomness
+from transfer.backbone.batch_norms import BatchStatistics
 from transfer.config import PhaseConfig, TrainingConfig
 from transfer.training.heartbeat import TOGETHER, during
 from transfer.training.history import SMALLEST_PROBABILITY
@@ -269,9 +272,11 @@ class PhaseProgram:
     def _train_replica(self, batch: Batch, real_images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         with step_randomness(StepRandomness(seed, batch["positions"], self._training.batch_size)):
             features, (labels, real) = self._features(batch, self._augmentation), self._answers(batch)
+            statistics = BatchStatistics(real, images=real_images)
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(self._variables)
-                logits = self._cut.logits(features, training=True)
+                with statistics.used() if self._cut.normalises_by_batch else nullcontext():
+                    logits = self._cut.logits(features, training=True)
                 losses = cross_entropy(labels, logits, smoothing=self._label_smoothing, untrained=self._untrained)
                 weights = real * tf.gather(self._class_weights, labels)
                 replicas = self.strategy.num_replicas_in_sync
@@ -279,6 +284,8 @@ class PhaseProgram:
                 objective = self.optimizer.scale_loss(loss)
             gradients = tape.gradient(objective, self._variables)
         self.optimizer.apply_gradients(zip(self._clipped(gradients), self._variables, strict=True))
+        if statistics.seen:
+            statistics.update_averages()
         return totals_of(labels, real, logits, losses)
 
     def _evaluate_replica(self, batch: Batch) -> tf.Tensor:

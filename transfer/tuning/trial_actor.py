@@ -150,7 +150,7 @@ class TrialActor:
         """The untrained model of a configuration. Suspends the training that uses the shared variables."""
         with self._shared.strategy.scope():
             self._shared.take_turn(self)
-            return self._shared.model(config, self._dataset.classes)
+            return self._shared.model(config, self._sweep.store, self._dataset)
 
     @cached_property
     def _dataset(self) -> Dataset:

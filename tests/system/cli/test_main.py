@@ -34,13 +34,10 @@ def test_a_mistake_ends_with_a_sentence_and_a_code_and_no_traceback(config):
     assert done.stdout == ""
 
 
-def test_config_check_passes_a_good_one_and_says_what_cannot_be_learned_on_a_random_base(config):
-    done = transfer(
-        "config", "check", config, "--json", "--set", "base.model=MobileNetV2", "--set", "base.weights=none"
-    )
+def test_config_check_passes_a_good_one(config):
+    done = transfer("config", "check", config, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["valid"] is True
-    assert "hardly anything can be learned on this base" in done.stderr
 
 
 def test_an_error_that_is_found_with_tensorflow_loaded_has_its_exit_code_too(config):

@@ -6,7 +6,7 @@ import pytest
 import ray
 
 from tests.attention import on_attention
-from tests.digits import digits_config, ingest_some_digits
+from tests.digits import digits_config, from_scratch, ingest_some_digits
 from tests.trained import largest_difference, trained_in_one_process
 from transfer.errors import TrainingError
 from transfer.storage import open_store
@@ -64,6 +64,20 @@ def test_two_ray_workers_train_the_adapters_that_one_process_trains(ray_cluster,
         else:
             ends.append(trained_in_one_process(run))
     assert largest_difference(ends[0].weights, ends[1].weights) < TOLERANCE
+
+
+@pytest.mark.proof
+def test_two_ray_workers_train_batch_norms_of_random_weights_as_one_process_does(ray_cluster, digits, tmp_path):
+    """Their first block is frozen: statistics and features are computed on the cluster, and found here."""
+    changes = {
+        "base": from_scratch(tmp_path / "network.keras"),
+        "phases": [{"unfreeze": 2, "epochs": 2, "learning_rate": 1e-3}],
+        "features": {"cache": "always", "engine": "tensorflow"},
+    }
+    run = new_run(digits, "two-workers-from-scratch", workers=WORKERS, **changes)
+    train_on_workers(run)
+    expected = trained_in_one_process(new_run(digits, "one-process-from-scratch", **changes))
+    assert largest_difference(Checkpoints(run).complete().weights, expected.weights) < TOLERANCE
 
 
 def test_errors_of_tensorflow_are_looked_at_without_it(digits, monkeypatch):

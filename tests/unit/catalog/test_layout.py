@@ -30,6 +30,7 @@ NAMES = {
     layout.features_content(ONE, OTHER, 640, ONE): f"features/{ONE}/{OTHER}-640-{ONE}.arrow",
     layout.earlier_features_content(ONE, OTHER): f"features/{ONE}/{OTHER}.arrow",
     layout.features_entry(ONE, OTHER): f"features/{ONE}/{OTHER}.json",
+    layout.statistics_log(ONE): f"statistics/{ONE}",
     layout.run_folder("pets-1"): "runs/pets-1",
     layout.run_start("pets-1"): "runs/pets-1/run.json",
     layout.checkpoints_log("runs/pets-1"): "runs/pets-1/checkpoints",

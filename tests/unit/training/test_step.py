@@ -9,6 +9,7 @@ from tests.replicas import two_replicas
 from tests.trained import largest_difference
 from transfer.augmentation import Augmentation
 from transfer.backbone.backbone import set_precision
+from transfer.backbone.batch_norms import statistics_of, watch_batch_norms
 from transfer.backbone.projections import projections_in
 from transfer.config import AugmentationConfig, HeadConfig, OptimizerConfig, PhaseConfig, ScheduleConfig, TrainingConfig
 from transfer.training.lora import build_adapters
@@ -30,7 +31,7 @@ def _full_precision():
     set_precision("off")
 
 
-def tiny_cut(head, lora=None):
+def tiny_cut(head, *, lora=None, by_batch=False):
     """A convolution, frozen, and one with BatchNorm, not frozen, with the same initial weights each time.
 
     With `lora`, two Dense layers come after them, and only their adapters are trained.
@@ -54,7 +55,10 @@ def tiny_cut(head, lora=None):
     for place, adapter in enumerate(adapters):
         unfrozen.trainable = False
         adapter.start([place])
-    return CutModel(lambda images: images / 127.5 - 1.0, frozen, unfrozen, head, adapters)
+    if by_batch:
+        watch_batch_norms(unfrozen)
+    modes = {"normalises_by_batch": by_batch, "adapters": adapters}
+    return CutModel(lambda images: images / 127.5 - 1.0, frozen, unfrozen, head, **modes)
 
 
 def global_batch(step):
@@ -88,16 +92,28 @@ def chunk_of(cut, steps):
     )
 
 
-def trained(strategy, *, steps=6, head=None, phase=None, training=None, augmentation=None, weights=None, chunks=()):
+def trained(
+    strategy,
+    *,
+    steps=6,
+    head=None,
+    phase=None,
+    training=None,
+    augmentation=None,
+    weights=None,
+    chunks=(),
+    by_batch=False,
+):
     """Train from fixed initial weights, by the adapters of the phase; returns the totals and the weights.
 
-    `chunks`: train on cached features, each number that many steps in one call.
+    `chunks`: train on cached features, each number that many steps in one call. `by_batch`: the BatchNorm normalises by
+    the batch, and its statistics are among the weights, at the end.
     """
     training = training or TrainingConfig(batch_size=BATCH, label_smoothing=0.1)
     with strategy.scope():
         set_precision(training.mixed_precision)
         phase = phase or PhaseConfig(learning_rate=1e-2)
-        cut = tiny_cut(head or HeadConfig(hidden=[16], dropout=0.3, l2=1e-3), phase.lora)
+        cut = tiny_cut(head or HeadConfig(hidden=[16], dropout=0.3, l2=1e-3), lora=phase.lora, by_batch=by_batch)
         program = PhaseProgram(
             cut,
             phase=phase,
@@ -116,13 +132,16 @@ def trained(strategy, *, steps=6, head=None, phase=None, training=None, augmenta
             real = int(batch["real"].sum())
             parts = parts_of(batch, strategy.num_replicas_in_sync)
             results.append(program.train_step(parts, real_images=real, global_step=step))
-        return program.sum_over_workers(results)[0], [np.asarray(variable) for variable in cut.variables]
+        learned = [*cut.variables, *(statistics_of(cut.unfrozen) if by_batch else [])]
+        return program.sum_over_workers(results)[0], [np.asarray(variable) for variable in learned]
 
 
 @pytest.mark.parametrize(
     "settings",
     [
         {},
+        # The last batch of an epoch has no real row for the second replica.
+        {"by_batch": True},
         pytest.param(
             {"phase": PhaseConfig(learning_rate=1e-2, optimizer=OptimizerConfig(name="sgd"))}, marks=pytest.mark.proof
         ),
@@ -133,7 +152,7 @@ def trained(strategy, *, steps=6, head=None, phase=None, training=None, augmenta
         pytest.param({"augmentation": EVERYTHING}, marks=pytest.mark.proof),
         {"phase": PhaseConfig(learning_rate=1e-2, unfreeze=1, lora={"rank": 2, "targets": "dense"})},
     ],
-    ids=["adam", "sgd", "adamw-clipped", "augmented", "lora"],
+    ids=["adam", "by-batch", "sgd", "adamw-clipped", "augmented", "lora"],
 )
 def test_two_replicas_learn_what_one_learns_within_1e_6(settings):
     one_totals, one = trained(tf.distribute.get_strategy(), **settings)
@@ -145,9 +164,10 @@ def test_two_replicas_learn_what_one_learns_within_1e_6(settings):
 
 @pytest.mark.parametrize(("replicas", "chunks"), [pytest.param(1, [6], marks=pytest.mark.proof), (2, [1, 3, 2])])
 def test_many_steps_a_call_on_cached_features_learn_what_steps_on_images_learn(replicas, chunks):
+    """Also where a BatchNorm normalises by the batch, in each of them by that of its step."""
     strategy = two_replicas() if replicas == 2 else tf.distribute.get_strategy()
-    expected_totals, expected = trained(tf.distribute.get_strategy())
-    totals, weights = trained(strategy, chunks=chunks)
+    expected_totals, expected = trained(tf.distribute.get_strategy(), by_batch=True)
+    totals, weights = trained(strategy, chunks=chunks, by_batch=True)
     assert largest_difference(weights, expected) < 1e-6
     assert totals.images == expected_totals.images == 30
     assert totals.correct == expected_totals.correct
@@ -172,8 +192,11 @@ def test_half_precision_moves_the_weights_as_full_precision_does(precision):
     assert 0 < distance < 0.05
 
 
-def test_one_step_of_sgd_is_the_gradient_of_the_mean_loss_over_real_rows():
+@pytest.mark.parametrize("by_batch", [False, True])
+def test_one_step_of_sgd_is_the_gradient_of_the_mean_loss_over_real_rows(by_batch):
+    """And statistics that are trained are those that Keras stores of these rows, with `training=True`."""
     plain = {
+        "by_batch": by_batch,
         "head": HeadConfig(dropout=0.0),
         "phase": PhaseConfig(learning_rate=0.5, optimizer=OptimizerConfig(name="sgd", momentum=0.0)),
         "training": TrainingConfig(batch_size=BATCH),
@@ -184,14 +207,16 @@ def test_one_step_of_sgd_is_the_gradient_of_the_mean_loss_over_real_rows():
     _, after = trained(strategy, steps=2, **plain)
 
     cut = tiny_cut(plain["head"])
-    for variable, value in zip(cut.variables, before, strict=True):
+    statistics = statistics_of(cut.unfrozen) if by_batch else []
+    for variable, value in zip([*cut.variables, *statistics], before, strict=True):
         variable.assign(value)
     with tf.GradientTape() as tape:
-        logits = cut.logits(cut.features(tf.constant(IMAGES[8:10])), training=False)
+        features = cut.unfrozen(cut.features(tf.constant(IMAGES[8:10])), training=by_batch)
+        logits = cut.head(features, training=False)
         loss = tf.reduce_mean(keras.losses.sparse_categorical_crossentropy(LABELS[8:10], logits, from_logits=True))
     gradients = tape.gradient(loss, [variable.value for variable in cut.variables])
-    expected = [value - 0.5 * gradient.numpy() for value, gradient in zip(before, gradients, strict=True)]
-    assert largest_difference(after, expected) < 1e-6
+    expected = [value - 0.5 * gradient.numpy() for value, gradient in zip(before, gradients, strict=False)]
+    assert largest_difference(after, [*expected, *(np.asarray(each) for each in statistics)]) < 1e-6
 
 
 def test_clipping_bounds_the_update():
