@@ -14,6 +14,7 @@ from tests.trained import largest_difference, plain_logits, train
 from transfer.backbone import random_start
 from transfer.backbone.batch_norms import statistics_of
 from transfer.backbone.load import build_backbone
+from transfer.config import PhaseConfig
 from transfer.errors import BaseChangedError
 from transfer.storage import open_store, put_document
 from transfer.training.checkpoints import Checkpoints
@@ -45,7 +46,7 @@ def test_it_learns_from_scratch_and_what_is_served_is_what_was_trained(digits):
     assert end.progress.history[-1].validation_accuracy > 0.7
 
     model, _ = restore_model(run, dataset)
-    variables = model.variables_of(["all"])
+    variables = model.variables_of([PhaseConfig(unfreeze="all")])
     assert len(statistics_of(model.backbone.network)) == 6
     assert largest_difference([np.asarray(each) for each in variables], end.weights) == 0
     images = np.random.default_rng(0).uniform(0, 255, (4, 32, 32, 3)).astype(np.float32)
