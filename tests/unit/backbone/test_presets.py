@@ -194,9 +194,24 @@ def test_positions_are_interpolated_for_another_image_size(family, tmp_path):
     ("family", "image_size", "said"),
     [
         ("ViT", 36, r"images whose sides are multiples of 8\. The nearest two are 32 and 40"),
-        ("Swin", 36, r"images whose sides are multiples of 8\. The nearest two are 32 and 40"),
-        ("MiT", (32, 64), r"squares whose sides are multiples of 8\. The nearest two are 32 and 40"),
-        ("DINOv2", (32, 64), r"keras-hub refuses .* shape \(32, 64, 3\).*The preset was made for \(32, 32, 3\)"),
+        pytest.param(
+            "Swin",
+            36,
+            r"images whose sides are multiples of 8\. The nearest two are 32 and 40",
+            marks=pytest.mark.proof,
+        ),
+        pytest.param(
+            "MiT",
+            (32, 64),
+            r"squares whose sides are multiples of 8\. The nearest two are 32 and 40",
+            marks=pytest.mark.proof,
+        ),
+        pytest.param(
+            "DINOv2",
+            (32, 64),
+            r"keras-hub refuses .* shape \(32, 64, 3\).*The preset was made for \(32, 32, 3\)",
+            marks=pytest.mark.proof,
+        ),
     ],
 )
 def test_a_size_that_the_network_cannot_take_is_refused_with_those_that_it_can(family, image_size, said, tmp_path):
