@@ -98,6 +98,10 @@ class Namespaces:
         self._relays.append(relay)
         return f"http://10.77.0.254:{relay.port}"
 
+    def answered(self, address: str) -> int:
+        """Bytes that such services have sent to a machine."""
+        return sum(relay.answered[address] for relay in self._relays)
+
     def close(self) -> None:
         """Take the network away."""
         for relay in self._relays:
@@ -239,6 +243,11 @@ class Nodes:
     def reach(self, url: str) -> str:
         """The address under which nodes reach a service of this host's loopback."""
         return self._network.reach(url)
+
+    def answered(self, node: Node) -> int:
+        """Bytes that such services have sent to a node; only where `may_isolate`."""
+        assert isinstance(self._network, Namespaces)
+        return self._network.answered(node.address)
 
     def command(self, command: list[str], **options) -> subprocess.Popen[str]:
         """Begin a command in the cluster's network, with its token. It is killed when the tests end."""

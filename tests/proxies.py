@@ -8,6 +8,7 @@ import socket
 import struct
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -230,7 +231,10 @@ def _spoilt(fault: Fault | None, headers: dict[str, str], body: bytes) -> tuple[
 
 
 class CuttingProxy:
-    """Forwards bytes to `port`; `port` of its own is what clients connect to, on loopback or where `listening` is."""
+    """Forwards bytes to `port`; `port` of its own is what clients connect to, on loopback or where `listening` is.
+
+    `answered` counts the bytes that went back, by the client's address.
+    """
 
     def __init__(self, port: int, listening: socket.socket | None = None) -> None:
         self._target = port
@@ -239,6 +243,7 @@ class CuttingProxy:
         self.port = self._listening.getsockname()[1]
         self.away = False
         self.turned_away = 0
+        self.answered: Counter[str] = Counter()
         self._threads: list[threading.Thread] = []
         self._begin(self._accept)
 
@@ -265,25 +270,26 @@ class CuttingProxy:
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
-                client, _ = self._listening.accept()
+                client, (address, *_) = self._listening.accept()
                 if self.away:
                     client.close()
                     self.turned_away += 1
                     continue
                 server = socket.create_connection(("127.0.0.1", self._target))
                 self._connections += [client, server]
-                self._begin(_forward, client, server)
-                self._begin(_forward, server, client)
+                self._begin(_forward, client, server, Counter(), "")
+                self._begin(_forward, server, client, self.answered, address)
 
-    def _begin(self, work: Callable[..., None], *arguments: socket.socket) -> None:
+    def _begin(self, work: Callable[..., None], *arguments: object) -> None:
         thread = threading.Thread(target=work, args=arguments, daemon=True)
         self._threads.append(thread)
         thread.start()
 
 
-def _forward(source: socket.socket, target: socket.socket) -> None:
+def _forward(source: socket.socket, target: socket.socket, counts: Counter[str], address: str) -> None:
     with contextlib.suppress(OSError):
         while data := source.recv(65536):
+            counts[address] += len(data)
             target.sendall(data)
     for end in (source, target):
         with contextlib.suppress(OSError):

@@ -9,13 +9,17 @@ import uuid
 from pathlib import Path
 
 import boto3
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.digits import digits_config, ingest_some_digits, write_some_digits
-from tests.nodes import Nodes
+from tests.nodes import Nodes, may_isolate
 from tests.trained import largest_difference, trained_in_one_process
 from transfer.config import load_config
 from transfer.config.reference import render
+from transfer.dataset.manifest import load_dataset
+from transfer.dataset.row_groups import ROW_GROUP_SIZE_BYTES
 from transfer.demo import BASE_PATH
 from transfer.errors import ClusterError, TrainingError
 from transfer.storage import open_store
@@ -198,3 +202,77 @@ def test_where_no_other_node_joins_the_job_ends_in_time_and_says_what_it_needs(s
     nodes.kill(nodes.nodes[0])
     assert job.end() == TrainingError.exit_code, job.log[-5000:]
     assert "It needs 2 workers of 1 CPU" in job.log
+
+
+# What is measured on a larger dataset: four machines, and lanes, because the split exceeds the shuffle window.
+
+IMAGES = 1200
+EPOCHS = 2
+OTHER_BYTES = 1024**2
+"""What a worker receives besides images: the network, documents, the code of the job."""
+
+
+@pytest.fixture(scope="module")
+def noise(cluster, s3_server, tmp_path_factory):
+    """A configuration of 60 MB of images that cannot be compressed, and the path of its file for the cluster."""
+    folder = tmp_path_factory.mktemp("noise")
+    generator = np.random.default_rng(0)
+    for index in range(IMAGES):
+        path = folder / "images" / f"class-{index % 3}" / f"{index:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (128, 128, 3), np.uint8)).save(path, compress_level=1)
+    archive = Path(shutil.make_archive(str(folder / "noise"), "zip", folder / "images"))
+    bucket = f"bucket-{uuid.uuid4().hex}"
+    client = boto3.Session().client("s3", endpoint_url=s3_server)
+    client.create_bucket(Bucket=bucket)
+    for file in (archive, BASE_PATH):
+        client.put_object(Bucket=bucket, Key=file.name, Body=file.read_bytes())
+    client.close()
+    config = digits_config(
+        f"s3://{bucket}/{archive.name}",
+        {"uri": f"s3://{bucket}/transfer", "endpoint_url": cluster.reach(s3_server)},
+        base={"model": f"s3://{bucket}/{BASE_PATH.name}", "image_size": 32},
+        dataset={"source": f"s3://{bucket}/{archive.name}", "validation": 0.05, "test": 0.05},
+        features="never",
+        # Adam would turn the rounding of gradients near 0 into steps.
+        phases=[{"unfreeze": 1, "epochs": EPOCHS, "learning_rate": 1e-2, "optimizer": "sgd"}],
+        training={"batch_size": 32, "shuffle_window_bytes": 16 * 1024**2},
+        workers={"count": 4, "max_failures": 2},
+        publish={"enabled": False, "parity_images": 8},
+    )
+    path = folder / "config.yaml"
+    path.write_text(render(config))
+    return path
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(not may_isolate(), reason="the bytes of a machine are counted by its address")
+def test_four_machines_receive_a_quarter_each_and_train_as_one_process_also_when_one_goes_and_one_comes(
+    submit, cluster, noise, storage_here
+):
+    cluster.join(4)
+    here = load_config(noise, storage_here)
+    ingested = submit("ingest", noise)
+    assert ingested.end() == 0, ingested.log[-5000:]
+    store = open_store(here.storage)
+    dataset = load_dataset(store, here.name)
+    size = {split: sum(shard.size_bytes for shard in dataset.shards_of(split)) for split in ("train", "validation")}
+    assert size["train"] > 3 * here.training.shuffle_window_bytes
+    alone = trained_in_one_process(open_run(store, here, dataset, run_id="alone")).weights
+
+    before = [cluster.answered(node) for node in cluster.nodes]
+    job = submit("train", noise, "--run-id", "quiet")
+    job.wait_until(lambda: f"epoch {EPOCHS}/{EPOCHS}" in job.log)
+    received = [cluster.answered(node) - earlier for node, earlier in zip(cluster.nodes, before, strict=True)]
+    job.answer()
+    assert largest_difference(final(here, "quiet").weights, alone) < TOLERANCE
+    # Two row groups of an epoch are shared with the workers beside it.
+    share = size["train"] / 4 + 2 * ROW_GROUP_SIZE_BYTES + size["validation"]
+    assert max(received) <= EPOCHS * share + OTHER_BYTES, received
+
+    job = submit("train", noise, "--run-id", "disturbed", "--set", "training.checkpoint_steps=1")
+    job.wait_until(lambda: steps_of(here, "disturbed") >= 3)
+    cluster.kill(cluster.nodes[0])
+    cluster.join(4)
+    job.answer()
+    assert largest_difference(final(here, "disturbed").weights, alone) < TOLERANCE
