@@ -21,7 +21,7 @@ from transfer.storage import Log, open_store
 
 @pytest.fixture(scope="module")
 def screened(tmp_path_factory):
-    """A configuration, and the result of its screen of the demo's base, a size that it does not take, and a missing network."""
+    """A configuration, and its screen of the demo's base, a size that it does not take, and a missing network."""
     source, _ = ingest_some_digits(tmp_path_factory.mktemp("digits"))
     config = digits_config(source, str(source.parent / "storage"), phases=[{"unfreeze": 0, "epochs": 1}])
     return config, *jobs.screen(config, bases=[str(BASE_PATH), f"{BASE_PATH}@16", "NoSuchNet"])
