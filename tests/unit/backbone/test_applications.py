@@ -58,7 +58,7 @@ def test_every_network_of_keras_applications_is_known_and_has_its_preprocessing(
     ("model", "family"),
     [
         ("MobileNetV2", keras.applications.mobilenet_v2),  # -1..1
-        ("DenseNet121", keras.applications.densenet),  # per channel
+        pytest.param("DenseNet121", keras.applications.densenet, marks=pytest.mark.proof),  # per channel
         ("ResNet50", keras.applications.resnet50),  # BGR, centred
         ("EfficientNetB0", keras.applications.efficientnet),  # inside the network
     ],

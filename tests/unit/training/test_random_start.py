@@ -60,6 +60,7 @@ def test_it_learns_from_scratch_and_what_is_served_is_what_was_trained(digits):
     assert after.backbone.digest() == before.digest == pinned_base(run)
 
 
+@pytest.mark.proof
 def test_interrupted_and_resumed_it_is_uninterrupted_and_two_replicas_are_one(digits):
     training = {"batch_size": 16, "checkpoint_steps": 3}
     whole, dataset = new_run(digits, "whole", epochs=2, training=training)
