@@ -141,12 +141,14 @@ def _pretrained(run: Run, dataset: Dataset) -> Backbone:
 def _random(run: Run, dataset: Dataset) -> Backbone:
     """The same network with random weights. Raises _NotMadeError if there is none."""
     from transfer.backbone.backbone import set_precision
+    from transfer.backbone.files import is_preset
     from transfer.backbone.random_start import base_for
 
     base = run.config.base
     if base.weights == "none":
         raise _NotMadeError("the run itself began with random weights")
-    if is_model_file(base.model) and not base.model.endswith(".keras"):
+    begins = base.model.endswith(".keras") or is_preset(base.model, run.config.storage)
+    if is_model_file(base.model) and not begins:
         raise _NotMadeError("its weights come with the network, which cannot begin without them")
     set_precision(run.config.training.mixed_precision)
     without = run.config.model_copy(update={"base": base.model_copy(update={"weights": "none"})})

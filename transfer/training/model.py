@@ -169,7 +169,9 @@ class TransferModel:
         `adapters`: those of the phase, which are trained instead of the layers.
         """
         frozen, unfrozen = self.backbone.cut(unfreeze)
-        self.backbone.network.trainable = False
+        # Layer by layer: of a network that is marked as frozen already, Keras does not pass on that it is to be frozen.
+        for layer in self.backbone.network.layers:
+            layer.trainable = False
         # The model itself is marked, too: if it were frozen, none of its variables would be trainable.
         for layer in [unfrozen, *unfrozen.layers] if unfrozen and not adapters else []:
             layer.trainable = True

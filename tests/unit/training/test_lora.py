@@ -96,8 +96,10 @@ def test_resumed_and_restored_it_is_the_run_that_was_not_interrupted(digits, who
     assert largest_difference([plain_logits(again, IMAGES)], [whole[1]]) < 1e-5, "merged once, not twice"
 
 
+@pytest.mark.usefixtures("whole")
 def test_a_phase_changes_only_the_kernels_that_it_means(digits):
-    run, dataset = new_run(digits, "attention-alone", [PHASES[0]])
+    """Also on a network of which another run has trained a block whole."""
+    run, dataset = new_run(digits, "attention-alone", [{**LAST_BLOCK, "lora": {"rank": 5}}])
     pretrained = {weight.path: weight.numpy() for weight in attention_network().weights}
     model = train(run, dataset)
     now = {weight.path: weight.numpy() for weight in model.backbone.network.weights}
