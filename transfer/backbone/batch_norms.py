@@ -36,10 +36,19 @@ def estimate_statistics(network: keras.Model, inputs: tf.Tensor) -> None:
     All inputs are one batch, so each layer sees what the layers before it answer with their new statistics.
     """
     watch_batch_norms(network)
-    statistics = BatchStatistics(tf.ones(len(inputs)), images=len(inputs))
-    with statistics.used():
-        network(inputs, training=False)
-    for layer, mean, variance in statistics.seen:
+    layers: list[Any] = []
+
+    # As a graph, which frees a layer's answers after their last use. Keras holds all of them in an eager call.
+    @tf.function(autograph=False)
+    def estimated(batch: tf.Tensor) -> list[tuple[tf.Tensor, tf.Tensor]]:
+        statistics = BatchStatistics(tf.ones(len(inputs)), images=float(len(inputs)))
+        with statistics.used():
+            network(batch, training=False)
+        layers[:] = [layer for layer, _, _ in statistics.seen]
+        return [(mean, variance) for _, mean, variance in statistics.seen]
+
+    found = estimated(inputs)
+    for layer, (mean, variance) in zip(layers, found, strict=True):
         layer.moving_mean.assign(mean)
         layer.moving_variance.assign(variance)
 
@@ -77,7 +86,7 @@ class BatchStatistics:
         near = tf.stop_gradient(tf.convert_to_tensor(layer.moving_mean))
         deviations = tf.where(is_real, x - tf.reshape(near, by_channel), 0.0)
         sums = tf.stack([tf.reduce_sum(values, others) for values in (deviations, tf.square(deviations))])
-        positions = tf.cast(tf.reduce_prod(tf.gather(tf.shape(x), others[1:])), tf.float32)
+        positions = tf.cast(tf.reduce_prod(tf.gather(tf.shape(x), tf.constant(others[1:], tf.int32))), tf.float32)
         mean, square = tf.unstack(_sum_over_replicas(sums) / (self._images * positions))
         variance = tf.maximum(square - tf.square(mean), 0.0)
         mean = near + mean

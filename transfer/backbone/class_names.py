@@ -68,7 +68,7 @@ def _read(file: str) -> list[str]:
     try:
         if path.stat().st_size > MAX_FILE_SIZE_BYTES:
             raise ConfigError(f"publish.classes is {file}, which is larger than {MAX_FILE_SIZE_BYTES:,} bytes.")
-        return path.read_text(encoding="utf-8").splitlines()
+        return path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"publish.classes is {file}, which cannot be read: {error}.",

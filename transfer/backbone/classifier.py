@@ -132,10 +132,15 @@ def _kind_of_answers(name: str, network: keras.Model, top: Classifier | None) ->
     found = _answers(network)
     is_share = bool(np.all((found >= 0) & (found <= 1)))
     if outputs == 1:
+        if is_share and top is None:
+            raise BackboneError(
+                f"{name} answers one number from 0 to 1, and nothing tells whether it is a share or a logit.",
+                advice="Export it with an output for each of its two classes.",
+            )
         return "share of the second" if is_squashed and is_share else "logit of the second"
     if _are_probabilities(found):
         return "probabilities"
-    if is_squashed and is_share:
+    if is_share and (is_squashed or top is None):
         raise BackboneError(
             f"{name} answers {outputs:,} shares from 0 to 1 that do not sum to 1, as where several classes may be "
             "right at once.",

@@ -10,6 +10,7 @@ import hashlib
 import os
 import time
 from collections.abc import Iterable
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +48,27 @@ def base_identity(config: BaseNetworkConfig, *, storage: StorageConfig | None) -
     """The section `base` for ids, with the SHA-256 of files instead of their paths, which differ between machines.
 
     `accept_head` is left out: it decides whether a base is refused, not what is learned on it. Random weights are named
-    after how they start: in earlier releases their BatchNorms had no statistics and were not trained. Raises what
-    `base_digests` raises.
+    after how they start: in earlier releases their BatchNorms had no statistics and were not trained. A module of
+    `custom_objects` is named with its code, which decides what its layers compute. Raises what `base_digests` raises.
     """
     files = base_digests(config, storage=storage)
     named: dict[str, Any] = {key: {"sha256": sha256} for key, sha256 in files.items()}
     if config.weights == "none":
         named["weights"] = RANDOM_START
+    if config.custom_objects is not None and (code := _code_of(config.custom_objects)):
+        named["custom_objects"] = {"module": config.custom_objects, "sha256": _sha256(code)}
     return config.model_dump(mode="json", exclude={"accept_head"}) | named
+
+
+def _code_of(module: str) -> Path | None:
+    """The file of a module, which is not imported, because that would run its code; None if it is not found."""
+    names, places, found = module.split("."), None, None
+    for count in range(1, len(names) + 1):
+        found = PathFinder.find_spec(".".join(names[:count]), places)
+        if found is None:
+            return None
+        places = found.submodule_search_locations
+    return Path(found.origin) if found and found.origin and Path(found.origin).is_file() else None
 
 
 def _digest(name: str, storage: StorageConfig | None) -> str | None:

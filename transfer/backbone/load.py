@@ -98,6 +98,11 @@ def load_classifier(
     logits or probabilities of classes of which one is right.
     """
     use_own_keras()
+    if config.weights == "none":
+        raise BackboneError(
+            f"base.weights is `none`, so {config.model} would classify with random weights.",
+            advice="Remove base.weights, or set it to a file of weights.",
+        )
     if config.tap:
         raise BackboneError(
             f"base.tap is {config.tap!r}, and a classifier that is used as it is ends where {config.model} ends.",

@@ -61,7 +61,8 @@ def load_preset(config: BaseNetworkConfig, *, storage: StorageConfig | None) -> 
     with tempfile.TemporaryDirectory(prefix="transfer-") as scratch, redirect_stdout(sys.stderr):
         if place == config.model:
             folder = local_folder(place, directory=Path(scratch), storage=storage) if is_s3(place) else path_here(place)
-            kind, place = _class_of_folder(config, folder, hub), str(folder)
+            # Absolute: keras-hub takes a plain word for the name of a preset.
+            kind, place = _class_of_folder(config, folder, hub), str(folder.absolute())
         else:
             kind = _class_of_name(place, hub)
         with fresh_layer_names(), fixed_seed():

@@ -93,7 +93,7 @@ def config_of_network(network: str, overrides: Sequence[str] = (), *, storage: P
     """
     tested = {} if is_model_file(network) else {"fit": "crop", "crop_share": 0.875}
     document: dict[str, Any] = {
-        "name": re.sub("[^A-Za-z0-9]+", "-", network).strip("-")[-100:] or "network",
+        "name": re.sub("[^A-Za-z0-9]+", "-", network).strip("-")[-100:].strip("-") or "network",
         "storage": {"uri": str(storage)},
         # Nothing is ingested: images are given to be predicted.
         "dataset": {"source": "digits"},

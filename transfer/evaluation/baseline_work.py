@@ -59,6 +59,7 @@ def probe_baselines(
     most = _most_computed(run, dataset, history)
     known: dict[BaselineName, int] = {}
     made: list[Baseline] = []
+    is_right: dict[BaselineName, np.ndarray] = {}
     not_made: dict[BaselineName, str] = {}
     for names, network in (
         (PROBES, _Network(run, dataset, _described_bases(run), lambda: _pretrained(run, dataset), most)),
@@ -70,6 +71,8 @@ def probe_baselines(
             ):
                 trained, features = network.features(sample_of(store, dataset, "train"))
                 answered, asked = network.features(evaluated)
+                for name in names:
+                    is_right[name] = _predicted(name, features, trained.labels, asked) == answered.labels
         except _NotMadeError as reason:
             not_made |= dict.fromkeys(names, str(reason))
             continue
@@ -78,14 +81,28 @@ def probe_baselines(
             not_made |= dict.fromkeys(names, error.message)
             continue
         for name in names:
-            predicted = (
-                nearest_neighbours(features, trained.labels, asked)
-                if name == "nearest neighbours"
-                else fit_ridge(features, trained.labels).predict(asked)
-            )
-            made.append(Baseline.compared(name, predicted == answered.labels, run_right[: len(answered)]))
+            made.append(Baseline.compared(name, is_right[name], run_right[: len(answered)]))
             known[name] = len(trained)
-    return Baselines(made=tuple(made), training_images=known, not_made=not_made)
+    return Baselines(
+        made=tuple(made),
+        transfer=_transfer(is_right.get("random network"), is_right.get("linear probe")),
+        training_images=known,
+        not_made=not_made,
+    )
+
+
+def _predicted(name: BaselineName, features: np.ndarray, labels: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    if name == "nearest neighbours":
+        return nearest_neighbours(features, labels, asked)
+    return fit_ridge(features, labels).predict(asked)
+
+
+def _transfer(random: np.ndarray | None, pretrained: np.ndarray | None) -> Baseline | None:
+    """The probe on random weights beside the one on pretrained weights: bool [n], the first images of one sample."""
+    if random is None or pretrained is None:
+        return None
+    both = min(len(random), len(pretrained))
+    return Baseline.compared("random network", random[:both], pretrained[:both])
 
 
 class _Network:
@@ -141,13 +158,13 @@ def _pretrained(run: Run, dataset: Dataset) -> Backbone:
 def _random(run: Run, dataset: Dataset) -> Backbone:
     """The same network with random weights. Raises _NotMadeError if there is none."""
     from transfer.backbone.backbone import set_precision
-    from transfer.backbone.files import is_preset
+    from transfer.backbone.files import HDF5_SUFFIXES, is_preset
     from transfer.backbone.random_start import base_for
 
     base = run.config.base
     if base.weights == "none":
         raise _NotMadeError("the run itself began with random weights")
-    begins = base.model.endswith(".keras") or is_preset(base.model, run.config.storage)
+    begins = base.model.endswith((".keras", *HDF5_SUFFIXES)) or is_preset(base.model, run.config.storage)
     if is_model_file(base.model) and not begins:
         raise _NotMadeError("its weights come with the network, which cannot begin without them")
     set_precision(run.config.training.mixed_precision)

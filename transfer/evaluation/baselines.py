@@ -84,10 +84,12 @@ class Baselines(Figures):
     """The baselines of a report.
 
     `training_images`: number of training images that a baseline from features knows, by its name. `not_made`: why a
-    baseline is missing, as a clause.
+    baseline is missing, as a clause. `transfer`: the random network beside the linear probe on the pretrained one,
+    which stands in place of the model: what the pretrained weights gain, without what training adds. None without both.
     """
 
     made: tuple[Baseline, ...]
+    transfer: Baseline | None = None
     training_images: dict[BaselineName, int] = Field(default_factory=dict)
     not_made: dict[BaselineName, str] = Field(default_factory=dict)
 
@@ -98,15 +100,10 @@ class Baselines(Figures):
         return max(probes, key=lambda each: each.right / each.images, default=None)
 
     @property
-    def transfer(self) -> Baseline | None:
-        """The same network with random weights; None if it was not made."""
-        return next((each for each in self.made if each.name == "random network"), None)
-
-    @property
     def verdict(self) -> str:
         """What the comparison says, in sentences: whether transfer helps, and what training gains over a probe."""
-        random, probe = self.transfer, self.best_probe
-        return " ".join([*([_of_transfer(random)] if random else []), *([_of_training(probe)] if probe else [])])
+        transfer, probe = self.transfer, self.best_probe
+        return " ".join([*([_of_transfer(transfer)] if transfer else []), *([_of_training(probe)] if probe else [])])
 
 
 def commonest_class_baseline(metrics: Metrics, training_counts: dict[str, int]) -> Baseline:
@@ -124,7 +121,10 @@ def commonest_class_baseline(metrics: Metrics, training_counts: dict[str, int]) 
 
 
 def _of_transfer(random: Baseline) -> str:
-    beside = f"{percent(random.accuracy)} by {random.title}, on {random.images:,} of the images"
+    beside = (
+        f"of {random.images:,} images, a linear probe has {percent(random.run_accuracy)} right with the pretrained "
+        f"weights and {percent(random.accuracy)} with random ones"
+    )
     if random.interval.low > 0:
         return f"Transfer gains {random.difference_text.removeprefix('+')}: {beside}."
     if random.interval.high < 0:

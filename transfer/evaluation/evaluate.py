@@ -20,7 +20,7 @@ from transfer.catalog.run import EpochRow, ReportEntry
 from transfer.dataset.manifest import Dataset, Splitting
 from transfer.errors import AlreadyExistsError, DatasetError, ObjectNotFoundError, TrainingError
 from transfer.evaluation.against import Beside, ServingAnswers, compare_with_serving
-from transfer.evaluation.baseline_work import probe_baselines
+from transfer.evaluation.baseline_work import PROBES, RANDOM, probe_baselines
 from transfer.evaluation.baselines import Baselines, commonest_class_baseline
 from transfer.evaluation.metrics import Metrics, Tally
 from transfer.evaluation.mistakes import Mistake, worst_of
@@ -173,7 +173,12 @@ def _baselines(
     if gathered.sample is None:
         return None
     arguments = run.config, run.id, gathered.sample, gathered.sample_right, history
-    probed = run_where(run.config.workers, probe_baselines, *arguments)
+    try:
+        probed = run_where(run.config.workers, probe_baselines, *arguments)
+    # Whatever a baseline fails with, the run is evaluated.
+    except Exception as error:  # noqa: BLE001
+        logger.warning("Baselines are left out: %s", error)
+        probed = Baselines(made=(), not_made=dict.fromkeys((*PROBES, *RANDOM), f"{type(error).__name__}: {error}"))
     commonest = commonest_class_baseline(metrics, dataset.counts["train"])
     return probed.model_copy(update={"made": (commonest, *probed.made)})
 

@@ -165,7 +165,9 @@ class _Work:
 
     def _begins_with(self, champion: int | None, dataset: Dataset) -> str | None:
         """The version whose head the night's begins with; None for a new head."""
-        if champion is None or self.config.nightly.warm_start == "none":
+        # A base with random weights has statistics of the images of its version: the champion's head is of another one.
+        begins_random = self.config.base.weights == "none"
+        if champion is None or begins_random or self.config.nightly.warm_start == "none":
             return self.config.training.warm_start
         before = trained_on(self.store, load_version(self.store, self.night.name, champion))
         if before is None:

@@ -56,7 +56,9 @@ class EnergyCounters:
     """The machine's counters of energy. Counters that this process may not read are left out."""
 
     def __init__(self, rapl: Path = RAPL) -> None:
-        self._packages = [zone for zone in sorted(rapl.glob("intel-rapl:*")) if zone.name.count(":") == 1]
+        # `psys`, the zone of the whole platform, has the packages in it.
+        zones = [zone for zone in sorted(rapl.glob("intel-rapl:*")) if zone.name.count(":") == 1]
+        self._packages = [zone for zone in zones if not _text(zone / "name").startswith("psys")]
         self._packages = [zone for zone in self._packages if _counter(zone / "energy_uj") is not None]
 
     @property
@@ -99,6 +101,13 @@ class EnergyCounters:
             ):
                 found.append(gpu)
         return found
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii")
+    except (OSError, ValueError):
+        return ""
 
 
 def _counter(path: Path) -> int | None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from transfer.config import Config, parse_config
-from transfer.config.paths import is_model_file
+from transfer.config.paths import anchor, is_model_file
 from transfer.errors import ConfigError
 
 
@@ -55,13 +56,17 @@ def _candidate(config: Config, title: str) -> Candidate:
             f"`{title}` has `{size}` as its image size, which is no number of pixels.",
             advice="Write a network with its own size as NAME@SIZE, such as MobileNetV2@160.",
         )
+    place: dict[str, Any] = {"base": {"model": model}}
+    anchor(place, Path.cwd())
+    model = place["base"]["model"]
     before = config.model_dump(mode="json")
     base = {**before["base"], "model": model}
     if model != config.base.model:
         # A file of weights and options of a constructor belong to one network, and `none` is wanted for all.
         weights = "none" if config.base.weights == "none" and not is_model_file(model) else "imagenet"
         base |= {"weights": weights, "options": {}, "tap": None, "preprocessing": "auto", "accept_head": False}
+        base["custom_objects"] = None
     if size:
         base["image_size"] = int(size)
-    changes = {key: value for key, value in base.items() if key == "model" or value != before["base"][key]}
+    changes = {key: value for key, value in base.items() if key == "model" or value != before["base"].get(key)}
     return Candidate(title, parse_config({**before, "base": base}), changes)

@@ -137,11 +137,12 @@ def taken_over(
 
 
 def _check_agreement(reference: str, theirs: Run, ours: Config) -> None:
-    there_by_key = _must_agree(theirs.config)
+    # A key that is not set may be missing in either.
+    there_by_key, here_by_key = _must_agree(theirs.config), _must_agree(ours)
     differing = [
-        f"{key} was {there!r} and is {here!r}"
-        for key, here in _must_agree(ours).items()
-        if (there := there_by_key[key]) != here
+        f"{key} was {there_by_key.get(key)!r} and is {here_by_key.get(key)!r}"
+        for key in dict.fromkeys([*there_by_key, *here_by_key])
+        if there_by_key.get(key) != here_by_key.get(key)
     ]
     named = started_identity(theirs)["base"]
     differing += [

@@ -47,3 +47,13 @@ def test_the_variance_of_large_values_is_not_lost_in_rounding():
     values = (1e4 + np.random.default_rng(1).normal(size=(64, 4, 4, 3))).astype(np.float32)
     estimate_statistics(network, tf.constant(values))
     np.testing.assert_allclose(layer.moving_variance, values.astype(np.float64).var(axis=(0, 1, 2)), rtol=1e-4)
+
+
+def test_a_batch_norm_on_vectors_counts_each_image_once():
+    image = keras.Input((4, 4, 3))
+    network = keras.Model(image, layers.BatchNormalization()(layers.GlobalAveragePooling2D()(image)))
+    (layer,) = batch_norms_of(network)
+    values = np.random.default_rng(1).normal(2.0, size=(64, 4, 4, 3)).astype(np.float32)
+    estimate_statistics(network, tf.constant(values))
+    np.testing.assert_allclose(layer.moving_mean, values.mean(axis=(0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(layer.moving_variance, values.mean(axis=(1, 2)).var(axis=0), rtol=1e-4)

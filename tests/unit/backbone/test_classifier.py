@@ -9,7 +9,7 @@ from keras import layers
 
 from tests.replicas import two_replicas
 from transfer.backbone.classifier import find_classifier, split_classifier
-from transfer.backbone.load import load_backbone
+from transfer.backbone.load import load_backbone, load_classifier
 from transfer.config import BaseNetworkConfig
 from transfer.errors import BackboneError
 
@@ -185,3 +185,15 @@ def test_a_saved_model_that_classifies_is_refused(tmp_path, kind):
 
 def test_a_saved_model_of_few_features_is_a_base(tmp_path):
     assert load(save_module(tmp_path / "module", lambda x: tf.nn.relu(x[:, :8]))).network.output_shape == (None, 8)
+
+
+@pytest.mark.parametrize(("units", "said"), [(1, "one number from 0 to 1"), (5, "5 shares from 0 to 1")])
+def test_shares_of_a_saved_model_are_not_taken_for_logits(tmp_path, units, said):
+    module = load(save_module(tmp_path / "module", lambda x: tf.sigmoid(x[:, :units])), accept_head=True)
+    with pytest.raises(BackboneError, match=said):
+        split_classifier("the module", module.network)
+
+
+def test_random_weights_are_no_pretrained_classifier():
+    with pytest.raises(BackboneError, match="would classify with random weights"):
+        load_classifier(BaseNetworkConfig(model="MobileNetV2", weights="none", image_size=32))

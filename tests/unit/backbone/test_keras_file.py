@@ -8,6 +8,7 @@ import tensorflow as tf
 from keras.src.legacy.saving import legacy_h5_format
 
 from transfer.backbone.backbone import computes_in_half, set_precision
+from transfer.backbone.identity import base_identity
 from transfer.backbone.load import load_backbone
 from transfer.config import BaseNetworkConfig
 from transfer.errors import BackboneError
@@ -198,8 +199,11 @@ def test_own_layers_come_from_the_module_that_the_configuration_names(tmp_path, 
     np.testing.assert_array_equal(backbone.network(images).numpy(), model(images).numpy())
     # Other code is another base, although the file is the same.
     digest = backbone.digest()
+    named = BaseNetworkConfig(model=str(tmp_path / "base.keras"), custom_objects="own_layers_of_a_test")
+    identity = base_identity(named, storage=None)
     code.write_text(OWN_LAYER.replace("2.0", "3.0"))
     assert backbone.digest() != digest
+    assert base_identity(named, storage=None) != identity
     with pytest.raises(BackboneError, match=r"'no.such_module', and importing it failed: .*PYTHONPATH"):
         load(tmp_path / "base.keras", custom_objects="no.such_module")
     with pytest.raises(BackboneError, match=r"MobileNetV2 is no .keras or .h5 file"):

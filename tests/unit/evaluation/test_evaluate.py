@@ -150,6 +150,8 @@ def test_baselines_answer_the_images_of_the_report_by_cached_or_computed_feature
         assert baseline == Baseline.compared(baseline.name, answers == asked[1], right)
     assert min(neighbours.accuracy, linear.accuracy) > 0.5
     assert random.accuracy < linear.accuracy
+    transfer = report.baselines.transfer
+    assert (transfer.accuracy, transfer.run_accuracy) == (random.accuracy, linear.accuracy)
 
 
 def test_baselines_that_would_be_costly_are_not_made_and_none_if_none_are_wanted(runs):

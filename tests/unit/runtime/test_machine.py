@@ -1,3 +1,4 @@
+import shutil
 import time
 
 from transfer.runtime.machine import CpuTime, EnergyCounters, cpu_time, memory_bytes
@@ -26,11 +27,15 @@ def test_counters_of_energy_are_read_and_begin_again_at_0(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "energy_uj").write_text(f"{energy}\n")
         (tmp_path / name / "max_energy_range_uj").write_text("1000\n")
+    # The platform's counter has the packages in it.
+    shutil.copytree(tmp_path / "intel-rapl:1", tmp_path / "intel-rapl:2")
+    (tmp_path / "intel-rapl:2" / "name").write_text("psys\n")
     counters = EnergyCounters(tmp_path)
     assert counters.names[:1] == ["RAPL"]
     before = counters.read()
     # A core's counter is part of its package's.
     assert before[:2] == [900, 100]
+    assert len(before) == len(EnergyCounters(tmp_path / "none").read()) + 2
     after = [300, 150, *before[2:]]
     assert counters.joules(before, after) == (400 + 50) / 1e6
     (tmp_path / "intel-rapl:0" / "energy_uj").unlink()

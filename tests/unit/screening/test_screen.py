@@ -92,6 +92,8 @@ def test_a_network_of_its_own_has_its_own_size_and_no_options_of_another():
     config = parse_config(document | {"base": own})
     same, sized, other, file = candidates_of(config, ["MobileNetV2", " VGG16@64 ", "VGG16", "./base.keras"])
     assert same.config == config
+    (own_file,) = candidates_of(file.config.model_copy(deep=True), ["./base.keras"])
+    assert own_file.config == file.config, "the file of the configuration, by the path that was given"
     assert (sized.config.base.image_size, other.config.base.image_size) == (64, 96)
     assert (other.config.base.options, other.config.base.weights, file.config.base.weights) == ({}, "none", "imagenet")
     assert sized.settings("block1_pool") == (
