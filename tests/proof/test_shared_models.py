@@ -96,6 +96,7 @@ def test_runs_that_take_turns_learn_what_each_learns_alone(digits, keep, depths)
     assert_turns_change_nothing(configs, dataset)
 
 
+@pytest.mark.thorough
 def test_trials_of_two_ranks_that_take_turns_learn_what_each_learns_alone(digits, tmp_path):
     """Neither sees the adapters of the other one, nor what it merged."""
     config, dataset = digits

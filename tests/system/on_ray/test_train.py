@@ -49,6 +49,7 @@ def test_two_ray_workers_end_with_the_weights_of_one_process(ray_cluster, digits
         assert there.validation_accuracy == here.validation_accuracy
 
 
+@pytest.mark.thorough
 def test_two_ray_workers_train_the_adapters_that_one_process_trains(ray_cluster, digits):
     """Also those of a second phase, on kernels that each worker merged by itself."""
     source, dataset = digits
@@ -66,7 +67,7 @@ def test_two_ray_workers_train_the_adapters_that_one_process_trains(ray_cluster,
     assert largest_difference(ends[0].weights, ends[1].weights) < TOLERANCE
 
 
-@pytest.mark.proof
+@pytest.mark.thorough
 def test_two_ray_workers_train_batch_norms_of_random_weights_as_one_process_does(ray_cluster, digits, tmp_path):
     """Their first block is frozen: statistics and features are computed on the cluster, and found here."""
     changes = {
