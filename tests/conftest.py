@@ -10,6 +10,7 @@ import subprocess
 import sys
 import uuid
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
@@ -22,6 +23,7 @@ from tests.layers import (  # noqa: F401 - hooks of pytest
 )
 from tests.proof.figures import note
 from tests.proxies import FaultProxy
+from transfer.cli.main import app
 from transfer.config import StorageConfig
 from transfer.storage import RetryPolicy, open_store
 
@@ -152,3 +154,17 @@ def fault_proxy(s3_server):
 def faulty_storage(s3_storage, fault_proxy):
     """A prefix in a fresh bucket, reached through the fault proxy."""
     return s3_storage.model_copy(update={"endpoint_url": fault_proxy.url})
+
+
+@pytest.fixture
+def transfer(capfd):
+    """Calls a command. What is logged does not come to stderr here."""
+
+    def call(*arguments):
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            app([str(argument) for argument in arguments], prog_name="transfer")
+        said = capfd.readouterr()
+        return CompletedProcess(arguments, ended.value.code, said.out, said.err)
+
+    return call

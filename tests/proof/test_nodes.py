@@ -44,17 +44,23 @@ def nodes(cluster):
     return cluster
 
 
+def bucket_of(s3_server, *files):
+    """A new bucket with some files, by their names."""
+    bucket = f"bucket-{uuid.uuid4().hex}"
+    client = boto3.Session().client("s3", endpoint_url=s3_server)
+    client.create_bucket(Bucket=bucket)
+    for file in files:
+        client.put_object(Bucket=bucket, Key=file.name, Body=file.read_bytes())
+    client.close()
+    return bucket
+
+
 @pytest.fixture(scope="module")
 def digits(cluster, s3_server, tmp_path_factory):
     """A configuration, as the cluster reads it: images, base and storage are in a bucket."""
     folder = tmp_path_factory.mktemp("digits")
     archive = shutil.make_archive(str(folder / "digits"), "zip", write_some_digits(folder / "images"))
-    bucket = f"bucket-{uuid.uuid4().hex}"
-    client = boto3.Session().client("s3", endpoint_url=s3_server)
-    client.create_bucket(Bucket=bucket)
-    for path in (Path(archive), BASE_PATH):
-        client.put_object(Bucket=bucket, Key=path.name, Body=path.read_bytes())
-    client.close()
+    bucket = bucket_of(s3_server, Path(archive), BASE_PATH)
     config = digits_config(
         f"s3://{bucket}/digits.zip",
         {"uri": f"s3://{bucket}/transfer", "endpoint_url": cluster.reach(s3_server)},
@@ -222,12 +228,7 @@ def noise(cluster, s3_server, tmp_path_factory):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(generator.integers(0, 256, (128, 128, 3), np.uint8)).save(path, compress_level=1)
     archive = Path(shutil.make_archive(str(folder / "noise"), "zip", folder / "images"))
-    bucket = f"bucket-{uuid.uuid4().hex}"
-    client = boto3.Session().client("s3", endpoint_url=s3_server)
-    client.create_bucket(Bucket=bucket)
-    for file in (archive, BASE_PATH):
-        client.put_object(Bucket=bucket, Key=file.name, Body=file.read_bytes())
-    client.close()
+    bucket = bucket_of(s3_server, archive, BASE_PATH)
     config = digits_config(
         f"s3://{bucket}/{archive.name}",
         {"uri": f"s3://{bucket}/transfer", "endpoint_url": cluster.reach(s3_server)},

@@ -1,13 +1,11 @@
 """Published versions measured in processes of their own."""
 
 import json
-from subprocess import CompletedProcess
 
 import pytest
 
 from tests.digits import digits_config
 from tests.exported import publish_untrained
-from transfer.cli.main import app
 from transfer.config.reference import render
 from transfer.registry import benchmark
 
@@ -20,18 +18,6 @@ def config(tmp_path, monkeypatch):
     (tmp_path / "config.yaml").write_text(render(config))
     monkeypatch.setattr(benchmark, "ROUNDS", 2)
     return tmp_path / "config.yaml"
-
-
-@pytest.fixture
-def transfer(capfd):
-    def call(*arguments):
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            app([str(argument) for argument in arguments], prog_name="transfer")
-        said = capfd.readouterr()
-        return CompletedProcess(arguments, ended.value.code, said.out, said.err)
-
-    return call
 
 
 def test_two_versions_are_measured_in_turns(config, transfer):
